@@ -1,0 +1,1 @@
+"""AegisPipe: a declarative inference runtime."""

@@ -1,0 +1,1 @@
+"""The CPU device's kernels; each import registers one family."""

@@ -1,0 +1,240 @@
+"""What every device offers: six nouns.
+
+    DeviceContext  opens the device, makes everything below, selects and binds kernels
+    DeviceStream   runs what it is given in order
+    DeviceEvent    a point in a stream that others can wait for
+    DeviceGraph    a recorded list of kernel calls, launched as one
+    Region         a piece of device memory; opaque outside its device
+    KernelCall     a kernel bound to its operands' regions; takes nothing at run time
+
+A method stands here only if every device can honour it; what some can not is declared in
+`DeviceCapabilities`, whose zero value is the least able device. If a new device seems to need a
+seventh noun, think again first. No raw handle leaves a device's folder.
+
+Threads: contexts, streams and events may be used by one thread at a time (the loader at load,
+the orchestration thread afterwards). Device threads call back only through the progress listener.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self, runtime_checkable
+
+import numpy as np
+
+from aegis_pipe.kernel import KernelChoice, KernelRequest
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCapabilities:
+    """What a device can do beyond the protocols; all False or 0 is the least able."""
+
+    graph_capture: bool = False
+    """Recorded graphs are launched by the device itself, not replayed by the host."""
+    async_copy: bool = False
+    """Copies overlap with kernels of other streams."""
+    stream_priorities: int = 0
+    """Number of distinct stream priorities."""
+    sm_partitions: int = 0
+    """Number of partitions that streams can be confined to."""
+    notifies_progress: bool = False
+    """Calls the progress listener when events complete; otherwise events have to be polled."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceDescription:
+    """Plain facts about an open device, for `doctor`, `plan` and traces."""
+
+    name: str
+    """`cpu`, `cuda:0`."""
+    model: str
+    """What the maker calls it."""
+    memory_bytes: int
+    compute_units: int
+    alignment_bytes: int
+    """Alignment of every planned tensor."""
+    library_versions: tuple[tuple[str, str], ...] = ()
+
+
+@runtime_checkable
+class Region(Protocol):
+    """A piece of device memory; a view keeps its owner alive but does not own it."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Length in bytes."""
+        ...
+
+    def view(self, offset_bytes: int, size_bytes: int) -> Region:
+        """Return a part of this region; out of bounds asserts."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back, if this region owns it; idempotent."""
+        ...
+
+
+@runtime_checkable
+class DeviceEvent(Protocol):
+    """A point in a stream, reusable: each record forgets the one before."""
+
+    def is_done(self) -> bool:
+        """Return whether everything before the last record has finished; True if never recorded."""
+        ...
+
+    def synchronise(self) -> None:
+        """Block until done."""
+        ...
+
+    def completed_ns(self) -> int:
+        """Return when it was reached, on the host's clock; only once `is_done`."""
+        ...
+
+    def close(self) -> None:
+        """Release; idempotent."""
+        ...
+
+
+@runtime_checkable
+class DeviceStream(Protocol):
+    """An ordered queue of work on the device. Errors of the work surface at `check`."""
+
+    @property
+    def index(self) -> int:
+        """Position in the stream pool."""
+        ...
+
+    def copy_in(self, source: np.ndarray, target: Region) -> None:
+        """Enqueue a copy to the device; `source` (C-contiguous) must stay unchanged until done."""
+        ...
+
+    def copy_out(self, source: Region, target: np.ndarray) -> None:
+        """Enqueue a copy to the host; `target` (C-contiguous) is filled when done."""
+        ...
+
+    def record(self, event: DeviceEvent) -> None:
+        """Enqueue: mark the event when everything before has finished."""
+        ...
+
+    def wait(self, event: DeviceEvent) -> None:
+        """Enqueue: go on only once the event's latest record has been reached."""
+        ...
+
+    def synchronise(self) -> None:
+        """Block until everything enqueued has finished, then `check`."""
+        ...
+
+    def check(self) -> None:
+        """Raise the first error of the work since the last check (AegisError), and forget it.
+
+        After an error the stream skips what else was enqueued until it is checked; events are
+        still marked, so that nobody waits for ever.
+        """
+        ...
+
+    def close(self) -> None:
+        """Finish what is enqueued and release; idempotent."""
+        ...
+
+
+@runtime_checkable
+class KernelCall(Protocol):
+    """A kernel bound to memory; only its own device knows how to run it."""
+
+    @property
+    def kernel(self) -> str:
+        """The chosen kernel's name."""
+        ...
+
+
+@runtime_checkable
+class DeviceGraph(Protocol):
+    """A recorded list of kernel calls at fixed addresses; launching it allocates nothing."""
+
+    def launch(self, stream: DeviceStream, *, stamped: bool = False) -> None:
+        """Enqueue the whole list; with `stamped`, also write each call's start and end."""
+        ...
+
+    def kernel_times(self) -> bytes:
+        """Copy the stamps of the last finished stamped launch.
+
+        int64[calls, 2] in native order: start and end in nanoseconds on the host's clock.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release; idempotent."""
+        ...
+
+
+class DeviceContext(Protocol):
+    """An open device. Owns what it makes: closing it closes everything, in order."""
+
+    @property
+    def description(self) -> DeviceDescription:
+        """Facts about the device."""
+        ...
+
+    @property
+    def capabilities(self) -> DeviceCapabilities:
+        """What it can do beyond the protocols."""
+        ...
+
+    @property
+    def allocation_count(self) -> int:
+        """Device allocations since the context was opened; must not move after start-up."""
+        ...
+
+    def allocate(self, size_bytes: int) -> Region:
+        """Reserve zeroed device memory, aligned to `description.alignment_bytes`.
+
+        Raises a PermanentError with the sizes if the device has not that much.
+        """
+        ...
+
+    def write(self, target: Region, source: np.ndarray) -> None:
+        """Copy host bytes into a region and wait; for loading only."""
+        ...
+
+    def read(self, source: Region, target: np.ndarray) -> None:
+        """Copy a region to the host and wait; for loading and tests only."""
+        ...
+
+    def create_stream(self, index: int, *, priority: int = 0) -> DeviceStream:
+        """Make a stream; higher `priority` is more urgent where the device has priorities."""
+        ...
+
+    def create_event(self) -> DeviceEvent:
+        """Make an event."""
+        ...
+
+    def select(self, request: KernelRequest) -> KernelChoice:
+        """Offer a kernel; UnsupportedOperatorError names node, operator and alternatives."""
+        ...
+
+    def bind(
+        self,
+        request: KernelRequest,
+        choice: KernelChoice,
+        inputs: Sequence[Region | None],
+        outputs: Sequence[Region | None],
+        workspace: Region | None,
+    ) -> KernelCall:
+        """Fix a kernel to its operands; a packed constant's region holds the packed bytes."""
+        ...
+
+    def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
+        """Make one launchable unit out of bound calls, to run in this order."""
+        ...
+
+    def set_progress_listener(self, listener: Callable[[], None] | None) -> None:
+        """Have `listener` called from device threads whenever an event was reached."""
+        ...
+
+    def close(self) -> None:
+        """Close streams, events, graphs and memory; idempotent."""
+        ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...

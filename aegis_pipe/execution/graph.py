@@ -1,0 +1,195 @@
+"""The immutable graph that everything after loading works on.
+
+An `ExecutionGraph` is a directed acyclic graph of operators in ONNX's vocabulary. All shapes and
+dtypes are known: what `ModelLoader` can not determine at load is an error there. Passes take a
+graph and return a new one.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+
+from aegis_pipe.errors import InvalidModelError
+from aegis_pipe.tensor import TensorId, TensorSpec
+
+NO_TENSOR = TensorId("")
+"""Stands for an optional operand or result that is left out."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subgraph:
+    """A body of `If`, `Loop` or `Scan`, kept as serialised ONNX for the reference kernel."""
+
+    serialised: bytes
+    captures: tuple[TensorId, ...]
+    """Tensors of the enclosing graph that the body reads."""
+
+
+GraphAttribute = (
+    int | float | str | bytes | tuple[int | float | str | bytes, ...] | np.ndarray | Subgraph
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OperatorNode:
+    """One operator of the graph, as the model states it."""
+
+    name: str
+    """Unique in its graph; the model's own name where it has a unique one."""
+    operator: str
+    domain: str
+    """Empty for ai.onnx."""
+    opset: int
+    """Opset version of `domain` that the model imports; gives the operator its meaning."""
+    attributes: Mapping[str, GraphAttribute]
+    inputs: tuple[TensorId, ...]
+    outputs: tuple[TensorId, ...]
+
+    @property
+    def qualified_operator(self) -> str:
+        """`Conv`, or `com.microsoft.Gelu` for other domains than ai.onnx."""
+        return f"{self.domain}.{self.operator}" if self.domain else self.operator
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorEdge:
+    """A tensor with its place in the graph."""
+
+    tensor_id: TensorId
+    spec: TensorSpec
+    producer: int | None
+    """Index of the operator that writes it; None for inputs and constants."""
+    consumers: tuple[int, ...]
+    """Indices of the operators that read it, ascending, each once."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExecutionGraph:
+    """Operators, tensors and their order. Build with `ExecutionGraph.build`."""
+
+    name: str
+    operators: tuple[OperatorNode, ...]
+    """In topological order: `topological_order` is 0..n-1."""
+    tensors: Mapping[TensorId, TensorEdge]
+    constants: Mapping[TensorId, np.ndarray]
+    inputs: tuple[TensorId, ...]
+    outputs: tuple[TensorId, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def topological_order(self) -> tuple[int, ...]:
+        """Indices of `operators` in an order that respects every edge."""
+        return tuple(range(len(self.operators)))
+
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of all constants."""
+        return sum(array.nbytes for array in self.constants.values())
+
+    def spec(self, tensor: TensorId) -> TensorSpec:
+        """Return a tensor's dtype and shape."""
+        return self.tensors[tensor].spec
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        name: str,
+        operators: Sequence[OperatorNode],
+        specs: Mapping[TensorId, TensorSpec],
+        constants: Mapping[TensorId, np.ndarray],
+        inputs: Sequence[TensorId],
+        outputs: Sequence[TensorId],
+        metadata: Mapping[str, str] | None = None,
+    ) -> ExecutionGraph:
+        """Check the parts, order the operators and connect the tensors.
+
+        The order is deterministic: of the operators that could come next, the one given first.
+        Raises InvalidModelError for a tensor written twice, read but never written, or a cycle.
+        """
+        ordered = order_operators(operators, {*inputs, *constants})
+        edges = _connect(ordered, specs)
+        missing = [tensor for tensor in outputs if tensor not in edges]
+        if missing:
+            raise InvalidModelError(f"output `{missing[0]}` is written by no operator")
+        return cls(
+            name=name,
+            operators=tuple(ordered),
+            tensors=MappingProxyType(edges),
+            constants=MappingProxyType(dict(constants)),
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            metadata=MappingProxyType(dict(metadata or {})),
+        )
+
+
+def order_operators(
+    operators: Sequence[OperatorNode], available: set[TensorId]
+) -> list[OperatorNode]:
+    """Sort topologically (Kahn 1962), ties broken by the given order."""
+    writer: dict[TensorId, int] = {}
+    for index, node in enumerate(operators):
+        for tensor in filter(None, node.outputs):
+            if tensor in writer or tensor in available:
+                raise InvalidModelError(f"tensor `{tensor}` is written twice", context=node.name)
+            writer[tensor] = index
+    waiting = [0] * len(operators)
+    readers: list[list[int]] = [[] for _ in operators]
+    for index, node in enumerate(operators):
+        for tensor in set(reads_of(node)) - available:
+            if tensor not in writer:
+                raise InvalidModelError(
+                    f"input `{tensor}` is neither a graph input, a constant nor an output",
+                    context=f"node `{node.name}` ({node.qualified_operator})",
+                )
+            waiting[index] += 1
+            readers[writer[tensor]].append(index)
+    ready = [index for index, count in enumerate(waiting) if count == 0]
+    ordered: list[OperatorNode] = []
+    while ready:
+        index = heapq.heappop(ready)
+        ordered.append(operators[index])
+        for reader in readers[index]:
+            waiting[reader] -= 1
+            if waiting[reader] == 0:
+                heapq.heappush(ready, reader)
+    if len(ordered) < len(operators):
+        stuck = next(node for node, count in zip(operators, waiting, strict=True) if count)
+        raise InvalidModelError(f"the graph has a cycle through node `{stuck.name}`")
+    return ordered
+
+
+def captures_of(node: OperatorNode) -> tuple[TensorId, ...]:
+    """Tensors of the enclosing graph that the node's bodies read."""
+    return tuple(
+        tensor
+        for value in node.attributes.values()
+        if isinstance(value, Subgraph)
+        for tensor in value.captures
+    )
+
+
+def reads_of(node: OperatorNode) -> tuple[TensorId, ...]:
+    """Tensors a node reads: its inputs and what its bodies capture."""
+    return (*filter(None, node.inputs), *captures_of(node))
+
+
+def _connect(
+    operators: Sequence[OperatorNode], specs: Mapping[TensorId, TensorSpec]
+) -> dict[TensorId, TensorEdge]:
+    producers: dict[TensorId, int] = {}
+    consumers: dict[TensorId, list[int]] = {}
+    for index, node in enumerate(operators):
+        for tensor in filter(None, node.outputs):
+            producers[tensor] = index
+        for tensor in dict.fromkeys(reads_of(node)):
+            consumers.setdefault(tensor, []).append(index)
+    return {
+        tensor: TensorEdge(tensor, spec, producers.get(tensor), tuple(consumers.get(tensor, ())))
+        for tensor, spec in specs.items()
+    }

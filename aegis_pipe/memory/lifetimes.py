@@ -1,0 +1,39 @@
+"""When each tensor is alive: the planner's whole input.
+
+Lower layers get plain facts: the analyser sees steps with reads and writes, never a graph.
+Intervals are half-open `[first, end)` over step numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLifetime:
+    """A tensor's bytes and the steps during which they must stay."""
+
+    tensor_id: Hashable
+    size_bytes: int
+    first: int
+    end: int
+    alignment_bytes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStep:
+    """What one step does to memory.
+
+    A step may overlap results with operands only where it says so: `in_place` pairs may share if
+    the operand dies here, `views` pairs are the same bytes by nature (no kernel runs).
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    workspace_bytes: int = 0
+    in_place: tuple[tuple[str, str], ...] = ()
+    """(operand, result) that may share storage."""
+    views: tuple[tuple[str, str], ...] = ()
+    """(operand, result) that are the same bytes."""

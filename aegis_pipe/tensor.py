@@ -1,0 +1,37 @@
+"""What a tensor is, apart from its bytes: dtype and shape.
+
+Dtypes are `numpy.dtype`s; those NumPy lacks (bfloat16, float8, int4) come from `ml_dtypes`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NewType
+
+import numpy as np
+
+TensorId = NewType("TensorId", str)
+"""A tensor's name, unique within its graph; any text at all, so escape it for display."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Dtype and shape of a tensor; the layout is dense and row-major."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def element_count(self) -> int:
+        """Number of elements; 1 for a scalar, 0 if any dimension is 0."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the dense tensor."""
+        return self.element_count * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        """Format as `float32[1, 3, 224, 224]`."""
+        return f"{self.dtype.name}[{', '.join(map(str, self.shape))}]"
