@@ -13,8 +13,11 @@ Instants (`*_ns`) are on the monotonic axis of the runtime's `Clock`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
+
+from aegis_pipe.clock import Clock
 
 Scalar = str | int | float | bool
 
@@ -275,3 +278,46 @@ class EventHub:
         # Equality, not identity: a bound method is a new object at each access.
         self._listeners = tuple(other for other in self._listeners if other != listener)
         self.enabled = bool(self._listeners)
+
+
+class PhaseRecorder:
+    """Times the stretches of start-up work and emits one `PhaseFinished` for each.
+
+    Phases nest by their `with` blocks; one thread only. Not for anything done per request.
+    """
+
+    def __init__(self, hub: EventHub, clock: Clock) -> None:
+        self._hub = hub
+        self._clock = clock
+        self._open: list[int] = []
+        self._last_id = 0
+
+    @property
+    def current_id(self) -> int:
+        """Id of the innermost open phase; 0 outside of any."""
+        return self._open[-1] if self._open else 0
+
+    @contextmanager
+    def phase(
+        self, name: str, *, model: str = "", **attributes: Scalar
+    ) -> Iterator[dict[str, Scalar]]:
+        """Open a phase; what the block puts into the yielded dict becomes attributes."""
+        self._last_id += 1
+        phase_id, parent_id = self._last_id, self.current_id
+        self._open.append(phase_id)
+        start_ns = self._clock.now_ns()
+        error = ""
+        try:
+            yield attributes
+        except BaseException as failure:
+            error = str(failure) or type(failure).__name__
+            raise
+        finally:
+            self._open.pop()
+            if self._hub.enabled:
+                end_ns = self._clock.now_ns()
+                self._hub.emit(
+                    PhaseFinished(
+                        phase_id, parent_id, name, model, start_ns, end_ns, attributes, error
+                    )
+                )

@@ -1,0 +1,43 @@
+"""Records a model's kernel calls as device graphs, one per segment.
+
+What a graph is, is the device's business: on the CPU a recorded list that its stream replays, on
+CUDA a captured CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, KernelCall
+
+
+class GraphCapture:
+    """Cuts a list of bound calls into segments and records each."""
+
+    def __init__(self, context: DeviceContext) -> None:
+        self._context = context
+
+    def record(
+        self, calls: Sequence[KernelCall], boundaries: Sequence[int]
+    ) -> tuple[DeviceGraph, ...]:
+        """Record one graph per stretch; `boundaries` are the first calls of all but the first."""
+        edges = [0, *boundaries, len(calls)]
+        return tuple(
+            self._context.record(calls[first:end])
+            for first, end in zip(edges, edges[1:], strict=False)
+        )
+
+
+def cut_into_segments(durations_ns: Sequence[int], max_block_ns: int) -> tuple[int, ...]:
+    """Return where to cut so that no segment lasts longer than `max_block_ns`, greedily.
+
+    A call that alone is longer makes a segment of its own: kernels can not be cut.
+    """
+    boundaries: list[int] = []
+    length_ns = 0
+    for position, duration_ns in enumerate(durations_ns):
+        if position and length_ns + duration_ns > max_block_ns:
+            boundaries.append(position)
+            length_ns = 0
+        length_ns += duration_ns
+    return tuple(boundaries)

@@ -1,0 +1,107 @@
+"""Launches bound models. Stateless: all it needs is in the arguments, nothing stays behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from aegis_pipe.device.protocols import DeviceStream
+from aegis_pipe.errors import InvalidInputError
+from aegis_pipe.execution.program import BoundModel, BoundTensor, Work, WorkKind
+
+
+class Executor:
+    """Enqueues a bound model's work, segment by segment.
+
+    `lanes` are the streams of the slot the model was bound to, the compute stream first.
+    Nothing here blocks: completion is told by the events in `BoundModel.work`.
+    """
+
+    @staticmethod
+    def launch_segment(
+        bound: BoundModel,
+        segment: int,
+        lanes: Sequence[DeviceStream],
+        inputs: Sequence[np.ndarray],
+        outputs: Sequence[np.ndarray],
+        *,
+        stamped: bool,
+    ) -> None:
+        """Enqueue one segment; the first brings the inputs in, the last takes the outputs out.
+
+        Arrays are C-contiguous, in the model's order, and untouched by others until the work is
+        done.
+        """
+        work = bound.work
+        if segment == 0:
+            _enqueue(work[0], bound, lanes, inputs, outputs, stamped)
+        _enqueue(work[segment + 1], bound, lanes, inputs, outputs, stamped)
+        if segment == bound.segment_count - 1:
+            _enqueue(work[-1], bound, lanes, inputs, outputs, stamped)
+
+    @staticmethod
+    def last_work(bound: BoundModel, segment: int) -> Work:
+        """Return the work whose `done` says that this segment (and its copies) is over."""
+        return bound.work[-1] if segment == bound.segment_count - 1 else bound.work[segment + 1]
+
+
+def _enqueue(
+    piece: Work,
+    bound: BoundModel,
+    lanes: Sequence[DeviceStream],
+    inputs: Sequence[np.ndarray],
+    outputs: Sequence[np.ndarray],
+    stamped: bool,
+) -> None:
+    stream = lanes[piece.lane]
+    for event in piece.waits:
+        stream.wait(event)
+    stream.record(piece.begin)
+    if piece.kind is WorkKind.SEGMENT:
+        assert piece.graph is not None
+        piece.graph.launch(stream, stamped=stamped)
+    elif piece.kind is WorkKind.COPY_IN:
+        for array, tensor in zip(inputs, bound.inputs, strict=True):
+            stream.copy_in(array, tensor.region)
+    else:
+        for tensor, array in zip(bound.outputs, outputs, strict=True):
+            stream.copy_out(tensor.region, array)
+    stream.record(piece.done)
+
+
+def check_inputs(
+    model: str, tensors: Sequence[BoundTensor], given: Mapping[str, np.ndarray]
+) -> list[np.ndarray]:
+    """Return the arrays in the model's order, made contiguous where they are not.
+
+    Raises InvalidInputError for a missing or unknown name, a wrong shape or a wrong dtype; dtypes
+    are not converted, because a silent conversion hides mistakes.
+    """
+    unknown = given.keys() - {tensor.name for tensor in tensors}
+    if unknown:
+        raise InvalidInputError(
+            f"the model has no input `{min(unknown)}`",
+            context=f"model `{model}`",
+            hint=f"its inputs are {_names(tensors)}",
+        )
+    return [_check_input(model, tensor, given) for tensor in tensors]
+
+
+def _check_input(model: str, tensor: BoundTensor, given: Mapping[str, np.ndarray]) -> np.ndarray:
+    context = f"model `{model}`, input `{tensor.name}`"
+    if tensor.name not in given:
+        raise InvalidInputError("no value was given", context=context, hint=f"give {tensor.spec}")
+    array = np.asarray(given[tensor.name])
+    if array.shape != tensor.spec.shape or array.dtype != tensor.spec.dtype:
+        found = f"{array.dtype.name}[{', '.join(map(str, array.shape))}]"
+        raise InvalidInputError(
+            f"expected {tensor.spec}, found {found}",
+            context=context,
+            hint="shapes are fixed at load by `shapes` in the manifest; convert dtypes yourself",
+        )
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _names(tensors: Sequence[BoundTensor]) -> str:
+    return ", ".join(f"`{tensor.name}`" for tensor in tensors) or "none"

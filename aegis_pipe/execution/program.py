@@ -1,0 +1,112 @@
+"""What one run of a bound model does, as a short list of work: copy in, segments, copy out.
+
+Everything a run needs stands in the program at fixed addresses, with its events made beforehand:
+running it allocates nothing, looks nothing up by name, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aegis_pipe.device.protocols import DeviceContext, DeviceEvent, DeviceGraph, Region
+from aegis_pipe.execution.dependency_tracker import (
+    Dependency,
+    DependencyTracker,
+    Synchronisation,
+)
+from aegis_pipe.tensor import TensorSpec
+
+COMPUTE_LANE = 0
+
+
+class WorkKind(enum.Enum):
+    """What a piece of work is."""
+
+    COPY_IN = "copy_in"
+    SEGMENT = "segment"
+    COPY_OUT = "copy_out"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundTensor:
+    """A model's input or output with its place on the device."""
+
+    name: str
+    spec: TensorSpec
+    region: Region
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """A piece of work on one lane, with the events around it."""
+
+    kind: WorkKind
+    lane: int
+    graph: DeviceGraph | None
+    """What a segment launches; None for copies."""
+    waits: tuple[DeviceEvent, ...]
+    """Reached on other lanes before this may start."""
+    begin: DeviceEvent
+    done: DeviceEvent
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundModel:
+    """One model in one stream slot, ready to run."""
+
+    name: str
+    inputs: tuple[BoundTensor, ...]
+    outputs: tuple[BoundTensor, ...]
+    work: tuple[Work, ...]
+    """Copy in, every segment, copy out."""
+    synchronisations: tuple[Synchronisation, ...]
+    """Where lanes wait for each other; positions are those of `work`."""
+
+    @property
+    def segment_count(self) -> int:
+        """Number of segments."""
+        return len(self.work) - 2
+
+    def close(self) -> None:
+        """Release graphs and events."""
+        for piece in self.work:
+            if piece.graph is not None:
+                piece.graph.close()
+            piece.begin.close()
+            piece.done.close()
+
+
+def build_program(
+    context: DeviceContext,
+    name: str,
+    inputs: Sequence[BoundTensor],
+    outputs: Sequence[BoundTensor],
+    segments: Sequence[DeviceGraph],
+    *,
+    copy_lane: int = COMPUTE_LANE,
+) -> BoundModel:
+    """Line up a model's work; `copy_lane` puts its copies on a stream of their own."""
+    kinds = [WorkKind.COPY_IN, *[WorkKind.SEGMENT] * len(segments), WorkKind.COPY_OUT]
+    lanes = [COMPUTE_LANE if kind is WorkKind.SEGMENT else copy_lane for kind in kinds]
+    waits = DependencyTracker(lanes, _chain(len(kinds))).synchronisations()
+    done = [context.create_event() for _ in kinds]
+    graphs: list[DeviceGraph | None] = [None, *segments, None]
+    work = tuple(
+        Work(
+            kind=kinds[i],
+            lane=lanes[i],
+            graph=graphs[i],
+            waits=tuple(done[wait.record_after] for wait in waits if wait.wait_before == i),
+            begin=context.create_event(),
+            done=done[i],
+        )
+        for i in range(len(kinds))
+    )
+    return BoundModel(name, tuple(inputs), tuple(outputs), work, waits)
+
+
+def _chain(length: int) -> list[Dependency]:
+    """Each piece of work reads what the one before it wrote into the arena."""
+    return [Dependency(i, i + 1, "arena") for i in range(length - 1)]
