@@ -6,6 +6,7 @@ CUDA a captured CUDA graph.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, KernelCall
@@ -24,7 +25,7 @@ class GraphCapture:
         edges = [0, *boundaries, len(calls)]
         return tuple(
             self._context.record(calls[first:end])
-            for first, end in zip(edges, edges[1:], strict=False)
+            for first, end in itertools.pairwise(edges)
         )
 
 

@@ -1,0 +1,268 @@
+"""From a graph to a plan: asks the device for kernels, plans memory, binds kernels to addresses.
+
+Compiling (`compile_model`) touches no device memory: `aegis-pipe plan` stops there. Binding
+(`bind_model`) happens once per stream slot, after the pools are reserved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aegis_pipe.device.protocols import DeviceContext, KernelCall, Region
+from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph
+from aegis_pipe.execution.lowering import ReferenceFactory, lower_node
+from aegis_pipe.execution.operators.table import OperatorTable
+from aegis_pipe.execution.program import BoundTensor
+from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
+from aegis_pipe.memory import (
+    AllocationPlan,
+    LifetimeAnalyser,
+    Lifetimes,
+    MemoryPlanner,
+    MemoryStep,
+    assert_plan_is_sound,
+)
+from aegis_pipe.tensor import TensorId
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weight:
+    """A constant in the layout a kernel wants; stored once per device, whoever uses it."""
+
+    key: str
+    """Digest of content and layout: equal keys are the same bytes."""
+    tensor: TensorId
+    """The first tensor that needs it, for messages."""
+    size_bytes: int
+    array: np.ndarray
+    packed: PackedConstant | None
+
+    def content(self) -> np.ndarray:
+        """Return the bytes to store."""
+        return self.packed.pack(self.array) if self.packed else np.ascontiguousarray(self.array)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompiledStep:
+    """One operator with the kernel that will run it."""
+
+    node: str
+    operator: str
+    request: KernelRequest
+    choice: KernelChoice
+    operands: tuple[TensorId, ...]
+    """Data operands in the request's order; empty where left out."""
+    results: tuple[TensorId, ...]
+    weights: Mapping[int, str]
+    """Key of the weight for each constant operand, by position."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompiledModel:
+    """A model with chosen kernels and planned memory, not yet on the device."""
+
+    name: str
+    graph: ExecutionGraph
+    steps: tuple[CompiledStep, ...]
+    weights: Mapping[str, Weight]
+    constant_outputs: Mapping[TensorId, str]
+    """Weight keys of graph outputs that are constants."""
+    memory_steps: tuple[MemoryStep, ...]
+    lifetimes: Lifetimes
+    plan: AllocationPlan
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of this model's weights, each counted once."""
+        return sum(weight.size_bytes for weight in self.weights.values())
+
+    @property
+    def reference_steps(self) -> tuple[CompiledStep, ...]:
+        """Steps that run as reference kernels."""
+        return tuple(step for step in self.steps if step.choice.is_reference)
+
+
+def compile_model(
+    graph: ExecutionGraph,
+    context: DeviceContext,
+    operators: OperatorTable,
+    reference: ReferenceFactory | None,
+) -> CompiledModel:
+    """Choose a kernel for every operator and plan the memory of one run.
+
+    Raises UnsupportedOperatorError for an operator the device has no kernel for.
+    """
+    weights: dict[str, Weight] = {}
+    digests: dict[int, str] = {}
+    steps = tuple(
+        _compile_step(graph, index, context, operators, reference, weights, digests)
+        for index in range(len(graph.operators))
+    )
+    constant_outputs = {
+        tensor: _intern(weights, digests, tensor, graph.constants[tensor], None)
+        for tensor in graph.outputs
+        if tensor in graph.constants
+    }
+    memory_steps = tuple(map(_memory_step, steps))
+    sizes = {
+        tensor: edge.spec.size_bytes
+        for tensor, edge in graph.tensors.items()
+        if tensor not in graph.constants
+    }
+    analyser = LifetimeAnalyser(
+        memory_steps,
+        sizes,
+        inputs=graph.inputs,
+        outputs=[tensor for tensor in graph.outputs if tensor in sizes],
+        alignment_bytes=context.description.alignment_bytes,
+    )
+    lifetimes = analyser.analyse()
+    plan = MemoryPlanner().plan(lifetimes.lifetimes)
+    assert_plan_is_sound(analyser, lifetimes, plan)
+    return CompiledModel(
+        graph.name, graph, steps, weights, constant_outputs, memory_steps, lifetimes, plan
+    )
+
+
+def _compile_step(
+    graph: ExecutionGraph,
+    index: int,
+    context: DeviceContext,
+    operators: OperatorTable,
+    reference: ReferenceFactory | None,
+    weights: dict[str, Weight],
+    digests: dict[int, str],
+) -> CompiledStep:
+    node = graph.operators[index]
+    request, operands = lower_node(graph, node, operators, reference)
+    choice = context.select(request)
+    return CompiledStep(
+        node=node.name,
+        operator=node.qualified_operator,
+        request=request,
+        choice=choice,
+        operands=operands,
+        results=node.outputs,
+        weights={
+            position: _intern(
+                weights, digests, operands[position], array, choice.packed.get(position)
+            )
+            for position, array in request.constants.items()
+        },
+    )
+
+
+def _intern(
+    weights: dict[str, Weight],
+    digests: dict[int, str],
+    tensor: TensorId,
+    array: np.ndarray,
+    packed: PackedConstant | None,
+) -> str:
+    """Add a weight unless its bytes are there already; return its key."""
+    if id(array) not in digests:
+        digests[id(array)] = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+    layout = packed.layout if packed else "dense"
+    key = f"{digests[id(array)]}/{layout}/{packed.size_bytes if packed else array.nbytes}"
+    if key not in weights:
+        size_bytes = packed.size_bytes if packed else array.nbytes
+        weights[key] = Weight(key, tensor, size_bytes, array, packed)
+    return key
+
+
+def _memory_step(step: CompiledStep) -> MemoryStep:
+    operands = [
+        "" if position in step.weights else tensor for position, tensor in enumerate(step.operands)
+    ]
+    view = [step.choice.view] if step.choice.view else []
+
+    def pairs(positions: Sequence[tuple[int, int]]) -> tuple[tuple[str, str], ...]:
+        return tuple(
+            (operands[source], step.results[target])
+            for source, target in positions
+            if operands[source] and step.results[target]
+        )
+
+    return MemoryStep(
+        name=step.node,
+        reads=tuple(dict.fromkeys(filter(None, operands))),
+        writes=tuple(filter(None, step.results)),
+        workspace_bytes=step.choice.workspace_bytes,
+        in_place=pairs(step.choice.in_place),
+        views=pairs(view),
+    )
+
+
+class ModelBinder:
+    """Gives a compiled model's tensors their regions in one stream slot and binds its kernels."""
+
+    def __init__(
+        self,
+        compiled: CompiledModel,
+        context: DeviceContext,
+        weights: Mapping[str, Region],
+        arena: Region,
+    ) -> None:
+        self._compiled = compiled
+        self._context = context
+        self._weights = weights
+        self._arena = arena
+        self._regions = self._place()
+
+    def _place(self) -> dict[TensorId, Region]:
+        compiled, graph = self._compiled, self._compiled.graph
+        regions = {
+            tensor: self._at(compiled.lifetimes.storage_of[tensor], edge.spec.size_bytes)
+            for tensor, edge in graph.tensors.items()
+            if tensor in compiled.lifetimes.storage_of
+        }
+        for tensor, key in compiled.constant_outputs.items():
+            regions[tensor] = self._weights[key]
+        for step in compiled.steps:
+            # A view of a constant has no storage of its own.
+            if step.choice.view and step.choice.view[0] in step.weights:
+                source, target = step.choice.view
+                regions[step.results[target]] = self._weights[step.weights[source]]
+        return regions
+
+    def _at(self, storage: object, size_bytes: int) -> Region:
+        return self._arena.view(self._compiled.plan.offsets[storage], size_bytes)
+
+    def calls(self) -> list[tuple[CompiledStep, KernelCall]]:
+        """Bind every step that runs a kernel, in order; views run none."""
+        return [
+            (step, self._bind(index, step))
+            for index, step in enumerate(self._compiled.steps)
+            if step.choice.view is None
+        ]
+
+    def _bind(self, index: int, step: CompiledStep) -> KernelCall:
+        inputs = [
+            self._weights[step.weights[position]]
+            if position in step.weights
+            else self._regions.get(tensor)
+            for position, tensor in enumerate(step.operands)
+        ]
+        outputs = [
+            self._regions[tensor] if tensor != NO_TENSOR else None for tensor in step.results
+        ]
+        workspace = None
+        if step.choice.workspace_bytes:
+            storage = self._compiled.lifetimes.workspace_of[index]
+            workspace = self._at(storage, step.choice.workspace_bytes)
+        return self._context.bind(step.request, step.choice, inputs, outputs, workspace)
+
+    def inputs(self) -> list[BoundTensor]:
+        """Return the model's inputs in its order."""
+        return [self._bound(tensor) for tensor in self._compiled.graph.inputs]
+
+    def outputs(self) -> list[BoundTensor]:
+        """Return the model's outputs in its order."""
+        return [self._bound(tensor) for tensor in self._compiled.graph.outputs]
+
+    def _bound(self, tensor: TensorId) -> BoundTensor:
+        return BoundTensor(tensor, self._compiled.graph.spec(tensor), self._regions[tensor])

@@ -1,0 +1,204 @@
+"""Carries out the scheduler's decisions on real streams, and tells what has finished.
+
+One slot per stream: at most one request is on a stream at a time, which is what makes one arena
+per stream sound. Used by the orchestration thread only, except for `payload` building.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from aegis_pipe.clock import Clock
+from aegis_pipe.device.protocols import DeviceEvent, DeviceStream
+from aegis_pipe.errors import AegisError
+from aegis_pipe.events import CopyFinished, EventHub, EventSynchronised, SegmentFinished
+from aegis_pipe.execution.executor import Executor
+from aegis_pipe.execution.program import BoundModel, BoundTensor, Work
+from aegis_pipe.scheduling.loop import SegmentCompletion
+from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
+
+
+class InferenceFuture(Future[dict[str, np.ndarray]]):
+    """A request's result to come; `cancel` also withdraws a request that runs already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.request_id = 0
+        self._withdraw: Callable[[int], bool] | None = None
+
+    def attach(self, request_id: int, withdraw: Callable[[int], bool]) -> None:
+        """Connect with the request; called once, at submission."""
+        self.request_id = request_id
+        self._withdraw = withdraw
+
+    def cancel(self) -> bool:
+        """Withdraw the request; it ends at its next segment. False if it is over already."""
+        if self.done() or self._withdraw is None:
+            return False
+        return self._withdraw(self.request_id)
+
+
+@dataclass(slots=True, eq=False)
+class RequestPayload:
+    """What a request brings along for its launch."""
+
+    inputs: Sequence[np.ndarray]
+    future: InferenceFuture
+    outputs: Sequence[np.ndarray] = ()
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    request: ExecutionRequest
+    bound: BoundModel
+    segment: int
+    done: DeviceEvent
+    launch_ns: int
+    stamped: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamSlot:
+    """A stream with its lanes and the models bound to its arena."""
+
+    lanes: Sequence[DeviceStream]
+    models: Mapping[str, BoundModel] = field(default_factory=dict)
+
+
+class DeviceLauncher:
+    """Launches segments on stream slots and polls their completion events."""
+
+    def __init__(
+        self,
+        slots: Sequence[StreamSlot],
+        clock: Clock,
+        hub: EventHub,
+        *,
+        notifies: bool,
+        stamped: bool,
+    ) -> None:
+        self._slots = slots
+        self._clock = clock
+        self._hub = hub
+        self._stamped = stamped
+        self._running: dict[int, _Running] = {}
+        self.notifies = notifies
+
+    def launch(self, request: ExecutionRequest, segment: int, stream: int) -> None:
+        """Enqueue one segment of a request on a stream."""
+        slot = self._slots[stream]
+        bound = slot.models[request.model]
+        payload: RequestPayload = request.payload
+        if segment == 0:
+            payload.outputs = [
+                np.empty(tensor.spec.shape, tensor.spec.dtype) for tensor in bound.outputs
+            ]
+        launch_ns = self._clock.now_ns()
+        stamped = self._stamped and self._hub.enabled
+        done = Executor.last_work(bound, segment).done
+        # Noted before launching, so that a launch that fails half-way is still waited for.
+        self._running[stream] = _Running(request, bound, segment, done, launch_ns, stamped)
+        try:
+            Executor.launch_segment(
+                bound, segment, slot.lanes, payload.inputs, payload.outputs, stamped=stamped
+            )
+        except AegisError:
+            del self._running[stream]
+            raise
+
+    def poll(self) -> Iterable[SegmentCompletion]:
+        """Return what has finished since the last poll, by stream."""
+        if not self._running:
+            return ()
+        finished = [
+            stream for stream, running in self._running.items() if running.done.is_done()
+        ]
+        return [self._complete(stream) for stream in sorted(finished)]
+
+    def _complete(self, stream: int) -> SegmentCompletion:
+        running = self._running.pop(stream)
+        error: AegisError | None = None
+        for lane in self._slots[stream].lanes:
+            try:
+                lane.check()
+            except AegisError as failure:
+                error = error or failure
+        if self._hub.enabled:
+            self._emit(stream, running, error)
+        return SegmentCompletion(running.request.request_id, stream, error)
+
+    def _emit(self, stream: int, running: _Running, error: AegisError | None) -> None:
+        bound, segment, request = running.bound, running.segment, running.request
+        if segment == 0:
+            self._emit_copy(stream, request, bound.work[0], "in", _bytes(bound.inputs))
+        piece = bound.work[segment + 1]
+        times = b""
+        if running.stamped and error is None and piece.graph is not None:
+            times = piece.graph.kernel_times()
+        self._hub.emit(
+            SegmentFinished(
+                request.request_id,
+                request.model,
+                segment,
+                stream,
+                running.launch_ns,
+                piece.begin.completed_ns(),
+                piece.done.completed_ns(),
+                times,
+            )
+        )
+        if segment == bound.segment_count - 1:
+            self._emit_copy(stream, request, bound.work[-1], "out", _bytes(bound.outputs))
+            self._emit_synchronisations(stream, request, bound)
+
+    def _emit_copy(
+        self, stream: int, request: ExecutionRequest, piece: Work, direction: str, size: int
+    ) -> None:
+        self._hub.emit(
+            CopyFinished(
+                request.request_id,
+                request.model,
+                stream,
+                direction,
+                size,
+                piece.begin.completed_ns(),
+                piece.done.completed_ns(),
+            )
+        )
+
+    def _emit_synchronisations(
+        self, stream: int, request: ExecutionRequest, bound: BoundModel
+    ) -> None:
+        for wait in bound.synchronisations:
+            self._hub.emit(
+                EventSynchronised(
+                    bound.work[wait.record_after].done.completed_ns(),
+                    request.request_id,
+                    request.model,
+                    wait.record_lane,
+                    wait.wait_lane,
+                    wait.tensor,
+                )
+            )
+
+    def finish(
+        self, request: ExecutionRequest, state: RequestState, error: AegisError | None
+    ) -> None:
+        """Give the caller its result or its error."""
+        payload: RequestPayload = request.payload
+        if error is not None:
+            payload.future.set_exception(error)
+            return
+        assert state is RequestState.COMPLETED
+        names = self._slots[request.stream or 0].models[request.model].outputs
+        payload.future.set_result(
+            {tensor.name: array for tensor, array in zip(names, payload.outputs, strict=True)}
+        )
+
+
+def _bytes(tensors: Sequence[BoundTensor]) -> int:
+    return sum(tensor.spec.size_bytes for tensor in tensors)

@@ -1,0 +1,121 @@
+"""Counts and latency quantiles per model, over all requests of a run, in fixed memory.
+
+Latencies go into logarithmic buckets (as in HdrHistogram and DDSketch): a quantile is exact to
+within 1 % of its value, whatever the number of requests, with no window and no sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from aegis_pipe.events import Event, RequestFinished, RequestSubmitted
+
+_GROWTH = 1.02
+_LOG_GROWTH = math.log(_GROWTH)
+
+
+class LatencyHistogram:
+    """Durations in nanoseconds, in buckets that grow by 2 %."""
+
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()
+        self.count = 0
+        self.total_ns = 0
+        self.largest_ns = 0
+
+    def add(self, duration_ns: int) -> None:
+        """Count one duration."""
+        self._buckets[int(math.log(max(duration_ns, 1)) / _LOG_GROWTH)] += 1
+        self.count += 1
+        self.total_ns += duration_ns
+        self.largest_ns = max(self.largest_ns, duration_ns)
+
+    def quantile_ns(self, q: float) -> int:
+        """Return the duration that a share `q` (0 to 1) does not exceed; 0 without any."""
+        rank, seen = max(1, math.ceil(q * self.count)), 0
+        for bucket in sorted(self._buckets):
+            seen += self._buckets[bucket]
+            if seen >= rank:
+                return min(int(_GROWTH ** (bucket + 0.5)), self.largest_ns)
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatistics:
+    """One model's figures so far; durations in nanoseconds."""
+
+    model: str
+    submitted: int
+    completed: int
+    failed: int
+    expired: int
+    rejected: int
+    cancelled: int
+    deadline_misses: int
+    latency_p50_ns: int
+    """Arrival to result, of completed requests."""
+    latency_p99_ns: int
+    queue_p50_ns: int
+    """Arrival to start, of requests that started."""
+    queue_p99_ns: int
+    service_p50_ns: int
+    """Start to result, of completed requests."""
+
+
+class _Figures:
+    def __init__(self) -> None:
+        self.submitted = 0
+        self.outcomes: Counter[str] = Counter()
+        self.deadline_misses = 0
+        self.latency = LatencyHistogram()
+        self.queue = LatencyHistogram()
+        self.service = LatencyHistogram()
+
+
+class RequestStatistics:
+    """A listener that keeps every model's figures."""
+
+    def __init__(self, models: tuple[str, ...]) -> None:
+        self._figures = {model: _Figures() for model in models}
+
+    def __call__(self, event: Event) -> None:
+        """Take notice of submissions and endings; all else is let pass."""
+        if type(event) is RequestSubmitted:
+            self._figures[event.model].submitted += 1
+        elif type(event) is RequestFinished:
+            self._finish(self._figures[event.model], event)
+
+    @staticmethod
+    def _finish(figures: _Figures, event: RequestFinished) -> None:
+        figures.outcomes[event.outcome] += 1
+        figures.deadline_misses += event.deadline_missed
+        if event.start_ns:
+            figures.queue.add(event.start_ns - event.arrival_ns)
+        if event.outcome == "completed":
+            figures.latency.add(event.at_ns - event.arrival_ns)
+            figures.service.add(event.at_ns - event.start_ns)
+
+    def snapshot(self) -> tuple[ModelStatistics, ...]:
+        """Return all figures, models in the manifest's order."""
+        return tuple(self._snapshot(model, figures) for model, figures in self._figures.items())
+
+    @staticmethod
+    def _snapshot(model: str, figures: _Figures) -> ModelStatistics:
+        outcomes = figures.outcomes
+        return ModelStatistics(
+            model=model,
+            submitted=figures.submitted,
+            completed=outcomes["completed"],
+            failed=outcomes["failed"],
+            expired=outcomes["expired"],
+            rejected=outcomes["rejected"],
+            cancelled=outcomes["cancelled"],
+            deadline_misses=figures.deadline_misses,
+            latency_p50_ns=figures.latency.quantile_ns(0.5),
+            latency_p99_ns=figures.latency.quantile_ns(0.99),
+            queue_p50_ns=figures.queue.quantile_ns(0.5),
+            queue_p99_ns=figures.queue.quantile_ns(0.99),
+            service_p50_ns=figures.service.quantile_ns(0.5),
+        )
