@@ -24,8 +24,7 @@ class GraphCapture:
         """Record one graph per stretch; `boundaries` are the first calls of all but the first."""
         edges = [0, *boundaries, len(calls)]
         return tuple(
-            self._context.record(calls[first:end])
-            for first, end in itertools.pairwise(edges)
+            self._context.record(calls[first:end]) for first, end in itertools.pairwise(edges)
         )
 
 

@@ -114,9 +114,7 @@ class DeviceLauncher:
         """Return what has finished since the last poll, by stream."""
         if not self._running:
             return ()
-        finished = [
-            stream for stream, running in self._running.items() if running.done.is_done()
-        ]
+        finished = [stream for stream, running in self._running.items() if running.done.is_done()]
         return [self._complete(stream) for stream in sorted(finished)]
 
     def _complete(self, stream: int) -> SegmentCompletion:

@@ -1,0 +1,364 @@
+"""Runs one pipeline: a thread per leg, bounded queues between them, items in order throughout.
+
+A failing item (an unreadable image, an expired request) ends that item alone; a failing sink ends
+the pipeline, because what it should have kept would be lost. Either way the report says so.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from aegis_pipe.clock import Clock
+from aegis_pipe.errors import (
+    AegisError,
+    DeadlineExceededError,
+    PermanentError,
+    PipelineError,
+    QueueFullError,
+)
+from aegis_pipe.events import EventHub, ItemFinished, StageFinished
+from aegis_pipe.pipeline.parts import Values
+from aegis_pipe.pipeline.plan import SOURCE, PipelinePlan, StagePlan
+
+RETRY_NS = 1_000_000
+"""Pause before a blocked pipeline offers a request again that the full queue refused."""
+
+
+class SubmittedFuture(Protocol):
+    """What submitting returns: a future that knows its request."""
+
+    request_id: int
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Wait for the outputs."""
+        ...
+
+    def done(self) -> bool:
+        """Return whether the result is there."""
+        ...
+
+    def cancel(self) -> bool:
+        """Withdraw the request."""
+        ...
+
+
+class Submit(Protocol):
+    """Hands a request to the scheduler; raises QueueFullError at once if there is no room."""
+
+    def __call__(
+        self,
+        model: str,
+        inputs: Values,
+        *,
+        priority: int | None,
+        deadline_ns: int | None,
+        arrival_ns: int | None,
+    ) -> SubmittedFuture:
+        """Submit; `deadline_ns` is an instant, None for the model's own."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineReport:
+    """How a pipeline ended."""
+
+    name: str
+    completed: int
+    failed: int
+    dropped: int
+    reasons: Mapping[str, int]
+    """How often each reason for failing or dropping occurred."""
+    sinks: tuple[str, ...]
+    """One line per sink."""
+    error: str
+    """What stopped the pipeline; empty if it ran to its end."""
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    number: int
+    start_ns: int
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    pending: dict[str, tuple[SubmittedFuture, int]] = field(default_factory=dict)
+    """Per model stage: its future and when it was submitted."""
+    error: AegisError | None = None
+
+
+_Edge = queue.Queue["_Item | None"]
+
+
+class PipelineRunner:
+    """One running pipeline. `start`, then `join` for its end, or `stop` to end it early."""
+
+    def __init__(
+        self,
+        plan: PipelinePlan,
+        arrivals: Iterator[int],
+        submit: Submit,
+        clock: Clock,
+        hub: EventHub,
+        *,
+        on_error: Callable[[str, AegisError], None] = lambda pipeline, error: None,
+    ) -> None:
+        self._plan = plan
+        self._arrivals = arrivals
+        self._submit = submit
+        self._clock = clock
+        self._hub = hub
+        self._on_error = on_error
+        self._stopping = threading.Event()
+        self._edges: list[_Edge] = [queue.Queue(plan.queue_capacity) for _ in plan.legs]
+        self._counts: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._counts_lock = threading.Lock()
+        self._sink_lines: tuple[str, ...] = ()
+        self._error: AegisError | None = None
+        self._threads = [
+            threading.Thread(target=target, name=f"{plan.name}-{role}", daemon=True)
+            for role, target in (
+                ("source", self._run_source),
+                *((f"leg-{leg}", self._leg_runner(leg)) for leg in range(len(plan.legs))),
+            )
+        ]
+
+    @property
+    def name(self) -> str:
+        """The pipeline's name."""
+        return self._plan.name
+
+    def start(self) -> None:
+        """Begin to take items from the source."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Take no more items; those under way go on to their end."""
+        self._stopping.set()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait until all items are through; return whether they are."""
+        self._threads[-1].join(timeout_s)
+        return not self._threads[-1].is_alive()
+
+    def report(self) -> PipelineReport:
+        """Return how far it got; complete once `join` returned True."""
+        with self._counts_lock:
+            return PipelineReport(
+                self._plan.name,
+                self._counts["completed"],
+                self._counts["failed"],
+                self._counts["dropped"],
+                dict(self._reasons),
+                self._sink_lines,
+                str(self._error) if self._error else "",
+            )
+
+    def _run_source(self) -> None:
+        start_ns = self._clock.now_ns()
+        items = self._plan.source.items()
+        number = 0
+        try:
+            for offset_ns in self._arrivals:
+                self._clock.wait_until(start_ns + offset_ns, self._stopping)
+                if self._stopping.is_set():
+                    break
+                item = self._take(items, number)
+                if item is None:
+                    break
+                number += 1
+                self._offer(item)
+        finally:
+            self._edges[0].put(None)
+
+    def _take(self, items: Iterator[Values], number: int) -> _Item | None:
+        """Read one item from the source; None at its end."""
+        start_ns = self._clock.now_ns()
+        item = _Item(number, start_ns)
+        try:
+            values = next(items, None)
+            if values is None:
+                return None
+            item.values = {f"{SOURCE}.{name}": value for name, value in values.items()}
+        except AegisError as error:
+            item.error = error
+        self._emit_stage(item, SOURCE, "source", start_ns)
+        return item
+
+    def _offer(self, item: _Item) -> None:
+        """Put an item on the first edge, or drop it if that is full and the manifest says so."""
+        if not self._plan.drop_when_full:
+            self._edges[0].put(item)
+            return
+        try:
+            self._edges[0].put_nowait(item)
+        except queue.Full:
+            self._finish(item, "dropped", "edge_full")
+
+    def _leg_runner(self, leg: int) -> Callable[[], None]:
+        is_last = leg == len(self._plan.legs) - 1
+
+        def run() -> None:
+            while (item := self._edges[leg].get()) is not None:
+                self._run_stages(item, self._plan.legs[leg])
+                if is_last:
+                    self._end(item)
+                else:
+                    self._edges[leg + 1].put(item)
+            if is_last:
+                self._close_sinks()
+            else:
+                self._edges[leg + 1].put(None)
+
+        return run
+
+    def _run_stages(self, item: _Item, stages: tuple[StagePlan, ...]) -> None:
+        for stage in stages:
+            if item.error is not None:
+                return
+            start_ns = self._clock.now_ns()
+            try:
+                if stage.model:
+                    self._submit_stage(item, stage, start_ns)
+                else:
+                    self._transform(item, stage)
+                    self._emit_stage(item, stage.name, "transform", start_ns)
+            except AegisError as error:
+                item.error = error
+                self._emit_stage(
+                    item, stage.name, "model" if stage.model else "transform", start_ns
+                )
+
+    def _transform(self, item: _Item, stage: StagePlan) -> None:
+        assert stage.transform is not None
+        inputs = self._inputs(item, stage)
+        try:
+            outputs = stage.transform(inputs)
+        except AegisError:
+            raise
+        except Exception as error:
+            raise PipelineError(
+                f"the transform raised {type(error).__name__}: {error}",
+                context=f"pipeline `{self.name}`, stage `{stage.name}`, item {item.number}",
+            ) from error
+        item.values.update({f"{stage.name}.{name}": value for name, value in outputs.items()})
+
+    def _submit_stage(self, item: _Item, stage: StagePlan, start_ns: int) -> None:
+        inputs = self._inputs(item, stage)
+        plan = self._plan
+        deadline_ns = None if plan.deadline_ns is None else item.start_ns + plan.deadline_ns
+        while True:
+            try:
+                future = self._submit(
+                    stage.model,
+                    inputs,
+                    priority=plan.priority,
+                    deadline_ns=deadline_ns,
+                    arrival_ns=None,
+                )
+                break
+            except QueueFullError:
+                if plan.drop_when_full or self._stopping.is_set():
+                    raise
+                self._clock.wait_until(self._clock.now_ns() + RETRY_NS, self._stopping)
+        item.pending[stage.name] = (future, start_ns)
+
+    def _inputs(self, item: _Item, stage: StagePlan) -> Values:
+        for value in stage.inputs.values():
+            self._await(item, value)
+        return {operand: item.values[value] for operand, value in stage.inputs.items()}
+
+    def _await(self, item: _Item, value: str) -> None:
+        """Wait for the model stage that makes `value`, if it is still under way."""
+        stage = value.partition(".")[0]
+        if stage not in item.pending:
+            return
+        future, start_ns = item.pending.pop(stage)
+        try:
+            outputs = future.result()
+            item.values.update({f"{stage}.{name}": array for name, array in outputs.items()})
+        except AegisError as error:
+            item.error = error
+            raise
+        finally:
+            self._emit_stage(item, stage, "model", start_ns, future.request_id)
+
+    def _end(self, item: _Item) -> None:
+        """Await what is left, hand the values to the sinks, and say how the item ended."""
+        for stage in list(item.pending):
+            try:
+                self._await(item, f"{stage}.")
+            except AegisError as error:
+                item.error = item.error or error
+        if item.error is None and self._error is None:
+            self._write(item)
+        if item.error is not None:
+            late_or_full = isinstance(item.error, DeadlineExceededError | QueueFullError)
+            outcome = "dropped" if late_or_full else "failed"
+            self._finish(item, outcome, type(item.error).__name__, item.error)
+        elif self._error is not None:
+            self._finish(item, "dropped", "sink_failed")
+        else:
+            self._finish(item, "completed", "")
+
+    def _write(self, item: _Item) -> None:
+        for sink in self._plan.sinks:
+            start_ns = self._clock.now_ns()
+            try:
+                sink.sink.write(item.number, {name: item.values[name] for name in sink.inputs})
+            except Exception as error:
+                item.error = self._fail(sink.name, error)
+                return
+            finally:
+                self._emit_stage(item, sink.name, "sink", start_ns)
+
+    def _fail(self, sink: str, error: Exception) -> AegisError:
+        """End the pipeline: a sink that raised would go on losing items."""
+        context = f"pipeline `{self.name}`, sink `{sink}`"
+        if not isinstance(error, AegisError):
+            error = PipelineError(f"it raised {type(error).__name__}: {error}", context=context)
+        self._error = self._error or error
+        self._stopping.set()
+        return error
+
+    def _close_sinks(self) -> None:
+        lines = []
+        for sink in self._plan.sinks:
+            try:
+                lines.append(sink.sink.close())
+            except Exception as error:
+                self._on_error(self.name, self._fail(sink.name, error))
+        self._sink_lines = tuple(lines)
+
+    def _finish(
+        self, item: _Item, outcome: str, reason: str, error: AegisError | None = None
+    ) -> None:
+        with self._counts_lock:
+            self._counts[outcome] += 1
+            if reason:
+                self._reasons[reason] += 1
+        if isinstance(error, PermanentError) or (error and outcome == "failed"):
+            self._on_error(self.name, error)
+        if self._hub.enabled:
+            end_ns = self._clock.now_ns()
+            self._hub.emit(
+                ItemFinished(self.name, item.number, outcome, reason, item.start_ns, end_ns)
+            )
+
+    def _emit_stage(
+        self, item: _Item, stage: str, kind: str, start_ns: int, request_id: int = 0
+    ) -> None:
+        if self._hub.enabled:
+            error = str(item.error) if item.error else ""
+            end_ns = self._clock.now_ns()
+            self._hub.emit(
+                StageFinished(
+                    self.name, item.number, stage, kind, start_ns, end_ns, request_id, error
+                )
+            )

@@ -1,0 +1,56 @@
+"""One JSON object per item and line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from aegis_pipe.errors import PipelineError
+from aegis_pipe.pipeline.parts import Values
+
+
+class JsonlSink:
+    """Writes `{"item": n, "<value>": [...], ...}`; not-a-number and infinities become null."""
+
+    def __init__(self, *, inputs: tuple[str, ...], path: Path) -> None:
+        self._inputs = inputs
+        self._path = path
+        self._count = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise PipelineError(
+                f"`{path}` can not be written: {error.strerror}",
+                context="sink `jsonl`",
+                hint="choose another `path`",
+            ) from error
+
+    def write(self, item: int, values: Values) -> None:
+        """Write one line."""
+        line = {"item": item} | {name: _plain(values[name].tolist()) for name in self._inputs}
+        try:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise PipelineError(
+                f"`{self._path}` can not be written: {error.strerror}", context="sink `jsonl`"
+            ) from error
+        self._count += 1
+
+    def close(self) -> str:
+        """Flush and close."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise PipelineError(
+                f"`{self._path}` can not be written: {error.strerror}", context="sink `jsonl`"
+            ) from error
+        return f"jsonl: {self._count} lines in {self._path}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(element) for element in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
