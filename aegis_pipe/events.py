@@ -280,44 +280,69 @@ class EventHub:
         self.enabled = bool(self._listeners)
 
 
+class Phase:
+    """An open stretch of start-up work; `attributes` may be added to until it ends."""
+
+    def __init__(self, phase_id: int, parent_id: int, name: str, model: str, start_ns: int) -> None:
+        self.phase_id = phase_id
+        self.parent_id = parent_id
+        self.name = name
+        self.model = model
+        self.start_ns = start_ns
+        self.attributes: dict[str, Scalar] = {}
+
+
 class PhaseRecorder:
     """Times the stretches of start-up work and emits one `PhaseFinished` for each.
 
-    Phases nest by their `with` blocks; one thread only. Not for anything done per request.
+    Phases nest by their `with` blocks; `begin` and `end` are for one that is left and entered
+    again (`inside`). One thread only; not for anything done per request.
     """
 
     def __init__(self, hub: EventHub, clock: Clock) -> None:
         self._hub = hub
         self._clock = clock
-        self._open: list[int] = []
+        self._open: list[Phase] = []
         self._last_id = 0
 
-    @property
-    def current_id(self) -> int:
-        """Id of the innermost open phase; 0 outside of any."""
-        return self._open[-1] if self._open else 0
+    def begin(self, name: str, *, model: str = "") -> Phase:
+        """Open a phase under the innermost one, without going into it."""
+        self._last_id += 1
+        parent_id = self._open[-1].phase_id if self._open else 0
+        return Phase(self._last_id, parent_id, name, model, self._clock.now_ns())
+
+    def end(self, phase: Phase, error: str = "") -> None:
+        """Close a phase and emit it."""
+        if self._hub.enabled:
+            self._hub.emit(
+                PhaseFinished(
+                    phase.phase_id,
+                    phase.parent_id,
+                    phase.name,
+                    phase.model,
+                    phase.start_ns,
+                    self._clock.now_ns(),
+                    phase.attributes,
+                    error,
+                )
+            )
 
     @contextmanager
-    def phase(
-        self, name: str, *, model: str = "", **attributes: Scalar
-    ) -> Iterator[dict[str, Scalar]]:
-        """Open a phase; what the block puts into the yielded dict becomes attributes."""
-        self._last_id += 1
-        phase_id, parent_id = self._last_id, self.current_id
-        self._open.append(phase_id)
-        start_ns = self._clock.now_ns()
-        error = ""
+    def inside(self, phase: Phase) -> Iterator[None]:
+        """Make `phase` the parent of what is opened in the block; an error ends it."""
+        self._open.append(phase)
         try:
-            yield attributes
+            yield
         except BaseException as failure:
-            error = str(failure) or type(failure).__name__
+            self.end(phase, str(failure) or type(failure).__name__)
             raise
         finally:
             self._open.pop()
-            if self._hub.enabled:
-                end_ns = self._clock.now_ns()
-                self._hub.emit(
-                    PhaseFinished(
-                        phase_id, parent_id, name, model, start_ns, end_ns, attributes, error
-                    )
-                )
+
+    @contextmanager
+    def phase(self, name: str, *, model: str = "") -> Iterator[Phase]:
+        """Open a phase for the length of the block."""
+        phase = self.begin(name, model=model)
+        with self.inside(phase):
+            yield phase
+        self.end(phase)

@@ -51,7 +51,7 @@ def passes(name: str) -> bool:
 
 def make_environment() -> None:
     """Install the project in editable form with its `dev` extra, unless that is done already."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - an older Python has to get the message
         sys.exit(f"AegisPipe needs Python 3.11 or newer; this is {sys.version.split()[0]}")
     stamp = ENVIRONMENT / "pyproject.sha256"
     digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aegis_pipe.device.protocols import DeviceContext, KernelCall, Region
+from aegis_pipe.events import PhaseRecorder
 from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph
 from aegis_pipe.execution.lowering import ReferenceFactory, lower_node
 from aegis_pipe.execution.operators.table import OperatorTable
@@ -91,41 +92,72 @@ def compile_model(
     context: DeviceContext,
     operators: OperatorTable,
     reference: ReferenceFactory | None,
+    phases: PhaseRecorder,
 ) -> CompiledModel:
     """Choose a kernel for every operator and plan the memory of one run.
 
     Raises UnsupportedOperatorError for an operator the device has no kernel for.
     """
-    weights: dict[str, Weight] = {}
-    digests: dict[int, str] = {}
-    steps = tuple(
-        _compile_step(graph, index, context, operators, reference, weights, digests)
-        for index in range(len(graph.operators))
+    with phases.phase("kernel.select", model=graph.name) as phase:
+        weights = _WeightTable()
+        steps = tuple(
+            _compile_step(graph, index, context, operators, reference, weights)
+            for index in range(len(graph.operators))
+        )
+        constant_outputs = {
+            tensor: weights.intern(tensor, graph.constants[tensor], None)
+            for tensor in graph.outputs
+            if tensor in graph.constants
+        }
+        phase.attributes["kernels"] = sum(step.choice.view is None for step in steps)
+        phase.attributes["reference_kernels"] = sum(step.choice.is_reference for step in steps)
+    with phases.phase("memory.plan", model=graph.name) as phase:
+        memory_steps = tuple(map(_memory_step, steps))
+        lifetimes, plan = _plan_memory(graph, memory_steps, context.description.alignment_bytes)
+        phase.attributes["peak_bytes"] = plan.peak_bytes
+        phase.attributes["lower_bound_bytes"] = plan.lower_bound_bytes
+        phase.attributes["algorithm"] = plan.algorithm
+    return CompiledModel(
+        graph.name, graph, steps, weights.weights, constant_outputs, memory_steps, lifetimes, plan
     )
-    constant_outputs = {
-        tensor: _intern(weights, digests, tensor, graph.constants[tensor], None)
-        for tensor in graph.outputs
-        if tensor in graph.constants
-    }
-    memory_steps = tuple(map(_memory_step, steps))
+
+
+def _plan_memory(
+    graph: ExecutionGraph, steps: tuple[MemoryStep, ...], alignment_bytes: int
+) -> tuple[Lifetimes, AllocationPlan]:
     sizes = {
         tensor: edge.spec.size_bytes
         for tensor, edge in graph.tensors.items()
         if tensor not in graph.constants
     }
+    outputs = [tensor for tensor in graph.outputs if tensor in sizes]
     analyser = LifetimeAnalyser(
-        memory_steps,
-        sizes,
-        inputs=graph.inputs,
-        outputs=[tensor for tensor in graph.outputs if tensor in sizes],
-        alignment_bytes=context.description.alignment_bytes,
+        steps, sizes, inputs=graph.inputs, outputs=outputs, alignment_bytes=alignment_bytes
     )
     lifetimes = analyser.analyse()
     plan = MemoryPlanner().plan(lifetimes.lifetimes)
-    assert_plan_is_sound(analyser, lifetimes, plan)
-    return CompiledModel(
-        graph.name, graph, steps, weights, constant_outputs, memory_steps, lifetimes, plan
-    )
+    assert_plan_is_sound(steps, sizes, graph.inputs, outputs, lifetimes, plan)
+    return lifetimes, plan
+
+
+class _WeightTable:
+    """Collects a model's weights, each content and layout once."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Weight] = {}
+        self._digests: dict[int, str] = {}
+
+    def intern(self, tensor: TensorId, array: np.ndarray, packed: PackedConstant | None) -> str:
+        """Add a weight unless its bytes are there already; return its key."""
+        if id(array) not in self._digests:
+            content = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+            self._digests[id(array)] = hashlib.sha256(content).hexdigest()
+        layout = packed.layout if packed else "dense"
+        size_bytes = packed.size_bytes if packed else array.nbytes
+        key = f"{self._digests[id(array)]}/{layout}/{size_bytes}"
+        if key not in self.weights:
+            self.weights[key] = Weight(key, tensor, size_bytes, array, packed)
+        return key
 
 
 def _compile_step(
@@ -134,8 +166,7 @@ def _compile_step(
     context: DeviceContext,
     operators: OperatorTable,
     reference: ReferenceFactory | None,
-    weights: dict[str, Weight],
-    digests: dict[int, str],
+    weights: _WeightTable,
 ) -> CompiledStep:
     node = graph.operators[index]
     request, operands = lower_node(graph, node, operators, reference)
@@ -148,30 +179,10 @@ def _compile_step(
         operands=operands,
         results=node.outputs,
         weights={
-            position: _intern(
-                weights, digests, operands[position], array, choice.packed.get(position)
-            )
+            position: weights.intern(operands[position], array, choice.packed.get(position))
             for position, array in request.constants.items()
         },
     )
-
-
-def _intern(
-    weights: dict[str, Weight],
-    digests: dict[int, str],
-    tensor: TensorId,
-    array: np.ndarray,
-    packed: PackedConstant | None,
-) -> str:
-    """Add a weight unless its bytes are there already; return its key."""
-    if id(array) not in digests:
-        digests[id(array)] = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-    layout = packed.layout if packed else "dense"
-    key = f"{digests[id(array)]}/{layout}/{packed.size_bytes if packed else array.nbytes}"
-    if key not in weights:
-        size_bytes = packed.size_bytes if packed else array.nbytes
-        weights[key] = Weight(key, tensor, size_bytes, array, packed)
-    return key
 
 
 def _memory_step(step: CompiledStep) -> MemoryStep:

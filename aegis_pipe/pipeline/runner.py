@@ -188,6 +188,8 @@ class PipelineRunner:
             item.values = {f"{SOURCE}.{name}": value for name, value in values.items()}
         except AegisError as error:
             item.error = error
+        except Exception as error:
+            item.error = self._fail(f"pipeline `{self.name}`, source", error)
         self._emit_stage(item, SOURCE, "source", start_ns)
         return item
 
@@ -313,14 +315,13 @@ class PipelineRunner:
             try:
                 sink.sink.write(item.number, {name: item.values[name] for name in sink.inputs})
             except Exception as error:
-                item.error = self._fail(sink.name, error)
+                item.error = self._fail(f"pipeline `{self.name}`, sink `{sink.name}`", error)
                 return
             finally:
                 self._emit_stage(item, sink.name, "sink", start_ns)
 
-    def _fail(self, sink: str, error: Exception) -> AegisError:
+    def _fail(self, context: str, error: Exception) -> AegisError:
         """End the pipeline: a sink that raised would go on losing items."""
-        context = f"pipeline `{self.name}`, sink `{sink}`"
         if not isinstance(error, AegisError):
             error = PipelineError(f"it raised {type(error).__name__}: {error}", context=context)
         self._error = self._error or error
@@ -333,7 +334,7 @@ class PipelineRunner:
             try:
                 lines.append(sink.sink.close())
             except Exception as error:
-                self._on_error(self.name, self._fail(sink.name, error))
+                self._fail(f"pipeline `{self.name}`, sink `{sink.name}`", error)
         self._sink_lines = tuple(lines)
 
     def _finish(

@@ -1,0 +1,34 @@
+"""Check a manifest and the models it names; report every problem at once. Touches no device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from aegis_pipe.app import check_manifest
+from aegis_pipe.errors import ManifestError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take the manifest and `--json`."""
+    parser.add_argument("manifest", help="path of the TOML file")
+    parser.add_argument("--json", action="store_true", help="print problems as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print `ok`, or raise the problems (exit status 2)."""
+    try:
+        manifest = check_manifest(options.manifest)
+    except ManifestError as error:
+        if not options.json:
+            raise
+        print(
+            json.dumps({"ok": False, "problems": [p.as_dict() for p in error.problems]}, indent=2)
+        )
+        return 2
+    if options.json:
+        print(json.dumps({"ok": True, "problems": []}, indent=2))
+    else:
+        counts = f"{len(manifest.models)} models, {len(manifest.pipelines)} pipelines"
+        print(f"{options.manifest}: ok ({counts})")
+    return 0

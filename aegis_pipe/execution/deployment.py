@@ -1,0 +1,226 @@
+"""All models of a device together: compiled, planned as one, reserved, bound to every stream.
+
+compile_models   files -> graphs -> kernels chosen -> memory planned; no device memory
+plan_device      weights once, one arena per stream, checked against the budgets
+Deployment       reserves the pools, writes the weights, binds and records every model
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from aegis_pipe.clock import Clock
+from aegis_pipe.device.protocols import DeviceContext, DeviceStream, Region
+from aegis_pipe.errors import AegisError, PermanentError
+from aegis_pipe.events import EventHub, ModelLoaded, Phase, PhaseRecorder
+from aegis_pipe.execution.capture import GraphCapture, cut_into_segments
+from aegis_pipe.execution.compiler import CompiledModel, CompiledStep, ModelBinder, compile_model
+from aegis_pipe.execution.executor import Executor
+from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
+from aegis_pipe.execution.operators import OPERATORS
+from aegis_pipe.execution.passes import run_passes
+from aegis_pipe.execution.program import BoundModel, build_program
+from aegis_pipe.execution.reference_operators import reference_function
+from aegis_pipe.memory import DeviceMemoryPool, DevicePlan, MemoryPart
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOrder:
+    """What a deployment is asked to load."""
+
+    name: str
+    path: Path
+    options: LoadOptions
+    memory_budget_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A compiled model with its open `model.load` phase."""
+
+    compiled: CompiledModel
+    phase: Phase
+
+
+def compile_models(
+    orders: Sequence[ModelOrder], context: DeviceContext, phases: PhaseRecorder
+) -> tuple[LoadedModel, ...]:
+    """Read and compile every model; raises the first model's error, with its name."""
+    return tuple(_compile(order, context, phases) for order in orders)
+
+
+def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -> LoadedModel:
+    load = phases.begin("model.load", model=order.name)
+    with phases.inside(load):
+        try:
+            with phases.phase("onnx.load", model=order.name) as phase:
+                graph = ModelLoader().load(order.path, order.options)
+                phase.attributes["operators"] = len(graph.operators)
+                phase.attributes["constant_bytes"] = graph.constant_bytes
+            with phases.phase("passes", model=order.name):
+                graph, _ = run_passes(graph, phases)
+            compiled = compile_model(graph, context, OPERATORS, reference_function, phases)
+        except AegisError as error:
+            # Several models load: say which one it was.
+            error.context = f"model `{order.name}`" + (
+                f", {error.context}" if error.context else ""
+            )
+            raise
+    return LoadedModel(compiled, load)
+
+
+class Deployment:
+    """Models on the device, ready to run on every stream. Owns pools and bound models."""
+
+    def __init__(
+        self,
+        loaded: Sequence[LoadedModel],
+        plan: DevicePlan,
+        context: DeviceContext,
+        streams: Sequence[DeviceStream],
+        *,
+        max_block_ns: int | None,
+        hub: EventHub,
+        clock: Clock,
+        phases: PhaseRecorder,
+    ) -> None:
+        self._context = context
+        self._streams = streams
+        self._max_block_ns = max_block_ns
+        self._hub = hub
+        self._clock = clock
+        self._phases = phases
+        self._pools: list[DeviceMemoryPool] = []
+        self._boundaries: dict[str, tuple[int, ...]] = {}
+        self.slots: list[dict[str, BoundModel]] = [{} for _ in streams]
+        try:
+            self._deploy(loaded, plan)
+        except BaseException:
+            self.close()
+            raise
+
+    def _deploy(self, loaded: Sequence[LoadedModel], plan: DevicePlan) -> None:
+        weights_pool = self._reserve("weights", plan.weights_bytes)
+        arenas = [
+            self._reserve(f"arena.{index}", size) for index, size in enumerate(plan.arena_bytes)
+        ]
+        regions: dict[str, Region] = {}
+        for model in loaded:
+            with self._phases.inside(model.phase):
+                self._write_weights(model.compiled, plan, weights_pool, regions)
+                for index, arena in enumerate(arenas):
+                    steps = self._bind(model.compiled, regions, arena, index)
+            self._phases.end(model.phase)
+            self._announce(model, steps)
+        for pool in self._pools:
+            pool.seal()
+
+    def _reserve(self, name: str, size_bytes: int) -> DeviceMemoryPool:
+        pool = DeviceMemoryPool(self._context, name, size_bytes, hub=self._hub, clock=self._clock)
+        self._pools.append(pool)
+        with self._phases.phase("pool.reserve") as phase:
+            phase.attributes.update(pool=name, size_bytes=size_bytes)
+            pool.reserve()
+        return pool
+
+    def _write_weights(
+        self,
+        compiled: CompiledModel,
+        plan: DevicePlan,
+        pool: DeviceMemoryPool,
+        regions: dict[str, Region],
+    ) -> None:
+        """Place and fill those weights that no earlier model has brought along."""
+        with self._phases.phase("pool.reserve", model=compiled.name) as phase:
+            new = [weight for key, weight in compiled.weights.items() if key not in regions]
+            for weight in new:
+                offset_bytes = plan.weight_offsets[weight.key]
+                buffer = pool.place(weight.tensor, offset_bytes, weight.size_bytes, compiled.name)
+                self._context.write(buffer.region, weight.content())
+                regions[weight.key] = buffer.region
+            phase.attributes["weights_written_bytes"] = sum(w.size_bytes for w in new)
+            phase.attributes["weights_shared"] = len(compiled.weights) - len(new)
+
+    def _bind(
+        self,
+        compiled: CompiledModel,
+        weights: Mapping[str, Region],
+        arena: DeviceMemoryPool,
+        index: int,
+    ) -> tuple[CompiledStep, ...]:
+        """Bind a model to one stream's arena, warm it up, and record its segments."""
+        name = compiled.name
+        with self._phases.phase("graph.capture", model=name) as phase:
+            buffer = arena.place(f"arena of {name}", 0, compiled.plan.peak_bytes, name)
+            binder = ModelBinder(compiled, self._context, weights, buffer.region)
+            steps, calls = zip(*binder.calls(), strict=True) if compiled.steps else ((), ())
+            capture = GraphCapture(self._context)
+            whole = capture.record(calls, ())
+            bound = build_program(self._context, name, binder.inputs(), binder.outputs(), whole)
+            durations_ns = self._warm_up(bound, self._streams[index])
+            if self._max_block_ns is not None and index == 0:
+                self._boundaries[name] = cut_into_segments(durations_ns, self._max_block_ns)
+            boundaries = self._boundaries.get(name, ())
+            if boundaries:
+                bound.close()
+                segments = capture.record(calls, boundaries)
+                bound = build_program(
+                    self._context, name, binder.inputs(), binder.outputs(), segments
+                )
+            self.slots[index][name] = bound
+            phase.attributes.update(stream=index, calls=len(calls), segments=bound.segment_count)
+        return steps
+
+    def _warm_up(self, bound: BoundModel, stream: DeviceStream) -> list[int]:
+        """Run once on zeros, so that nothing is imported or faulted in later; return durations.
+
+        Zeros may be bad data for a model (an index, a divisor): an error of theirs says nothing.
+        """
+        inputs = [np.zeros(tensor.spec.shape, tensor.spec.dtype) for tensor in bound.inputs]
+        outputs = [np.empty(tensor.spec.shape, tensor.spec.dtype) for tensor in bound.outputs]
+        graph = bound.work[1].graph
+        assert graph is not None
+        Executor.launch_segment(bound, 0, [stream], inputs, outputs, stamped=True)
+        try:
+            stream.synchronise()
+        except PermanentError:
+            return []
+        times = np.frombuffer(graph.kernel_times(), np.int64).reshape(-1, 2)
+        return [int(end - start) for start, end in times]
+
+    def _announce(self, model: LoadedModel, steps: Sequence[CompiledStep]) -> None:
+        if not self._hub.enabled:
+            return
+        compiled = model.compiled
+        described = tuple((step.operator, step.node, step.choice.kernel) for step in steps)
+        edges = [0, *self._boundaries.get(compiled.name, ()), len(described)]
+        self._hub.emit(
+            ModelLoaded(
+                self._clock.now_ns(),
+                compiled.name,
+                model.phase.phase_id,
+                tuple(described[first:end] for first, end in itertools.pairwise(edges)),
+                compiled.weight_bytes,
+                compiled.plan.peak_bytes,
+            )
+        )
+
+    def close(self) -> None:
+        """Release what was recorded, then the memory; idempotent."""
+        for slot in self.slots:
+            while slot:
+                slot.popitem()[1].close()
+        while self._pools:
+            self._pools.pop().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
