@@ -27,7 +27,7 @@ from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.passes import run_passes
 from aegis_pipe.execution.program import BoundModel, build_program
 from aegis_pipe.execution.reference_operators import reference_function
-from aegis_pipe.memory import DeviceMemoryPool, DevicePlan, MemoryPart
+from aegis_pipe.memory import DeviceMemoryPool, DevicePlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Image files of a folder, in the order of their names."""
+"""Image files."""
 
 from __future__ import annotations
 
@@ -10,34 +10,24 @@ from PIL import Image, UnidentifiedImageError
 
 from aegis_pipe.errors import PipelineError
 from aegis_pipe.pipeline.parts import Values
+from aegis_pipe.pipeline.sources.files import FileItems, list_files
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 class ImageSource:
-    """Yields `image` (uint8[height, width, channels]), `name` and, if asked for, `label`.
+    """Yields `image` (uint8[height, width, channels], 1 or 3 of them), `name` and `label`.
 
-    `pattern` selects files (glob); `repeat` is how many times to go through them (0: for ever);
-    with `labels = "prefix"` the label (int64 scalar) is the number before the first `-` of the
-    file's name.
+    `label` (int64 scalar) is there only with `labels="prefix"`: the number before the first `-`
+    of the file's name. `passes` is how many times to go through the files; 0: for ever.
     """
 
     def __init__(
-        self, *, path: Path, pattern: str = "*", repeat: int = 1, labels: str = "none"
+        self, *, path: Path, pattern: str = "*", passes: int = 1, labels: str = "none"
     ) -> None:
-        self._repeat = repeat
+        self._passes = passes
         self._labelled = labels == "prefix"
-        if not path.is_dir():
-            raise PipelineError(
-                f"`{path}` is not a folder", context="source `images`", hint="check `path`"
-            )
-        self._files = sorted(f for f in path.glob(pattern) if f.suffix.lower() in SUFFIXES)
-        if not self._files:
-            raise PipelineError(
-                f"no image in `{path}` matches `{pattern}`",
-                context="source `images`",
-                hint=f"files are recognised by their suffix: {', '.join(sorted(SUFFIXES))}",
-            )
+        self._files = list_files(path, pattern, SUFFIXES, "images")
         for file in self._files if self._labelled else ():
             _label(file)
 
@@ -48,25 +38,9 @@ class ImageSource:
 
     def items(self) -> Iterator[Values]:
         """Read the files, each when its turn comes."""
-        return _ImageIterator(self._files, self._repeat, self._labelled)
+        return FileItems(self._files, self._passes, self._item)
 
-
-class _ImageIterator(Iterator[Values]):
-    """An iterator of its own, as a generator would end at the first file that raises."""
-
-    def __init__(self, files: list[Path], repeat: int, labelled: bool) -> None:
-        self._files = files
-        self._left = repeat * len(files) if repeat else None
-        self._next = 0
-        self._labelled = labelled
-
-    def __next__(self) -> Values:
-        if self._left is not None:
-            if self._left == 0:
-                raise StopIteration
-            self._left -= 1
-        file = self._files[self._next]
-        self._next = (self._next + 1) % len(self._files)
+    def _item(self, file: Path) -> Values:
         values = {"image": _read(file), "name": np.array(file.name)}
         return values | ({"label": _label(file)} if self._labelled else {})
 

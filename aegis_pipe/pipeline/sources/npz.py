@@ -1,4 +1,4 @@
-"""Arrays of an `.npz` file, sliced along their first axis."""
+"""Arrays from `.npz` files."""
 
 from __future__ import annotations
 
@@ -10,62 +10,49 @@ import numpy as np
 
 from aegis_pipe.errors import PipelineError
 from aegis_pipe.pipeline.parts import Values
+from aegis_pipe.pipeline.sources.files import FileItems, list_files
 
 
 class NpzSource:
-    """Yields row i of every array as item i; all arrays have the same first dimension.
+    """Yields the arrays of one file per item; every file has the names of the first.
 
-    `repeat` is how many times to go through them (0: for ever). With `keep_axis` each row keeps a
-    leading axis of 1, as most models want.
+    `passes` is how many times to go through the files; 0: for ever.
     """
 
-    def __init__(self, *, path: Path, repeat: int = 1, keep_axis: bool = True) -> None:
-        self._arrays = _read(path)
-        self._repeat = repeat
-        self._keep_axis = keep_axis
-        lengths = {name: len(array) for name, array in self._arrays.items()}
-        if len(set(lengths.values())) != 1:
-            raise PipelineError(
-                f"the arrays of `{path}` have different lengths: {lengths}",
-                context="source `npz`",
-                hint="all arrays need the same first dimension: one row per item",
-            )
-        self._length = next(iter(lengths.values()))
+    def __init__(self, *, path: Path, passes: int = 1) -> None:
+        self._files = list_files(path, "*", frozenset({".npz"}), "npz")
+        self._passes = passes
+        self._outputs = tuple(_read(self._files[0]))
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the arrays, in the file's order."""
-        return tuple(self._arrays)
+        """Names of the arrays, in the first file's order."""
+        return self._outputs
 
     def items(self) -> Iterator[Values]:
-        """Yield the rows."""
-        passes = 0
-        while self._repeat == 0 or passes < self._repeat:
-            for row in range(self._length):
-                end = row + 1
-                yield {
-                    name: array[row:end] if self._keep_axis else array[row]
-                    for name, array in self._arrays.items()
-                }
-            passes += 1
+        """Read the files, each when its turn comes."""
+        return FileItems(self._files, self._passes, self._item)
+
+    def _item(self, file: Path) -> Values:
+        arrays = _read(file)
+        missing = [name for name in self._outputs if name not in arrays]
+        if missing:
+            raise PipelineError(
+                f"`{file}` has no array `{missing[0]}`",
+                context="source `npz`",
+                hint=f"`{self._files[0].name}` has it: give all files the same names",
+            )
+        return arrays
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         # Opened here, because NumPy leaves the file open when it is damaged.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise PipelineError(
             f"`{path}` can not be read as an .npz file: {error}",
             context="source `npz`",
             hint="write it with numpy.savez(path, name=array, ...)",
         ) from error
-    scalars = [name for name, array in arrays.items() if array.ndim == 0]
-    if scalars or not arrays or not all(map(len, arrays.values())):
-        raise PipelineError(
-            f"`{path}` holds no rows" if not scalars else f"array `{scalars[0]}` has no rows",
-            context="source `npz`",
-            hint="each array needs a first dimension with one row per item",
-        )
-    return arrays

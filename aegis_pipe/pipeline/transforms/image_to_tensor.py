@@ -12,41 +12,43 @@ from aegis_pipe.pipeline.parts import Values
 
 
 class ImageToTensor:
-    """`image` (uint8[height, width, 1 or 3]) -> `output` (float32, batch of one).
+    """`input` (uint8[height, width, 1 or 3]) -> `output` (float32, batch of one).
 
-    The picture is resized to `size` (height, width; bilinear; left out: as it is), converted to
-    `channels` (1 or 3; 0: as it is), and each pixel becomes `(pixel - mean) * scale`, in `layout`
-    `NCHW` or `NHWC`.
+    The picture is resized to `size` (height, width; bilinear), converted to `channels` (`RGB`,
+    `BGR` or `GRAY`), and each pixel becomes `(pixel - mean) * scale`, in `layout` `NCHW` or `NHWC`.
     """
 
-    inputs = ("image",)
+    inputs = ("input",)
     outputs = ("output",)
 
     def __init__(
         self,
         *,
-        size: Sequence[int] | None = None,
+        size: Sequence[int],
         mean: Sequence[float] = (0.0,),
-        scale: float | Sequence[float] = 1.0,
+        scale: Sequence[float] = (1 / 255,),
         layout: str = "NCHW",
-        channels: int = 0,
+        channels: str = "RGB",
     ) -> None:
-        self._size = tuple(size) if size else None
-        self._mean = np.asarray(mean, dtype=np.float32)
-        self._scale = np.asarray(scale, dtype=np.float32)
-        self._layout = layout
+        self._height, self._width = size
         self._channels = channels
+        self._layout = layout
+        self._mean = self._per_channel("mean", mean)
+        self._scale = self._per_channel("scale", scale)
+
+    def _per_channel(self, name: str, values: Sequence[float]) -> np.ndarray:
+        count = 1 if self._channels == "GRAY" else 3
+        if len(values) not in (1, count):
+            raise PipelineError(
+                f"`{name}` has {len(values)} values for {count} channels",
+                context="transform `image_to_tensor`",
+                hint="give one value, or one per channel",
+            )
+        return np.asarray(values, dtype=np.float32)
 
     def __call__(self, values: Values) -> Values:
         """Resize, convert, normalise, lay out."""
-        pixels = self._convert(values["image"]).astype(np.float32)
-        for name, per_channel in (("mean", self._mean), ("scale", self._scale)):
-            if per_channel.size not in (1, pixels.shape[2]):
-                raise PipelineError(
-                    f"`{name}` has {per_channel.size} values for {pixels.shape[2]} channels",
-                    context="transform `image_to_tensor`",
-                    hint="give one value, or one per channel",
-                )
+        pixels = self._convert(values["input"]).astype(np.float32)
         tensor = (pixels - self._mean) * self._scale
         if self._layout == "NCHW":
             tensor = tensor.transpose(2, 0, 1)
@@ -60,10 +62,10 @@ class ImageToTensor:
                 hint="connect it to an image source",
             )
         picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-        if self._channels:
-            picture = picture.convert("L" if self._channels == 1 else "RGB")
-        if self._size and (picture.height, picture.width) != self._size:
-            height, width = self._size
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        picture = picture.convert("L" if self._channels == "GRAY" else "RGB")
+        if picture.size != (self._width, self._height):
+            picture = picture.resize((self._width, self._height), Image.Resampling.BILINEAR)
         pixels = np.asarray(picture)
-        return pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
+        if self._channels == "GRAY":
+            return pixels[:, :, np.newaxis]
+        return pixels[:, :, ::-1] if self._channels == "BGR" else pixels

@@ -54,7 +54,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_images_come_in_order_of_their_names_with_labels(images: Path) -> None:
-    source = ImageSource(path=images, labels="prefix", repeat=2)
+    source = ImageSource(path=images, labels="prefix", passes=2)
     items = list(source.items())
     assert [str(item["name"]) for item in items] == ["1-a.png", "2-b.png"] * 2
     assert [int(item["label"]) for item in items] == [1, 2] * 2
@@ -72,29 +72,43 @@ def test_an_image_that_is_none_fails_alone(images: Path) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="no image"):
+    with pytest.raises(PipelineError, match="nothing in"):
         ImageSource(path=tmp_path)
 
 
-def test_npz_rows_are_items(tmp_path: Path) -> None:
-    np.savez(tmp_path / "rows.npz", x=np.arange(6).reshape(3, 2), y=np.arange(3))
-    items = list(NpzSource(path=tmp_path / "rows.npz").items())
-    assert len(items) == 3
-    np.testing.assert_array_equal(items[1]["x"], [[2, 3]])
-    np.testing.assert_array_equal(items[2]["y"], [2])
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="is not there"):
+        ImageSource(path=tmp_path / "nowhere")
+
+
+def test_a_file_without_a_number_has_no_label(images: Path) -> None:
+    (images / "x-1.png").write_bytes((images / "1-a.png").read_bytes())
+    with pytest.raises(PipelineError, match="no number before its first"):
+        ImageSource(path=images, labels="prefix")
+
+
+def test_npz_files_are_items(tmp_path: Path) -> None:
+    for number in range(3):
+        np.savez(tmp_path / f"{number}.npz", x=np.full(2, number), y=np.array(number))
+    items = list(NpzSource(path=tmp_path).items())
+    assert [int(item["y"]) for item in items] == [0, 1, 2]
+    np.testing.assert_array_equal(items[1]["x"], [1, 1])
+
+
+def test_an_npz_file_without_the_arrays_of_the_first_fails_alone(tmp_path: Path) -> None:
+    np.savez(tmp_path / "0.npz", x=np.zeros(1))
+    np.savez(tmp_path / "1.npz", z=np.zeros(1))
+    items = NpzSource(path=tmp_path).items()
+    next(items)
+    with pytest.raises(PipelineError, match="has no array `x`"):
+        next(items)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"text"])
 def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.npz").write_bytes(content)
-    with pytest.raises(PipelineError, match="can not be read as an .npz file"):
+    with pytest.raises(PipelineError, match=r"can not be read as an \.npz file"):
         NpzSource(path=tmp_path / "bad.npz")
-
-
-def test_npz_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "rows.npz", x=np.zeros(3), y=np.zeros(4))
-    with pytest.raises(PipelineError, match="different lengths"):
-        NpzSource(path=tmp_path / "rows.npz")
 
 
 def test_synthetic_values_are_seeded_and_in_range() -> None:
@@ -107,8 +121,8 @@ def test_synthetic_values_are_seeded_and_in_range() -> None:
 
 def test_image_to_tensor_normalises_and_lays_out() -> None:
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    transform = ImageToTensor(mean=[1.0, 2.0, 3.0], scale=0.5)
-    output = transform({"image": image})["output"]
+    transform = ImageToTensor(size=(2, 3), mean=[1.0, 2.0, 3.0], scale=[0.5])
+    output = transform({"input": image})["output"]
     expected = ((image.astype(np.float32) - [1.0, 2.0, 3.0]) * 0.5).transpose(2, 0, 1)[None]
     np.testing.assert_array_equal(output, expected.astype(np.float32))
     assert output.dtype == np.float32
@@ -117,13 +131,24 @@ def test_image_to_tensor_normalises_and_lays_out() -> None:
 
 def test_image_to_tensor_resizes_and_converts() -> None:
     image = np.zeros((10, 20, 1), np.uint8)
-    output = ImageToTensor(size=[4, 8], channels=3, layout="NHWC")({"image": image})["output"]
-    assert output.shape == (1, 4, 8, 3)
+    transform = ImageToTensor(size=[4, 8], channels="RGB", layout="NHWC")
+    assert transform({"input": image})["output"].shape == (1, 4, 8, 3)
+
+
+def test_image_to_tensor_swaps_channels() -> None:
+    image = np.array([[[1, 2, 3]]], np.uint8)
+    output = ImageToTensor(size=(1, 1), scale=[1.0], channels="BGR")({"input": image})["output"]
+    assert output.reshape(-1).tolist() == [3.0, 2.0, 1.0]
 
 
 def test_image_to_tensor_refuses_what_is_no_picture() -> None:
     with pytest.raises(PipelineError, match="expected uint8"):
-        ImageToTensor()({"image": np.zeros((2, 2), np.float32)})
+        ImageToTensor(size=(2, 2))({"input": np.zeros((2, 2), np.float32)})
+
+
+def test_image_to_tensor_refuses_a_mean_for_other_channels() -> None:
+    with pytest.raises(PipelineError, match="`mean` has 2 values for 3 channels"):
+        ImageToTensor(size=(2, 2), mean=[1.0, 2.0])
 
 
 def test_softmax_is_stable_and_sums_to_one() -> None:
@@ -159,13 +184,13 @@ def test_jsonl_keeps_every_item_and_no_bad_number(tmp_path: Path) -> None:
     ]
 
 
-def test_npz_sink_is_read_by_numpy(tmp_path: Path) -> None:
-    sink = NpzSink(inputs=("a.x",), path=tmp_path / "out.npz")
+def test_the_npz_source_reads_what_the_npz_sink_writes(tmp_path: Path) -> None:
+    sink = NpzSink(inputs=("a.x",), path=tmp_path / "out")
     sink.write(0, {"a.x": np.arange(3)})
     sink.write(1, {"a.x": np.arange(4.0)})
-    sink.close()
-    with np.load(tmp_path / "out.npz") as file:
-        np.testing.assert_array_equal(file["000001/a.x"], np.arange(4.0))
+    assert "2 files" in sink.close()
+    items = list(NpzSource(path=tmp_path / "out").items())
+    np.testing.assert_array_equal(items[1]["a.x"], np.arange(4.0))
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "npz"])

@@ -1,0 +1,245 @@
+"""Run a manifest: load its models, feed its pipelines, report at the end.
+
+Ends when every source has ended, after `--for`, or at ctrl-C; what is under way is finished first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from aegis_pipe import units
+from aegis_pipe.app import Runtime, RuntimeReport, open_pipeline
+from aegis_pipe.cli.tables import milliseconds, table
+from aegis_pipe.errors import AegisError
+from aegis_pipe.scheduling.statistics import ModelStatistics
+
+REFRESH_S = 0.5
+PROGRESS_S = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take the manifest, `--for`, `--json`, `--quiet`."""
+    parser.add_argument("manifest", help="path of the TOML file")
+    parser.add_argument(
+        "--for",
+        dest="duration_ns",
+        type=_duration,
+        metavar="TIME",
+        help='end after this time, such as "10s" or "2 min"',
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but the summary")
+
+
+def _duration(text: str) -> int:
+    try:
+        return units.parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run to the end; 1 if a pipeline or an item failed."""
+    stop = threading.Event()
+    screen = _Screen(quiet=options.quiet or options.json)
+    with ExitStack() as stack:
+        runtime = stack.enter_context(open_pipeline(options.manifest, write_line=screen.line))
+        # From here on ctrl-C ends the run in good order; before, it ends the loading.
+        stack.enter_context(_signals(stop))
+        screen.line(_headline(runtime))
+        runtime.start_pipelines(on_error=screen.failure)
+        _wait(runtime, stop, options.duration_ns, screen)
+        runtime.close()
+    report = runtime.report()
+    if options.json:
+        print(json.dumps(_as_json(report), indent=2))
+    else:
+        print(summary(report))
+    return 1 if report.failed else 0
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """Have ctrl-C and SIGTERM set `stop`; a second ctrl-C interrupts at once."""
+
+    def first(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(
+    runtime: Runtime, stop: threading.Event, duration_ns: int | None, screen: _Screen
+) -> None:
+    """Show how it goes until the run is over."""
+    start_ns = runtime.clock.now_ns()
+    with screen.live(runtime):
+        while not stop.is_set():
+            elapsed_ns = runtime.clock.now_ns() - start_ns
+            if duration_ns is not None and elapsed_ns >= duration_ns:
+                break
+            rest_s = REFRESH_S if duration_ns is None else (duration_ns - elapsed_ns) / 1e9
+            if runtime.join(min(REFRESH_S, rest_s), stop):
+                break
+            screen.refresh(runtime, elapsed_ns)
+
+
+class _Screen:
+    """A live table on a terminal, plain lines otherwise, nothing when quiet."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._console = Console(stderr=True)
+        self._live: Live | None = None
+        self._next_line_s = PROGRESS_S
+
+    def line(self, text: str) -> None:
+        """Print one line (above the live table)."""
+        if not self._quiet:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def failure(self, pipeline: str, error: AegisError) -> None:
+        """Print an item's or a pipeline's error at once; quiet runs print these too."""
+        text = f"error: pipeline `{pipeline}`: {error}"
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def live(self, runtime: Runtime) -> Iterator[None]:
+        """Keep a table on the terminal for the length of the block."""
+        if self._quiet or not self._console.is_terminal:
+            yield
+            return
+        with Live(_live_table(runtime), console=self._console, auto_refresh=False) as live:
+            self._live = live
+            yield
+            live.update(_live_table(runtime), refresh=True)
+        self._live = None
+
+    def refresh(self, runtime: Runtime, elapsed_ns: int) -> None:
+        """Show the present state."""
+        if self._live is not None:
+            self._live.update(_live_table(runtime), refresh=True)
+        elif elapsed_ns / 1e9 >= self._next_line_s:
+            self._next_line_s += PROGRESS_S
+            figures = runtime.statistics().models
+            done = "  ".join(f"{m.model} {m.completed} done" for m in figures)
+            self.line(f"{elapsed_ns / 1e9:5.1f} s  {done}")
+
+
+def _headline(runtime: Runtime) -> str:
+    plan = runtime.plan
+    budget = f" of {units.format_size(plan.budget_bytes)}" if plan.budget_bytes else ""
+    return (
+        f"{runtime.name}: {len(runtime.models)} models on {runtime.device.name}, "
+        f"{runtime.stream_count} streams, policy {runtime.policy}, "
+        f"memory {units.format_size(plan.total_bytes)}{budget}"
+    )
+
+
+def _live_table(runtime: Runtime) -> Table:
+    statistics = runtime.statistics()
+    shown = Table(title=_headline(runtime), title_justify="left")
+    for column in (
+        "model",
+        "waiting",
+        "running",
+        "done",
+        "late",
+        "p50 ms",
+        "p99 ms",
+        "queue p99 ms",
+    ):
+        shown.add_column(column, justify="left" if column == "model" else "right")
+    for m in statistics.models:
+        shown.add_row(
+            m.model,
+            str(m.waiting),
+            str(m.running),
+            str(m.completed),
+            str(m.deadline_misses),
+            milliseconds(m.latency_p50_ns),
+            milliseconds(m.latency_p99_ns),
+            milliseconds(m.queue_p99_ns),
+        )
+    return shown
+
+
+SUMMARY_HEADER = (
+    "model", "requests", "done", "late", "dropped", "failed",
+    "p50 ms", "p99 ms", "queue p50", "queue p99", "run p50",
+)  # fmt: skip
+
+
+def summary(report: RuntimeReport) -> str:
+    """Format how a run went."""
+    rows = [_summary_row(m) for m in report.statistics.models]
+    lines = [
+        f"{report.name}: {report.elapsed_ns / 1e9:.1f} s on {report.device}, "
+        f"{report.streams} streams, policy {report.policy}",
+        "",
+        table(SUMMARY_HEADER, rows),
+        "",
+        _memory_line(report),
+    ]
+    for pipeline in report.pipelines:
+        lines.append(
+            f"pipeline {pipeline.name}: {pipeline.completed} items completed, "
+            f"{pipeline.dropped} dropped, {pipeline.failed} failed{_reasons(pipeline.reasons)}"
+        )
+        lines += [f"  {line}" for line in pipeline.sinks]
+        lines += [f"  stopped: {pipeline.error}"] if pipeline.error else []
+    lines += list(report.telemetry)
+    return "\n".join(lines)
+
+
+def _summary_row(m: ModelStatistics) -> tuple[str, ...]:
+    return (
+        m.model,
+        str(m.submitted),
+        str(m.completed),
+        str(m.deadline_misses),
+        str(m.expired + m.rejected + m.cancelled),
+        str(m.failed),
+        *map(milliseconds, (m.latency_p50_ns, m.latency_p99_ns, m.queue_p50_ns, m.queue_p99_ns)),
+        milliseconds(m.service_p50_ns),
+    )
+
+
+def _memory_line(report: RuntimeReport) -> str:
+    plan = report.plan
+    size = units.format_size
+    budget = f" of a budget of {size(plan.budget_bytes)}" if plan.budget_bytes else ""
+    return (
+        f"memory: {size(plan.total_bytes)} planned{budget} "
+        f"(weights {size(plan.weights_bytes)}, arenas {size(sum(plan.arena_bytes))}); "
+        f"sharing saves {size(plan.saved_bytes)}; "
+        f"{report.statistics.allocations_after_start} device allocations after start"
+    )
+
+
+def _reasons(reasons: Any) -> str:
+    return (
+        f" ({', '.join(f'{count} {name}' for name, count in reasons.items())})" if reasons else ""
+    )
+
+
+def _as_json(report: RuntimeReport) -> dict[str, Any]:
+    return dataclasses.asdict(report)
