@@ -7,7 +7,7 @@ Compiling (`compile_model`) touches no device memory: `aegis-pipe plan` stops th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +22,11 @@ from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 from aegis_pipe.memory import (
     AllocationPlan,
     LifetimeAnalyser,
-    Lifetimes,
+    MemoryAnalysis,
     MemoryPlanner,
     MemoryStep,
+    ModelMemory,
+    WorkspaceId,
     assert_plan_is_sound,
 )
 from aegis_pipe.tensor import TensorId
@@ -73,13 +75,19 @@ class CompiledModel:
     constant_outputs: Mapping[TensorId, str]
     """Weight keys of graph outputs that are constants."""
     memory_steps: tuple[MemoryStep, ...]
-    lifetimes: Lifetimes
+    analysis: MemoryAnalysis
     plan: AllocationPlan
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of this model's weights, each counted once."""
         return sum(weight.size_bytes for weight in self.weights.values())
+
+    @property
+    def memory(self) -> ModelMemory:
+        """What it needs on the device."""
+        sizes = {key: weight.size_bytes for key, weight in self.weights.items()}
+        return ModelMemory(self.name, sizes, self.plan.peak_bytes)
 
     @property
     def reference_steps(self) -> tuple[CompiledStep, ...]:
@@ -113,31 +121,38 @@ def compile_model(
         phase.attributes["reference_kernels"] = sum(step.choice.is_reference for step in steps)
     with phases.phase("memory.plan", model=graph.name) as phase:
         memory_steps = tuple(map(_memory_step, steps))
-        lifetimes, plan = _plan_memory(graph, memory_steps, context.description.alignment_bytes)
+        analysis, plan = _plan_memory(graph, memory_steps, context.description.alignment_bytes)
         phase.attributes["peak_bytes"] = plan.peak_bytes
         phase.attributes["lower_bound_bytes"] = plan.lower_bound_bytes
         phase.attributes["algorithm"] = plan.algorithm
     return CompiledModel(
-        graph.name, graph, steps, weights.weights, constant_outputs, memory_steps, lifetimes, plan
+        graph.name, graph, steps, weights.weights, constant_outputs, memory_steps, analysis, plan
     )
 
 
 def _plan_memory(
     graph: ExecutionGraph, steps: tuple[MemoryStep, ...], alignment_bytes: int
-) -> tuple[Lifetimes, AllocationPlan]:
-    sizes = {
+) -> tuple[MemoryAnalysis, AllocationPlan]:
+    sizes_bytes = {
         tensor: edge.spec.size_bytes
         for tensor, edge in graph.tensors.items()
         if tensor not in graph.constants
     }
-    outputs = [tensor for tensor in graph.outputs if tensor in sizes]
-    analyser = LifetimeAnalyser(
-        steps, sizes, inputs=graph.inputs, outputs=outputs, alignment_bytes=alignment_bytes
+    outputs = [tensor for tensor in graph.outputs if tensor in sizes_bytes]
+    analysis = LifetimeAnalyser(alignment_bytes).analyse(
+        steps, sizes_bytes, inputs=graph.inputs, outputs=outputs
     )
-    lifetimes = analyser.analyse()
-    plan = MemoryPlanner().plan(lifetimes.lifetimes)
-    assert_plan_is_sound(steps, sizes, graph.inputs, outputs, lifetimes, plan)
-    return lifetimes, plan
+    plan = MemoryPlanner().plan(analysis.lifetimes)
+    assert_plan_is_sound(
+        steps,
+        sizes_bytes,
+        inputs=graph.inputs,
+        outputs=outputs,
+        storage_of=analysis.storage_of,
+        plan=plan,
+        alignment_bytes=alignment_bytes,
+    )
+    return analysis, plan
 
 
 class _WeightTable:
@@ -186,21 +201,18 @@ def _compile_step(
 
 
 def _memory_step(step: CompiledStep) -> MemoryStep:
-    operands = [
-        "" if position in step.weights else tensor for position, tensor in enumerate(step.operands)
-    ]
     view = [step.choice.view] if step.choice.view else []
 
     def pairs(positions: Sequence[tuple[int, int]]) -> tuple[tuple[str, str], ...]:
         return tuple(
-            (operands[source], step.results[target])
+            (step.operands[source], step.results[target])
             for source, target in positions
-            if operands[source] and step.results[target]
+            if step.operands[source] and step.results[target]
         )
 
     return MemoryStep(
         name=step.node,
-        reads=tuple(dict.fromkeys(filter(None, operands))),
+        reads=tuple(filter(None, step.operands)),
         writes=tuple(filter(None, step.results)),
         workspace_bytes=step.choice.workspace_bytes,
         in_place=pairs(step.choice.in_place),
@@ -227,20 +239,23 @@ class ModelBinder:
     def _place(self) -> dict[TensorId, Region]:
         compiled, graph = self._compiled, self._compiled.graph
         regions = {
-            tensor: self._at(compiled.lifetimes.storage_of[tensor], edge.spec.size_bytes)
+            tensor: self._at(compiled.analysis.storage_of[tensor], edge.spec.size_bytes)
             for tensor, edge in graph.tensors.items()
-            if tensor in compiled.lifetimes.storage_of
+            if tensor in compiled.analysis.storage_of
         }
         for tensor, key in compiled.constant_outputs.items():
             regions[tensor] = self._weights[key]
         for step in compiled.steps:
-            # A view of a constant has no storage of its own.
             if step.choice.view and step.choice.view[0] in step.weights:
                 source, target = step.choice.view
                 regions[step.results[target]] = self._weights[step.weights[source]]
+            elif step.choice.view and step.results[step.choice.view[1]] not in regions:
+                # A view of a view of a constant: like its operand, it has no storage.
+                source, target = step.choice.view
+                regions[step.results[target]] = regions[step.operands[source]]
         return regions
 
-    def _at(self, storage: object, size_bytes: int) -> Region:
+    def _at(self, storage: Hashable, size_bytes: int) -> Region:
         return self._arena.view(self._compiled.plan.offsets[storage], size_bytes)
 
     def calls(self) -> list[tuple[CompiledStep, KernelCall]]:
@@ -263,8 +278,7 @@ class ModelBinder:
         ]
         workspace = None
         if step.choice.workspace_bytes:
-            storage = self._compiled.lifetimes.workspace_of[index]
-            workspace = self._at(storage, step.choice.workspace_bytes)
+            workspace = self._at(WorkspaceId(index), step.choice.workspace_bytes)
         return self._context.bind(step.request, step.choice, inputs, outputs, workspace)
 
     def inputs(self) -> list[BoundTensor]:

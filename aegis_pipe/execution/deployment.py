@@ -27,7 +27,12 @@ from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.passes import run_passes
 from aegis_pipe.execution.program import BoundModel, build_program
 from aegis_pipe.execution.reference_operators import reference_function
-from aegis_pipe.memory import DeviceMemoryPool, DevicePlan
+from aegis_pipe.memory import (
+    DeviceMemoryPool,
+    DevicePlan,
+    check_device_budget,
+    check_model_budget,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,37 @@ def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -
     return LoadedModel(compiled, load)
 
 
+def plan_models(
+    loaded: Sequence[LoadedModel],
+    orders: Sequence[ModelOrder],
+    context: DeviceContext,
+    *,
+    stream_count: int,
+    budget_bytes: int | None,
+) -> DevicePlan:
+    """Plan the device as one; raises BudgetExceededError with the smallest cause."""
+    for model, order in zip(loaded, orders, strict=True):
+        if order.memory_budget_bytes is not None:
+            compiled = model.compiled
+            check_model_budget(
+                compiled.name,
+                order.memory_budget_bytes,
+                lifetimes=compiled.analysis.lifetimes,
+                plan=compiled.plan,
+                step_names=[step.name for step in compiled.memory_steps],
+                weights_bytes=compiled.weight_bytes,
+            )
+    description = context.description
+    plan = DevicePlan.build(
+        [model.compiled.memory for model in loaded],
+        stream_count=stream_count,
+        alignment_bytes=description.alignment_bytes,
+    )
+    if budget_bytes is not None:
+        check_device_budget(plan, budget_bytes, device=description.name)
+    return plan
+
+
 class Deployment:
     """Models on the device, ready to run on every stream. Owns pools and bound models."""
 
@@ -108,7 +144,7 @@ class Deployment:
     def _deploy(self, loaded: Sequence[LoadedModel], plan: DevicePlan) -> None:
         weights_pool = self._reserve("weights", plan.weights_bytes)
         arenas = [
-            self._reserve(f"arena.{index}", size) for index, size in enumerate(plan.arena_bytes)
+            self._reserve(f"arena.{index}", plan.arena_bytes) for index in range(plan.stream_count)
         ]
         regions: dict[str, Region] = {}
         for model in loaded:
@@ -140,7 +176,7 @@ class Deployment:
         with self._phases.phase("pool.reserve", model=compiled.name) as phase:
             new = [weight for key, weight in compiled.weights.items() if key not in regions]
             for weight in new:
-                offset_bytes = plan.weight_offsets[weight.key]
+                offset_bytes = plan.weights_offsets[weight.key]
                 buffer = pool.place(weight.tensor, offset_bytes, weight.size_bytes, compiled.name)
                 self._context.write(buffer.region, weight.content())
                 regions[weight.key] = buffer.region
