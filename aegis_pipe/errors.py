@@ -13,6 +13,7 @@
         DynamicShapeError         an output's shape depends on data
         InvalidInputError         a request's inputs do not fit the model
         BudgetExceededError       the plan does not fit the memory budget
+        InvalidLifetimeError      a tensor lifetime can not be planned
         DeviceUnavailableError    the device asked for is not here
         KernelError               a kernel refused its data
         PipelineError             a source, a transform or a sink failed
@@ -105,6 +106,10 @@ class InvalidInputError(PermanentError):
 
 class BudgetExceededError(PermanentError):
     """The memory plan is larger than a budget; names the smallest cause."""
+
+
+class InvalidLifetimeError(PermanentError, ValueError):
+    """A tensor lifetime handed to the planner is impossible: size, interval, alignment or id."""
 
 
 class DeviceUnavailableError(PermanentError):

@@ -1,1 +1,45 @@
-"""See docs/ARCHITECTURE.md."""
+"""Layer 2: memory is planned, checked and reserved before it is used."""
+
+from aegis_pipe.memory.analyser import LifetimeAnalyser, MemoryAnalysis
+from aegis_pipe.memory.budgets import (
+    BudgetPart,
+    DevicePlan,
+    ModelMemory,
+    check_budget,
+    check_device_budget,
+    check_model_budget,
+)
+from aegis_pipe.memory.buffer import DeviceBuffer
+from aegis_pipe.memory.check import (
+    PlanViolation,
+    assert_plan_is_sound,
+    check_lifetimes,
+    check_plan,
+)
+from aegis_pipe.memory.lifetimes import MemoryStep, TensorLifetime, WorkspaceId
+from aegis_pipe.memory.plan import AllocationPlan
+from aegis_pipe.memory.planner import MemoryPlanner
+from aegis_pipe.memory.pool import DeviceMemoryPool, PoolStatistics
+
+__all__ = [
+    "AllocationPlan",
+    "BudgetPart",
+    "DeviceBuffer",
+    "DeviceMemoryPool",
+    "DevicePlan",
+    "LifetimeAnalyser",
+    "MemoryAnalysis",
+    "MemoryPlanner",
+    "MemoryStep",
+    "ModelMemory",
+    "PlanViolation",
+    "PoolStatistics",
+    "TensorLifetime",
+    "WorkspaceId",
+    "assert_plan_is_sound",
+    "check_budget",
+    "check_device_budget",
+    "check_lifetimes",
+    "check_model_budget",
+    "check_plan",
+]

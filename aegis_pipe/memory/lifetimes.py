@@ -22,6 +22,17 @@ class TensorLifetime:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkspaceId:
+    """Names a step's scratch memory; never equal to a tensor's id, whatever that is."""
+
+    step: int
+
+    def __str__(self) -> str:
+        """Format as `workspace of step 12`."""
+        return f"workspace of step {self.step}"
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryStep:
     """What one step does to memory.
 
@@ -31,6 +42,7 @@ class MemoryStep:
 
     name: str
     reads: tuple[str, ...]
+    """One entry per operand: a tensor that is read twice stands twice."""
     writes: tuple[str, ...]
     workspace_bytes: int = 0
     in_place: tuple[tuple[str, str], ...] = ()

@@ -1,0 +1,246 @@
+"""Check that it all fits; if not, name the smallest cause and the smallest way out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Self
+
+from aegis_pipe.errors import BudgetExceededError
+from aegis_pipe.memory.lifetimes import TensorLifetime
+from aegis_pipe.memory.plan import AllocationPlan
+from aegis_pipe.units import format_size
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetPart:
+    """Something that takes up a budget."""
+
+    name: str
+    """As it stands in a message: "`conv3.out`", "weights of `detector`"."""
+    size_bytes: int
+
+    def __str__(self) -> str:
+        """Format as "`conv3.out` 40 MiB"."""
+        return f"{self.name} {format_size(self.size_bytes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMemory:
+    """What one model needs on the device."""
+
+    model: str
+    weights: Mapping[str, int]
+    """Bytes of each stored constant, by a key of its contents: equal keys are stored once."""
+    arena_bytes: int
+    """Peak of its plan: activations and workspaces of one request."""
+    staging_bytes: int = 0
+    """Buffers for its inputs and outputs outside the arena."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePlan:
+    """One device's memory: weights once, one arena per stream, staging. Build with `build`.
+
+    An arena is as large as the largest model needs, because a stream runs one request at a time;
+    the scheduler's exclusivity is what makes that sound.
+    """
+
+    models: tuple[ModelMemory, ...]
+    stream_count: int
+    weights_offsets: Mapping[str, int]
+    """Place of each constant in the pool of weights, by content key."""
+    weights_bytes: int
+    """Size of that pool, with the gaps that alignment leaves."""
+    arena_bytes: int
+    """Size of each stream's arena."""
+    arena_model: str
+    """The model that determines it (the first, if several do); empty without models."""
+    staging_bytes: int
+
+    @classmethod
+    def build(
+        cls, models: Sequence[ModelMemory], *, stream_count: int, alignment_bytes: int = 1
+    ) -> Self:
+        """Lay the weights out in the order of their first use and size the arenas."""
+        offsets: dict[str, int] = {}
+        weights_end = 0
+        for key, size_bytes in itertools.chain(*(each.weights.items() for each in models)):
+            if key not in offsets:
+                offsets[key] = _round_up(weights_end, alignment_bytes)
+                weights_end = offsets[key] + size_bytes
+        largest = max(models, key=lambda each: each.arena_bytes, default=None)
+        return cls(
+            models=tuple(models),
+            stream_count=stream_count,
+            weights_offsets=MappingProxyType(offsets),
+            weights_bytes=weights_end,
+            arena_bytes=_round_up(largest.arena_bytes, alignment_bytes) if largest else 0,
+            arena_model=largest.model if largest else "",
+            staging_bytes=sum(each.staging_bytes for each in models),
+        )
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything on the device."""
+        return self.weights_bytes + self.stream_count * self.arena_bytes + self.staging_bytes
+
+    @property
+    def separate_bytes(self) -> int:
+        """What it would take if every model had its own weights and an arena per stream."""
+        return sum(
+            sum(each.weights.values()) + self.stream_count * each.arena_bytes + each.staging_bytes
+            for each in self.models
+        )
+
+    @property
+    def saved_bytes(self) -> int:
+        """What sharing saves against that; alignment gaps alone can make it slightly negative."""
+        return self.separate_bytes - self.total_bytes
+
+    @property
+    def parts(self) -> tuple[BudgetPart, ...]:
+        """The total, part by part: new weights per model, arena per stream, staging, gaps."""
+        seen: set[str] = set()
+        parts = []
+        for each in self.models:
+            new = sum(size for key, size in each.weights.items() if key not in seen)
+            seen.update(each.weights)
+            parts.append(BudgetPart(f"weights of `{each.model}`", new))
+        parts.append(BudgetPart("gaps for alignment", self.weights_bytes - _total(parts)))
+        parts += [
+            BudgetPart(f"arena of stream {stream} (set by `{self.arena_model}`)", self.arena_bytes)
+            for stream in range(self.stream_count)
+        ]
+        parts += [BudgetPart(f"staging of `{x.model}`", x.staging_bytes) for x in self.models]
+        return tuple(part for part in parts if part.size_bytes)
+
+
+def check_budget(
+    budget_bytes: int,
+    parts: Sequence[BudgetPart],
+    *,
+    context: str = "",
+    at: str = "",
+    hint: str = "",
+) -> None:
+    """Raise BudgetExceededError if the parts add up to more than the budget.
+
+    The message names the fewest parts that exceed it by themselves; `at` says when
+    ("at step 12 (`conv3`)"). Without a hint, it says what to raise `memory_budget` to.
+    """
+    needed_bytes = _total(parts)
+    if needed_bytes <= budget_bytes:
+        return
+    budget, needed = _distinct(budget_bytes, needed_bytes)
+    where = f" {at}" if at else ""
+    cause = " + ".join(map(str, smallest_cause(budget_bytes, parts)))
+    raise BudgetExceededError(
+        f"budget {budget}, needs {needed}{where}: {cause}",
+        context=context,
+        hint=hint or _raise_hint(needed_bytes),
+    )
+
+
+def smallest_cause(budget_bytes: int, parts: Sequence[BudgetPart]) -> list[BudgetPart]:
+    """Return the fewest parts that together exceed the budget: the largest ones."""
+    cause: list[BudgetPart] = []
+    for part in sorted(parts, key=lambda part: -part.size_bytes):
+        if _total(cause) > budget_bytes:
+            break
+        cause.append(part)
+    return cause
+
+
+def check_model_budget(
+    model: str,
+    budget_bytes: int,
+    *,
+    lifetimes: Sequence[TensorLifetime],
+    plan: AllocationPlan,
+    step_names: Sequence[str],
+    weights_bytes: int = 0,
+    display_names: Mapping[Hashable, str] | None = None,
+) -> None:
+    """Raise BudgetExceededError if a model's weights and arena do not fit its budget.
+
+    Names the tensors that are alive at the fullest step; `display_names` replaces ids that mean
+    little to a reader.
+    """
+    step, alive = live_at_peak(lifetimes)
+    names = display_names or {}
+    parts = [
+        BudgetPart(f"`{names.get(each.tensor_id, each.tensor_id)}`", each.size_bytes)
+        for each in alive
+    ]
+    parts.append(BudgetPart("gaps of the plan", plan.peak_bytes - _total(parts)))
+    parts.append(BudgetPart("weights", weights_bytes))
+    name = f" (`{step_names[step]}`)" if step < len(step_names) else ""
+    check_budget(
+        budget_bytes,
+        [part for part in parts if part.size_bytes],
+        context=f"model `{model}`",
+        at=f"at step {step}{name}",
+        hint=f"{_raise_hint(plan.peak_bytes + weights_bytes)} for model `{model}`",
+    )
+
+
+def live_at_peak(lifetimes: Sequence[TensorLifetime]) -> tuple[int, list[TensorLifetime]]:
+    """Return the first step with the largest sum of live sizes, and who is alive there."""
+    changes = sorted(
+        [(each.first, each.size_bytes) for each in lifetimes]
+        + [(each.end, -each.size_bytes) for each in lifetimes]
+    )
+    live_bytes = peak_bytes = peak_step = 0
+    for step, group in itertools.groupby(changes, key=lambda change: change[0]):
+        live_bytes += sum(size for _, size in group)
+        if live_bytes > peak_bytes:
+            peak_bytes, peak_step = live_bytes, step
+    return peak_step, [each for each in lifetimes if each.first <= peak_step < each.end]
+
+
+def check_device_budget(plan: DevicePlan, budget_bytes: int, *, device: str = "") -> None:
+    """Raise BudgetExceededError if a device's plan does not fit its budget.
+
+    The hint offers the smallest changes: a larger budget, and fewer streams if that is enough.
+    """
+    hint = _raise_hint(plan.total_bytes)
+    excess_bytes = plan.total_bytes - budget_bytes
+    if plan.arena_bytes and excess_bytes > 0:
+        dropped = -(-excess_bytes // plan.arena_bytes)
+        if dropped < plan.stream_count:
+            hint += (
+                f", or lower `streams.count` to {plan.stream_count - dropped}, "
+                f"which saves {format_size(dropped * plan.arena_bytes)}"
+            )
+    check_budget(
+        budget_bytes, plan.parts, context=f"device `{device}`" if device else "device", hint=hint
+    )
+
+
+def _raise_hint(needed_bytes: int) -> str:
+    return f"raise `memory_budget` to {format_size_at_least(needed_bytes)}"
+
+
+def format_size_at_least(n: int) -> str:
+    """Format a size rounded up to what `format_size` can say exactly: it is always enough."""
+    unit = 1
+    while n >= 1000 * unit:
+        unit *= 1024
+    return format_size(_round_up(n, unit))
+
+
+def _distinct(budget_bytes: int, needed_bytes: int) -> tuple[str, str]:
+    """Format both so that the difference shows, in plain bytes if need be."""
+    budget, needed = format_size(budget_bytes), format_size(needed_bytes)
+    return (budget, needed) if budget != needed else (f"{budget_bytes} B", f"{needed_bytes} B")
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _total(parts: Sequence[BudgetPart]) -> int:
+    return sum(part.size_bytes for part in parts)

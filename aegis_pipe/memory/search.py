@@ -1,0 +1,110 @@
+"""Strategies that look for a good plan, one after the other, until it is good enough.
+
+A strategy takes a `Search`, offers it orders (or finished offsets), and returns when the search
+is finished or it has nothing more to try. A new one is a function more in `STRATEGIES`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from aegis_pipe.memory.orders import GREEDY_ORDERS, greedy_order
+from aegis_pipe.memory.packing import PackingProblem, make_placer
+
+
+class Search:
+    """The best plan found so far, what would be good enough, and how much work is left."""
+
+    def __init__(self, problem: PackingProblem, *, target_bytes: int, work: int) -> None:
+        self.problem = problem
+        self.lower_bound_bytes = problem.lower_bound_bytes
+        """A strategy that proves a better bound raises it."""
+        self.offsets: list[int] = []
+        self.order: Sequence[int] = ()
+        self.peak_bytes: int | None = None
+        self.algorithm = "nothing to place"
+        self._placer = make_placer(problem)
+        self._sizes: list[int] = problem.sizes.tolist()
+        self._target_bytes = target_bytes
+        self._work_limit = work
+
+    @property
+    def finished(self) -> bool:
+        """Whether the plan is good enough, or there is one and the work is used up."""
+        if self.peak_bytes is None:
+            return not len(self.problem)
+        return (
+            self.peak_bytes <= max(self._target_bytes, self.lower_bound_bytes)
+            or self._placer.work >= self._work_limit
+        )
+
+    def try_order(self, order: Sequence[int], algorithm: str, *, keep_ties: bool = False) -> bool:
+        """Place in this order; keep the plan if it is better (with `keep_ties`: not worse)."""
+        limit = self.peak_bytes if self.peak_bytes is None or keep_ties else self.peak_bytes - 1
+        offsets = self._placer.place(order, limit)
+        if offsets is None:
+            return False
+        self.offer(offsets, algorithm)
+        self.order = order
+        return True
+
+    def offer(self, offsets: list[int], algorithm: str) -> None:
+        """Take over a plan that is not worse, and the name of who improved the peak."""
+        peak = max(map(int.__add__, offsets, self._sizes))
+        assert self.peak_bytes is None or peak <= self.peak_bytes, "a worse plan is offered"
+        if self.peak_bytes is None or peak < self.peak_bytes:
+            self.algorithm = algorithm
+        self.offsets, self.peak_bytes = offsets, peak
+
+    def spend(self, work: int) -> None:
+        """Count work done outside `try_order`, in neighbours looked at."""
+        self._work_limit -= work
+
+    def tops_above(self, bytes_: int) -> list[int]:
+        """Return the buffers that end above an offset in the present plan."""
+        spans = zip(self.offsets, self._sizes, strict=True)
+        return [buffer for buffer, (offset, size) in enumerate(spans) if offset + size > bytes_]
+
+
+Strategy = Callable[[Search], None]
+
+
+def greedy(search: Search) -> None:
+    """Try every greedy order once."""
+    for name in GREEDY_ORDERS:
+        if search.finished:
+            return
+        search.try_order(greedy_order(search.problem, name), f"greedy {name}")
+
+
+def hill_climb(search: Search) -> None:
+    """Blame a buffer above the bound: place it before an earlier one that is in its way.
+
+    Moves to plans of the same peak are made too, because most moves change nothing at the top.
+    Seeded, so that the same problem gives the same plan on every machine.
+    """
+    generator = random.Random(20_030_901)
+    firsts: list[int] = search.problem.firsts.tolist()
+    ends: list[int] = search.problem.ends.tolist()
+    while not search.finished:
+        # `random()` alone is stable across Python versions, `choice` and `randrange` are not.
+        blamed = search.tops_above(search.lower_bound_bytes)
+        buffer = blamed[int(generator.random() * len(blamed))]
+        place = search.order.index(buffer)
+        in_its_way = [
+            position
+            for position, other in enumerate(search.order[:place])
+            if firsts[other] < ends[buffer] and firsts[buffer] < ends[other]
+        ]
+        search.spend(len(search.order))
+        if not in_its_way:
+            continue
+        target = in_its_way[int(generator.random() * len(in_its_way))]
+        order = list(search.order)
+        order.insert(target, order.pop(place))
+        search.try_order(order, "hill climbing", keep_ties=True)
+
+
+STRATEGIES: tuple[Strategy, ...] = (greedy, hill_climb)
+"""In the order in which they are tried; each goes on from what the ones before have found."""
