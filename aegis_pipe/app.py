@@ -9,10 +9,12 @@ Builds, wires and hands down; decides nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -32,15 +34,24 @@ from aegis_pipe.execution.deployment import (
     LoadedModel,
     ModelOrder,
     compile_models,
+    plan_models,
 )
 from aegis_pipe.execution.executor import check_inputs
 from aegis_pipe.execution.model_inspection import inspect_model
 from aegis_pipe.execution.model_loader import LoadOptions
 from aegis_pipe.execution.program import BoundModel
-from aegis_pipe.manifest import Manifest, ModelSection, PipelineSection, load_manifest
-from aegis_pipe.memory import DevicePlan, plan_device
+from aegis_pipe.manifest import load_manifest
+from aegis_pipe.manifest.model import (
+    Manifest,
+    PipelineSection,
+    SinkSection,
+    SourceSection,
+)
+from aegis_pipe.manifest.model import SyntheticSource as SyntheticSection
+from aegis_pipe.memory import DevicePlan
 from aegis_pipe.pipeline import PipelinePlan, PipelineReport, PipelineRunner, SinkPlan, StagePlan
 from aegis_pipe.pipeline.arrivals import make_arrivals
+from aegis_pipe.pipeline.parts import Sink, Source
 from aegis_pipe.pipeline.sinks import SINKS
 from aegis_pipe.pipeline.sources import SOURCES
 from aegis_pipe.pipeline.sources.synthetic import SyntheticTensor
@@ -53,11 +64,13 @@ from aegis_pipe.scheduling.device_launcher import (
 )
 from aegis_pipe.scheduling.loop import OrchestrationLoop
 from aegis_pipe.scheduling.policies import make_policy
+from aegis_pipe.scheduling.policy import SchedulingPolicy
+from aegis_pipe.scheduling.request import ExecutionRequest
 from aegis_pipe.scheduling.scheduler import Scheduler
 from aegis_pipe.scheduling.statistics import ModelStatistics, RequestStatistics
 from aegis_pipe.scheduling.stream_pool import StreamPool
 from aegis_pipe.telemetry import Telemetry, TelemetryConfig
-from aegis_pipe.tensor import TensorSpec
+from aegis_pipe.tensor import TensorSpec, dtype_named
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +101,7 @@ class RuntimeReport:
     streams: int
     policy: str
     elapsed_ns: int
+    memory_budget_bytes: int | None
     plan: DevicePlan
     statistics: RuntimeStatistics
     pipelines: tuple[PipelineReport, ...]
@@ -105,3 +119,489 @@ class RuntimeReport:
 def check_manifest(path: str | Path) -> Manifest:
     """Load a manifest and look into its models; raises ManifestError with all problems."""
     return load_manifest(path, inspect_model=inspect_model)
+
+
+def open_pipeline(
+    manifest: str | Path | Manifest,
+    *,
+    listeners: Sequence[Listener] = (),
+    write_line: Callable[[str], None] = print,
+) -> Runtime:
+    """Load a manifest and start it; use the result as a context manager.
+
+    `listeners` get every event; `write_line` takes what `console` sinks show. Raises ManifestError,
+    or the AegisError of whatever could not be loaded; nothing is left open then.
+    """
+    loaded = manifest if isinstance(manifest, Manifest) else check_manifest(manifest)
+    return Runtime(loaded, SystemClock(), listeners, write_line)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedDeployment:
+    """What `aegis-pipe plan` shows: everything up to the point where memory is reserved."""
+
+    manifest: Manifest
+    device: DeviceDescription
+    device_reason: str
+    models: tuple[CompiledModel, ...]
+    memory: DevicePlan
+
+
+def plan_deployment(manifest: Manifest) -> PlannedDeployment:
+    """Compile and plan all models of a manifest; reserves no device memory."""
+    clock = SystemClock()
+    phases = PhaseRecorder(EventHub(), clock)
+    opened = _open_device(manifest, clock)
+    with opened.context as context:
+        orders = _model_orders(manifest)
+        loaded = compile_models(orders, context, phases)
+        plan = _plan(manifest, orders, loaded, context)
+        models = tuple(model.compiled for model in loaded)
+        return PlannedDeployment(manifest, context.description, opened.reason, models, plan)
+
+
+class Runtime:
+    """A running manifest: models loaded, streams and scheduler at work.
+
+    Thread-safe but for `close`. Made by `open_pipeline`.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        clock: Clock,
+        listeners: Sequence[Listener],
+        write_line: Callable[[str], None],
+    ) -> None:
+        self.name = manifest.name
+        self.policy = manifest.scheduler.policy
+        self.stream_count = manifest.streams.count
+        self.clock = clock
+        self._manifest = manifest
+        self._write_line = write_line
+        self._requests = RequestStatistics(tuple(model.name for model in manifest.models))
+        self._hub = EventHub(self._requests, *listeners)
+        self._sections = {section.name: section for section in manifest.models}
+        # From 1: 0 stands for no request. next() of a count is atomic.
+        self._request_ids = itertools.count(1)
+        self._closing = ExitStack()
+        self._runners: list[PipelineRunner] = []
+        self._telemetry_lines: tuple[str, ...] = ()
+        self._end_ns: int | None = None
+        try:
+            self._start()
+        except BaseException:
+            self._closing.close()
+            raise
+
+    def _start(self) -> None:
+        manifest, clock, hub = self._manifest, self.clock, self._hub
+        self._start_telemetry()
+        phases = PhaseRecorder(hub, clock)
+        with phases.phase("runtime.start") as phase:
+            phase.attributes["manifest"] = self.name
+            with phases.phase("device.open"):
+                opened = _open_device(manifest, clock)
+            context = self._closing.enter_context(opened.context)
+            self.device = context.description
+        orders = _model_orders(manifest)
+        loaded = compile_models(orders, context, phases)
+        self.plan = _plan(manifest, orders, loaded, context)
+        streams = [context.create_stream(index) for index in range(manifest.streams.count)]
+        self._deployment = self._closing.enter_context(
+            Deployment(
+                loaded,
+                self.plan,
+                context,
+                streams,
+                max_block_ns=manifest.streams.max_block_ns,
+                hub=hub,
+                clock=clock,
+                phases=phases,
+            )
+        )
+        self._bound = self._deployment.slots[0]
+        self.models = MappingProxyType(
+            {model.name: _information(self._bound[model.name]) for model in manifest.models}
+        )
+        self._loop = self._start_loop(context, [[stream] for stream in streams])
+        self._start_ns = clock.now_ns()
+        if hub.enabled:
+            hub.emit(
+                RuntimeStarted(
+                    self._start_ns,
+                    self.name,
+                    self.device.name,
+                    opened.reason,
+                    self.policy,
+                    self.stream_count,
+                )
+            )
+
+    def _start_telemetry(self) -> None:
+        telemetry = Telemetry(_telemetry_config(self._manifest), self.clock)
+        if not telemetry.has_destination:
+            return
+        self._hub.add(telemetry.listener)
+        telemetry.start()
+
+        def close() -> None:
+            self._telemetry_lines = telemetry.close().lines()
+
+        self._closing.callback(close)
+
+    def _start_loop(
+        self, context: DeviceContext, lanes: Sequence[Sequence[Any]]
+    ) -> OrchestrationLoop:
+        manifest = self._manifest
+        slots = [
+            StreamSlot(stream_lanes, models)
+            for stream_lanes, models in zip(lanes, self._deployment.slots, strict=True)
+        ]
+        launcher = DeviceLauncher(
+            slots,
+            self.clock,
+            self._hub,
+            notifies=context.capabilities.notifies_progress,
+            stamped=manifest.telemetry.traces.kernels != "never",
+        )
+        scheduler = Scheduler(
+            _make_policy(manifest),
+            StreamPool(manifest.streams.count),
+            queue_capacity=manifest.scheduler.queue_capacity,
+            model_capacity={
+                model.name: model.queue_capacity
+                for model in manifest.models
+                if model.queue_capacity is not None
+            },
+            late={model.name: model.late for model in manifest.models},
+        )
+        loop = OrchestrationLoop(scheduler, launcher, self.clock, self._hub)
+        context.set_progress_listener(loop.wake)
+        loop.start()
+        timeout_ns = manifest.scheduler.drain_timeout_ns
+        self._closing.callback(self._stop_loop, loop, timeout_ns)
+        return loop
+
+    def _stop_loop(self, loop: OrchestrationLoop, timeout_ns: int) -> None:
+        drained = loop.stop(drain=True, timeout_ns=timeout_ns)
+        if self._hub.enabled:
+            self._hub.emit(RuntimeStopped(self.clock.now_ns(), self.name, drained))
+
+    def submit(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        priority: int | None = None,
+        deadline: float | str | None = None,
+    ) -> InferenceFuture:
+        """Hand in one inference and return at once; the future has the outputs by name.
+
+        Arrays must not be changed until the future is done. `priority` and `deadline` (seconds
+        from now, or a text such as "20 ms") replace the model's own. Raises InvalidInputError for
+        inputs that do not fit, QueueFullError if there is no room, RuntimeStoppedError after
+        `close`. The future raises DeadlineExceededError, RequestCancelledError or what a kernel
+        raised.
+        """
+        deadline_ns = None
+        if deadline is not None:
+            deadline_ns = self.clock.now_ns() + _duration_ns(deadline)
+        return self._submit(model, inputs, priority=priority, deadline_ns=deadline_ns)
+
+    def _submit(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        priority: int | None,
+        deadline_ns: int | None,
+        traceparent: str = "",
+    ) -> InferenceFuture:
+        bound = self._bound.get(model)
+        if bound is None:
+            raise _unknown_model(model, self.models)
+        section = self._sections[model]
+        arrays = check_inputs(model, bound.inputs, inputs)
+        now_ns = self.clock.now_ns()
+        if deadline_ns is None and section.deadline_ns is not None:
+            deadline_ns = now_ns + section.deadline_ns
+        future = InferenceFuture()
+        request = ExecutionRequest(
+            request_id=next(self._request_ids),
+            model=model,
+            arrival_ns=now_ns,
+            segment_count=bound.segment_count,
+            priority=section.priority if priority is None else priority,
+            deadline_ns=deadline_ns,
+            payload=RequestPayload(arrays, future),
+            traceparent=traceparent,
+        )
+        future.attach(request.request_id, self._loop.cancel)
+        self._loop.submit(request)
+        return future
+
+    def infer(self, model: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Submit and wait for the outputs."""
+        return self.submit(model, inputs).result()
+
+    def statistics(self) -> RuntimeStatistics:
+        """Return the figures so far."""
+        return RuntimeStatistics(
+            models=self._requests.snapshot(),
+            queue_depth=self._loop.queue_depth,
+            allocations_after_start=self._deployment.allocations_after_start,
+        )
+
+    def start_pipelines(
+        self, *, on_error: Callable[[str, AegisError], None] = lambda pipeline, error: None
+    ) -> None:
+        """Begin to feed the manifest's pipelines; `on_error` hears of failing items and sinks."""
+        plans = [self._pipeline(section) for section in self._manifest.pipelines]
+        self._runners = [
+            PipelineRunner(
+                plan, _arrivals(section), self._submit, self.clock, self._hub, on_error=on_error
+            )
+            for plan, section in zip(plans, self._manifest.pipelines, strict=True)
+        ]
+        for runner in self._runners:
+            runner.start()
+
+    def join(self, timeout_s: float, stop: threading.Event) -> bool:
+        """Wait for the end of all pipelines, `stop` or the timeout; return whether all ended.
+
+        A manifest without pipelines never ends by itself.
+        """
+        end_ns = self.clock.now_ns() + round(timeout_s * 1e9)
+        for runner in self._runners:
+            while not runner.join(0.02):
+                if stop.is_set() or self.clock.now_ns() >= end_ns:
+                    return False
+        if not self._runners:
+            self.clock.wait_until(end_ns, stop)
+        return bool(self._runners)
+
+    def close(self) -> None:
+        """Finish what is under way and release everything; idempotent."""
+        for runner in self._runners:
+            runner.stop()
+        for runner in self._runners:
+            runner.join()
+        if self._end_ns is None:
+            self._end_ns = self.clock.now_ns()
+            self._final_statistics = self.statistics()
+        self._closing.close()
+
+    def report(self) -> RuntimeReport:
+        """Return how the run went; complete after `close`."""
+        end_ns = self._end_ns or self.clock.now_ns()
+        return RuntimeReport(
+            name=self.name,
+            device=self.device.name,
+            streams=self.stream_count,
+            policy=self.policy,
+            elapsed_ns=end_ns - self._start_ns,
+            memory_budget_bytes=self._manifest.device.memory_budget_bytes,
+            plan=self.plan,
+            statistics=self._final_statistics if self._end_ns else self.statistics(),
+            pipelines=tuple(runner.report() for runner in self._runners),
+            telemetry=self._telemetry_lines,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _pipeline(self, section: PipelineSection) -> PipelinePlan:
+        """Make a pipeline's parts; raises PipelineError with the pipeline's name."""
+        try:
+            source = self._source(section.source)
+            stages = tuple(
+                self._stage(section, index, source) for index in range(len(section.stages))
+            )
+            sinks = tuple(
+                SinkPlan(f"{sink.kind}.{index}", self._sink(sink), sink.input)
+                for index, sink in enumerate(section.sinks)
+            )
+        except PipelineError as error:
+            error.context = f"pipeline `{section.name}`, {error.context}"
+            raise
+        return PipelinePlan(
+            name=section.name,
+            source=source,
+            source_kind=section.source.kind,
+            stages=stages,
+            sinks=sinks,
+            queue_capacity=section.queue_capacity,
+            drop_when_full=section.full == "drop",
+            priority=section.priority,
+            deadline_ns=section.deadline_ns,
+        )
+
+    def _source(self, section: SourceSection) -> Source:
+        """Make a source; options are its section's fields in the source's own terms."""
+        options = _options(section)
+        for timing in ("rate_per_s", "arrivals"):
+            options.pop(timing, None)
+        if "path" in options:
+            options["path"] = self._manifest.resolve(options["path"])
+        if "repeat" in options:
+            options["passes"] = _passes(options.pop("repeat"))
+        if isinstance(section, SyntheticSection):
+            options = {
+                "tensors": self._synthetic_tensors(section),
+                "seed": section.seed,
+                "count": section.count or 0,
+            }
+        return SOURCES[section.kind](**options)
+
+    def _synthetic_tensors(self, section: SyntheticSection) -> dict[str, SyntheticTensor]:
+        if section.like is not None:
+            inputs = self.models[section.like].inputs
+            return {name: SyntheticTensor(spec) for name, spec in inputs.items()}
+        return {
+            name: SyntheticTensor(
+                TensorSpec(dtype_named(tensor.dtype), tensor.shape), tensor.low, tensor.high
+            )
+            for name, tensor in section.outputs.items()
+        }
+
+    def _stage(self, section: PipelineSection, index: int, source: Source) -> StagePlan:
+        stage = section.stages[index]
+        if stage.model is not None:
+            information = self.models[stage.model]
+            inputs = section.inputs_of(index, tuple(information.inputs))
+            return StagePlan(stage.name, inputs, tuple(information.outputs), model=stage.model)
+        assert stage.transform is not None
+        options = _options(stage.transform)
+        if options.get("labels"):
+            options["labels"] = _read_lines(self._manifest.resolve(options["labels"]))
+        transform = TRANSFORMS[stage.transform.kind](**options)
+        inputs = section.inputs_of(index, transform.inputs)
+        return StagePlan(stage.name, inputs, transform.outputs, transform=transform)
+
+    def _sink(self, section: SinkSection) -> Sink:
+        options = _options(section)
+        options["inputs"] = options.pop("input")
+        if "path" in options:
+            options["path"] = self._manifest.resolve(options["path"])
+        if section.kind == "console":
+            options["write_line"] = self._write_line
+        return SINKS[section.kind](**options)
+
+
+def _options(section: Any) -> dict[str, Any]:
+    """Return a section's fields as keyword arguments, without what was left out."""
+    fields = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _passes(repeat: bool | int) -> int:
+    """Return how many times to go through a source's files; 0 for ever."""
+    if repeat is True:
+        return 0
+    return max(1, repeat)
+
+
+def _arrivals(section: PipelineSection) -> Iterator[int]:
+    source = section.source
+    kind = getattr(source, "arrivals", "periodic")
+    return make_arrivals(kind, source.rate_per_s, getattr(source, "seed", 0))
+
+
+def _read_lines(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(
+            f"`{path}` can not be read: {error}", context="transform `top_k`, `labels`"
+        ) from error
+
+
+def _open_device(manifest: Manifest, clock: Clock) -> OpenedDevice:
+    section = manifest.device
+    return open_device(
+        section.kind, index=section.index, clock=clock, threads=manifest.streams.threads
+    )
+
+
+def _model_orders(manifest: Manifest) -> list[ModelOrder]:
+    return [
+        ModelOrder(
+            name=section.name,
+            path=manifest.resolve(section.path),
+            options=LoadOptions(shapes=section.shapes, bind=section.bind, name=section.name),
+            memory_budget_bytes=section.memory_budget_bytes,
+        )
+        for section in manifest.models
+    ]
+
+
+def _plan(
+    manifest: Manifest,
+    orders: Sequence[ModelOrder],
+    loaded: Sequence[LoadedModel],
+    context: DeviceContext,
+) -> DevicePlan:
+    return plan_models(
+        loaded,
+        orders,
+        context,
+        stream_count=manifest.streams.count,
+        budget_bytes=manifest.device.memory_budget_bytes,
+    )
+
+
+def _make_policy(manifest: Manifest) -> SchedulingPolicy:
+    section = manifest.scheduler
+    options = {"ageing_ns": section.ageing_ns} if section.policy == "priority" else {}
+    return make_policy(section.policy, **options)
+
+
+def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
+    section, otlp = manifest.telemetry, manifest.telemetry.otlp
+    traces = section.traces
+    return TelemetryConfig(
+        service_name=manifest.service_name,
+        device=manifest.device.kind,
+        otlp_endpoint=otlp.endpoint if otlp else "",
+        otlp_protocol=otlp.protocol if otlp else "grpc",
+        otlp_headers=tuple(otlp.headers.items()) if otlp else (),
+        otlp_timeout_ns=otlp.timeout_ns if otlp else 750_000_000,
+        otlp_json_path=manifest.resolve(section.file) if section.file else None,
+        log_path=manifest.resolve(section.log.path) if section.log else None,
+        ratio=traces.ratio,
+        always=traces.always,
+        slow_ns=traces.slow_ns or 0,
+        kernels=traces.kernels,
+        max_spans=traces.max_spans,
+        ring_capacity=section.ring_capacity,
+    )
+
+
+def _information(bound: BoundModel) -> ModelInformation:
+    return ModelInformation(
+        bound.name,
+        MappingProxyType({tensor.name: tensor.spec for tensor in bound.inputs}),
+        MappingProxyType({tensor.name: tensor.spec for tensor in bound.outputs}),
+    )
+
+
+def _unknown_model(model: str, models: Mapping[str, ModelInformation]) -> InvalidInputError:
+    close = difflib.get_close_matches(model, models, n=1)
+    known = ", ".join(f"`{name}`" for name in models)
+    return InvalidInputError(
+        f"there is no model `{model}`",
+        hint=f"did you mean `{close[0]}`?" if close else f"the models are {known}",
+    )
+
+
+def _duration_ns(duration: float | str) -> int:
+    if not isinstance(duration, str):
+        return round(duration * 1e9)
+    try:
+        return units.parse_duration(duration)
+    except ValueError as error:
+        raise InvalidInputError(str(error), context="deadline") from error

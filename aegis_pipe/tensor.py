@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import NewType
 
+import ml_dtypes
 import numpy as np
 
 TensorId = NewType("TensorId", str)
@@ -35,3 +36,9 @@ class TensorSpec:
     def __str__(self) -> str:
         """Format as `float32[1, 3, 224, 224]`."""
         return f"{self.dtype.name}[{', '.join(map(str, self.shape))}]"
+
+
+def dtype_named(name: str) -> np.dtype:
+    """Return the dtype of a name such as `float32` or `bfloat16`; TypeError if there is none."""
+    extension = getattr(ml_dtypes, name, None)
+    return np.dtype(extension if extension is not None else name)

@@ -247,6 +247,11 @@ class Deployment:
             )
         )
 
+    @property
+    def allocations_after_start(self) -> int:
+        """Device allocations since everything was in place: 0, or the plan is broken."""
+        return max((pool.statistics().allocations_since_seal for pool in self._pools), default=0)
+
     def close(self) -> None:
         """Release what was recorded, then the memory; idempotent."""
         for slot in self.slots:

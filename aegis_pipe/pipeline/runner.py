@@ -59,7 +59,6 @@ class Submit(Protocol):
         *,
         priority: int | None,
         deadline_ns: int | None,
-        arrival_ns: int | None,
     ) -> SubmittedFuture:
         """Submit; `deadline_ns` is an instant, None for the model's own."""
         ...
@@ -262,7 +261,6 @@ class PipelineRunner:
                     inputs,
                     priority=plan.priority,
                     deadline_ns=deadline_ns,
-                    arrival_ns=None,
                 )
                 break
             except QueueFullError:

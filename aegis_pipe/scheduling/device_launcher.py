@@ -184,7 +184,7 @@ class DeviceLauncher:
             )
 
     def finish(
-        self, request: ExecutionRequest, state: RequestState, error: AegisError | None
+        self, request: ExecutionRequest, state: RequestState, error: Exception | None
     ) -> None:
         """Give the caller its result or its error."""
         payload: RequestPayload = request.payload

@@ -7,6 +7,7 @@ within 1 % of its value, whatever the number of requests, with no window and no 
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from dataclasses import dataclass
 
@@ -75,21 +76,26 @@ class _Figures:
 
 
 class RequestStatistics:
-    """A listener that keeps every model's figures."""
+    """A listener that keeps every model's figures; refused requests count as submitted too."""
 
     def __init__(self, models: tuple[str, ...]) -> None:
         self._figures = {model: _Figures() for model in models}
+        # Refusals are told by the submitting threads, everything else by the loop's.
+        self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
         """Take notice of submissions and endings; all else is let pass."""
-        if type(event) is RequestSubmitted:
-            self._figures[event.model].submitted += 1
-        elif type(event) is RequestFinished:
-            self._finish(self._figures[event.model], event)
+        if type(event) is RequestFinished:
+            with self._lock:
+                self._finish(self._figures[event.model], event)
+        elif type(event) is RequestSubmitted:
+            with self._lock:
+                self._figures[event.model].submitted += 1
 
     @staticmethod
     def _finish(figures: _Figures, event: RequestFinished) -> None:
         figures.outcomes[event.outcome] += 1
+        figures.submitted += event.outcome == "rejected"
         figures.deadline_misses += event.deadline_missed
         if event.start_ns:
             figures.queue.add(event.start_ns - event.arrival_ns)
@@ -99,7 +105,8 @@ class RequestStatistics:
 
     def snapshot(self) -> tuple[ModelStatistics, ...]:
         """Return all figures, models in the manifest's order."""
-        return tuple(self._snapshot(model, figures) for model, figures in self._figures.items())
+        with self._lock:
+            return tuple(self._snapshot(model, figures) for model, figures in self._figures.items())
 
     @staticmethod
     def _snapshot(model: str, figures: _Figures) -> ModelStatistics:

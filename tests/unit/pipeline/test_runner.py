@@ -78,7 +78,7 @@ class Models:
         self.refusals = 0
         self.deadlines: list[int | None] = []
 
-    def submit(self, model, inputs, *, priority, deadline_ns, arrival_ns):
+    def submit(self, model, inputs, *, priority, deadline_ns):
         with self._lock:
             self._ids += 1
             request_id = self._ids
