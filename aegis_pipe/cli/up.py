@@ -25,6 +25,11 @@ from aegis_pipe.cli.tables import milliseconds, table
 from aegis_pipe.errors import AegisError
 from aegis_pipe.scheduling.statistics import ModelStatistics
 
+SUMMARY_HEADER = (
+    "model", "requests", "done", "late", "dropped", "failed",
+    "p50 ms", "p99 ms", "queue p50", "queue p99", "run p50",
+)  # fmt: skip
+
 REFRESH_S = 0.5
 PROGRESS_S = 5.0
 
@@ -145,13 +150,18 @@ class _Screen:
 
 
 def _headline(runtime: Runtime) -> str:
-    plan = runtime.plan
-    budget = f" of {units.format_size(plan.budget_bytes)}" if plan.budget_bytes else ""
+    report = runtime.report()
     return (
-        f"{runtime.name}: {len(runtime.models)} models on {runtime.device.name}, "
-        f"{runtime.stream_count} streams, policy {runtime.policy}, "
-        f"memory {units.format_size(plan.total_bytes)}{budget}"
+        f"{report.name}: {len(report.statistics.models)} models on {report.device}, "
+        f"{report.streams} streams, policy {report.policy}, memory {_planned(report)}"
     )
+
+
+def _planned(report: RuntimeReport) -> str:
+    total = units.format_size(report.plan.total_bytes)
+    if report.memory_budget_bytes is None:
+        return f"{total} planned, no budget"
+    return f"{total} planned of a budget of {units.format_size(report.memory_budget_bytes)}"
 
 
 def _live_table(runtime: Runtime) -> Table:
@@ -180,12 +190,6 @@ def _live_table(runtime: Runtime) -> Table:
             milliseconds(m.queue_p99_ns),
         )
     return shown
-
-
-SUMMARY_HEADER = (
-    "model", "requests", "done", "late", "dropped", "failed",
-    "p50 ms", "p99 ms", "queue p50", "queue p99", "run p50",
-)  # fmt: skip
 
 
 def summary(report: RuntimeReport) -> str:
@@ -224,12 +228,10 @@ def _summary_row(m: ModelStatistics) -> tuple[str, ...]:
 
 
 def _memory_line(report: RuntimeReport) -> str:
-    plan = report.plan
-    size = units.format_size
-    budget = f" of a budget of {size(plan.budget_bytes)}" if plan.budget_bytes else ""
+    plan, size = report.plan, units.format_size
     return (
-        f"memory: {size(plan.total_bytes)} planned{budget} "
-        f"(weights {size(plan.weights_bytes)}, arenas {size(sum(plan.arena_bytes))}); "
+        f"memory: {_planned(report)} (weights {size(plan.weights_bytes)}, "
+        f"{plan.stream_count} arenas of {size(plan.arena_bytes)}); "
         f"sharing saves {size(plan.saved_bytes)}; "
         f"{report.statistics.allocations_after_start} device allocations after start"
     )

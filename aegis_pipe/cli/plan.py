@@ -1,0 +1,191 @@
+"""Show what `up` would do: kernels, memory and schedule of every model. Reserves nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from typing import Any
+
+from aegis_pipe import units
+from aegis_pipe.app import PlannedDeployment, check_manifest, plan_deployment
+from aegis_pipe.cli.tables import milliseconds, table
+from aegis_pipe.execution.compiler import CompiledModel
+from aegis_pipe.manifest.model import ModelSection
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take the manifest, `--kernels` and `--json`."""
+    parser.add_argument("manifest", help="path of the TOML file")
+    parser.add_argument("--kernels", action="store_true", help="list every step with its kernel")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Plan and print; a plan over budget raises BudgetExceededError (exit status 1)."""
+    planned = plan_deployment(check_manifest(options.manifest))
+    if options.json:
+        print(json.dumps(as_json(planned, steps=options.kernels), indent=2))
+    else:
+        print(as_text(planned, steps=options.kernels))
+    return 0
+
+
+def as_text(planned: PlannedDeployment, *, steps: bool) -> str:
+    """Format the plan for a terminal."""
+    manifest = planned.manifest
+    lines = [
+        f"{manifest.name} on {planned.device.name} ({planned.device.model}): "
+        f"{planned.device_reason}",
+        "",
+        "memory",
+        _memory_table(planned),
+        "",
+        *_totals(planned),
+        "",
+        f"schedule: policy {manifest.scheduler.policy}, {manifest.streams.count} streams, "
+        f"queue of {manifest.scheduler.queue_capacity}, "
+        f"segments of at most {milliseconds(manifest.streams.max_block_ns)} ms",
+        _schedule_table(manifest.models),
+        "",
+        "kernels",
+        *[_kernel_line(model) for model in planned.models],
+    ]
+    if steps:
+        lines += [line for model in planned.models for line in ("", *_step_lines(model))]
+    return "\n".join(lines)
+
+
+def _memory_table(planned: PlannedDeployment) -> str:
+    size = units.format_size
+    rows = [
+        (
+            model.name,
+            str(len(model.graph.operators)),
+            size(model.weight_bytes),
+            size(model.plan.peak_bytes),
+            size(model.plan.lower_bound_bytes),
+            "yes" if model.plan.optimal else f"+{model.plan.gap:.1%}",
+            _size_or_dash(section.memory_budget_bytes),
+        )
+        for model, section in zip(planned.models, planned.manifest.models, strict=True)
+    ]
+    header = ("model", "operators", "weights", "activations", "lower bound", "optimal", "budget")
+    return table(header, rows)
+
+
+def _size_or_dash(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else units.format_size(size_bytes)
+
+
+def _totals(planned: PlannedDeployment) -> list[str]:
+    memory, size = planned.memory, units.format_size
+    budget_bytes = planned.manifest.device.memory_budget_bytes
+    budget = "no budget" if budget_bytes is None else f"a budget of {size(budget_bytes)}"
+    return [
+        f"device total {size(memory.total_bytes)} of {budget}:",
+        *[f"  {part}" for part in memory.parts],
+        f"each model on its own would take {size(memory.separate_bytes)}; "
+        f"sharing saves {size(memory.saved_bytes)}",
+    ]
+
+
+def _schedule_table(models: tuple[ModelSection, ...]) -> str:
+    def duration(value_ns: int | None) -> str:
+        return "-" if value_ns is None else units.format_duration(value_ns)
+
+    rows = [
+        (m.name, str(m.priority), duration(m.period_ns), duration(m.deadline_ns), m.late)
+        for m in models
+    ]
+    return table(("model", "priority", "period", "deadline", "when late"), rows)
+
+
+def _kernel_line(model: CompiledModel) -> str:
+    launched = [step for step in model.steps if step.choice.view is None]
+    reference = Counter(step.operator for step in model.reference_steps)
+    views = len(model.steps) - len(launched)
+    line = f"  {model.name}: {len(launched)} kernels, {views} views"
+    if reference:
+        named = ", ".join(f"{count} {operator}" for operator, count in sorted(reference.items()))
+        line += f"; {sum(reference.values())} run as reference kernels (slow): {named}"
+    return line
+
+
+def _step_lines(model: CompiledModel) -> list[str]:
+    rows = [
+        (
+            str(index),
+            step.operator,
+            step.choice.kernel if step.choice.view is None else "view",
+            str(step.request.outputs[0]) if step.request.outputs else "",
+            step.node[:60],
+        )
+        for index, step in enumerate(model.steps)
+    ]
+    return [f"{model.name}", table(("step", "operator", "kernel", "output", "node"), rows, left=5)]
+
+
+def as_json(planned: PlannedDeployment, *, steps: bool) -> dict[str, Any]:
+    """Return the plan as plain values; sizes in bytes, durations in nanoseconds."""
+    memory = planned.memory
+    return {
+        "name": planned.manifest.name,
+        "device": {
+            "name": planned.device.name,
+            "model": planned.device.model,
+            "reason": planned.device_reason,
+        },
+        "memory": {
+            "total_bytes": memory.total_bytes,
+            "budget_bytes": planned.manifest.device.memory_budget_bytes,
+            "weights_bytes": memory.weights_bytes,
+            "arena_bytes": memory.arena_bytes,
+            "arena_model": memory.arena_model,
+            "streams": memory.stream_count,
+            "separate_bytes": memory.separate_bytes,
+            "saved_bytes": memory.saved_bytes,
+        },
+        "schedule": {
+            "policy": planned.manifest.scheduler.policy,
+            "streams": planned.manifest.streams.count,
+            "queue_capacity": planned.manifest.scheduler.queue_capacity,
+            "max_block_ns": planned.manifest.streams.max_block_ns,
+        },
+        "models": [
+            _model_json(model, section, steps)
+            for model, section in zip(planned.models, planned.manifest.models, strict=True)
+        ],
+    }
+
+
+def _model_json(model: CompiledModel, section: ModelSection, steps: bool) -> dict[str, Any]:
+    plan = model.plan
+    described: dict[str, Any] = {
+        "name": model.name,
+        "operators": len(model.graph.operators),
+        "weights_bytes": model.weight_bytes,
+        "activations_bytes": plan.peak_bytes,
+        "lower_bound_bytes": plan.lower_bound_bytes,
+        "optimal": plan.optimal,
+        "algorithm": plan.algorithm,
+        "memory_budget_bytes": section.memory_budget_bytes,
+        "priority": section.priority,
+        "period_ns": section.period_ns,
+        "deadline_ns": section.deadline_ns,
+        "inputs": {name: str(model.graph.spec(name)) for name in model.graph.inputs},
+        "outputs": {name: str(model.graph.spec(name)) for name in model.graph.outputs},
+        "reference_kernels": [step.node for step in model.reference_steps],
+    }
+    if steps:
+        described["steps"] = [
+            {
+                "node": step.node,
+                "operator": step.operator,
+                "kernel": "view" if step.choice.view else step.choice.kernel,
+                "workspace_bytes": step.choice.workspace_bytes,
+                "outputs": [str(spec) for spec in step.request.outputs if spec],
+            }
+            for step in model.steps
+        ]
+    return described
