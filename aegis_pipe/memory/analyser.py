@@ -139,6 +139,8 @@ class _Analysis:
             return
         storage = self.storages[self.storage_of[operand]]
         assert self._size(result) <= storage.size_bytes, f"`{result}` outgrows `{operand}`"
+        # A result of this step, so that no other result of it lands here.
+        storage.written_at = index
         self._share(result, storage, index)
 
     def _overwritable(self, index: int, step: MemoryStep, result: str) -> str | None:

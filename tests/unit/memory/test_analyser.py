@@ -1,0 +1,191 @@
+import pytest
+from hypothesis import given, settings
+
+from aegis_pipe.memory import (
+    LifetimeAnalyser,
+    MemoryPlanner,
+    MemoryStep,
+    TensorLifetime,
+    WorkspaceId,
+    check_lifetimes,
+    check_plan,
+)
+from tests.unit.memory.instances import programs, run_apart, run_in_arena
+
+
+def analyse(steps, sizes, inputs=(), outputs=(), alignment=1):
+    return LifetimeAnalyser(alignment).analyse(steps, sizes, inputs=inputs, outputs=outputs)
+
+
+def intervals(analysis):
+    return {each.tensor_id: (each.first, each.end) for each in analysis.storages}
+
+
+def unary(name, operand, result, **options):
+    return MemoryStep(name, (operand,), (result,), **options)
+
+
+def in_place(name, operand, result):
+    return unary(name, operand, result, in_place=((operand, result),))
+
+
+def view(operand, result):
+    return unary("view", operand, result, views=((operand, result),))
+
+
+@settings(max_examples=400, deadline=None)
+@given(programs())
+def test_running_in_the_arena_gives_the_same_bits(program):
+    analysis = analyse(program.steps, program.sizes, program.inputs, program.outputs, 8)
+    plan = MemoryPlanner(time_limit_s=0.01).plan(analysis.lifetimes)
+    assert check_lifetimes(analysis.lifetimes, plan) == []
+    violations = check_plan(
+        program.steps,
+        program.sizes,
+        inputs=program.inputs,
+        outputs=program.outputs,
+        storage_of=analysis.storage_of,
+        plan=plan,
+        alignment_bytes=8,
+    )
+    assert violations == []
+    result = run_in_arena(
+        program, analysis.storage_of, analysis.constant_of, plan.offsets, plan.peak_bytes
+    )
+    assert result == run_apart(program)
+
+
+@given(programs())
+def test_sharing_never_costs_memory(program):
+    apart = tuple(
+        MemoryStep(step.name, step.reads, step.writes, step.workspace_bytes, views=step.views)
+        for step in program.steps
+    )
+    facts = (program.sizes, program.inputs, program.outputs)
+    shared = MemoryPlanner(time_limit_s=0).plan(analyse(program.steps, *facts).lifetimes)
+    alone = MemoryPlanner(time_limit_s=0).plan(analyse(apart, *facts).lifetimes)
+    assert shared.lower_bound_bytes <= alone.lower_bound_bytes
+
+
+def test_a_chain_lives_from_write_to_last_read():
+    steps = [unary("f", "x", "a"), unary("g", "a", "b"), unary("h", "b", "y")]
+    analysis = analyse(steps, dict.fromkeys("xaby", 8), ["x"], ["y"], 64)
+    assert intervals(analysis) == {"x": (0, 1), "a": (0, 2), "b": (1, 3), "y": (2, 3)}
+    assert analysis.storages[0] == TensorLifetime("x", 8, 0, 1, 64)
+
+
+def test_an_output_lives_to_the_end_and_an_unread_result_for_its_step():
+    steps = [MemoryStep("f", ("x",), ("y", "unused")), unary("g", "x", "z"), unary("h", "z", "w")]
+    analysis = analyse(steps, dict.fromkeys(["x", "y", "unused", "z", "w"], 8), ["x"], ["y"])
+    assert intervals(analysis)["y"] == (0, 3)
+    assert intervals(analysis)["unused"] == (0, 1)
+    assert intervals(analysis)["w"] == (2, 3)
+
+
+def test_an_unused_input_and_a_graph_without_steps_still_have_a_moment():
+    assert intervals(analyse([], {"x": 4, "u": 4}, ["x", "u"], ["x"])) == {
+        "x": (0, 1),
+        "u": (0, 1),
+    }
+
+
+def test_in_place_results_join_the_storage_of_the_operand_that_dies():
+    steps = [in_place("relu", "x", "a"), in_place("tanh", "a", "y")]
+    analysis = analyse(steps, {"x": 8, "a": 8, "y": 8}, ["x"], ["y"])
+    assert analysis.storage_of == {"x": "x", "a": "x", "y": "x"}
+    assert intervals(analysis) == {"x": (0, 2)}
+
+
+@pytest.mark.parametrize(
+    ("later", "outputs"),
+    [
+        ([unary("late", "a", "z")], ["y"]),  # the operand is read later
+        ([view("a", "v"), unary("late", "v", "z")], ["y"]),  # through a view made later
+        ([], ["y", "a"]),  # the operand is an output
+        ([view("a", "v")], ["y", "v"]),  # a view of it is
+    ],
+)
+def test_an_operand_still_needed_is_not_overwritten(later, outputs):
+    steps = [unary("f", "x", "a"), in_place("g", "a", "y"), *later]
+    sizes = dict.fromkeys(["x", "a", "y", "z", "v"], 8)
+    analysis = analyse(steps, sizes, ["x"], outputs)
+    assert analysis.storage_of["y"] == "y"
+
+
+def test_an_alias_made_earlier_and_read_later_keeps_the_storage():
+    steps = [unary("f", "x", "a"), view("a", "v"), in_place("g", "a", "y"), unary("h", "v", "z")]
+    analysis = analyse(steps, dict.fromkeys("xavyz", 8), ["x"], ["y", "z"])
+    assert analysis.storage_of["v"] == "a"
+    assert analysis.storage_of["y"] == "y"
+    assert intervals(analysis)["a"] == (0, 4)
+
+
+def test_in_place_wants_a_storage_large_enough():
+    analysis = analyse([in_place("grow", "x", "y")], {"x": 8, "y": 9}, ["x"], ["y"])
+    assert analysis.storage_of["y"] == "y"
+    analysis = analyse([in_place("shrink", "x", "y")], {"x": 9, "y": 8}, ["x"], ["y"])
+    assert analysis.storage_of["y"] == "x"
+
+
+def test_an_operand_read_twice_is_overwritten_only_if_both_positions_allow_it():
+    sizes = {"x": 8, "y": 8}
+    once = MemoryStep("f", ("x", "x"), ("y",), in_place=(("x", "y"),))
+    assert analyse([once], sizes, ["x"], ["y"]).storage_of["y"] == "y"
+    twice = MemoryStep("f", ("x", "x"), ("y",), in_place=(("x", "y"), ("x", "y")))
+    assert analyse([twice], sizes, ["x"], ["y"]).storage_of["y"] == "x"
+
+
+def test_an_alias_among_the_operands_counts_as_read():
+    step = MemoryStep("f", ("x", "v"), ("y",), in_place=(("x", "y"),))
+    analysis = analyse([view("x", "v"), step], {"x": 8, "v": 8, "y": 8}, ["x"], ["y"])
+    assert analysis.storage_of["y"] == "y"
+
+
+def test_two_results_do_not_share_one_operand():
+    step = MemoryStep("split", ("x",), ("y", "z"), in_place=(("x", "y"), ("x", "z")))
+    analysis = analyse([step], dict.fromkeys("xyz", 8), ["x"], ["y", "z"])
+    assert analysis.storage_of == {"x": "x", "y": "x", "z": "z"}
+
+
+def test_the_first_operand_that_can_be_overwritten_is():
+    pairs = (("a", "y"), ("b", "y"))
+    steps = [MemoryStep("add", ("a", "b"), ("y",), in_place=pairs), unary("g", "a", "z")]
+    analysis = analyse(steps, dict.fromkeys("abyz", 8), ["a", "b"], ["y"])
+    assert analysis.storage_of["y"] == "b"
+
+
+def test_views_of_views_are_one_storage_and_views_of_constants_none():
+    steps = [view("x", "v"), view("v", "w"), view("c", "d"), view("d", "e"), unary("f", "w", "y")]
+    analysis = analyse(steps, dict.fromkeys("xvwdey", 8), ["x"], ["y"])
+    assert analysis.storage_of == {"x": "x", "v": "x", "w": "x", "y": "y"}
+    assert analysis.constant_of == {"d": "c", "e": "c"}
+    assert intervals(analysis)["x"] == (0, 5)
+
+
+def test_a_constant_is_never_overwritten_even_through_a_view():
+    steps = [view("c", "d"), in_place("f", "d", "y"), in_place("g", "c", "z")]
+    analysis = analyse(steps, dict.fromkeys("dyz", 8), [], ["y", "z"])
+    assert analysis.storage_of == {"y": "y", "z": "z"}
+
+
+def test_workspaces_live_for_their_step_and_never_clash_with_names():
+    steps = [unary("f", "x", "a", workspace_bytes=100), unary("g", "a", "WorkspaceId(step=0)")]
+    analysis = analyse(steps, dict.fromkeys(["x", "a", "WorkspaceId(step=0)"], 8), ["x"], [], 16)
+    assert analysis.workspaces == (TensorLifetime(WorkspaceId(0), 100, 0, 1, 16),)
+    assert analysis.lifetimes == analysis.storages + analysis.workspaces
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([unary("f", "a", "y")], "reads `a` before it is written"),
+        ([unary("f", "x", "y"), unary("g", "x", "y")], "writes `y` again"),
+        ([unary("f", "x", "y"), view("x", "y")], "writes `y` again"),
+        ([view("x", "x")], "writes `x` again"),
+        ([unary("f", "x", "nowhere")], "`nowhere` has no size"),
+        ([view("x", "big")], "`big` outgrows `x`"),
+    ],
+)
+def test_impossible_steps_are_a_bug_of_the_caller(steps, words):
+    with pytest.raises(AssertionError, match=words):
+        analyse(steps, {"x": 8, "a": 8, "y": 8, "big": 16}, ["x"], [])
