@@ -9,6 +9,7 @@ lines; any other class with the methods of `SchedulingPolicy` will do. Each has 
 from __future__ import annotations
 
 import abc
+from heapq import heapify, heappop, heapreplace
 from typing import ClassVar, Protocol, runtime_checkable
 
 from aegis_pipe.scheduling.decision import Reason
@@ -16,6 +17,7 @@ from aegis_pipe.scheduling.request import ExecutionRequest
 from aegis_pipe.scheduling.request_heap import Entry, Key, RequestHeap
 
 NO_MODELS: frozenset[str] = frozenset()
+Head = tuple[Entry, RequestHeap]
 Candidates = tuple[tuple[int, float], ...]
 """Requests as (request_id, score), best first; higher scores are better, units are the policy's."""
 
@@ -119,14 +121,14 @@ class KeyedPolicy(abc.ABC):
 
     def peek(self, now_ns: int, skip: frozenset[str] = NO_MODELS) -> ExecutionRequest | None:
         """Return the best request, which stays; None if nobody competes."""
-        lane = self._best_lane(skip)
-        return _head(lane)[1] if lane is not None else None
+        heads = self._heads(skip)
+        return min(heads)[0][-1] if heads else None
 
     def pop(self, now_ns: int, skip: frozenset[str] = NO_MODELS) -> tuple[ExecutionRequest, Reason]:
         """Take the best request; its reason comes from comparing it with the next best."""
-        lane = self._best_lane(skip)
-        assert lane is not None, "pop, but nobody competes"
-        winner = lane.pop()[1]
+        heads = self._heads(skip)
+        assert heads, "pop, but nobody competes"
+        winner = min(heads)[1].pop()
         self._size -= 1
         runner_up = self.peek(now_ns, skip)
         if runner_up is None:
@@ -141,27 +143,28 @@ class KeyedPolicy(abc.ABC):
         self._size -= 1
 
     def candidates(self, now_ns: int, limit: int, skip: frozenset[str] = NO_MODELS) -> Candidates:
-        """Return the best few: taken from their heaps, and put back."""
-        taken: list[Entry] = []
-        while len(taken) < limit and (lane := self._best_lane(skip)) is not None:
-            taken.append(lane.pop())
-        for key, request in taken:
-            self._lanes[request.model].push(key, request)
+        """Return the best few: lifted out one after the other, and put back."""
+        heads = self._heads(skip)
+        heapify(heads)
+        lifted: list[Head] = []
+        while heads and len(lifted) < limit:
+            lane = heads[0][1]
+            lifted.append((lane.lift(), lane))
+            head = lane.head()
+            if head is None:
+                heappop(heads)
+            else:
+                heapreplace(heads, (head, lane))
+        for entry, lane in lifted:
+            lane.put_back(entry)
         return tuple(
-            (request.request_id, float(self.score(request, now_ns))) for _, request in taken
+            (entry[-1].request_id, float(self.score(entry[-1], now_ns))) for entry, _ in lifted
         )
 
-    def _best_lane(self, skip: frozenset[str]) -> RequestHeap | None:
-        best, best_head = None, None
-        for model, lane in self._lanes.items():
-            if model in skip or (head := lane.head()) is None:
-                continue
-            if best_head is None or head < best_head:
-                best, best_head = lane, head
-        return best
-
-
-def _head(lane: RequestHeap) -> Entry:
-    head = lane.head()
-    assert head is not None
-    return head
+    def _heads(self, skip: frozenset[str]) -> list[Head]:
+        # No two entries are equal, so comparing never gets to the lanes.
+        return [
+            (head, lane)
+            for model, lane in self._lanes.items()
+            if model not in skip and (head := lane.head()) is not None
+        ]

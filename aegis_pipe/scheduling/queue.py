@@ -118,12 +118,12 @@ class BoundedQueue:
     def next_deadline_ns(self) -> int | None:
         """Return when the earliest timer is due."""
         head = self._timers.head()
-        return None if head is None else head[1].deadline_ns
+        return None if head is None else head[0]
 
     def pop_due(self, now_ns: int) -> ExecutionRequest | None:
         """Take the earliest request whose deadline has come, and its timer; the request stays."""
         due_ns = self.next_deadline_ns()
-        return self._timers.pop()[1] if due_ns is not None and due_ns <= now_ns else None
+        return self._timers.pop() if due_ns is not None and due_ns <= now_ns else None
 
     def _refusal(self, model: str) -> Reason | None:
         if self._is_closed:

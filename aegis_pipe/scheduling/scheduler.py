@@ -430,11 +430,12 @@ class Scheduler:
 
     def _blockers(self, request: ExecutionRequest) -> tuple[int, ...]:
         """Return who held its streams at arrival, then the latest few to take one since."""
+        usable = self._streams.streams_of(request.model)
         latest: list[int] = []
         for at_ns, stream, request_id in reversed(self._takeovers):
             if at_ns < request.arrival_ns or len(latest) == BLOCKERS_MAX:
                 break
-            if self._streams.is_allowed(request.model, stream):
+            if usable >> stream & 1:
                 latest.append(request_id)
         latest.reverse()
         return tuple(dict.fromkeys((*request.blocked_by, *latest)))

@@ -45,13 +45,13 @@ class StreamPool:
         """Return whether nobody holds one of the streams."""
         return self._free != 0
 
-    def is_allowed(self, model: str, stream: int) -> bool:
-        """Return whether the model may use the stream."""
-        return bool(self._allowed.get(model, self._all) >> stream & 1)
+    def streams_of(self, model: str) -> int:
+        """Return the streams that the model may use, as a bit mask."""
+        return self._allowed.get(model, self._all)
 
     def has_free_for(self, model: str) -> bool:
         """Return whether a request of this model could start now."""
-        return bool(self._free & self._allowed.get(model, self._all))
+        return self._free & self.streams_of(model) != 0
 
     def models_without_free(self) -> frozenset[str]:
         """Confined models all of whose streams are held."""
@@ -65,7 +65,7 @@ class StreamPool:
 
     def acquire(self, request: ExecutionRequest) -> int:
         """Give the request the lowest free stream its model may use; there must be one."""
-        usable = self._free & self._allowed.get(request.model, self._all)
+        usable = self._free & self.streams_of(request.model)
         assert usable, f"no free stream for `{request.model}`"
         stream = (usable & -usable).bit_length() - 1
         self._free &= ~(1 << stream)
@@ -89,10 +89,11 @@ class StreamPool:
 
     def holders_for(self, model: str) -> tuple[int, ...]:
         """Return the identifiers of who holds the streams this model may use, by stream."""
+        usable = self.streams_of(model)
         return tuple(
             holder.request_id
             for stream, holder in enumerate(self._holders)
-            if holder is not None and self.is_allowed(model, stream)
+            if holder is not None and usable >> stream & 1
         )
 
     def __repr__(self) -> str:
