@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 from typing import NamedTuple
 
 
@@ -33,12 +34,17 @@ class Reason(enum.StrEnum):
     QUEUE_FULL = "queue_full"
     CALLER_CANCELLED = "caller_cancelled"
     RUNTIME_STOPPING = "runtime_stopping"
+    SEGMENT_FAILED = "segment_failed"
+    """Launching or running a segment raised; the request's error says what."""
+    RUNTIME_FAILED = "runtime_failed"
+    """A fatal error ended the runtime with this request open."""
 
 
 class Decision(NamedTuple):
     """One decision about one request."""
 
     sequence: int
+    """Position in the run's decision log; ascending, no gaps."""
     at_ns: int
     kind: DecisionKind
     request_id: int
@@ -48,6 +54,17 @@ class Decision(NamedTuple):
     stream: int
     """-1 where no stream is involved."""
     reason: Reason
+    """Of a `start`: the rule that set the winner apart from the runner-up."""
     queue_depth: int
+    """Requests waiting before the decision."""
     candidates: tuple[tuple[int, float], ...] = ()
+    """Best waiting requests as (request_id, score), best first; of a `start` the winner leads.
+    Empty for `reject` and `cancel`, which nobody competes for."""
     blocked_by: tuple[int, ...] = ()
+    """Requests that held its streams while it waited: those at its arrival, then the latest few
+    that started before it."""
+
+
+def format_decision(decision: Decision) -> str:
+    """Format as one line of JSON whose bytes depend on the decision alone."""
+    return json.dumps(decision._asdict(), separators=(",", ":"))

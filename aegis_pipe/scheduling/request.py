@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from aegis_pipe.scheduling.decision import Reason
 
 
 class RequestState(enum.StrEnum):
@@ -28,28 +30,13 @@ class RequestState(enum.StrEnum):
         return not LEGAL_MOVES[self]
 
 
+_ABANDONED = frozenset({RequestState.FAILED, RequestState.CANCELLED})
+
 LEGAL_MOVES: dict[RequestState, frozenset[RequestState]] = {
-    RequestState.CREATED: frozenset({RequestState.QUEUED, RequestState.REJECTED}),
-    RequestState.QUEUED: frozenset(
-        {
-            RequestState.RUNNING,
-            RequestState.EXPIRED,
-            RequestState.REJECTED,
-            RequestState.CANCELLED,
-        }
-    ),
-    RequestState.RUNNING: frozenset(
-        {
-            RequestState.PAUSED,
-            RequestState.COMPLETED,
-            RequestState.FAILED,
-            RequestState.EXPIRED,
-            RequestState.CANCELLED,
-        }
-    ),
-    RequestState.PAUSED: frozenset(
-        {RequestState.RUNNING, RequestState.EXPIRED, RequestState.CANCELLED, RequestState.FAILED}
-    ),
+    RequestState.CREATED: frozenset({RequestState.QUEUED, RequestState.REJECTED}) | _ABANDONED,
+    RequestState.QUEUED: frozenset({RequestState.RUNNING, RequestState.EXPIRED}) | _ABANDONED,
+    RequestState.RUNNING: frozenset({RequestState.PAUSED, RequestState.COMPLETED}) | _ABANDONED,
+    RequestState.PAUSED: frozenset({RequestState.RUNNING, RequestState.EXPIRED}) | _ABANDONED,
     RequestState.COMPLETED: frozenset(),
     RequestState.FAILED: frozenset(),
     RequestState.EXPIRED: frozenset(),
@@ -73,13 +60,33 @@ class ExecutionRequest:
     """Instant by which the result is due."""
     payload: Any = None
     """What the launcher needs (inputs, future); the scheduler never looks at it."""
+    traceparent: str = ""
+    """W3C `traceparent` of the caller, or empty."""
     state: RequestState = RequestState.CREATED
     next_segment: int = 0
+    """Segments already finished; the one to launch next."""
     stream: int | None = None
     started_ns: int = 0
+    """When it left the queue; 0 if it has not."""
+    launched_ns: int = 0
+    """When its latest segment was handed out."""
+    finished_ns: int = 0
+    """When it reached its final state; 0 until then."""
     reason: str = ""
-    """Why it is in its final state."""
-    blocked_by: tuple[int, ...] = field(default=())
+    """Why it is in its final state: a `Reason`, or empty for a plain completion."""
+    error: Exception | None = None
+    """What went wrong, if it failed."""
+    cancel_reason: Reason | None = None
+    """Set once somebody has asked for it to end; a running segment is finished first."""
+    blocked_by: tuple[int, ...] = ()
+    """Requests that held its streams when it arrived."""
+
+    @property
+    def deadline_missed(self) -> bool:
+        """Return whether it ended without a result in time; finishing on the dot is in time."""
+        if self.deadline_ns is None:
+            return False
+        return self.state is RequestState.EXPIRED or self.finished_ns > self.deadline_ns
 
     def move(self, target: RequestState) -> None:
         """Go to another state; a move that is not in the table is our bug."""

@@ -1,0 +1,170 @@
+"""What a scheduling policy is: an order of the waiting requests, and nothing else.
+
+The scheduler asks it who is next; streams, deadlines and capacity are the scheduler's. A policy
+whose order is a key that is known when a request arrives derives from `KeyedPolicy` and is a few
+lines; any other class with the methods of `SchedulingPolicy` will do. Each has to pass
+`aegis_pipe.testing.check_policy`.
+"""
+
+from __future__ import annotations
+
+import abc
+from heapq import heapify, heappop, heapreplace
+from typing import ClassVar, Protocol, runtime_checkable
+
+from aegis_pipe.scheduling.decision import Reason
+from aegis_pipe.scheduling.request import ExecutionRequest
+from aegis_pipe.scheduling.request_heap import Entry, Key, RequestHeap
+
+NO_MODELS: frozenset[str] = frozenset()
+Head = tuple[Entry, RequestHeap]
+Candidates = tuple[tuple[int, float], ...]
+"""Requests as (request_id, score), best first; higher scores are better, units are the policy's."""
+
+
+@runtime_checkable
+class SchedulingPolicy(Protocol):
+    """An order of the waiting requests; every method is O(log n) in their number, amortised.
+
+    `skip` names models that have no stream to go to just now: their requests do not compete.
+    The order must be total and must depend on nothing but what the methods were given.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name under which decisions of this policy are reported."""
+        ...
+
+    def __len__(self) -> int:
+        """Return how many requests wait."""
+        ...
+
+    def push(self, request: ExecutionRequest, now_ns: int) -> None:
+        """Add a waiting request."""
+        ...
+
+    def peek(self, now_ns: int, skip: frozenset[str] = NO_MODELS) -> ExecutionRequest | None:
+        """Return the best request, which stays; None if nobody competes."""
+        ...
+
+    def pop(self, now_ns: int, skip: frozenset[str] = NO_MODELS) -> tuple[ExecutionRequest, Reason]:
+        """Take the best request, and say which rule set it apart from the runner-up."""
+        ...
+
+    def remove(self, request: ExecutionRequest) -> None:
+        """Take out a waiting request that expired or was cancelled."""
+        ...
+
+    def candidates(self, now_ns: int, limit: int, skip: frozenset[str] = NO_MODELS) -> Candidates:
+        """Return the best few; the first is the one that `pop` would take."""
+        ...
+
+    def preempts(self, waiting: ExecutionRequest, paused: ExecutionRequest, now_ns: int) -> bool:
+        """Return whether the waiting one may take the stream of the other at a segment boundary.
+
+        Must not hold both ways round, at any time: otherwise two requests could alternate.
+        """
+        ...
+
+    def served(self, request: ExecutionRequest, service_ns: int) -> None:
+        """Take note that one of the request's segments held a stream for this long."""
+        ...
+
+
+class KeyedPolicy(abc.ABC):
+    """Base of policies whose order between two requests never changes while they wait.
+
+    One heap per model, so that models without a free stream are passed over without looking at
+    their requests: O(models + log n).
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, RequestHeap] = {}
+        self._size = 0
+
+    @abc.abstractmethod
+    def key(self, request: ExecutionRequest, now_ns: int) -> Key:
+        """Return what orders the request from now on: smallest first, ends in request_id."""
+
+    @abc.abstractmethod
+    def score(self, request: ExecutionRequest, now_ns: int) -> float:
+        """Return how good the request is, for display: higher is better, in the key's order."""
+
+    def reason(self, winner: ExecutionRequest, runner_up: ExecutionRequest) -> Reason:
+        """Return the rule that puts one request before the next."""
+        return Reason.POLICY
+
+    def preempts(self, waiting: ExecutionRequest, paused: ExecutionRequest, now_ns: int) -> bool:
+        """Never; override to allow it."""
+        return False
+
+    def served(self, request: ExecutionRequest, service_ns: int) -> None:
+        """Ignore it: keys are known on arrival."""
+        return
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __repr__(self) -> str:
+        waiting = {model: len(lane) for model, lane in sorted(self._lanes.items()) if lane}
+        return f"<{type(self).__name__}: {self._size} waiting {waiting}>"
+
+    def push(self, request: ExecutionRequest, now_ns: int) -> None:
+        """Add a waiting request."""
+        lane = self._lanes.get(request.model)
+        if lane is None:
+            lane = self._lanes[request.model] = RequestHeap()
+        lane.push(self.key(request, now_ns), request)
+        self._size += 1
+
+    def peek(self, now_ns: int, skip: frozenset[str] = NO_MODELS) -> ExecutionRequest | None:
+        """Return the best request, which stays; None if nobody competes."""
+        heads = self._heads(skip)
+        return min(heads)[0][-1] if heads else None
+
+    def pop(self, now_ns: int, skip: frozenset[str] = NO_MODELS) -> tuple[ExecutionRequest, Reason]:
+        """Take the best request; its reason comes from comparing it with the next best."""
+        heads = self._heads(skip)
+        assert heads, "pop, but nobody competes"
+        winner = min(heads)[1].pop()
+        self._size -= 1
+        runner_up = self.peek(now_ns, skip)
+        if runner_up is None:
+            return winner, Reason.ONLY_CANDIDATE
+        return winner, self.reason(winner, runner_up)
+
+    def remove(self, request: ExecutionRequest) -> None:
+        """Take out a waiting request."""
+        lane = self._lanes.get(request.model)
+        found = lane is not None and lane.discard(request)
+        assert found, f"request {request.request_id} does not wait here"
+        self._size -= 1
+
+    def candidates(self, now_ns: int, limit: int, skip: frozenset[str] = NO_MODELS) -> Candidates:
+        """Return the best few: lifted out one after the other, and put back."""
+        heads = self._heads(skip)
+        heapify(heads)
+        lifted: list[Head] = []
+        while heads and len(lifted) < limit:
+            lane = heads[0][1]
+            lifted.append((lane.lift(), lane))
+            head = lane.head()
+            if head is None:
+                heappop(heads)
+            else:
+                heapreplace(heads, (head, lane))
+        for entry, lane in lifted:
+            lane.put_back(entry)
+        return tuple(
+            (entry[-1].request_id, float(self.score(entry[-1], now_ns))) for entry, _ in lifted
+        )
+
+    def _heads(self, skip: frozenset[str]) -> list[Head]:
+        # No two entries are equal, so comparing never gets to the lanes.
+        return [
+            (head, lane)
+            for model, lane in self._lanes.items()
+            if model not in skip and (head := lane.head()) is not None
+        ]
