@@ -32,7 +32,6 @@ from aegis_pipe.telemetry.ids import (
     Identifiers,
     SpanReference,
     is_within_ratio,
-    parse_traceparent,
 )
 from aegis_pipe.telemetry.loads import LoadTraces
 from aegis_pipe.telemetry.spans import Span, SpanLink, SpanNode, flatten

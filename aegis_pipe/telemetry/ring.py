@@ -21,6 +21,9 @@ class EventRing:
         self._looks = 0
         self._drained = 0
 
+    def __len__(self) -> int:
+        return len(self._events)
+
     def append(self, event: Event) -> None:
         """Take an event; never blocks, never raises."""
         next(self._tickets)

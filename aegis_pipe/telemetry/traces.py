@@ -33,7 +33,7 @@ from aegis_pipe.events import (
 )
 from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.ids import Caller, parse_traceparent
-from aegis_pipe.telemetry.spans import SpanEvent, SpanNode
+from aegis_pipe.telemetry.spans import AttributeValue, SpanEvent, SpanNode
 
 RequestEvent = (
     RequestSubmitted
@@ -130,8 +130,8 @@ def request_tree(record: RequestRecord, kernels: KernelTable, max_spans: int) ->
 
 def _request_attributes(
     record: RequestRecord, finished: RequestFinished
-) -> dict[str, str | bool | int | float | Sequence[int]]:
-    values: dict[str, str | bool | int | float | Sequence[int]] = {
+) -> dict[str, AttributeValue]:
+    values: dict[str, AttributeValue] = {
         names.REQUEST_ID: finished.request_id,
         names.MODEL: finished.model,
         names.OUTCOME: finished.outcome,
@@ -185,7 +185,8 @@ def _execute(
     node = SpanNode(names.EXECUTE, start_ns, finished.at_ns)
     node.events = [_crossing(event) for event in record.crossings]
     later = decisions[1:]
-    lanes = sorted({done.stream for done in (*record.segments, *record.copies)})
+    done: list[SegmentFinished | CopyFinished] = [*record.segments, *record.copies]
+    lanes = sorted({part.stream for part in done})
     calls = [_segment(done, kernels) for done in record.segments]
     is_over = len(later) + sum(map(len, calls)) > max_spans
     if is_over and later:
@@ -214,7 +215,7 @@ def _lane(
     """Return what one stream did; `calls` runs parallel to the record's segments."""
     segments = [done for done in record.segments if done.stream == stream]
     copies = [done for done in record.copies if done.stream == stream]
-    done = [*segments, *copies]
+    done: list[SegmentFinished | CopyFinished] = [*segments, *copies]
     lane = SpanNode(
         f"{names.STREAM_LANE} {stream}",
         min(part.start_ns for part in done),
@@ -251,7 +252,7 @@ def _copy(copy: CopyFinished) -> SpanNode:
 
 def _segment(done: SegmentFinished, kernels: KernelTable) -> list[SpanNode]:
     """Return the segment's kernels, or the segment itself if they were not stamped."""
-    place = {names.SEGMENT: done.segment, names.STREAM: done.stream}
+    place: dict[str, AttributeValue] = {names.SEGMENT: done.segment, names.STREAM: done.stream}
     if not done.kernel_times or not kernels:
         return [SpanNode(names.SEGMENT_RUN, done.start_ns, done.end_ns, {**place}, on_device=True)]
     times = np.frombuffer(done.kernel_times, dtype=np.int64).reshape(-1, 2).tolist()
@@ -259,7 +260,12 @@ def _segment(done: SegmentFinished, kernels: KernelTable) -> list[SpanNode]:
     nodes = []
     for position, (start_ns, end_ns) in enumerate(times):
         operator, node, kernel = table[position] if position < len(table) else _UNKNOWN_CALL
-        values = {names.OPERATOR: operator, names.NODE: node, names.KERNEL: kernel, **place}
+        values: dict[str, AttributeValue] = {
+            names.OPERATOR: operator,
+            names.NODE: node,
+            names.KERNEL: kernel,
+            **place,
+        }
         nodes.append(SpanNode(operator, start_ns, end_ns, values, on_device=True))
     return nodes
 
