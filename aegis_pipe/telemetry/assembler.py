@@ -1,0 +1,322 @@
+"""From a stream of events to finished traces: collects, waits a little, samples, links.
+
+A finished request is held for `SETTLE_NS`, because what else belongs to it arrives from other
+threads: the stage of the pipeline it was part of, and the end of the requests that blocked it.
+Then its trace is built or forgotten; nothing is sampled before it is known how it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from aegis_pipe.events import (
+    CopyFinished,
+    DecisionMade,
+    Event,
+    EventSynchronised,
+    ItemFinished,
+    MemoryAllocated,
+    ModelLoaded,
+    PhaseFinished,
+    RequestFinished,
+    RequestSubmitted,
+    SegmentFinished,
+    StageFinished,
+)
+from aegis_pipe.telemetry import attributes as names
+from aegis_pipe.telemetry.bounded import BoundedDict
+from aegis_pipe.telemetry.config import TelemetryConfig
+from aegis_pipe.telemetry.ids import (
+    Identifiers,
+    SpanReference,
+    is_within_ratio,
+)
+from aegis_pipe.telemetry.loads import LoadTraces
+from aegis_pipe.telemetry.spans import Span, SpanLink, SpanNode, flatten
+from aegis_pipe.telemetry.traces import (
+    RequestRecord,
+    item_failure,
+    item_tree,
+    request_failure,
+    request_tree,
+)
+
+SETTLE_NS: Final = 200_000_000
+"""How long after its end a request is held for what other threads still have to say."""
+OVERDUE_NS: Final = 2_000_000_000
+"""How long at most it waits for the requests that blocked it, so that it can link to them."""
+
+_OPEN_MAX: Final = 65_536
+_REMEMBERED_MAX: Final = 16_384
+_NEVER_NS: Final = 2**63
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """What was heard of one pipeline item so far."""
+
+    stages: list[StageFinished] = field(default_factory=list)
+    finished: ItemFinished | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Unit:
+    """What becomes one trace: a request by itself, or an item with its requests."""
+
+    requests: Sequence[RequestRecord]
+    item: _Item | None = None
+    is_kept: bool = False
+
+    @property
+    def ends(self) -> Sequence[RequestFinished | ItemFinished | None]:
+        """Return the final event of each part; None for a part that is still open."""
+        ends: list[RequestFinished | ItemFinished | None]
+        ends = [record.finished for record in self.requests]
+        return ends if self.item is None else [*ends, self.item.finished]
+
+    @property
+    def ended_ns(self) -> int:
+        """Return when the last part ended; never, while one is open."""
+        return max(_ended_ns(end) for end in self.ends)
+
+
+def _ended_ns(end: RequestFinished | ItemFinished | None) -> int:
+    match end:
+        case RequestFinished():
+            return end.at_ns
+        case ItemFinished():
+            return end.end_ns
+        case None:
+            return _NEVER_NS
+
+
+class TraceAssembler:
+    """Turns events into spans; to be used by one thread.
+
+    The spans depend on the events, the run id and the settings, not on how the events were cut
+    into batches, as long as no thread is later than `SETTLE_NS`.
+    """
+
+    def __init__(
+        self, config: TelemetryConfig, identifiers: Identifiers, to_unix_ns: Callable[[int], int]
+    ) -> None:
+        self._config = config
+        self._identifiers = identifiers
+        self._to_unix_ns = to_unix_ns
+        self._loads = LoadTraces(identifiers, to_unix_ns)
+        self._requests = BoundedDict[int, RequestRecord](_OPEN_MAX)
+        self._items = BoundedDict[tuple[str, int], _Item](_OPEN_MAX)
+        self._settled = BoundedDict[int, SpanReference | None](_REMEMBERED_MAX)
+        """Requests that are done with, and where those that were kept are."""
+        self._given_up = 0
+
+    @property
+    def abandoned(self) -> int:
+        """Requests, items and phases given up because their end was never heard of."""
+        evicted = self._requests.evicted + self._items.evicted + self._loads.abandoned
+        return self._given_up + evicted
+
+    def add(self, event: Event) -> None:
+        """Take note of an event."""
+        match event:
+            case PhaseFinished():
+                self._loads.add_phase(event)
+            case ModelLoaded():
+                self._loads.add_loaded(event)
+            case MemoryAllocated():
+                self._loads.add_allocation(event)
+            case StageFinished():
+                self._add_stage(event)
+            case ItemFinished():
+                self._item((event.pipeline, event.item)).finished = event
+            case (
+                RequestSubmitted()
+                | DecisionMade()
+                | SegmentFinished()
+                | CopyFinished()
+                | EventSynchronised()
+                | RequestFinished()
+            ):
+                record = self._record(event.request_id)
+                if record is not None:
+                    record.add(event)
+            case _:
+                pass  # The log has it; no trace does.
+
+    def settle(self, now_ns: int) -> list[Span]:
+        """Return the spans of everything that ended long enough before now."""
+        return self._settle(now_ns - SETTLE_NS, now_ns - OVERDUE_NS)
+
+    def flush(self) -> list[Span]:
+        """Return the spans of everything that has ended, and give up what has not."""
+        spans = self._settle(_NEVER_NS - 1, _NEVER_NS - 1)
+        self._given_up += len(self._requests) + len(self._items) + self._loads.flush()
+        self._requests.clear()
+        self._items.clear()
+        return spans
+
+    def _record(self, request_id: int) -> RequestRecord | None:
+        """Return the record of a request, made if need be; None if it is already done with."""
+        record = self._requests.get(request_id)
+        if record is None and request_id not in self._settled:
+            record = self._requests[request_id] = RequestRecord(request_id)
+        return record
+
+    def _item(self, key: tuple[str, int]) -> _Item:
+        item = self._items.get(key)
+        if item is None:
+            item = self._items[key] = _Item()
+        return item
+
+    def _add_stage(self, event: StageFinished) -> None:
+        key = (event.pipeline, event.item)
+        self._item(key).stages.append(event)
+        if event.request_id and (record := self._record(event.request_id)) is not None:
+            record.item = key
+
+    def _settle(self, settled_ns: int, overdue_ns: int) -> list[Span]:
+        spans = self._loads.settle(settled_ns)
+        ended = [unit for unit in self._units() if unit.ended_ns <= settled_ns]
+        held = {record.request_id: record for unit in ended for record in unit.requests}
+        ready = [unit for unit in ended if self._is_ready(unit, held, overdue_ns)]
+        for unit in ready:
+            unit.is_kept = self._is_kept(unit)
+            # A trace that is kept keeps those that it links to.
+            for blocker in _blockers(unit) if unit.is_kept else ():
+                if blocker in held:
+                    held[blocker].is_wanted = True
+        for unit in ready:
+            unit.is_kept |= any(record.is_wanted for record in unit.requests)
+            for record in unit.requests:
+                self._settled[record.request_id] = self._span_of(record) if unit.is_kept else None
+        for unit in ready:
+            spans += self._build(unit, held) if unit.is_kept else []
+            self._forget(unit)
+        return spans
+
+    def _units(self) -> list[_Unit]:
+        """Return what can become traces, in the order in which it was first heard of."""
+        members: dict[tuple[str, int], list[RequestRecord]] = {}
+        units = []
+        for record in self._requests.values():
+            if record.item is not None and record.item in self._items:
+                members.setdefault(record.item, []).append(record)
+            else:
+                units.append(_Unit([record]))
+        units += [_Unit(members.get(key, ()), item) for key, item in self._items.items()]
+        return units
+
+    def _is_ready(self, unit: _Unit, held: Iterable[int], overdue_ns: int) -> bool:
+        """Return whether all that it may link to has ended too, or it can wait no longer."""
+        are_blockers_known = all(
+            blocker in held or blocker not in self._requests for blocker in _blockers(unit)
+        )
+        return are_blockers_known or unit.ended_ns <= overdue_ns
+
+    def _is_kept(self, unit: _Unit) -> bool:
+        return any(self._is_special(end) for end in unit.ends) or self._is_sampled(unit)
+
+    def _is_special(self, end: RequestFinished | ItemFinished | None) -> bool:
+        match end:
+            case RequestFinished():
+                is_miss = end.deadline_missed or end.outcome == "expired"
+                is_error = bool(request_failure(end)) and not is_miss
+                duration_ns = end.at_ns - end.arrival_ns
+            case ItemFinished():
+                is_miss, is_error = False, bool(item_failure(end))
+                duration_ns = end.end_ns - end.start_ns
+            case None:
+                return False
+        return (
+            (is_error and "error" in self._config.always)
+            or (is_miss and "deadline_miss" in self._config.always)
+            or 0 < self._config.slow_ns <= duration_ns
+        )
+
+    def _is_sampled(self, unit: _Unit) -> bool:
+        """Decide by the caller's wish or the ratio; an item goes by its first request."""
+        for record in unit.requests:
+            caller = record.caller
+            if caller is not None and caller.is_sampled:
+                return True
+        if unit.requests:
+            return self.is_in_ratio(min(record.request_id for record in unit.requests))
+        return is_within_ratio(self._unit_span(unit).trace_id, self._config.ratio)
+
+    def is_in_ratio(self, request_id: int) -> bool:
+        """Return whether a request is kept even if nothing is special about it."""
+        trace_id = self._identifiers.root("request", request_id).trace_id
+        return is_within_ratio(trace_id, self._config.ratio)
+
+    def _span_of(self, record: RequestRecord) -> SpanReference:
+        """Return the ids of a request's `infer` span."""
+        own = self._identifiers.root("request", record.request_id)
+        if record.item is not None:
+            return own._replace(trace_id=self._item_span(record.item).trace_id)
+        if record.caller is not None:
+            return own._replace(trace_id=record.caller.span.trace_id)
+        return own
+
+    def _item_span(self, key: tuple[str, int]) -> SpanReference:
+        return self._identifiers.root("item", f"{key[1]} {key[0]}")
+
+    def _unit_span(self, unit: _Unit) -> SpanReference:
+        if unit.item is None:
+            return self._span_of(unit.requests[0])
+        assert unit.item.finished is not None
+        return self._item_span((unit.item.finished.pipeline, unit.item.finished.item))
+
+    def _build(self, unit: _Unit, held: dict[int, RequestRecord]) -> list[Span]:
+        trees = {record.request_id: self._infer(record, held) for record in unit.requests}
+        parent = None
+        if unit.item is None:
+            tree = trees[unit.requests[0].request_id]
+            caller = unit.requests[0].caller
+            parent = caller.span if caller is not None else None
+        else:
+            tree = self._item_tree(unit.item, trees)
+        return flatten(tree, self._unit_span(unit), self._to_unix_ns, parent=parent)
+
+    def _infer(self, record: RequestRecord, held: dict[int, RequestRecord]) -> SpanNode:
+        assert record.finished is not None
+        model = record.finished.model
+        kernels = () if self._config.kernels == "never" else self._loads.kernels(model)
+        tree = request_tree(record, kernels, self._config.max_spans)
+        tree.own_span_id = self._span_of(record).span_id
+        load = self._loads.span_of(model)
+        if load is not None:
+            tree.links.append(SpanLink(load, names.LINK_MODEL_LOAD))
+        for blocker in record.blocked_by:
+            span = self._kept_span(blocker, held)
+            if span is not None:
+                tree.links.append(SpanLink(span, names.LINK_BLOCKED_BY))
+        return tree
+
+    def _kept_span(self, request_id: int, held: dict[int, RequestRecord]) -> SpanReference | None:
+        """Return a request's span if it was or will certainly be exported."""
+        record = held.get(request_id)
+        if record is not None and record.is_wanted:
+            return self._span_of(record)
+        return self._settled.get(request_id)
+
+    def _item_tree(self, item: _Item, trees: dict[int, SpanNode]) -> SpanNode:
+        assert item.finished is not None
+        tree, stages = item_tree(item.finished, item.stages, trees)
+        for stage, node in zip(item.stages, stages, strict=True):
+            span = self._settled.get(stage.request_id)
+            # A request whose trace was built before its stage was heard of.
+            if span is not None and stage.request_id not in trees:
+                node.links.append(SpanLink(span, names.LINK_INFER))
+        return tree
+
+    def _forget(self, unit: _Unit) -> None:
+        for record in unit.requests:
+            del self._requests[record.request_id]
+        if unit.item is not None and unit.item.finished is not None:
+            del self._items[unit.item.finished.pipeline, unit.item.finished.item]
+
+
+def _blockers(unit: _Unit) -> tuple[int, ...]:
+    return tuple(blocker for record in unit.requests for blocker in record.blocked_by)

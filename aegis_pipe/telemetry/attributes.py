@@ -1,0 +1,157 @@
+"""Names of every span and attribute, with what they mean; `docs/telemetry.md` is made from this.
+
+Span names are of low cardinality (what a query groups by); everything particular is an attribute.
+All attributes live under `aegis.`, so that no viewer mistakes them for conventions of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+INFER: Final = "infer"
+QUEUE_WAIT: Final = "queue.wait"
+SCHEDULE_DECIDE: Final = "schedule.decide"
+EXECUTE: Final = "execute"
+STREAM_LANE: Final = "stream"
+SEGMENT_RUN: Final = "segment"
+COPY: Final = "copy"
+PIPELINE_ITEM: Final = "pipeline"
+MODEL_LOAD: Final = "model.load"
+POOL_RESERVE: Final = "pool.reserve"
+MEMORY_ALLOCATED_EVENT: Final = "memory.allocated"
+EVENT_SYNCHRONISED_EVENT: Final = "event.synchronised"
+
+AGGREGATED: Final = "aegis.aggregated"
+ARENA_BYTES: Final = "aegis.arena_bytes"
+BLOCKED_BY: Final = "aegis.blocked_by"
+BUSY_NS: Final = "aegis.busy_ns"
+CALLS: Final = "aegis.calls"
+CANDIDATE_IDS: Final = "aegis.candidates.ids"
+CANDIDATE_SCORES: Final = "aegis.candidates.scores"
+DEADLINE_MISSED: Final = "aegis.deadline.missed"
+DEADLINE_NS: Final = "aegis.deadline_ns"
+DECISION: Final = "aegis.decision"
+DECISION_SEQUENCE: Final = "aegis.decision.sequence"
+DECISIONS_OMITTED: Final = "aegis.decisions.omitted"
+DURATION_NS: Final = "aegis.duration_ns"
+EVENTS_OMITTED: Final = "aegis.events.omitted"
+ITEM: Final = "aegis.item"
+KERNEL: Final = "aegis.kernel"
+LINK: Final = "aegis.link"
+MODEL: Final = "aegis.model"
+NODE: Final = "aegis.node"
+OFFSET_BYTES: Final = "aegis.offset_bytes"
+OPERATOR: Final = "aegis.operator"
+OUTCOME: Final = "aegis.outcome"
+PIPELINE: Final = "aegis.pipeline"
+POLICY: Final = "aegis.policy"
+POOL: Final = "aegis.pool"
+PRIORITY: Final = "aegis.priority"
+QUEUE_DEPTH: Final = "aegis.queue.depth"
+REASON: Final = "aegis.reason"
+RECORD_STREAM: Final = "aegis.record_stream"
+REQUEST_ID: Final = "aegis.request.id"
+RULE: Final = "aegis.rule"
+SEGMENT: Final = "aegis.segment"
+SEGMENTS: Final = "aegis.segments"
+SIZE_BYTES: Final = "aegis.size_bytes"
+SLACK_NS: Final = "aegis.slack_ns"
+STAGE: Final = "aegis.stage"
+STAGE_KIND: Final = "aegis.stage.kind"
+STREAM: Final = "aegis.stream"
+TENSOR: Final = "aegis.tensor"
+WAIT_STREAM: Final = "aegis.wait_stream"
+WEIGHTS_BYTES: Final = "aegis.weights_bytes"
+WINNER: Final = "aegis.winner"
+
+LINK_MODEL_LOAD: Final = "model.load"
+LINK_BLOCKED_BY: Final = "blocked_by"
+LINK_INFER: Final = "infer"
+
+PHASE_PREFIX: Final = "aegis.phase."
+"""Before the names that a `PhaseFinished` event brings along itself."""
+
+SPANS: Final[dict[str, tuple[str, str, str]]] = {
+    "infer <model>": (
+        "host",
+        "none, the caller's span, or the stage of a pipeline",
+        "A request, from arrival to its final state. Links to its model's `model.load` and to "
+        "the requests that held the streams while it waited.",
+    ),
+    "queue.wait": ("host", "`infer`", "From arrival to the decision that ended the wait."),
+    "schedule.decide": (
+        "host",
+        "`infer`; `execute` once it runs",
+        "One decision of the scheduler, with candidates, winner and rule.",
+    ),
+    "execute": ("host", "`infer`", "From the decision to start it to its final state."),
+    "stream <index>": ("device", "`execute`", "What one stream did for this request."),
+    "<operator>": (
+        "device",
+        "`stream`",
+        "A kernel, by its stamps. Over `max_spans`, one span an operator from first start to "
+        "last end.",
+    ),
+    "segment": ("device", "`stream`", "A segment whose kernels were not stamped."),
+    "copy.in, copy.out": ("device", "`stream`", "Inputs to the device, outputs to the host."),
+    "pipeline <name>": ("host", "none", "An item, from its source to its last sink."),
+    "<kind> <stage>": (
+        "host",
+        "`pipeline`",
+        "A `source`, `transform`, `model` or `sink` stage; the parent of its request's `infer`.",
+    ),
+    "model.load": ("host", "none, or the phase around it", "A model's way from file to streams."),
+    "<phase>": (
+        "host",
+        "the phase around it",
+        "A phase of the load: `onnx.load`, `passes`, `memory.plan`, `pool.reserve` (with an event "
+        "for each planned tensor), `graph.capture` and so on.",
+    ),
+}
+"""Span name -> (service, parent, meaning)."""
+
+ATTRIBUTES: Final[dict[str, tuple[str, str]]] = {
+    AGGREGATED: ("bool", "This span stands for several; `aegis.duration_ns` is their sum."),
+    ARENA_BYTES: ("int", "Activations and workspaces of the model, in bytes."),
+    BLOCKED_BY: ("int[]", "Requests that held the streams while this one waited."),
+    BUSY_NS: ("int", "Time the stream worked for the request: its segments and copies."),
+    CALLS: ("int", "Spans that an aggregated span stands for."),
+    CANDIDATE_IDS: ("int[]", "The best few waiting requests, best first."),
+    CANDIDATE_SCORES: ("float[]", "Their scores under the policy, in the same order."),
+    DEADLINE_MISSED: ("bool", "The result came after the deadline, or never."),
+    DEADLINE_NS: ("int", "Time the request had, from arrival to deadline."),
+    DECISION: ("string", "`start`, `continue`, `expire`, `reject` or `cancel`."),
+    DECISION_SEQUENCE: ("int", "Position in the run's decision log."),
+    DECISIONS_OMITTED: ("int", "`continue` decisions left out over `max_spans`."),
+    DURATION_NS: ("int", "The true duration; viewers show whole microseconds."),
+    EVENTS_OMITTED: ("int", "Events over the limit of 128 a span."),
+    ITEM: ("int", "Number of the pipeline's item."),
+    KERNEL: ("string", "Name of the kernel that the device chose."),
+    LINK: ("string", "On a link: `model.load`, `blocked_by` or `infer`."),
+    MODEL: ("string", "Name of the model."),
+    NODE: ("string", "Name of the graph's node."),
+    OFFSET_BYTES: ("int", "Planned place in the pool."),
+    OPERATOR: ("string", "Canonical name of the operator."),
+    OUTCOME: ("string", "`completed`, `failed`, `expired`, `rejected`, `cancelled`, `dropped`."),
+    PIPELINE: ("string", "Name of the pipeline."),
+    POLICY: ("string", "Name of the scheduling policy."),
+    POOL: ("string", "Name of the memory pool."),
+    PRIORITY: ("int", "Higher is more urgent."),
+    QUEUE_DEPTH: ("int", "Requests waiting: at submission, or before the decision."),
+    REASON: ("string", "Code of why it ended as it did."),
+    RECORD_STREAM: ("int", "Stream that recorded the event."),
+    REQUEST_ID: ("int", "Number of the request within the run."),
+    RULE: ("string", "Code of the rule by which the decision was made."),
+    SEGMENT: ("int", "Position among the model's segments."),
+    SEGMENTS: ("int", "Segments that ran in this lane."),
+    SIZE_BYTES: ("int", "Size of the tensor or copy."),
+    SLACK_NS: ("int", "Time left until the deadline at the end; negative if it was missed."),
+    STAGE: ("string", "Name of the stage, source or sink."),
+    STAGE_KIND: ("string", "`source`, `transform`, `model` or `sink`."),
+    STREAM: ("int", "Index of the stream."),
+    TENSOR: ("string", "Name of the tensor."),
+    WAIT_STREAM: ("int", "Stream that waited for the event."),
+    WEIGHTS_BYTES: ("int", "Weights of the model, in bytes."),
+    WINNER: ("int", "The request that was chosen."),
+}
+"""Attribute -> (type, meaning)."""

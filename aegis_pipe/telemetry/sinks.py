@@ -1,0 +1,142 @@
+"""Where spans go: the protocol of a destination, and the thread that feeds one.
+
+Each destination has a bounded queue and a thread of its own, so that a slow or dead collector
+delays neither the log nor another destination, and closing is bounded. A batch is tried once;
+after a failure the destination is left in peace for a while that doubles up to `PAUSE_MAX_S`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
+
+from aegis_pipe.telemetry.spans import Span
+
+BATCH_SPANS: Final = 512
+PAUSE_MIN_S: Final = 1.0
+PAUSE_MAX_S: Final = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+class SpanSink(Protocol):
+    """A destination of spans. `close` may be called while another thread is in `export`."""
+
+    @property
+    def where(self) -> str:
+        """Name the destination, for messages and the report."""
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Say what went wrong at the last failed export."""
+        ...
+
+    def open(self) -> None:
+        """Get ready; may take long (imports), connects to nobody."""
+        ...
+
+    def export(self, batch: Sequence[Span]) -> bool:
+        """Hand over a batch; return whether it arrived."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the destination, cutting short what is on its way; idempotent."""
+        ...
+
+
+class SinkReport(NamedTuple):
+    """What became of the spans meant for one destination."""
+
+    where: str
+    exported_spans: int
+    dropped_spans: int
+    failed_exports: int
+
+
+class SinkFeeder:
+    """Feeds one sink from a bounded queue, on a thread of its own."""
+
+    def __init__(self, sink: SpanSink, queue_capacity: int) -> None:
+        self._sink = sink
+        self._queue: deque[Span] = deque(maxlen=queue_capacity)
+        self._offered = 0
+        self._exported = 0
+        self._failed_exports = 0
+        self._pause_s = 0.0
+        """Above 0 after a failure, until an export succeeds."""
+        self._ready = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, name=f"aegis-telemetry {sink.where}", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def offer(self, spans: Sequence[Span]) -> None:
+        """Enqueue spans; beyond the capacity the oldest give way. For one thread only."""
+        self._offered += len(spans)
+        self._queue.extend(spans)
+        self._ready.set()
+
+    def finish(self) -> None:
+        """Ask the thread to hand over what it has and end; does not wait."""
+        self._stop.set()
+        self._ready.set()
+
+    def close(self, timeout_s: float) -> SinkReport:
+        """Finish, wait no longer than that, close the sink, and report; what is left is lost."""
+        self.finish()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        self._sink.close()
+        exported = self._exported
+        dropped = self._offered - exported
+        return SinkReport(self._sink.where, exported, dropped, self._failed_exports)
+
+    def _run(self) -> None:
+        try:
+            self._feed()
+        except Exception:
+            # A sink's fault must neither take the run down nor stay unheard.
+            _log.exception("telemetry no longer goes to %s; the run goes on", self._sink.where)
+
+    def _feed(self) -> None:
+        self._sink.open()
+        is_last = False
+        while not is_last:
+            self._ready.wait()
+            self._ready.clear()
+            # Read before draining: what was offered before `finish` is then drained for sure.
+            is_last = self._stop.is_set()
+            self._drain()
+
+    def _drain(self) -> None:
+        while batch := self._take():
+            self._send(batch)
+            if self._pause_s and self._stop.wait(self._pause_s):
+                # Closing, and the last try failed: another would only hold up the end.
+                self._queue.clear()
+
+    def _take(self) -> list[Span]:
+        return [self._queue.popleft() for _ in range(min(BATCH_SPANS, len(self._queue)))]
+
+    def _send(self, batch: Sequence[Span]) -> None:
+        if self._sink.export(batch):
+            self._exported += len(batch)
+            self._pause_s = 0.0
+            return
+        if not self._failed_exports:
+            _log.warning(
+                "no traces reach %s (%s); the run goes on without them: start a collector there, "
+                "or take the destination out of the manifest's `telemetry`",
+                self._sink.where,
+                self._sink.problem,
+            )
+        self._failed_exports += 1
+        self._pause_s = min(max(PAUSE_MIN_S, 2 * self._pause_s), PAUSE_MAX_S)

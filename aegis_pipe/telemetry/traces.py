@@ -1,0 +1,388 @@
+"""The shapes of the three kinds of trace: what events become which spans below which.
+
+    infer <model>                      pipeline <name>            model.load
+      queue.wait                         source camera              onnx.load
+      schedule.decide                    transform prepare          passes
+      execute                            model detect                 pass.<name>
+        schedule.decide (continue)         infer <model> ...        memory.plan
+        stream 0                         sink ...                   pool.reserve
+          copy.in, Conv, ..., copy.out
+
+Pure functions from collected events to `SpanNode` trees, on the runtime's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from aegis_pipe.events import (
+    CopyFinished,
+    DecisionMade,
+    EventSynchronised,
+    ItemFinished,
+    MemoryAllocated,
+    ModelLoaded,
+    PhaseFinished,
+    RequestFinished,
+    RequestSubmitted,
+    SegmentFinished,
+    StageFinished,
+)
+from aegis_pipe.telemetry import attributes as names
+from aegis_pipe.telemetry.ids import Caller, parse_traceparent
+from aegis_pipe.telemetry.spans import AttributeValue, SpanEvent, SpanNode
+
+RequestEvent = (
+    RequestSubmitted
+    | DecisionMade
+    | SegmentFinished
+    | CopyFinished
+    | EventSynchronised
+    | RequestFinished
+)
+KernelTable = Sequence[Sequence[tuple[str, str, str]]]
+"""Per segment, per call: (operator, node, kernel)."""
+
+_UNKNOWN_CALL = ("kernel", "", "")
+
+
+@dataclass(slots=True, eq=False)
+class RequestRecord:
+    """What was heard of one request so far."""
+
+    request_id: int
+    submitted: RequestSubmitted | None = None
+    finished: RequestFinished | None = None
+    decisions: list[DecisionMade] = field(default_factory=list)
+    segments: list[SegmentFinished] = field(default_factory=list)
+    copies: list[CopyFinished] = field(default_factory=list)
+    crossings: list[EventSynchronised] = field(default_factory=list)
+    item: tuple[str, int] | None = None
+    """The pipeline's item it belongs to, once known."""
+    is_wanted: bool = False
+    """A trace that is kept links here, so this one is kept too."""
+
+    def add(self, event: RequestEvent) -> None:
+        """Take note of an event of this request."""
+        match event:
+            case RequestSubmitted():
+                self.submitted = event
+            case DecisionMade():
+                self.decisions.append(event)
+            case SegmentFinished():
+                self.segments.append(event)
+            case CopyFinished():
+                self.copies.append(event)
+            case EventSynchronised():
+                self.crossings.append(event)
+            case RequestFinished():
+                self.finished = event
+
+    @property
+    def caller(self) -> Caller | None:
+        """Return the span this request was submitted under, if its caller told."""
+        return parse_traceparent(self.submitted.parent) if self.submitted is not None else None
+
+    @property
+    def blocked_by(self) -> tuple[int, ...]:
+        """Return the requests that held it up, each once, in the order they were named."""
+        named = (other for decision in self.decisions for other in decision.blocked_by)
+        return tuple(dict.fromkeys(other for other in named if other != self.request_id))
+
+
+def request_failure(finished: RequestFinished) -> str:
+    """Describe why a request is an error to whoever looks at its trace; empty if it is not."""
+    if finished.outcome in ("failed", "expired", "rejected"):
+        cause = _printable(finished.error) or finished.reason
+        return f"{finished.outcome}: {cause}" if cause else finished.outcome
+    if finished.deadline_missed:
+        return f"deadline missed by {finished.at_ns - finished.deadline_ns} ns"
+    return ""
+
+
+def request_tree(record: RequestRecord, kernels: KernelTable, max_spans: int) -> SpanNode:
+    """Return the `infer` span of a finished request, with everything below it.
+
+    `kernels` names the calls behind the stamps; empty if no kernel spans are wanted.
+    """
+    finished = record.finished
+    assert finished is not None
+    decisions = sorted(record.decisions, key=lambda decision: decision.sequence)
+    wait_end_ns = decisions[0].start_ns if decisions else finished.start_ns or finished.at_ns
+    infer = SpanNode(
+        f"{names.INFER} {finished.model}",
+        finished.arrival_ns,
+        finished.at_ns,
+        _request_attributes(record, finished),
+        request_failure(finished),
+    )
+    wait = SpanNode(names.QUEUE_WAIT, finished.arrival_ns, wait_end_ns, {})
+    infer.children = [wait, *(_decision(decision) for decision in decisions[:1])]
+    if finished.start_ns or record.segments or record.copies:
+        infer.children.append(_execute(record, finished, decisions, kernels, max_spans))
+    else:
+        infer.children += [_decision(decision) for decision in decisions[1:]]
+    return infer
+
+
+def _request_attributes(
+    record: RequestRecord, finished: RequestFinished
+) -> dict[str, AttributeValue]:
+    values: dict[str, AttributeValue] = {
+        names.REQUEST_ID: finished.request_id,
+        names.MODEL: finished.model,
+        names.OUTCOME: finished.outcome,
+        names.REASON: finished.reason,
+        names.DEADLINE_MISSED: finished.deadline_missed,
+    }
+    if record.submitted is not None:
+        values[names.PRIORITY] = record.submitted.priority
+        values[names.QUEUE_DEPTH] = record.submitted.queue_depth
+    if finished.deadline_ns:
+        values[names.DEADLINE_NS] = finished.deadline_ns - finished.arrival_ns
+        values[names.SLACK_NS] = finished.deadline_ns - finished.at_ns
+    if record.blocked_by:
+        values[names.BLOCKED_BY] = record.blocked_by
+    return values
+
+
+def _decision(decision: DecisionMade) -> SpanNode:
+    node = SpanNode(
+        names.SCHEDULE_DECIDE,
+        decision.start_ns,
+        decision.end_ns,
+        {
+            names.DECISION: decision.kind,
+            names.DECISION_SEQUENCE: decision.sequence,
+            names.RULE: decision.reason,
+            names.POLICY: decision.policy,
+            names.QUEUE_DEPTH: decision.queue_depth,
+            names.REQUEST_ID: decision.request_id,
+        },
+    )
+    if decision.stream >= 0:
+        node.attributes[names.STREAM] = decision.stream
+    if decision.candidates:
+        node.attributes[names.CANDIDATE_IDS] = [other for other, _ in decision.candidates]
+        node.attributes[names.CANDIDATE_SCORES] = [float(s) for _, s in decision.candidates]
+        node.attributes[names.WINNER] = decision.candidates[0][0]
+    if decision.blocked_by:
+        node.attributes[names.BLOCKED_BY] = decision.blocked_by
+    return node
+
+
+def _execute(
+    record: RequestRecord,
+    finished: RequestFinished,
+    decisions: Sequence[DecisionMade],
+    kernels: KernelTable,
+    max_spans: int,
+) -> SpanNode:
+    start_ns = decisions[0].end_ns if decisions else finished.start_ns or finished.arrival_ns
+    node = SpanNode(names.EXECUTE, start_ns, finished.at_ns)
+    node.events = [_crossing(event) for event in record.crossings]
+    later = decisions[1:]
+    done: list[SegmentFinished | CopyFinished] = [*record.segments, *record.copies]
+    lanes = sorted({part.stream for part in done})
+    calls = [_segment(done, kernels) for done in record.segments]
+    is_over = len(later) + sum(map(len, calls)) > max_spans
+    if is_over and later:
+        node.attributes[names.DECISIONS_OMITTED] = len(later)
+    node.children = [] if is_over else [_decision(decision) for decision in later]
+    for stream in lanes:
+        node.children.append(_lane(stream, record, calls, is_aggregated=is_over))
+    return node
+
+
+def _crossing(event: EventSynchronised) -> SpanEvent:
+    return SpanEvent(
+        event.at_ns,
+        names.EVENT_SYNCHRONISED_EVENT,
+        {
+            names.TENSOR: event.tensor,
+            names.RECORD_STREAM: event.record_stream,
+            names.WAIT_STREAM: event.wait_stream,
+        },
+    )
+
+
+def _lane(
+    stream: int, record: RequestRecord, calls: Sequence[list[SpanNode]], *, is_aggregated: bool
+) -> SpanNode:
+    """Return what one stream did; `calls` runs parallel to the record's segments."""
+    segments = [done for done in record.segments if done.stream == stream]
+    copies = [done for done in record.copies if done.stream == stream]
+    done: list[SegmentFinished | CopyFinished] = [*segments, *copies]
+    lane = SpanNode(
+        f"{names.STREAM_LANE} {stream}",
+        min(part.start_ns for part in done),
+        max(part.end_ns for part in done),
+        {
+            names.STREAM: stream,
+            names.SEGMENTS: len(segments),
+            names.BUSY_NS: sum(part.end_ns - part.start_ns for part in done),
+        },
+        on_device=True,
+    )
+    own = [
+        node
+        for segment, nodes in zip(record.segments, calls, strict=True)
+        if segment.stream == stream
+        for node in nodes
+    ]
+    lane.children = [
+        *(_copy(copy) for copy in copies),
+        *(_aggregate(own) if is_aggregated else own),
+    ]
+    return lane
+
+
+def _copy(copy: CopyFinished) -> SpanNode:
+    return SpanNode(
+        f"{names.COPY}.{copy.direction}",
+        copy.start_ns,
+        copy.end_ns,
+        {names.SIZE_BYTES: copy.size_bytes, names.STREAM: copy.stream},
+        on_device=True,
+    )
+
+
+def _segment(done: SegmentFinished, kernels: KernelTable) -> list[SpanNode]:
+    """Return the segment's kernels, or the segment itself if they were not stamped."""
+    place: dict[str, AttributeValue] = {names.SEGMENT: done.segment, names.STREAM: done.stream}
+    if not done.kernel_times or not kernels:
+        return [SpanNode(names.SEGMENT_RUN, done.start_ns, done.end_ns, {**place}, on_device=True)]
+    times = np.frombuffer(done.kernel_times, dtype=np.int64).reshape(-1, 2).tolist()
+    table = kernels[done.segment] if done.segment < len(kernels) else ()
+    nodes = []
+    for position, (start_ns, end_ns) in enumerate(times):
+        operator, node, kernel = table[position] if position < len(table) else _UNKNOWN_CALL
+        values: dict[str, AttributeValue] = {
+            names.OPERATOR: operator,
+            names.NODE: node,
+            names.KERNEL: kernel,
+            **place,
+        }
+        nodes.append(SpanNode(operator, start_ns, end_ns, values, on_device=True))
+    return nodes
+
+
+def _aggregate(nodes: Iterable[SpanNode]) -> list[SpanNode]:
+    """Return one span per name, from the first start to the last end, saying what it stands for."""
+    groups: dict[str, list[SpanNode]] = {}
+    for node in nodes:
+        groups.setdefault(node.name, []).append(node)
+    return [
+        SpanNode(
+            name,
+            min(node.start_ns for node in group),
+            max(node.end_ns for node in group),
+            {
+                names.AGGREGATED: True,
+                names.CALLS: len(group),
+                names.DURATION_NS: sum(node.end_ns - node.start_ns for node in group),
+            },
+            on_device=True,
+        )
+        for name, group in groups.items()
+    ]
+
+
+def phase_tree(
+    root: PhaseFinished,
+    phases: Iterable[PhaseFinished],
+    loaded: Mapping[int, ModelLoaded],
+    allocations: Sequence[MemoryAllocated],
+) -> tuple[SpanNode, dict[int, SpanNode]]:
+    """Return a load trace and its nodes by phase id.
+
+    `phases` are the root's descendants, `loaded` goes by the phase that loaded the model, and
+    each allocation becomes an event of the `pool.reserve` phase that it lies in.
+    """
+    nodes = {phase.phase_id: _phase(phase, loaded) for phase in (root, *phases)}
+    for phase in phases:
+        nodes[phase.parent_id].children.append(nodes[phase.phase_id])
+    reserves = [phase for phase in (root, *phases) if phase.name == names.POOL_RESERVE]
+    for event in allocations:
+        place = next((phase for phase in reserves if _holds(phase, event)), None)
+        if place is not None:
+            nodes[place.phase_id].events.append(_allocation(event))
+    return nodes[root.phase_id], nodes
+
+
+def _holds(phase: PhaseFinished, event: MemoryAllocated) -> bool:
+    is_same_model = phase.model in ("", event.model)
+    return is_same_model and phase.start_ns <= event.at_ns <= phase.end_ns
+
+
+def _phase(phase: PhaseFinished, loaded: Mapping[int, ModelLoaded]) -> SpanNode:
+    node = SpanNode(phase.name, phase.start_ns, phase.end_ns, error=_printable(phase.error))
+    node.attributes |= {
+        f"{names.PHASE_PREFIX}{key}": phase.attributes[key] for key in sorted(phase.attributes)
+    }
+    if phase.model:
+        node.attributes[names.MODEL] = phase.model
+    model = loaded.get(phase.phase_id)
+    if model is not None:
+        node.attributes[names.WEIGHTS_BYTES] = model.weights_bytes
+        node.attributes[names.ARENA_BYTES] = model.arena_bytes
+    return node
+
+
+def _allocation(event: MemoryAllocated) -> SpanEvent:
+    return SpanEvent(
+        event.at_ns,
+        names.MEMORY_ALLOCATED_EVENT,
+        {
+            names.POOL: event.pool,
+            names.TENSOR: event.tensor,
+            names.MODEL: event.model,
+            names.OFFSET_BYTES: event.offset_bytes,
+            names.SIZE_BYTES: event.size_bytes,
+        },
+    )
+
+
+def item_failure(finished: ItemFinished) -> str:
+    """Describe why an item failed; empty if it did not (dropping some is how a queue keeps up)."""
+    if finished.outcome != "failed":
+        return ""
+    return f"{finished.outcome}: {_printable(finished.reason)}".removesuffix(": ")
+
+
+def item_tree(
+    finished: ItemFinished, stages: Iterable[StageFinished], requests: Mapping[int, SpanNode]
+) -> tuple[SpanNode, list[SpanNode]]:
+    """Return a pipeline item's trace and its stages' nodes; `requests` are `infer` spans by id."""
+    root = SpanNode(
+        f"{names.PIPELINE_ITEM} {finished.pipeline}",
+        finished.start_ns,
+        finished.end_ns,
+        {
+            names.PIPELINE: finished.pipeline,
+            names.ITEM: finished.item,
+            names.OUTCOME: finished.outcome,
+            names.REASON: _printable(finished.reason),
+        },
+        item_failure(finished),
+    )
+    for stage in stages:
+        node = SpanNode(
+            f"{stage.kind} {stage.stage}",
+            stage.start_ns,
+            stage.end_ns,
+            {names.STAGE: stage.stage, names.STAGE_KIND: stage.kind},
+            _printable(stage.error),
+        )
+        if stage.request_id in requests:
+            node.children.append(requests[stage.request_id])
+        root.children.append(node)
+    return root, root.children[:]
+
+
+def _printable(text: str) -> str:
+    """Replace what UTF-8 can not carry: messages may quote undecodable file names."""
+    return text.encode("utf-8", "replace").decode("utf-8")
