@@ -28,6 +28,7 @@ from aegis_pipe.device.protocols import DeviceContext, DeviceDescription
 from aegis_pipe.device.registry import OpenedDevice, open_device
 from aegis_pipe.errors import AegisError, InvalidInputError, PipelineError
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
+from aegis_pipe.execution import model_inspection
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.deployment import (
     Deployment,
@@ -37,15 +38,16 @@ from aegis_pipe.execution.deployment import (
     plan_models,
 )
 from aegis_pipe.execution.executor import check_inputs
-from aegis_pipe.execution.model_inspection import inspect_model
 from aegis_pipe.execution.model_loader import LoadOptions
 from aegis_pipe.execution.program import BoundModel
 from aegis_pipe.manifest import load_manifest
 from aegis_pipe.manifest.model import (
     Manifest,
+    ModelFacts,
     PipelineSection,
     SinkSection,
     SourceSection,
+    TensorFacts,
 )
 from aegis_pipe.manifest.model import SyntheticSource as SyntheticSection
 from aegis_pipe.memory import DevicePlan
@@ -69,7 +71,7 @@ from aegis_pipe.scheduling.request import ExecutionRequest
 from aegis_pipe.scheduling.scheduler import Scheduler
 from aegis_pipe.scheduling.statistics import ModelStatistics, RequestStatistics
 from aegis_pipe.scheduling.stream_pool import StreamPool
-from aegis_pipe.telemetry import Telemetry, TelemetryConfig
+from aegis_pipe.telemetry import Telemetry, TelemetryConfig, TelemetryReport
 from aegis_pipe.tensor import TensorSpec, dtype_named
 
 
@@ -105,8 +107,8 @@ class RuntimeReport:
     plan: DevicePlan
     statistics: RuntimeStatistics
     pipelines: tuple[PipelineReport, ...]
-    telemetry: tuple[str, ...]
-    """One line each on where the traces and the log are."""
+    telemetry: TelemetryReport | None
+    """None if the manifest sends telemetry nowhere."""
 
     @property
     def failed(self) -> bool:
@@ -119,6 +121,24 @@ class RuntimeReport:
 def check_manifest(path: str | Path) -> Manifest:
     """Load a manifest and look into its models; raises ManifestError with all problems."""
     return load_manifest(path, inspect_model=inspect_model)
+
+
+def inspect_model(path: Path) -> ModelFacts:
+    """Look into a model file without loading its weights; raises what the loader would."""
+    facts = model_inspection.inspect_model(path)
+    return ModelFacts(
+        inputs=_tensor_facts(facts.inputs),
+        outputs=_tensor_facts(facts.outputs),
+        weight_bytes=facts.weight_bytes,
+        operators=facts.operators,
+        unknown_operators=facts.unknown_operators,
+    )
+
+
+def _tensor_facts(
+    facts: Mapping[str, model_inspection.TensorFacts],
+) -> dict[str, TensorFacts]:
+    return {name: TensorFacts(tensor.dtype, tensor.shape) for name, tensor in facts.items()}
 
 
 def open_pipeline(
@@ -186,7 +206,8 @@ class Runtime:
         self._request_ids = itertools.count(1)
         self._closing = ExitStack()
         self._runners: list[PipelineRunner] = []
-        self._telemetry_lines: tuple[str, ...] = ()
+        self._telemetry_report: TelemetryReport | None = None
+        self._is_stamped: Callable[[int], bool] = _never
         self._end_ns: int | None = None
         try:
             self._start()
@@ -239,14 +260,16 @@ class Runtime:
             )
 
     def _start_telemetry(self) -> None:
-        telemetry = Telemetry(_telemetry_config(self._manifest), self.clock)
-        if not telemetry.has_destination:
+        config = _telemetry_config(self._manifest)
+        if not (config.otlp_endpoint or config.otlp_json_path or config.log_path):
             return
-        self._hub.add(telemetry.listener)
+        telemetry = Telemetry(config, self.clock)
         telemetry.start()
+        self._hub.add(telemetry.listener)
+        self._is_stamped = telemetry.is_stamped
 
         def close() -> None:
-            self._telemetry_lines = telemetry.close().lines()
+            self._telemetry_report = telemetry.close()
 
         self._closing.callback(close)
 
@@ -263,9 +286,9 @@ class Runtime:
             self.clock,
             self._hub,
             notifies=context.capabilities.notifies_progress,
-            stamped=manifest.telemetry.traces.kernels != "never",
+            is_stamped=self._is_stamped,
         )
-        scheduler = Scheduler(
+        self._scheduler = Scheduler(
             _make_policy(manifest),
             StreamPool(manifest.streams.count),
             queue_capacity=manifest.scheduler.queue_capacity,
@@ -276,7 +299,7 @@ class Runtime:
             },
             late={model.name: model.late for model in manifest.models},
         )
-        loop = OrchestrationLoop(scheduler, launcher, self.clock, self._hub)
+        loop = OrchestrationLoop(self._scheduler, launcher, self.clock, self._hub)
         context.set_progress_listener(loop.wake)
         loop.start()
         timeout_ns = manifest.scheduler.drain_timeout_ns
@@ -349,7 +372,7 @@ class Runtime:
         """Return the figures so far."""
         return RuntimeStatistics(
             models=self._requests.snapshot(),
-            queue_depth=self._loop.queue_depth,
+            queue_depth=self._scheduler.statistics().waiting,
             allocations_after_start=self._deployment.allocations_after_start,
         )
 
@@ -405,7 +428,7 @@ class Runtime:
             plan=self.plan,
             statistics=self._final_statistics if self._end_ns else self.statistics(),
             pipelines=tuple(runner.report() for runner in self._runners),
-            telemetry=self._telemetry_lines,
+            telemetry=self._telemetry_report,
         )
 
     def __enter__(self) -> Self:
@@ -490,6 +513,11 @@ class Runtime:
         if section.kind == "console":
             options["write_line"] = self._write_line
         return SINKS[section.kind](**options)
+
+
+def _never(request_id: int) -> bool:
+    """Without telemetry no kernel is stamped."""
+    return False
 
 
 def _options(section: Any) -> dict[str, Any]:

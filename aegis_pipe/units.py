@@ -1,8 +1,9 @@
 """Sizes, durations and rates as people write them: `"512 MiB"`, `"20 ms"`, `"30/s"`.
 
 Inside, sizes are int bytes, durations int nanoseconds and rates float per second. `parse_*`
-raise ValueError with a text that says what was expected; `format_*` write the shortest text
-that parses back to exactly the same value. Arithmetic is in fractions, so `"0.1 ms"` is 100000
+raise ValueError with a text that says what was expected; `exact_size` and `format_duration` write
+the shortest text that parses back to exactly the same value, `format_size` four digits for a
+reader. Arithmetic is in fractions, so `"0.1 ms"` is 100000
 nanoseconds and not nearly so.
 """
 
@@ -50,6 +51,8 @@ MAX_WHOLE = 2**63 - 1
 MAX_RATE_PER_S = 10**9
 """Largest rate: one a nanosecond, the finest the clock can tell."""
 
+_READABLE = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 
 # What people write for units that are named otherwise here; the first that fits the family.
@@ -89,6 +92,16 @@ def parse_rate(text: str) -> float:
 
 
 def format_size(size_bytes: int) -> str:
+    """Return a size for a reader, in four significant digits at most: `"117.7 MiB"`."""
+    value, unit = float(size_bytes), 0
+    # 1023.95 would be written as "1024": one of the next unit is what is meant.
+    while abs(value) >= 1023.95 and unit < len(_READABLE) - 1:
+        value, unit = value / 1024, unit + 1
+    digits = f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{digits} {_READABLE[unit]}"
+
+
+def exact_size(size_bytes: int) -> str:
     """Return a size in the largest binary unit that leaves it whole: `"512 MiB"`."""
     binary = {unit: SIZE_UNITS[unit] for unit in ("B", "KiB", "MiB", "GiB")}
     return _format_whole(size_bytes, binary) if size_bytes else "0 B"

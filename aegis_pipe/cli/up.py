@@ -24,6 +24,7 @@ from aegis_pipe.app import Runtime, RuntimeReport, open_pipeline
 from aegis_pipe.cli.tables import milliseconds, table
 from aegis_pipe.errors import AegisError
 from aegis_pipe.scheduling.statistics import ModelStatistics
+from aegis_pipe.telemetry import TelemetryReport
 
 SUMMARY_HEADER = (
     "model", "requests", "done", "late", "dropped", "failed",
@@ -167,28 +168,11 @@ def _planned(report: RuntimeReport) -> str:
 def _live_table(runtime: Runtime) -> Table:
     statistics = runtime.statistics()
     shown = Table(title=_headline(runtime), title_justify="left")
-    for column in (
-        "model",
-        "waiting",
-        "running",
-        "done",
-        "late",
-        "p50 ms",
-        "p99 ms",
-        "queue p99 ms",
-    ):
+    for column in SUMMARY_HEADER:
         shown.add_column(column, justify="left" if column == "model" else "right")
-    for m in statistics.models:
-        shown.add_row(
-            m.model,
-            str(m.waiting),
-            str(m.running),
-            str(m.completed),
-            str(m.deadline_misses),
-            milliseconds(m.latency_p50_ns),
-            milliseconds(m.latency_p99_ns),
-            milliseconds(m.queue_p99_ns),
-        )
+    for figures in statistics.models:
+        shown.add_row(*_summary_row(figures))
+    shown.caption = f"{statistics.queue_depth} requests waiting"
     return shown
 
 
@@ -210,7 +194,7 @@ def summary(report: RuntimeReport) -> str:
         )
         lines += [f"  {line}" for line in pipeline.sinks]
         lines += [f"  stopped: {pipeline.error}"] if pipeline.error else []
-    lines += list(report.telemetry)
+    lines += _telemetry_lines(report.telemetry)
     return "\n".join(lines)
 
 
@@ -235,6 +219,14 @@ def _memory_line(report: RuntimeReport) -> str:
         f"sharing saves {size(plan.saved_bytes)}; "
         f"{report.statistics.allocations_after_start} device allocations after start"
     )
+
+
+def _telemetry_lines(report: TelemetryReport | None) -> list[str]:
+    if report is None:
+        return ["telemetry: none (the manifest names no destination)"]
+    lost = report.dropped_spans + report.dropped_events
+    told = f"{report.exported_spans} spans exported, {lost} lost"
+    return [f"telemetry: {told}", *[f"  {place}" for place in report.where]]
 
 
 def _reasons(reasons: Any) -> str:

@@ -133,7 +133,7 @@ def compile_model(
 def _plan_memory(
     graph: ExecutionGraph, steps: tuple[MemoryStep, ...], alignment_bytes: int
 ) -> tuple[MemoryAnalysis, AllocationPlan]:
-    sizes_bytes = {
+    sizes_bytes: dict[str, int] = {
         tensor: edge.spec.size_bytes
         for tensor, edge in graph.tensors.items()
         if tensor not in graph.constants
@@ -166,7 +166,7 @@ class _WeightTable:
         """Add a weight unless its bytes are there already; return its key."""
         if id(array) not in self._digests:
             content = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-            self._digests[id(array)] = hashlib.sha256(content).hexdigest()
+            self._digests[id(array)] = hashlib.sha256(content.data).hexdigest()
         layout = packed.layout if packed else "dense"
         size_bytes = packed.size_bytes if packed else array.nbytes
         key = f"{self._digests[id(array)]}/{layout}/{size_bytes}"

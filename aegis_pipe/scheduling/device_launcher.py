@@ -79,12 +79,12 @@ class DeviceLauncher:
         hub: EventHub,
         *,
         notifies: bool,
-        stamped: bool,
+        is_stamped: Callable[[int], bool],
     ) -> None:
         self._slots = slots
         self._clock = clock
         self._hub = hub
-        self._stamped = stamped
+        self._is_stamped = is_stamped
         self._running: dict[int, _Running] = {}
         self.notifies = notifies
 
@@ -98,7 +98,7 @@ class DeviceLauncher:
                 np.empty(tensor.spec.shape, tensor.spec.dtype) for tensor in bound.outputs
             ]
         launch_ns = self._clock.now_ns()
-        stamped = self._stamped and self._hub.enabled
+        stamped = self._is_stamped(request.request_id)
         done = Executor.last_work(bound, segment).done
         # Noted before launching, so that a launch that fails half-way is still waited for.
         self._running[stream] = _Running(request, bound, segment, done, launch_ns, stamped)

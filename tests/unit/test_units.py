@@ -9,7 +9,7 @@ from aegis_pipe.units import (
     MAX_WHOLE,
     format_duration,
     format_rate,
-    format_size,
+    exact_size,
     parse_duration,
     parse_rate,
     parse_size,
@@ -125,8 +125,8 @@ def test_rates_refused(text: str, message: str) -> None:
     ("text", "value"),
     [("512 MiB", 512 * 2**20), ("1000 B", 1000), ("3 KiB", 3072), ("0 B", 0), ("2048 GiB", 2**41)],
 )
-def test_format_size(text: str, value: int) -> None:
-    assert format_size(value) == text
+def test_exact_size(text: str, value: int) -> None:
+    assert exact_size(value) == text
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_format_rate(text: str) -> None:
 
 @given(st.integers(0, MAX_WHOLE))
 def test_whole_values_round_trip(value: int) -> None:
-    assert parse_size(format_size(value)) == value
+    assert parse_size(exact_size(value)) == value
     assert parse_duration(format_duration(value)) == value
 
 
