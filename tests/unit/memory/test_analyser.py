@@ -147,6 +147,11 @@ def test_two_results_do_not_share_one_operand():
     assert analysis.storage_of == {"x": "x", "y": "x", "z": "z"}
 
 
+def test_a_result_is_not_written_over_a_view_made_in_the_same_step():
+    step = MemoryStep("f", ("x",), ("v", "y"), views=(("x", "v"),), in_place=(("x", "y"),))
+    assert analyse([step], dict.fromkeys("xvy", 8), ["x"], []).storage_of["y"] == "y"
+
+
 def test_the_first_operand_that_can_be_overwritten_is():
     pairs = (("a", "y"), ("b", "y"))
     steps = [MemoryStep("add", ("a", "b"), ("y",), in_place=pairs), unary("g", "a", "z")]

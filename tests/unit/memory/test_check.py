@@ -150,6 +150,32 @@ def test_a_view_larger_than_its_operand_reads_bytes_never_written():
     assert found[-1].message == "4 bytes of `v` were never written"
 
 
+def test_in_place_means_at_the_same_offset():
+    step = MemoryStep("relu", ("x",), ("y",), in_place=(("x", "y"),))
+    facts = {"inputs": ["x"], "outputs": ["y"], "storage_of": {"x": "x", "y": "y"}}
+    assert check_plan([step], SIZES, plan=allocation({"x": 0, "y": 0}), **facts) == []
+    found = check_plan([step], SIZES, plan=allocation({"x": 0, "y": 4}), **facts)
+    assert [each.message for each in found] == [
+        "`relu` reads `x` at [0, 8) while it writes `y` at [4, 12)"
+    ]
+
+
+def test_a_view_of_the_first_half_outlives_the_second_half():
+    found = check_plan(
+        [
+            MemoryStep("view", ("x",), ("v",), views=(("x", "v"),)),
+            MemoryStep("f", (), ("b",)),
+            MemoryStep("g", ("v",), ("y",)),
+        ],
+        {**SIZES, "v": 4, "b": 4},
+        inputs=["x"],
+        outputs=["y", "b"],
+        storage_of={"x": "x", "v": "x", "b": "b", "y": "y"},
+        plan=allocation({"x": 0, "b": 4, "y": 8}),
+    )
+    assert found == []
+
+
 def test_a_bad_plan_stops_the_load_even_without_asserts():
     with pytest.raises(AssertionError, match=r"has 2 violations.*\n.*while it writes `b`"):
         assert_plan_is_sound(

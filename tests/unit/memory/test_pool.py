@@ -89,8 +89,8 @@ def test_statistics_and_repr(pool, context):
         "<DeviceMemoryPool `weights`: 0 B reserved, 0 buffers of 0 B up to 0 B, open>"
     )
     pool.reserve()
-    pool.place("a", 0, 2048, "m")
     shared = pool.place("b", 1024, 2048, "n")
+    pool.place("a", 0, 2048, "m")
     pool.seal()
     assert pool.statistics() == PoolStatistics(4096, 4096, 3072, 2, 0)
     assert repr(pool) == (
