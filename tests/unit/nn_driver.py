@@ -129,7 +129,7 @@ def drive(
             inputs.append(None)
             continue
         packed = choice.packed.get(canonical)
-        content = packed.pack(value) if packed else np.ascontiguousarray(value)
+        content = packed.pack(value) if packed else np.asarray(value, order="C")
         assert packed is None or content.shape == (packed.size_bytes,)
         memory = Guarded(content.nbytes)
         array = memory.array(TensorSpec(content.dtype, content.shape))

@@ -4,18 +4,30 @@ A new family is one new module with `ENTRIES` and one line here.
 """
 
 from aegis_pipe.execution.operators import (
+    attention,
     convolution,
+    dropout,
+    einsum,
+    image_blocks,
     matrix_products,
     normalisation,
     pooling,
+    recurrent,
+    softmax,
 )
 from aegis_pipe.execution.operators.table import OperatorTable
 
 _FAMILIES = (
+    attention,
     convolution,
+    dropout,
+    einsum,
+    image_blocks,
     matrix_products,
     normalisation,
     pooling,
+    recurrent,
+    softmax,
 )
 
 OPERATORS = OperatorTable()

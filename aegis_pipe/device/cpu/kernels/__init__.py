@@ -5,18 +5,30 @@ in this order, and of the kernels of one operator the first that accepts a reque
 """
 
 from aegis_pipe.device.cpu.kernels import (
+    attention,
     convolution,
+    dropout,
+    einsum,
+    image_blocks,
     matrix_products,
     normalisation,
     pooling,
+    recurrent,
+    softmax,
 )
 from aegis_pipe.device.cpu.kernels.registry import KERNELS
 
 _FAMILIES = (
+    attention,
     convolution,
+    dropout,
+    einsum,
+    image_blocks,
     matrix_products,
     normalisation,
     pooling,
+    recurrent,
+    softmax,
 )
 
 for _family in _FAMILIES:

@@ -23,7 +23,9 @@ ALIGNMENT_BYTES = 64
 """Scratch arrays start at multiples of a cache line."""
 
 FLOAT32 = np.dtype(np.float32)
-_HALF_FLOATS = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+FLOAT16 = np.dtype(np.float16)
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_HALF_FLOATS = (FLOAT16, _BFLOAT16)
 _FLOATS = (FLOAT32, np.dtype(np.float64))
 
 
@@ -72,11 +74,14 @@ def planned_kernel(
     packed: Callable[[KernelRequest], Mapping[int, PackedConstant]] = no_packing,
     cost: Callable[[KernelRequest], float] = elements_moved,
     in_place: tuple[tuple[int, int], ...] = (),
+    widens: tuple[np.dtype, ...] = _HALF_FLOATS,
 ) -> CpuKernel:
-    """Return the kernel; requests in float16 and bfloat16 run through float32 scratch."""
+    """Return the kernel; requests in the dtypes it `widens` run through float32 scratch."""
 
     def choose(request: KernelRequest) -> KernelChoice | None:
-        if _is_half(request):
+        if not _half_dtypes(request) <= set(widens):
+            return None
+        if _half_dtypes(request):
             wide = choose(_widened(request))
             return wide and _narrow_choice(request, wide)
         if not accepts(request):
@@ -96,7 +101,7 @@ def planned_kernel(
         outputs: Sequence[np.ndarray | None],
         workspace: np.ndarray | None,
     ) -> Callable[[], None]:
-        if _is_half(request):
+        if _half_dtypes(request):
             return _bind_half(bind_to_workspace, request, choice, inputs, outputs, workspace)
         return bind(request, inputs, outputs, carve(workspace, scratch(request)))
 
@@ -130,8 +135,9 @@ def _half(spec: TensorSpec | None) -> bool:
     return spec is not None and spec.dtype in _HALF_FLOATS
 
 
-def _is_half(request: KernelRequest) -> bool:
-    return any(map(_half, (*request.inputs, *request.outputs)))
+def _half_dtypes(request: KernelRequest) -> set[np.dtype]:
+    specs = (*request.inputs, *request.outputs)
+    return {spec.dtype for spec in specs if spec is not None and _half(spec)}
 
 
 def _wide(spec: TensorSpec | None) -> TensorSpec | None:
