@@ -14,6 +14,7 @@ from aegis_pipe.execution.operators import (
     pooling,
     recurrent,
     softmax,
+    transformer_blocks,
 )
 from aegis_pipe.execution.operators.table import OperatorTable
 
@@ -28,6 +29,7 @@ _FAMILIES = (
     pooling,
     recurrent,
     softmax,
+    transformer_blocks,
 )
 
 OPERATORS = OperatorTable()

@@ -10,8 +10,9 @@ Layout 0: X[time, batch, I], Y[time, D, batch, H], states [D, batch, H].
 Layout 1: X[batch, time, I], Y[batch, time, D, H], states [batch, D, H].
 
 Attributes: `layout`; `reverse`, 0 or 1 for each direction; `activations`, those of direction 0,
-then of direction 1 (ONNX's names); `activation_alpha` and `activation_beta`, one for each activation,
-0 where it takes none; `clip`, inf for none; GRU `linear_before_reset`; LSTM `input_forget`.
+then of direction 1 (ONNX's names); `activation_alpha` and `activation_beta`, one for each
+activation, 0 where it takes none; `clip`, inf for none; GRU `linear_before_reset`; LSTM
+`input_forget`.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from aegis_pipe.device.cpu.kernels import (
     pooling,
     recurrent,
     softmax,
+    transformer_blocks,
 )
 from aegis_pipe.device.cpu.kernels.registry import KERNELS
 
@@ -29,6 +30,7 @@ _FAMILIES = (
     pooling,
     recurrent,
     softmax,
+    transformer_blocks,
 )
 
 for _family in _FAMILIES:

@@ -402,7 +402,7 @@ KERNEL_FAMILY: tuple[CpuKernel, ...] = (
         accepts=_accepts,
         scratch=_scratch,
         cost=_cost,
-        # Each step of a bfloat16 attention is specified to round to bfloat16: left to the reference.
+        # A bfloat16 attention is specified to round at each step: left to the reference.
         widens=(FLOAT16,),
     ),
     planned_kernel(
