@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tracemalloc
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,8 @@ class Driven:
     kernel: str
     outputs: tuple[np.ndarray | None, ...]
     workspace_bytes: int
+    hidden_bytes: int
+    """Most memory that one call held outside of the plan."""
 
 
 class Guarded:
@@ -146,7 +149,7 @@ def drive(
     if choice.view is not None:
         source, target = choice.view
         outputs[target] = inputs[source]
-        return Driven(choice.kernel, tuple(outputs), 0)
+        return Driven(choice.kernel, tuple(outputs), 0, 0)
     workspace = Guarded(choice.workspace_bytes)
     call = kernel.bind(
         request, choice, inputs, outputs, workspace.bytes if choice.workspace_bytes else None
@@ -154,12 +157,22 @@ def drive(
     call()
     first = [None if array is None else array.copy() for array in outputs]
     _spoil(workspace.bytes, *(memory.bytes for memory in memories if memory))
-    call()
+    hidden_bytes = _peak_bytes(call)
     for once, again in zip(first, outputs, strict=True):
         assert once is None or once.tobytes() == again.tobytes(), "a second run differs"
     assert all(memory.is_intact() for memory in (*guards, workspace, *filter(None, memories)))
     assert before == [None if array is None else array.tobytes() for array in inputs]
-    return Driven(choice.kernel, tuple(first), choice.workspace_bytes)
+    return Driven(choice.kernel, tuple(first), choice.workspace_bytes, hidden_bytes)
+
+
+def _peak_bytes(call: Callable[[], None]) -> int:
+    """Run the call and return the most memory it held at once; NumPy reports its allocations."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def _spoil(*memories: np.ndarray) -> None:

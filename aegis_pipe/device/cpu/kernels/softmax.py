@@ -82,8 +82,10 @@ def _bind_log_softmax(
 
 
 def _hard_scratch(request: KernelRequest) -> Sequence[TensorSpec]:
-    outer, _, inner = _blocks(request)
-    return (TensorSpec(np.dtype(np.intp), (outer, 1, inner)),)
+    outer, length, inner = _blocks(request)
+    dtype = operands.input_spec(request, 0).dtype
+    rows = TensorSpec(dtype, (outer, inner, length))
+    return (TensorSpec(np.dtype(np.intp), (outer, inner)), rows)
 
 
 def _bind_hardmax(
@@ -94,12 +96,15 @@ def _bind_hardmax(
 ) -> Callable[[], None]:
     data = operands.required(inputs).reshape(_blocks(request))
     result = operands.required(outputs).reshape(data.shape)
-    first_largest = scratch[0]
+    first_largest, rows = scratch
     places = np.arange(data.shape[1])[:, None]
+    scattered = data.swapaxes(1, 2)
 
     def run() -> None:
-        np.argmax(data, axis=1, keepdims=True, out=first_largest)
-        np.equal(places, first_largest, out=result)
+        # NumPy's argmax would itself copy what is not contiguous, or not writeable.
+        np.copyto(rows, scattered)
+        np.argmax(rows, axis=-1, out=first_largest)
+        np.equal(places, first_largest[:, None], out=result)
 
     return run
 
