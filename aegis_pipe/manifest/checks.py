@@ -18,7 +18,7 @@ from typing import Any
 from aegis_pipe.errors import ManifestError
 from aegis_pipe.manifest.locator import KeyPath
 from aegis_pipe.manifest.model import PACKAGE_SCHEME, resolve_path
-from aegis_pipe.manifest.problems import ProblemList, did_you_mean, found, listed
+from aegis_pipe.manifest.problems import ProblemList, did_you_mean, found, listed, only
 from aegis_pipe.units import parse_size
 
 Table = dict[str, Any]
@@ -82,7 +82,7 @@ class Checker:
         names = names_of(self.models)
         if name is not None and None not in names and name not in names:
             known = [known for known in names if known]
-            otherwise = f"the models are {listed(known)}" if known else ""
+            otherwise = only(known, "the manifest", "model")
             self.problems.add(
                 path, f"there is no model {found(name)}", did_you_mean(name, known, otherwise)
             )
@@ -161,35 +161,40 @@ class Checker:
             return file
         return None
 
-    def _say_missing(self, path: KeyPath, text: str, file: Path) -> None:
+    def _say_missing(self, path: KeyPath, text: str, file: Path, noun: str = "file") -> None:
         siblings = _names_in(file.parent)
         if siblings is None:
             hint = f"there is no folder `{os.path.dirname(text)}` either"
         else:
             hint = did_you_mean(file.name, siblings, self._where_paths_start(text))
-        self.problems.add(path, f"there is no file {found(text)}", hint)
+        self.problems.add(path, f"there is no {noun} {found(text)}", hint)
 
     def _where_paths_start(self, text: str) -> str:
-        if text.startswith(PACKAGE_SCHEME) or Path(text).is_absolute():
+        if text.startswith(PACKAGE_SCHEME):
+            return "the package is installed, but holds no such file"
+        if Path(text).is_absolute():
             return ""
         return "relative paths start from the manifest's folder"
 
     def _folder_files(
-        self, path: KeyPath, text: str | None, pattern: str, suffixes: tuple[str, ...]
+        self, path: KeyPath, source: Table, pattern: str, suffixes: tuple[str, ...], noun: str
     ) -> list[Path]:
         """Return the files a source reads, in name order; note a problem if there are none."""
+        text = source.get("path")
         place = self.resolve(path, text)
         if place is None or text is None:
             return []
         if not place.exists():
-            self._say_missing(path, text, place)
+            self._say_missing(path, text, place, "file or folder")
             return []
         files = [place] if place.is_file() else sorted(place.glob(pattern))
         fitting = [file for file in files if file.suffix.lower() in suffixes]
         if not fitting:
-            shown = f"no file in {found(text)} that matches {found(pattern)}"
-            what = f"{found(text)} is no such file" if place.is_file() else f"there is {shown}"
-            self.problems.add(path, what, f"files end in {listed(suffixes, last='or')}")
+            matching = f" that matches {found(pattern)}" if "pattern" in source else ""
+            what = f"there is no {noun} in {found(text)}{matching}"
+            if place.is_file():
+                what = f"{found(text)} is no {noun}"
+            self.problems.add(path, what, f"its name must end in {listed(suffixes, last='or')}")
         return fitting
 
     # --- pipelines ------------------------------------------------------------------------------
@@ -215,10 +220,12 @@ class Checker:
         match source.get("kind"):
             case "images":
                 pattern = source.get("pattern", "*")
-                self._folder_files((*path, "path"), source.get("path"), pattern, IMAGE_SUFFIXES)
+                self._folder_files((*path, "path"), source, pattern, IMAGE_SUFFIXES, "image")
                 return ("image",)
             case "npz":
-                files = self._folder_files((*path, "path"), source.get("path"), "*.npz", (".npz",))
+                files = self._folder_files(
+                    (*path, "path"), source, "*.npz", (".npz",), "`.npz` file"
+                )
                 return self._arrays_in((*path, "path"), files[0]) if files else None
             case "synthetic":
                 return self._check_synthetic(path, source)
@@ -343,12 +350,13 @@ class Edges:
         path = (*self.path, "stages", index)
         inputs = stage.get("inputs", {})
         for name, edge in inputs.items():
-            if "transform" in stage and name != "input":
+            if "transform" in stage and "model" not in stage and name != "input":
                 what = f"a transform has one input, `input`, and no {found(name)}"
                 hint = f'write `inputs = {{ input = "{edge}" }}`'
                 self.checker.problems.add((*path, "inputs", name), what, hint, at_key=True)
             self._check_edge((*path, "inputs", name), edge, reader=index)
-        if not inputs and "transform" in stage and not self.checker.problems.has((*path, "inputs")):
+        has_problem = self.checker.problems.has_within((*path, "inputs"))
+        if not inputs and "transform" in stage and not has_problem:
             self._check_default_input(path, index)
 
     def check_sink(self, path: KeyPath, edges: str | list[str]) -> None:
@@ -363,14 +371,14 @@ class Edges:
         """Refuse a transform that leaves open which of several outputs it reads."""
         if index == 0:
             known = self.source_outputs is not None and len(self.source_outputs) == 1
-            before = "the source"
+            before = "source"
             is_known = known or "kind" not in self.pipeline.get("source", {})
         else:
+            before = self.stages[index - 1].get("name", "stage")
             is_known = "model" not in self.stages[index - 1]
-            before = f"the model in front of it, {found(self.stages[index - 1].get('name', ''))},"
         if not is_known:
-            what = f"which output of {before} should it read?"
-            hint = 'add `inputs = { input = "stage.output" }`'
+            what = f"it does not say which output of `{before}` it reads"
+            hint = f'add `inputs = {{ input = "{before}.<output>" }}`'
             self.checker.problems.add((*path, "inputs"), what, hint)
 
     def _check_edge(self, path: KeyPath, edge: str, *, reader: int) -> None:
@@ -408,12 +416,15 @@ class Edges:
     ) -> None:
         if known is not None and output not in known:
             what = f"{whose} has no output {found(output)}"
-            hint = did_you_mean(output, known, f"its outputs are {listed(known)}")
+            hint = did_you_mean(output, known, only(known, "it", "output"))
             self.checker.problems.add(path, what, hint)
 
     def _say_later(self, path: KeyPath, names: Sequence[Any], feeder: int, reader: int) -> None:
         cycle = self._cycle(names, feeder, reader)
-        if cycle:
+        if feeder == reader:
+            what = f"stage `{names[reader]}` reads its own output"
+            self.checker.problems.add(path, what, "let it read from an earlier stage")
+        elif cycle:
             what = f"the stages wait for each other in a circle: {' -> '.join(cycle)}"
             self.checker.problems.add(path, what, "let one of them read from an earlier stage")
         else:

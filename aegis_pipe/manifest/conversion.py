@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from aegis_pipe.manifest.model import Manifest
@@ -77,11 +78,11 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
 # --- from tables --------------------------------------------------------------------------------
 
 
-def manifest_from_table(table: Table) -> Manifest:
+def manifest_from_table(table: Table, directory: Path) -> Manifest:
     """Build the manifest from a table that has passed every check."""
     manifest = _section(Manifest, table)
     assert isinstance(manifest, Manifest), "a manifest's table makes a manifest"
-    return manifest
+    return dataclasses.replace(manifest, directory=directory)
 
 
 def _section(section: type, table: Table) -> object:

@@ -11,7 +11,7 @@ from aegis_pipe.errors import AegisError
 from aegis_pipe.manifest.checks import Checker, Edges, bound_kinds, constant_shape, names_of
 from aegis_pipe.manifest.locator import KeyPath
 from aegis_pipe.manifest.model import ModelFacts, TensorFacts
-from aegis_pipe.manifest.problems import ProblemList, did_you_mean, found, listed
+from aegis_pipe.manifest.problems import ProblemList, did_you_mean, found, only
 from aegis_pipe.units import format_size, parse_size
 
 Table = dict[str, Any]
@@ -91,7 +91,7 @@ class ModelCheck:
     def _check_known(self, key: str, name: str) -> bool:
         if name in self.facts.inputs:
             return True
-        hint = did_you_mean(name, self.facts.inputs, f"its inputs are {listed(self.facts.inputs)}")
+        hint = did_you_mean(name, self.facts.inputs, only(self.facts.inputs, "it", "input"))
         what = f"the model has no input {found(name)}"
         self.problems.add((*self.path, key, name), what, hint, at_key=True)
         return False
@@ -192,21 +192,20 @@ class PipelineCheck:
                 problems.add((*path, "inputs", name), what, "leave it out here", at_key=True)
             elif name not in needed:
                 what = f"model `{stage['model']}` has no input {found(name)}"
-                hint = did_you_mean(name, needed, f"its inputs are {listed(needed)}")
+                hint = did_you_mean(name, needed, only(needed, "it", "input"))
                 problems.add((*path, "inputs", name), what, hint, at_key=True)
         feeder = names_of(self._stages)[index - 1] if index else "source"
+        if problems.has_within((*path, "inputs")):
+            return
         for name in needed:
             if not inputs and feeder is not None:
                 self._check_tensor(path, name, f"{feeder}.{name}", stage)
             elif name in inputs:
                 self._check_tensor(path, name, inputs[name], stage)
-            elif inputs and not self._is_misnamed(name, inputs, needed):
+            else:
                 what = f"input `{name}` of model `{stage['model']}` reads nothing"
                 hint = f'add `{_toml_key(name)} = "stage.output"`, or `bind` it to a constant'
                 problems.add((*path, "inputs"), what, hint)
-
-    def _is_misnamed(self, name: str, inputs: Mapping[str, str], needed: Sequence[str]) -> bool:
-        return any(did_you_mean(i, needed).find(f"`{name}`") > 0 for i in inputs if i not in needed)
 
     @property
     def _stages(self) -> Sequence[Table]:
@@ -254,7 +253,7 @@ class PipelineCheck:
         outputs = self._outputs_of(feeder)
         if outputs is not None and output not in outputs:
             whose = "the source" if feeder == "source" else f"stage `{feeder}`"
-            hint = did_you_mean(output, outputs, f"its outputs are {listed(outputs)}")
+            hint = did_you_mean(output, outputs, only(outputs, "it", "output"))
             self.checker.problems.add(path, f"{whose} has no output {found(output)}", hint)
 
     def _check_tensor(self, path: KeyPath, name: str, edge: str, stage: Table) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from aegis_pipe.errors import ManifestError, Problem
 from aegis_pipe.manifest.locator import KeyPath, Locations
 
-__all__ = ["Problem", "ProblemList", "did_you_mean", "found", "listed", "nearest", "path_text"]
+__all__ = ["Problem", "ProblemList", "did_you_mean", "found", "listed", "nearest", "only", "path_text"]
 
 _LINE_WIDTH = 120
 _VALUE_WIDTH = 60
@@ -42,6 +41,10 @@ class ProblemList:
     def has(self, path: KeyPath) -> bool:
         """Return whether a key has a problem already."""
         return path in self._problems
+
+    def has_within(self, path: KeyPath) -> bool:
+        """Return whether a key, or one inside its value, has a problem already."""
+        return any(other[: len(path)] == path for other in self._problems)
 
     def raise_if_any(self) -> None:
         """Raise ManifestError with all problems in the order of the text."""
@@ -80,19 +83,25 @@ def found(value: object) -> str:
     match value:
         case bool():
             return "true" if value else "false"
-        case float() if math.isfinite(value) and value.is_integer():
-            return f"{value:.1f}" if abs(value) < 1e16 else repr(value)
-        case int() | float():
-            return repr(value) if abs(value) < 10**40 else "a number of more than 40 digits"
+        case float():
+            return repr(value)
+        case int():
+            return "a huge number" if abs(value) >= 10**40 else repr(value)
         case str():
             escaped = value.replace("\\", "\\\\").replace('"', '\\"')
             return f'"{_shown(escaped, _VALUE_WIDTH)}"' if value else "an empty string"
         case list():
-            return "a list" if value else "an empty list"
+            return _found_list(value)
         case dict():
             return "a table"
         case _:
             return "a date or time"
+
+
+def _found_list(value: list[object]) -> str:
+    text = f"[{', '.join(map(found, value))}]"
+    is_short = len(text) <= _VALUE_WIDTH and not any(isinstance(i, dict | list) for i in value)
+    return (text if is_short else "a list") if value else "an empty list"
 
 
 def listed(names: Iterable[str], *, last: str = "and") -> str:
@@ -101,6 +110,16 @@ def listed(names: Iterable[str], *, last: str = "and") -> str:
     if len(quoted) < 2:
         return "".join(quoted)
     return f"{', '.join(quoted[:-1])} {last} {quoted[-1]}"
+
+
+def only(names: Collection[str], whose: str, noun: str) -> str:
+    """Return the hint that tells all names there are: "its outputs are `a` and `b`"."""
+    if not names:
+        return f"{whose} has no {noun}s"
+    pronoun = "its" if whose.startswith("it") else "the"
+    if len(names) == 1:
+        return f"{pronoun} only {noun} is {listed(names)}"
+    return f"{pronoun} {noun}s are {listed(names)}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

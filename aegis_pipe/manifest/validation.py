@@ -16,9 +16,9 @@ from jsonschema import Draft202012Validator
 from jsonschema.validators import extend
 
 from aegis_pipe.manifest.locator import KeyPath
-from aegis_pipe.manifest.problems import ProblemList, did_you_mean, found, listed, nearest
-from aegis_pipe.manifest.schema import load_schema
-from aegis_pipe.units import parse_duration, parse_rate, parse_size
+from aegis_pipe.manifest.problems import ProblemList, did_you_mean, found, listed, nearest, path_text
+from aegis_pipe.manifest.schema import load_schema, resolved
+from aegis_pipe.units import format_size, parse_duration, parse_rate, parse_size
 
 Table = dict[str, Any]
 
@@ -45,9 +45,9 @@ _PARSERS: Mapping[str, Callable[[str], float]] = {
     "rate": parse_rate,
 }
 _EXAMPLES = {
-    "size": ('a size such as "512 MiB"', "MiB"),
-    "duration": ('a duration such as "20 ms"', "ms"),
-    "rate": ('a rate such as "30/s"', "/s"),
+    "size": 'a size such as "512 MiB"',
+    "duration": 'a duration such as "20 ms"',
+    "rate": 'a rate such as "30/s"',
 }
 _TYPES = {
     "string": "a string",
@@ -57,6 +57,7 @@ _TYPES = {
     "array": "a list",
     "object": "a table",
 }
+SECTION_LISTS = {"models", "pipelines", "stages", "sinks"}
 # How a section is written, for "this key belongs there".
 _HEADERS = {
     "device": "[device]",
@@ -133,7 +134,7 @@ def _is_misspelt(key: str, misfit: Misfit) -> bool:
 
 
 def _meaning(schema: Table, key: str) -> str:
-    part = schema.get("properties", {}).get(key, {})
+    part = resolved(_SCHEMA, schema.get("properties", {}).get(key, {}))
     if "enum" in part:
         return f"`{key}` is one of {listed(part['enum'], last='or')}"
     text: str = part.get("description", "")
@@ -142,20 +143,32 @@ def _meaning(schema: Table, key: str) -> str:
 
 def _as_clause(description: str) -> str:
     clause = description.removesuffix(".")
-    return clause if clause[:2].isupper() else clause[0].lower() + clause[1:]
+    is_acronym = clause[:2].isalpha() and clause[:2].isupper()
+    return clause if is_acronym else clause[0].lower() + clause[1:]
 
 
 def _say_choice(misfit: Misfit, problems: ProblemList) -> None:
     choices = misfit.wanted
-    hint = did_you_mean(misfit.value, choices) if isinstance(misfit.value, str) else ""
+    hint = _alias(misfit)
+    if isinstance(misfit.value, str):
+        hint = hint or did_you_mean(misfit.value, choices)
     problems.add(
         misfit.path, f"expected {listed(choices, last='or')}, found {found(misfit.value)}", hint
     )
 
 
+def _alias(misfit: Misfit) -> str:
+    """Return the hint for a name that is common elsewhere."""
+    aliases: Mapping[str, str] = misfit.schema.get("x-aliases", {})
+    alias = aliases.get(misfit.value.lower()) if isinstance(misfit.value, str) else None
+    return f"did you mean `{alias}`?" if alias else ""
+
+
 def _say_constant(misfit: Misfit, problems: ProblemList) -> None:
-    expected, given = misfit.wanted, misfit.value
-    problems.add(misfit.path, f"expected {found(expected)}, found {found(given)}")
+    is_newer = isinstance(misfit.value, int) and misfit.value > misfit.wanted
+    hint = "a newer AegisPipe reads this; this one does not" if is_newer else ""
+    what = f"expected {found(misfit.wanted)}, found {found(misfit.value)}"
+    problems.add(misfit.path, what, hint)
 
 
 def _say_either(misfit: Misfit, problems: ProblemList) -> None:
@@ -166,7 +179,7 @@ def _say_either(misfit: Misfit, problems: ProblemList) -> None:
         return
     present = [name for name in names if name in misfit.value]
     if present:
-        what = f"has both {listed(present)}, but only one of them can hold"
+        what = f"has both {listed(present)}, but exactly one is needed"
         problems.add((*misfit.path, present[-1]), what, at_key=True)
     elif not any(_is_misspelt(name, misfit) for name in names):
         problems.add(misfit.path, f"has neither {listed(names, last='nor')}", _needs(misfit.schema))
@@ -177,24 +190,32 @@ def _needs(schema: Table) -> str:
 
 
 def _say_type(misfit: Misfit, problems: ProblemList) -> None:
-    unit = misfit.schema.get("x-unit")
-    if isinstance(misfit.value, float) and not math.isfinite(misfit.value):
-        problems.add(misfit.path, f"expected a finite number, found {found(misfit.value)}")
-    elif unit and isinstance(misfit.value, int | float) and not isinstance(misfit.value, bool):
-        example, suffix = _EXAMPLES[unit]
-        space = "" if unit == "rate" else " "
-        hint = f'a {unit} is a string with a unit: "{found(misfit.value)}{space}{suffix}"'
-        problems.add(misfit.path, f"expected {example}, found {found(misfit.value)}", hint)
+    value, unit = misfit.value, misfit.schema.get("x-unit")
+    what = f"expected {expectation(misfit.schema)}, found {found(value)}"
+    if isinstance(value, float) and not math.isfinite(value):
+        problems.add(misfit.path, f"expected a finite number, found {found(value)}")
+    elif unit and isinstance(value, int | float) and not isinstance(value, bool):
+        hint = f'a {unit} is a string with a unit: "{_with_unit(unit, value)}"'
+        problems.add(misfit.path, what, hint)
+    elif misfit.wanted == "array" and isinstance(value, dict) and misfit.path[-1] in SECTION_LISTS:
+        problems.add(misfit.path, what, f"write each as `[[{path_text(misfit.path)}]]`")
     else:
         _say_expected(misfit, problems)
 
 
+def _with_unit(unit: str, value: float) -> str:
+    """Return the text that was probably meant by a number without unit."""
+    if unit == "size" and isinstance(value, int) and value >= 2**20:
+        return format_size(value)
+    suffix = {"size": " MiB", "duration": " ms", "rate": "/s"}[unit]
+    return f"{found(value)}{suffix}"
+
+
 def _say_expected(misfit: Misfit, problems: ProblemList) -> None:
     schema, value = misfit.schema, misfit.value
-    hint = ""
-    if isinstance(value, str):
-        hint = did_you_mean(value, schema.get("x-choices", ()))
-    problems.add(misfit.path, f"expected {expectation(schema)}, found {found(value)}", hint)
+    hint = did_you_mean(value, schema.get("x-choices", ())) if isinstance(value, str) else ""
+    what = f"expected {expectation(schema)}, found {found(value)}"
+    problems.add(misfit.path, what, _alias(misfit) or hint)
 
 
 def expectation(schema: Table) -> str:
@@ -202,7 +223,7 @@ def expectation(schema: Table) -> str:
     if "x-expected" in schema:
         return str(schema["x-expected"])
     if "x-unit" in schema:
-        return _EXAMPLES[schema["x-unit"]][0]
+        return _EXAMPLES[schema["x-unit"]]
     types = schema.get("type", "object")
     return " or ".join(_TYPES[name] for name in ([types] if isinstance(types, str) else types))
 
@@ -219,7 +240,9 @@ def _say_range(misfit: Misfit, problems: ProblemList) -> None:
 
 
 def _say_message(misfit: Misfit, problems: ProblemList) -> None:
-    problems.add(misfit.path, misfit.message)
+    """Tell what a parser said; what stands behind its semicolon says what to do."""
+    what, _, hint = misfit.message.partition("; ")
+    problems.add(misfit.path, what, hint)
 
 
 def _say_length(misfit: Misfit, problems: ProblemList) -> None:
@@ -283,7 +306,7 @@ def _remove(data: Table, path: KeyPath) -> None:
         parent = parent[part]
     if isinstance(parent, dict):
         parent.pop(path[-1], None)
-    elif path[-2] in {"models", "pipelines", "stages", "sinks"}:
+    elif path[-2] in SECTION_LISTS:
         parent[path[-1]] = {}
     else:
         _remove(data, path[:-1])
