@@ -28,9 +28,7 @@ def test_no_durations_no_quantile() -> None:
 
 
 def finished(request_id: int, outcome: str, arrival: int, start: int, end: int, missed=False):
-    return RequestFinished(
-        end, request_id, "m", outcome, "", "", arrival, start, 0, missed
-    )
+    return RequestFinished(end, request_id, "m", outcome, "", "", arrival, start, 0, missed)
 
 
 def test_every_request_is_counted_once_by_its_outcome() -> None:
