@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from aegis_pipe.manifest.model import Manifest
 from aegis_pipe.units import (
+    exact_size,
     format_duration,
     format_rate,
-    format_size,
     parse_duration,
     parse_rate,
     parse_size,
@@ -33,7 +33,7 @@ class _Unit(NamedTuple):
 
 
 _UNITS: Mapping[str, _Unit] = {
-    "_bytes": _Unit(parse_size, format_size),
+    "_bytes": _Unit(parse_size, exact_size),
     "_ns": _Unit(parse_duration, format_duration),
     "_per_s": _Unit(parse_rate, format_rate),
 }
