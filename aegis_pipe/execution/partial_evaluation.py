@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ from aegis_pipe.execution.onnx_types import STRING
 from aegis_pipe.execution.operators.table import OperatorContext, OperatorTable
 from aegis_pipe.execution.reference_operators import (
     has_reference,
+    optional_outputs,
     reference_function,
     serialise_body,
 )
@@ -138,7 +139,7 @@ class Frame:
             if name in read and name not in scope.maps[0]:
                 scope[name] = self.add_constant(load(), path, name)
         for node in nodes:
-            self._visit(node, graph, scope, path)
+            self._visit(_without_unread(node, read, self.session.opsets), graph, scope, path)
         return [scope[name] for name in graph.outputs]
 
     def tensor(self, scope: Scope, name: str, reader: SourceNode) -> TensorId:
@@ -438,6 +439,18 @@ def is_foldable(node: OperatorNode) -> bool:
         return False
     # A training-mode dropout is random; which mode it is, is an operand.
     return node.operator != "Dropout" or len(node.inputs) < 3
+
+
+def _without_unread(node: SourceNode, read: set[str], opsets: Mapping[str, int]) -> SourceNode:
+    """Leave out optional outputs that nobody reads (the mask of a Dropout, say)."""
+    outputs = list(node.outputs)
+    optional = optional_outputs(node.operator, opsets.get(node.domain, 1), node.domain)
+    for position in optional:
+        if position < len(outputs) and outputs[position] not in read:
+            outputs[position] = ""
+    while outputs and not outputs[-1]:
+        del outputs[-1]
+    return replace(node, outputs=tuple(outputs))
 
 
 def _known_from_specs(context: OperatorContext) -> np.ndarray | None:

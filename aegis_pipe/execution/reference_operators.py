@@ -73,6 +73,15 @@ def has_reference(node: OperatorNode) -> bool:
     return _schema(node) is not None
 
 
+def optional_outputs(operator: str, opset: int, domain: str) -> tuple[int, ...]:
+    """Return the positions of outputs that a node may leave out."""
+    schema = _find_schema(operator, opset, domain)
+    if schema is None:
+        return ()
+    optional = _onnx().defs.OpSchema.FormalParameterOption.Optional
+    return tuple(i for i, output in enumerate(schema.outputs) if output.option == optional)
+
+
 def infer_with_onnx(
     node: OperatorNode,
     inputs: Sequence[TensorSpec | None],
