@@ -310,7 +310,8 @@ def test_qlinear_conv(group: int, per_channel: bool, constants: Sequence[int]) -
     _compare(proto, values, opset=10, rtol=0, atol=1, constants=constants)
 
 
-def test_qlinear_matmul() -> None:
+@pytest.mark.parametrize("constants", [(), range(1, 8)])
+def test_qlinear_matmul(constants: Sequence[int]) -> None:
     values = [
         _integers(np.uint8, 4, 10, 64),
         np.array(0.02, np.float32),
@@ -321,7 +322,7 @@ def test_qlinear_matmul() -> None:
         np.array(0.3, np.float32),
         np.array(100, np.uint8),
     ]
-    _compare(make_node("QLinearMatMul", 8), values, opset=10, rtol=0, atol=1)
+    _compare(make_node("QLinearMatMul", 8), values, opset=10, rtol=0, atol=1, constants=constants)
 
 
 def test_normalisations_of_channels() -> None:
@@ -446,6 +447,22 @@ def test_embed_layer_normalisation() -> None:
     values = [ids, ids % 2, *tables, _random(12, seed=4), _random(12, seed=5), mask]
     proto = make_node("EmbedLayerNormalization", 8, 2, domain="com.microsoft")
     _compare(proto, values, constants=range(2, 7))
+
+
+@pytest.mark.parametrize("mask", [None, np.bool_, np.float32])
+@pytest.mark.parametrize("is_causal", [0, 1])
+@pytest.mark.parametrize("heads", [8, 4, 1])
+def test_attention_in_several_blocks(heads: int, is_causal: int, mask: type | None) -> None:
+    values: list[np.ndarray | None] = [
+        _random(2, 8, 160, 16),
+        _random(2, heads, 300, 16, seed=1),
+        _random(2, heads, 300, 24, seed=2),
+    ]
+    if mask is not None:
+        noise = _random(2, 1, 160, 300, seed=3)
+        values.append(noise > -1 if mask is np.bool_ else noise)
+    proto = make_node("Attention", len(values), is_causal=is_causal, softcap=3.0)
+    _compare(proto, values, opset=23, constants=())
 
 
 @pytest.mark.parametrize("rank", [3, 4])
