@@ -2,8 +2,9 @@
 
     python tools/bench_tracing.py --json tracing.json
 
-Reports the time spent on the emitting thread per request (the hot path), the processor time of
-the telemetry threads as a share of one core, and what was lost. The collector is `rotel`, in a
+Reports the time spent on the emitting thread per request (the hot path), how late that thread
+wakes up (the telemetry threads compete with it for the interpreter; compare with `--off`), the
+processor time of the telemetry threads as a share of one core, and what was lost. The collector is `rotel`, in a
 process of its own, which throws away what it takes.
 """
 
@@ -34,68 +35,71 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="how long")
     parser.add_argument("--kernels", type=int, default=120, help="kernels a request")
     parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc")
+    parser.add_argument("--ratio", type=float, default=1.0, help="share of traces that are kept")
+    parser.add_argument("--off", action="store_true", help="emit to nobody, for comparison")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     with collector() as ports:
-        endpoint = f"http://127.0.0.1:{ports[options.protocol]}"
-        figures = measure(
-            endpoint, options.protocol, options.rate, options.seconds, options.kernels
-        )
+        figures = measure(options, f"http://127.0.0.1:{ports[options.protocol]}")
     text = json.dumps(figures, indent=2)
     print(text)
     if options.json is not None:
         options.json.write_text(text + "\n", encoding="utf-8")
 
 
-def measure(
-    endpoint: str, protocol: str, rate: float, seconds: float, kernels: int
-) -> dict[str, float | int | str]:
+def measure(options: argparse.Namespace, endpoint: str) -> dict[str, float | int | str]:
     """Emit requests at a rate; return the figures."""
     clock = SystemClock()
-    config = TelemetryConfig(ratio=1.0, otlp_endpoint=endpoint, otlp_protocol=protocol)
+    config = TelemetryConfig(
+        ratio=options.ratio, otlp_endpoint=endpoint, otlp_protocol=options.protocol
+    )
     telemetry = Telemetry(config, clock, run_id=b"benchmark")
-    hub = EventHub(telemetry.listener)
-    period_ns = round(1e9 / rate)
-    start_ns = clock.now_ns() + 500_000_000
+    hub = EventHub() if options.off else EventHub(telemetry.listener)
+    period_ns = round(1e9 / options.rate)
+    start_ns = clock.now_ns() + 1_000_000_000
     requests = [
-        request_events(i + 1, start_ns + i * period_ns, segments=1, kernels=kernels)
-        for i in range(round(rate * seconds))
+        request_events(i + 1, start_ns + i * period_ns, segments=1, kernels=options.kernels)
+        for i in range(round(options.rate * options.seconds))
     ]
     telemetry.start()
-    for event in load_events(segments=1, kernels=kernels, tensors=0):
+    for event in load_events(segments=1, kernels=options.kernels, tensors=0):
         hub.emit(event)
     while clock.now_ns() < start_ns:
         time.sleep(0.001)
     cpu_start_s, own_start_s = time.process_time(), time.thread_time()
-    hot_ns = [
+    times = [
         emit_at(hub, clock, start_ns + i * period_ns, request) for i, request in enumerate(requests)
     ]
     report = telemetry.close(timeout_s=10)
     telemetry_s = (time.process_time() - cpu_start_s) - (time.thread_time() - own_start_s)
-    expected = len(requests) * (kernels + 7) + 7
     return {
-        "protocol": protocol,
         "requests": len(requests),
-        "kernels_per_request": kernels,
-        "hot_path_us_per_request_p50": statistics.median(hot_ns) / 1e3,
-        "hot_path_us_per_request_p99": statistics.quantiles(hot_ns, n=100)[98] / 1e3,
+        "kernels_per_request": options.kernels,
+        **quantiles("wake_up_late_us", [late_ns for late_ns, _ in times]),
+        **quantiles("hot_path_us_per_request", [hot_ns for _, hot_ns in times]),
         "telemetry_us_per_span": telemetry_s / max(1, report.exported_spans) * 1e6,
-        "telemetry_cores": telemetry_s / seconds,
-        "expected_spans": expected,
+        "telemetry_cores": telemetry_s / options.seconds,
         "exported_spans": report.exported_spans,
         "dropped_spans": report.dropped_spans,
         "dropped_events": report.dropped_events,
     }
 
 
-def emit_at(hub: EventHub, clock: SystemClock, at_ns: int, events: list[Event]) -> int:
-    """Emit a request's events when it is time; return how long that took."""
+def quantiles(name: str, times_ns: list[int]) -> dict[str, float]:
+    """Return the median and the 99th percentile, in microseconds."""
+    cuts = statistics.quantiles(times_ns, n=100)
+    return {f"{name}_p50": cuts[49] / 1e3, f"{name}_p99": cuts[98] / 1e3}
+
+
+def emit_at(hub: EventHub, clock: SystemClock, at_ns: int, events: list[Event]) -> tuple[int, int]:
+    """Emit a request's events when it is time; return how late that was and how long it took."""
     while (wait_ns := at_ns - clock.now_ns()) > 0:
         time.sleep(wait_ns / 1e9)
-    start_ns = time.perf_counter_ns()
-    for event in events:
-        hub.emit(event)
-    return time.perf_counter_ns() - start_ns
+    start_ns = clock.now_ns()
+    if hub.enabled:
+        for event in events:
+            hub.emit(event)
+    return start_ns - at_ns, clock.now_ns() - start_ns
 
 
 @contextmanager

@@ -98,9 +98,8 @@ def _is_text(node: ast.stmt | None) -> bool:
 
 def _table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
-    return "\n" + "".join(
-        "| " + " | ".join(" ".join(c.split()) for c in line) + " |\n" for line in lines
-    )
+    cells = (" | ".join(" ".join(cell.split()) for cell in line) for line in lines)
+    return "\n" + "".join(f"| {row} |\n" for row in cells)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from aegis_pipe.telemetry.ids import (
     is_within_ratio,
 )
 from aegis_pipe.telemetry.loads import LoadTraces
-from aegis_pipe.telemetry.spans import Span, SpanLink, SpanNode, flatten
+from aegis_pipe.telemetry.spans import SpanLink, SpanNode, Trace, flatten
 from aegis_pipe.telemetry.traces import (
     RequestRecord,
     item_failure,
@@ -148,18 +148,18 @@ class TraceAssembler:
             case _:
                 pass  # The log has it; no trace does.
 
-    def settle(self, now_ns: int) -> list[Span]:
-        """Return the spans of everything that ended long enough before now."""
+    def settle(self, now_ns: int) -> list[Trace]:
+        """Return the traces of everything that ended long enough before now."""
         return self._settle(now_ns - SETTLE_NS, now_ns - 2 * SETTLE_NS, now_ns - OVERDUE_NS)
 
-    def flush(self) -> list[Span]:
-        """Return the spans of everything that has ended, and give up what has not."""
+    def flush(self) -> list[Trace]:
+        """Return the traces of everything that has ended, and give up what has not."""
         latest_ns = _NEVER_NS - 1
-        spans = self._settle(latest_ns, latest_ns, latest_ns)
+        traces = self._settle(latest_ns, latest_ns, latest_ns)
         self._given_up += len(self._requests) + len(self._items) + self._loads.flush()
         self._requests.clear()
         self._items.clear()
-        return spans
+        return traces
 
     def _record(self, request_id: int) -> RequestRecord | None:
         """Return the record of a request, made if need be; None if it is already done with."""
@@ -180,8 +180,8 @@ class TraceAssembler:
         if event.request_id and (record := self._record(event.request_id)) is not None:
             record.item = key
 
-    def _settle(self, judged_ns: int, built_ns: int, overdue_ns: int) -> list[Span]:
-        spans = self._loads.settle(judged_ns)
+    def _settle(self, judged_ns: int, built_ns: int, overdue_ns: int) -> list[Trace]:
+        traces = self._loads.settle(judged_ns)
         judged = [unit for unit in self._units() if unit.ended_ns <= judged_ns]
         for unit in judged:
             unit.is_kept = self._is_kept(unit)
@@ -196,9 +196,10 @@ class TraceAssembler:
             if unit.ended_ns <= built_ns and self._is_ready(unit, overdue_ns)
         ]
         for unit in ready:
-            spans += self._build(unit) if unit.is_kept else []
+            if unit.is_kept:
+                traces.append(self._build(unit))
             self._forget(unit)
-        return spans
+        return traces
 
     def _keep_blockers(self, unit: _Unit) -> None:
         """Have those kept that a kept trace links to, unless they ended long before it did."""
@@ -279,7 +280,7 @@ class TraceAssembler:
         assert unit.item.finished is not None
         return self._item_span((unit.item.finished.pipeline, unit.item.finished.item))
 
-    def _build(self, unit: _Unit) -> list[Span]:
+    def _build(self, unit: _Unit) -> Trace:
         trees = {record.request_id: self._infer(record) for record in unit.requests}
         parent = None
         if unit.item is None:

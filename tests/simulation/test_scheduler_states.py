@@ -15,20 +15,20 @@ from aegis_pipe.testing.simulated_launcher import simulate
 
 MODELS = ("a", "b", "confined", "late")
 CAPACITY = 5
-STREAMS = 3
 
 
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
-        policy=st.sampled_from([("fifo", {}), ("priority", {}), ("priority", {"ageing_ns": 20})]),
+        policy=st.sampled_from([("priority", {}), ("priority", {"ageing_ns": 20}), ("fifo", {})]),
+        streams=st.integers(1, 3),
         preemption=st.booleans(),
     )
-    def build(self, policy, preemption):
+    def build(self, policy, streams, preemption):
         name, options = policy
         self.preemption = preemption
         self.scheduler = Scheduler(
             make_policy(name, **options),
-            StreamPool(STREAMS, allowed={"confined": [1]}),
+            StreamPool(streams, allowed={"confined": [0]}),
             queue_capacity=CAPACITY,
             model_capacity={"b": 2},
             late={"late": "run"},
@@ -39,14 +39,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.waiting = set()
         self.on_stream = {}
         self.next_segment = {}
-        self.stacks = [[] for _ in range(STREAMS)]
+        self.stacks = [[] for _ in range(streams)]
+        self.cancelled = set()
         self.final = {}
         self.sequence = 0
 
     @rule(
         model=st.sampled_from(MODELS),
-        priority=st.integers(0, 3),
-        deadline=st.none() | st.integers(-1, 30),
+        priority=st.integers(0, 5),
+        deadline=st.none() | st.integers(-1, 60),
         segments=st.integers(1, 3),
     )
     def submit(self, model, priority, deadline, segments):
@@ -75,6 +76,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.requests:
             number = data.draw(st.integers(0, len(self.requests) - 1))
             assert self.scheduler.cancel(number) == (number not in self.final)
+            self.cancelled.add(number)
 
     @rule(data=st.data(), error=st.sampled_from([None, None, None, ValueError("segment")]))
     def finish_a_segment(self, data, error):
@@ -84,7 +86,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.scheduler.segment_finished(number, self.now_ns, error)
             self.note_finished()
 
-    @rule(duration_ns=st.integers(0, 15))
+    @rule()
+    def finish_all_segments(self):
+        for stream in sorted(self.on_stream):
+            self.scheduler.segment_finished(self.on_stream.pop(stream), self.now_ns)
+        self.note_finished()
+
+    @rule(duration_ns=st.integers(0, 9))
     def decide(self, duration_ns):
         self.now_ns += duration_ns
         for decision in self.scheduler.decide(self.now_ns):
@@ -110,7 +118,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert stream not in self.on_stream, "two requests on one stream"
             assert self.stacks[stream][-1] == number, "not the one whose turn it is"
             assert decision.segment == self.next_segment[number]
-            assert stream == 1 or self.requests[number].model != "confined"
+            assert stream == 0 or self.requests[number].model != "confined"
             self.next_segment[number] += 1
             self.on_stream[stream] = number
 
@@ -120,8 +128,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.preemption or len(models) == 1
 
     def check_had_to_wait(self, request):
-        usable = [1] if request.model == "confined" else range(STREAMS)
-        assert all(self.stacks[stream] for stream in usable), "waits beside a free stream"
+        usable = self.stacks[:1] if request.model == "confined" else self.stacks
+        assert all(usable), "waits beside a free stream"
         if request.deadline_ns is not None and request.model != "late":
             assert self.now_ns < request.deadline_ns, "should have expired"
 
@@ -129,6 +137,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request in self.scheduler.take_finished():
             assert request.state.is_final
             assert request.request_id not in self.final, "finished twice"
+            if request.request_id in self.cancelled:
+                assert request.state is not RequestState.COMPLETED
             self.final[request.request_id] = request.state
             self.waiting.discard(request.request_id)
             for stack in self.stacks:
@@ -147,9 +157,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         for _ in range(10 * len(self.requests) + 1):
-            for stream in sorted(self.on_stream):
-                self.scheduler.segment_finished(self.on_stream.pop(stream), self.now_ns)
-                self.note_finished()
+            self.finish_all_segments()
             self.decide(1)
         assert self.scheduler.is_idle
         for request in self.requests:
@@ -160,7 +168,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(
-    max_examples=150, stateful_step_count=30, deadline=None, report_multiple_bugs=False
+    max_examples=200, stateful_step_count=40, deadline=None, report_multiple_bugs=False
 )
 
 

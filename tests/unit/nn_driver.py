@@ -114,8 +114,8 @@ def drive(
 ) -> Driven | None:
     """Run a node with the first kernel that takes it; None if none does.
 
-    Asserts that nothing is written outside outputs and workspace, and that a second run,
-    over other garbage, gives the same bits.
+    Asserts that nothing is written outside outputs and workspace, that a second run, over other
+    garbage, gives the same bits, and so does a run in place, where the kernel offers that.
     """
     request, positions = lower(node, values, constant_positions)
     for kernel in KERNELS.candidates(request.operator):
@@ -162,6 +162,14 @@ def drive(
         assert once is None or once.tobytes() == again.tobytes(), "a second run differs"
     assert all(memory.is_intact() for memory in (*guards, workspace, *filter(None, memories)))
     assert before == [None if array is None else array.tobytes() for array in inputs]
+    for source, target in choice.in_place:
+        shared = [*inputs]
+        alias = outputs[target]
+        assert request.inputs[source] == request.outputs[target]
+        np.copyto(alias, inputs[source])
+        shared[source] = alias
+        kernel.bind(request, choice, shared, outputs, workspace.bytes)()
+        assert alias.tobytes() == first[target].tobytes(), "in place differs"
     return Driven(choice.kernel, tuple(first), choice.workspace_bytes, hidden_bytes)
 
 

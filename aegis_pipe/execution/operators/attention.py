@@ -9,6 +9,10 @@ Canonical form:
         `left_window_size`, `right_window_size` (-1 for unbounded), `qk_matmul_output_mode`:
         0 raw product, 1 after softcap, 2 after mask, 3 after softmax
         The softmax is taken in float32 at least. Rows that attend to nothing are 0.
+        com.microsoft.MultiHeadAttention without bias and padding mask becomes this
+    com.microsoft.Attention(X[batch, length, inputs], W[inputs, hidden], B[hidden]?, mask?)
+        Q, K and V, side by side, are X W + B; `widths` of the three; mask [batch, keys] of 0 and 1,
+        where 0 adds `mask_filter_value`; `num_heads`, `scale`, `is_causal`
     RotaryEmbedding(X, cos_cache, sin_cache, position_ids[batch, length]?)
         X as Q above; `num_heads`, `rotary_embedding_dim` (how much of a head turns), `interleaved`
 """
@@ -19,6 +23,7 @@ import math
 
 from aegis_pipe.execution.operators import reading
 from aegis_pipe.execution.operators.table import Lowered, OperatorContext, OperatorEntry
+from aegis_pipe.kernel import Attribute
 from aegis_pipe.tensor import TensorSpec
 
 
@@ -77,6 +82,90 @@ def _lower_attention(context: OperatorContext) -> Lowered:
     return Lowered("Attention", attributes, reading.data_positions(context, 7))
 
 
+def _multi_head(context: OperatorContext) -> tuple[TensorSpec, TensorSpec, TensorSpec, int]:
+    """Return specs of Q, K, V and the number of heads."""
+    query = reading.operand(context, 0, "query")
+    key, value = reading.operand(context, 1, "key"), reading.operand(context, 2, "value")
+    reading.require(
+        len(query.shape) == len(key.shape) == len(value.shape) == 3,
+        context,
+        f"query {query}, key {key} and value {value} have to be [batch, length, hidden]",
+    )
+    return query, key, value, reading.integer(context, "num_heads")
+
+
+def _infer_multi_head(context: OperatorContext) -> list[TensorSpec]:
+    query, key, value, heads = _multi_head(context)
+    past = reading.optional_operand(context, 6)
+    batch, length, _ = query.shape
+    total = key.shape[1] + (past.shape[2] if past else 0)
+    results = [
+        reading.like(query, (batch, length, value.shape[2])),
+        reading.like(key, (batch, heads, total, key.shape[2] // heads)),
+        reading.like(value, (batch, heads, total, value.shape[2] // heads)),
+        reading.like(query, (batch, heads, length, total)),
+    ]
+    return results[: len(context.node.outputs)]
+
+
+def _lower_multi_head(context: OperatorContext) -> Lowered:
+    query, _, _, heads = _multi_head(context)
+    attributes: dict[str, Attribute] = {
+        "q_num_heads": heads,
+        "kv_num_heads": heads,
+        "scale": _scale(context, query.shape[2] // heads),
+        "is_causal": reading.integer(context, "unidirectional", 0),
+        "softcap": 0.0,
+        "left_window_size": -1,
+        "right_window_size": -1,
+        "qk_matmul_output_mode": 0,
+    }
+    positions = reading.data_positions(context, 8)
+    if positions[3] >= 0 or positions[4] >= 0:
+        return Lowered(context.node.qualified_operator, attributes, positions)
+    return Lowered("Attention", attributes, (0, 1, 2, *positions[5:8], -1))
+
+
+def _scale(context: OperatorContext, size: int) -> float:
+    """Return the attribute of the contributed operators, for which 0 is the default."""
+    return reading.number(context, "scale", 0.0) or 1 / math.sqrt(max(size, 1))
+
+
+def _projected_widths(context: OperatorContext) -> tuple[int, ...]:
+    weights = reading.operand(context, 1, "weights")
+    widths = reading.integers(context, "qkv_hidden_sizes", (weights.shape[1] // 3,) * 3)
+    reading.require(
+        sum(widths) == weights.shape[1], context, f"weights {weights} do not hold {widths}"
+    )
+    return widths
+
+
+def _infer_projected(context: OperatorContext) -> list[TensorSpec]:
+    data = reading.operand(context, 0, "input")
+    widths = _projected_widths(context)
+    heads = reading.integer(context, "num_heads")
+    past = reading.optional_operand(context, 4)
+    batch, length, _ = data.shape
+    total = length + (past.shape[3] if past else 0)
+    present = reading.like(data, (2, batch, heads, total, widths[1] // heads))
+    return [reading.like(data, (batch, length, widths[2])), present][: len(context.node.outputs)]
+
+
+def _lower_projected(context: OperatorContext) -> Lowered:
+    widths = _projected_widths(context)
+    heads = reading.integer(context, "num_heads")
+    attributes: dict[str, Attribute] = {
+        "num_heads": heads,
+        "widths": widths,
+        "scale": _scale(context, widths[0] // heads),
+        "is_causal": reading.integer(context, "unidirectional", 0),
+        "mask_filter_value": reading.number(context, "mask_filter_value", -10000.0),
+        "do_rotary": reading.integer(context, "do_rotary", 0),
+    }
+    positions = reading.data_positions(context, 7)
+    return Lowered(context.node.qualified_operator, attributes, positions)
+
+
 def _infer_rotary(context: OperatorContext) -> list[TensorSpec]:
     return [reading.operand(context, 0, "X")]
 
@@ -93,5 +182,7 @@ def _lower_rotary(context: OperatorContext) -> Lowered:
 
 ENTRIES: tuple[OperatorEntry, ...] = (
     OperatorEntry("Attention", _infer_attention, _lower_attention),
+    OperatorEntry("com.microsoft.MultiHeadAttention", _infer_multi_head, _lower_multi_head),
+    OperatorEntry("com.microsoft.Attention", _infer_projected, _lower_projected),
     OperatorEntry("RotaryEmbedding", _infer_rotary, _lower_rotary),
 )

@@ -207,6 +207,18 @@ def test_nobody_preempts_its_own_model_or_takes_a_stream_it_may_not_use():
     assert brief(scheduler.decide(5)) == [("continue", 1, 0), ("continue", 2, 1)]
 
 
+def test_nobody_preempts_a_suspended_request_of_its_own_model():
+    scheduler = make_scheduler(preemption=True)
+    submit(scheduler, 1, model="a", segments=2)
+    scheduler.decide(0)
+    submit(scheduler, 2, model="b", segments=2, priority=1)
+    scheduler.segment_finished(1, 5)
+    scheduler.decide(5)
+    submit(scheduler, 3, model="a", priority=9)
+    scheduler.segment_finished(2, 10)
+    assert brief(scheduler.decide(10)) == [("continue", 2, 0)]
+
+
 def test_starting_on_a_free_stream_is_preferred_to_preempting():
     scheduler = make_scheduler(streams=2, preemption=True)
     submit(scheduler, 1, segments=2)
@@ -229,8 +241,10 @@ def test_a_suspended_request_can_expire_and_be_cancelled():
     assert scheduler.next_deadline_ns() == 50
     scheduler.cancel(2)
     assert brief(scheduler.decide(50)) == [("cancel", 2, 0), ("expire", 1, 0)]
+    assert scheduler.statistics().suspended == 0
     scheduler.segment_finished(3, 60)
     assert scheduler.is_idle
+    assert repr(scheduler).endswith("<StreamPool: 1 of 1 free [-]>>")
 
 
 def test_a_confined_model_does_not_hold_up_the_others():

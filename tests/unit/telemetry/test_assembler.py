@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -10,7 +11,7 @@ from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.assembler import OVERDUE_NS, SETTLE_NS, TraceAssembler
 from aegis_pipe.telemetry.config import TelemetryConfig
 from aegis_pipe.telemetry.ids import Identifiers
-from aegis_pipe.telemetry.spans import Span
+from aegis_pipe.telemetry.spans import Span, Trace
 from aegis_pipe.testing.event_sequences import (
     START_NS,
     expired_events,
@@ -29,11 +30,15 @@ def make_assembler(config: TelemetryConfig = ALL) -> TraceAssembler:
     return TraceAssembler(config, Identifiers(RUN_ID), lambda instant_ns: instant_ns + 17)
 
 
+def flat(traces: Sequence[Trace]) -> list[Span]:
+    return [span for trace in traces for span in trace]
+
+
 def assemble(events: list[Event], config: TelemetryConfig = ALL) -> list[Span]:
     assembler = make_assembler(config)
     for event in events:
         assembler.add(event)
-    spans = assembler.flush()
+    spans = flat(assembler.flush())
     assert assembler.abandoned == 0
     return spans
 
@@ -197,7 +202,7 @@ def test_a_blocker_that_ends_later_is_waited_for() -> None:
         assembler.add(event)
     assert assembler.settle(START_NS + 3 * SETTLE_NS) == []
     assembler.add(end)
-    spans = infers(assembler.settle(START_NS + 3 * SETTLE_NS))
+    spans = infers(flat(assembler.settle(START_NS + 3 * SETTLE_NS)))
     assert spans[2].links[-1].target == (spans[1].trace_id, spans[1].span_id)
 
 
@@ -208,7 +213,7 @@ def test_a_blocker_that_never_ends_is_not_waited_for_and_not_linked() -> None:
     for event in request_events(2, START_NS, blocked_by=(1,), deadline_ns=START_NS + 1):
         assembler.add(event)
     assert assembler.settle(START_NS + OVERDUE_NS) == []
-    spans = infers(assembler.settle(START_NS + OVERDUE_NS + SETTLE_NS))
+    spans = infers(flat(assembler.settle(START_NS + OVERDUE_NS + SETTLE_NS)))
     assert spans[2].links == ()
     assert spans[2].attributes[names.BLOCKED_BY] == (1,)
     assert assembler.flush() == []
@@ -269,9 +274,9 @@ def test_same_events_give_the_same_spans_however_they_are_cut(ratio: float) -> N
         for event in events:
             assembler.add(event)
             if isinstance(event, RequestFinished) and rng.random() < chance:
-                spans += assembler.settle(event.at_ns)
+                spans += flat(assembler.settle(event.at_ns))
         assert len(spans) > len(whole) // 2
-        assert sorted(spans + assembler.flush()) == whole
+        assert sorted(spans + flat(assembler.flush())) == whole
 
 
 def test_events_of_several_threads_may_come_in_any_order_before_settling() -> None:
@@ -301,10 +306,10 @@ def test_a_stage_heard_of_too_late_links_to_its_request() -> None:
     for event in events:
         if hasattr(event, "model"):
             assembler.add(event)
-    (infer,) = infers(assembler.settle(START_NS + 3 * SETTLE_NS)).values()
+    (infer,) = infers(flat(assembler.settle(START_NS + 3 * SETTLE_NS))).values()
     for event in late:
         assembler.add(event)
-    stage = next(span for span in assembler.flush() if span.name == "model detect")
+    stage = next(span for span in flat(assembler.flush()) if span.name == "model detect")
     assert stage.links[0].target == (infer.trace_id, infer.span_id)
 
 

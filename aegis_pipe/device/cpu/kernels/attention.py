@@ -331,6 +331,93 @@ def _masked_softmax(scores: np.ndarray, statistic: np.ndarray, is_empty: np.ndar
     np.divide(scores, statistic, out=scores)
 
 
+def _accepts_projected(request: KernelRequest) -> bool:
+    mask = request.inputs[3]
+    return (
+        operands.input_spec(request, 0).dtype in _FLOATS
+        and (mask is None or len(mask.shape) == 2)
+        and not any(operands.has_input(request, position) for position in (4, 5, 6))
+        and not operands.has_output(request, 1)
+        and not operands.integer(request, "do_rotary")
+    )
+
+
+def _inner_request(request: KernelRequest) -> KernelRequest:
+    """Return the plain attention over what the projection makes."""
+    data = operands.input_spec(request, 0)
+    batch, length, _ = data.shape
+    projected = [
+        TensorSpec(data.dtype, (batch, length, width))
+        for width in operands.integers(request, "widths")
+    ]
+    mask = TensorSpec(data.dtype, (batch, 1, 1, length)) if operands.has_input(request, 3) else None
+    heads = operands.integer(request, "num_heads")
+    return KernelRequest(
+        operator="Attention",
+        node=request.node,
+        attributes={
+            "q_num_heads": heads,
+            "kv_num_heads": heads,
+            "scale": operands.number(request, "scale"),
+            "is_causal": operands.integer(request, "is_causal"),
+            "softcap": 0.0,
+            "left_window_size": -1,
+            "right_window_size": -1,
+            "qk_matmul_output_mode": 0,
+        },
+        inputs=(*projected, mask),
+        outputs=request.outputs[:1],
+    )
+
+
+def _projected_scratch(request: KernelRequest) -> Sequence[TensorSpec]:
+    """Return Q, K and V side by side, the mask to add, and what plain attention needs."""
+    data = operands.input_spec(request, 0)
+    batch, length, _ = data.shape
+    inner = _inner_request(request)
+    mask = inner.inputs[3]
+    return (
+        TensorSpec(data.dtype, (batch, length, sum(operands.integers(request, "widths")))),
+        mask or TensorSpec(data.dtype, (0,)),
+        *_scratch(inner),
+    )
+
+
+def _projected_cost(request: KernelRequest) -> float:
+    data, weights = operands.input_spec(request, 0), operands.input_spec(request, 1)
+    return data.element_count * weights.shape[1] + _cost(_inner_request(request))
+
+
+def _bind_projected(
+    request: KernelRequest,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    scratch: Sequence[np.ndarray],
+) -> Callable[[], None]:
+    data, weights = operands.required(inputs, 0), operands.required(inputs, 1)
+    bias, mask = operands.optional(inputs, 2), operands.optional(inputs, 3)
+    projected, added, *rest = scratch
+    flat_data = data.reshape(-1, data.shape[-1])
+    flat = projected.reshape(-1, projected.shape[-1])
+    ends = np.cumsum(operands.integers(request, "widths"))[:-1]
+    query, key, value = np.split(projected, ends, axis=-1)
+    filtered = operands.number(request, "mask_filter_value")
+    wide_mask = None if mask is None else mask[:, None, None, :]
+    arrays = [query, key, value, None if mask is None else added]
+    attend = _bind(_inner_request(request), arrays, outputs[:1], rest)
+
+    def run() -> None:
+        np.matmul(flat_data, weights, out=flat)
+        if bias is not None:
+            np.add(flat, bias, out=flat)
+        if wide_mask is not None:
+            np.subtract(1, wide_mask, out=added, casting="unsafe", dtype=added.dtype)
+            np.multiply(added, filtered, out=added)
+        attend()
+
+    return run
+
+
 def _accepts_rotary(request: KernelRequest) -> bool:
     return all(spec is not None and spec.dtype in _FLOATS for spec in request.inputs[:3])
 
@@ -404,6 +491,14 @@ KERNEL_FAMILY: tuple[CpuKernel, ...] = (
         cost=_cost,
         # A bfloat16 attention is specified to round at each step: left to the reference.
         widens=(FLOAT16,),
+    ),
+    planned_kernel(
+        "attention.projected",
+        ("com.microsoft.Attention",),
+        _bind_projected,
+        accepts=_accepts_projected,
+        scratch=_projected_scratch,
+        cost=_projected_cost,
     ),
     planned_kernel(
         "rotary_embedding",

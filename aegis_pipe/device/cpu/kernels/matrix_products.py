@@ -8,12 +8,18 @@ matmul.integer   MatMulInteger, QLinearMatMul: exact sums in float32 or float64
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import activations, operands
-from aegis_pipe.device.cpu.kernels.planned import FLOAT32, all_float, planned_kernel
+from aegis_pipe.device.cpu.kernels.planned import (
+    FLOAT32,
+    all_float,
+    as_bytes,
+    no_packing,
+    planned_kernel,
+)
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.device.cpu.kernels.requantise import (
     IntegerResult,
@@ -21,7 +27,7 @@ from aegis_pipe.device.cpu.kernels.requantise import (
     exact_float,
     subtract_zero,
 )
-from aegis_pipe.kernel import KernelRequest
+from aegis_pipe.kernel import KernelRequest, PackedConstant
 from aegis_pipe.tensor import TensorSpec
 
 _MATMULS = ("MatMul", "com.microsoft.FusedMatMul")
@@ -163,20 +169,58 @@ def _accepts_integer(request: KernelRequest) -> bool:
     return eight_bits and operands.output_spec(request).dtype.kind in "iu"
 
 
+def _centred_right(request: KernelRequest) -> np.ndarray | None:
+    """Return B minus its zero point, exactly, if both are known at load."""
+    right_at, _, zero_at = _quantised_positions(request)
+    right, zero = request.constants.get(right_at), request.constants.get(zero_at)
+    if right is None or (zero is None and operands.has_input(request, zero_at)):
+        return None
+    return _centred(right, zero)
+
+
+def _centred(right: np.ndarray, zero: np.ndarray | None) -> np.ndarray:
+    centred = right.astype(np.int32)
+    return centred if zero is None else centred - zero.astype(np.int32)
+
+
+def _integer_dtype(request: KernelRequest) -> np.dtype:
+    depth = operands.input_spec(request, 0).shape[-1]
+    right = _centred_right(request)
+    if right is None:
+        return exact_float(depth, None)
+    columns = right if right.ndim == 1 else right.swapaxes(-1, -2)
+    return exact_float(depth, columns.reshape(-1, depth))
+
+
+def _pack_integer(request: KernelRequest) -> Mapping[int, PackedConstant]:
+    if _centred_right(request) is None:
+        return no_packing(request)
+    right_at, _, zero_at = _quantised_positions(request)
+    dtype = _integer_dtype(request)
+    zero = request.constants.get(zero_at)
+    size_bytes = operands.input_spec(request, right_at).element_count * dtype.itemsize
+    layout = f"centred-{dtype.name}-{'' if zero is None else zero.tobytes().hex()}"
+
+    def pack(right: np.ndarray) -> np.ndarray:
+        return as_bytes(_centred(right, zero).astype(dtype))
+
+    return {right_at: PackedConstant(layout, size_bytes, pack)}
+
+
 def _integer_scratch(request: KernelRequest) -> Sequence[TensorSpec]:
     right_at, _, _ = _quantised_positions(request)
     left, right = operands.input_spec(request, 0), operands.input_spec(request, right_at)
-    dtype = exact_float(left.shape[-1], None)
-    result = operands.output_spec(request)
-    multiplier = (0,)
+    dtype = _integer_dtype(request)
+    multiplier: tuple[int, ...] = (0,)
     if request.operator == "QLinearMatMul":
         rank = max(len(left.shape), len(right.shape), 2)
         scales = (_scale_shape(request, position, rank) for position in (1, 4, 6))
         multiplier = np.broadcast_shapes(*scales)
+    is_packed = _centred_right(request) is not None
     return (
         TensorSpec(dtype, left.shape),
-        TensorSpec(dtype, right.shape),
-        TensorSpec(dtype, result.shape),
+        TensorSpec(dtype, (0,) if is_packed else right.shape),
+        TensorSpec(dtype, operands.output_spec(request).shape),
         TensorSpec(FLOAT32, multiplier),
     )
 
@@ -207,21 +251,25 @@ def _bind_integer(
     scratch: Sequence[np.ndarray],
 ) -> Callable[[], None]:
     right_at, left_zero_at, right_zero_at = _quantised_positions(request)
-    raw_left, raw_right = as_matrices(
-        operands.required(inputs, 0), operands.required(inputs, right_at)
-    )
-    left, right = as_matrices(scratch[0], scratch[1])
+    raw_left, raw_right = operands.required(inputs, 0), operands.required(inputs, right_at)
+    is_packed = _centred_right(request) is not None
+    spare = scratch[1]
+    if is_packed:
+        spare = raw_right.view(spare.dtype).reshape(operands.input_spec(request, right_at).shape)
+    left, right = as_matrices(scratch[0], spare)
     left_zero = _parameter(request, inputs, left_zero_at, left.ndim)
     right_zero = _parameter(request, inputs, right_zero_at, right.ndim)
     sums = scratch[2].reshape(product_shape(left, right))
     result = operands.required(outputs).reshape(sums.shape)
+    factors = merged(left, right, sums)
     writer = _result_writer(request, inputs, scratch[3], result)
 
     def run() -> None:
         writer.prepare()
-        subtract_zero(raw_left, left_zero, left)
-        subtract_zero(raw_right, right_zero, right)
-        np.matmul(left, right, out=sums)
+        subtract_zero(raw_left.reshape(left.shape), left_zero, left)
+        if not is_packed:
+            subtract_zero(raw_right.reshape(right.shape), right_zero, right)
+        np.matmul(factors[0], factors[1], out=factors[2])
         writer.finish(sums, result)
 
     return run
@@ -263,6 +311,7 @@ KERNEL_FAMILY: tuple[CpuKernel, ...] = (
         _bind_integer,
         accepts=_accepts_integer,
         scratch=_integer_scratch,
+        packed=_pack_integer,
         cost=_multiply_adds,
     ),
 )

@@ -310,7 +310,8 @@ def test_qlinear_conv(group: int, per_channel: bool, constants: Sequence[int]) -
     _compare(proto, values, opset=10, rtol=0, atol=1, constants=constants)
 
 
-def test_qlinear_matmul() -> None:
+@pytest.mark.parametrize("constants", [(), range(1, 8)])
+def test_qlinear_matmul(constants: Sequence[int]) -> None:
     values = [
         _integers(np.uint8, 4, 10, 64),
         np.array(0.02, np.float32),
@@ -321,7 +322,7 @@ def test_qlinear_matmul() -> None:
         np.array(0.3, np.float32),
         np.array(100, np.uint8),
     ]
-    _compare(make_node("QLinearMatMul", 8), values, opset=10, rtol=0, atol=1)
+    _compare(make_node("QLinearMatMul", 8), values, opset=10, rtol=0, atol=1, constants=constants)
 
 
 def test_normalisations_of_channels() -> None:
@@ -446,6 +447,59 @@ def test_embed_layer_normalisation() -> None:
     values = [ids, ids % 2, *tables, _random(12, seed=4), _random(12, seed=5), mask]
     proto = make_node("EmbedLayerNormalization", 8, 2, domain="com.microsoft")
     _compare(proto, values, constants=range(2, 7))
+
+
+@pytest.mark.parametrize("mask", [None, np.bool_, np.float32])
+@pytest.mark.parametrize("is_causal", [0, 1])
+@pytest.mark.parametrize("heads", [8, 4, 1])
+def test_attention_in_several_blocks(heads: int, is_causal: int, mask: type | None) -> None:
+    values: list[np.ndarray | None] = [
+        _random(2, 8, 160, 16),
+        _random(2, heads, 300, 16, seed=1),
+        _random(2, heads, 300, 24, seed=2),
+    ]
+    if mask is not None:
+        noise = _random(2, 1, 160, 300, seed=3)
+        values.append(noise > -1 if mask is np.bool_ else noise)
+    proto = make_node("Attention", len(values), is_causal=is_causal, softcap=3.0)
+    _compare(proto, values, opset=23, constants=())
+
+
+@pytest.mark.parametrize("with_past", [False, True])
+def test_multi_head_attention(with_past: bool) -> None:
+    values: list[np.ndarray | None] = [_random(2, 9, 24), _random(2, 11, 24), _random(2, 11, 24)]
+    names = ["q", "k", "v", "", "", "added"]
+    values += [None, None, _random(2, 4, 9, 14 if with_past else 11)]
+    if with_past:
+        values += [_random(2, 4, 3, 6, seed=1), _random(2, 4, 3, 6, seed=2)]
+        names += ["past_k", "past_v"]
+    outputs = 3 if with_past else 1
+    proto = make_node("MultiHeadAttention", names, outputs, domain="com.microsoft", num_heads=4)
+    _compare(proto, values, kernel="attention", constants=())
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_attention_with_projection(with_mask: bool, causal: int) -> None:
+    values = [_random(2, 9, 20), _random(20, 72, seed=1) / 4, _random(72, seed=2)]
+    values += [np.array([[1] * 9, [1] * 6 + [0] * 3], np.int32)] * with_mask
+    proto = make_node(
+        "Attention", len(values), domain="com.microsoft", num_heads=4, unidirectional=causal
+    )
+    _compare(proto, values)
+
+
+@pytest.mark.parametrize("operator", ["QLinearAdd", "QLinearMul"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_quantised_arithmetic(operator: str, dtype: type) -> None:
+    scales = [np.array(scale, np.float32) for scale in (0.02, 0.03, 0.05)]
+    zeros = [np.array(zero, dtype) for zero in (12, 3, 7)]
+    for left, right in [((2, 5, 7), (2, 5, 7)), ((2, 5, 7), (7,)), ((5, 1), (2, 1, 7))]:
+        values = [_integers(dtype, *left), scales[0], zeros[0]]
+        values += [_integers(dtype, *right), scales[1], zeros[1], scales[2], zeros[2]]
+        proto = make_node(operator, 8, domain="com.microsoft")
+        # Ties may round either way: ONNX Runtime multiplies in another order.
+        _compare(proto, values, rtol=0, atol=1)
 
 
 @pytest.mark.parametrize("rank", [3, 4])
