@@ -288,9 +288,7 @@ class Frame:
         if rule is not None and rule(self, node, scope, path):
             return
         inputs = [self.tensor(scope, name, node) for name in node.inputs]
-        outputs = tuple(
-            self.new_tensor(path, name) if name else NO_TENSOR for name in node.outputs
-        )
+        outputs = tuple(self.new_tensor(path, name) if name else NO_TENSOR for name in node.outputs)
         self.apply(
             self.operator_node(node, inputs, outputs, path),
             [graph.declared.get(name) for name in node.outputs],
@@ -404,7 +402,9 @@ def evaluate_model(
         rules,
         model.opsets,
         frozenset(map(TensorId, inputs)),
-        Names({name for node in graph.nodes for name in node.outputs} | {*graph.initialisers, *inputs}),
+        Names(
+            {name for node in graph.nodes for name in node.outputs} | {*graph.initialisers, *inputs}
+        ),
         Names(),
     )
     frame = Frame(session)
@@ -415,8 +415,7 @@ def evaluate_model(
         scope[bound_name] = frame.add_constant(value, "", bound_name)
     values = frame.run(graph, scope)
     outputs = [
-        _named_output(frame, name, value)
-        for name, value in zip(graph.outputs, values, strict=True)
+        _named_output(frame, name, value) for name, value in zip(graph.outputs, values, strict=True)
     ]
     used = {tensor for node in frame.operators for tensor in reads_of(node)} | set(outputs)
     constants = {t: array for t, array in frame.constants.items() if t in used}
@@ -479,4 +478,3 @@ def _named_output(frame: Frame, name: str, value: Value) -> TensorId:
     if value == name:
         return value
     return frame.emit("Identity", [value], TensorId(name))
-
