@@ -102,8 +102,8 @@ def _parse(file: str, text: str) -> tuple[dict[str, Any], Locations]:
     except RecursionError as error:
         raise _whole_file(Path(file), "its lists or tables are nested too deeply") from error
     except ValueError as error:
-        # Python refuses to read integers of thousands of digits.
-        raise _whole_file(Path(file), f"a number in it can not be read: {error}") from error
+        # Python refuses to read integers of thousands of digits, and tomllib does not expect it.
+        raise _whole_file(Path(file), "a number in it has too many digits") from error
 
 
 class _SyntaxText(NamedTuple):
@@ -115,8 +115,16 @@ class _SyntaxText(NamedTuple):
 # tomllib's words on the left; they are the same in all supported versions of Python.
 _SYNTAX_TEXTS = (
     _SyntaxText("Invalid value", "this is no TOML value", 'text needs quotes: "..."'),
-    _SyntaxText("Expected '=' after a key", "expected `=` after the key", "write `key = value`"),
-    _SyntaxText("Invalid statement", "expected a key or a `[section]`", ""),
+    _SyntaxText(
+        "Expected '=' after a key",
+        "expected `=` after the key",
+        "a manifest is TOML: `key = value`",
+    ),
+    _SyntaxText(
+        "Invalid statement",
+        "expected a key or a `[section]`",
+        "a manifest is TOML: `key = value` below `[section]`",
+    ),
     _SyntaxText(
         "Expected newline or end of document",
         "more text after the value",
@@ -141,7 +149,7 @@ _SYNTAX_TEXTS = (
     _SyntaxText("Invalid initial character for a key", "expected a key", ""),
     _SyntaxText("Invalid date", "this is no date or time", ""),
     _SyntaxText(
-        "Cannot (mutate|redefine|append|declare)",
+        "Cannot (overwrite|mutate|redefine|append|declare)",
         "this is already defined in another way",
         "lists of sections are written `[[name]]`, one section `[name]`",
     ),
@@ -156,17 +164,33 @@ def _syntax_error(file: str, text: str, message: str) -> ManifestError:
     locations = locate(text)
     if locations.duplicate and locations.line_column(locations.duplicate[2])[0] <= line:
         path, first, second = locations.duplicate
-        what = f"{_name_of(path)} is there already, on line {locations.line_column(first)[0]}"
+        what = f"{_name_of(path)} is already defined on line {locations.line_column(first)[0]}"
         problems.add_at(*locations.line_column(second), what, "keep one of them")
     else:
-        problems.add_at(
-            line, column, *_in_our_words(message[: place.start()] if place else message)
-        )
+        what, hint = _in_our_words(message[: place.start()] if place else message)
+        problems.add_at(line, column, what, _line_hint(text.splitlines()[line - 1]) or hint)
     try:
         problems.raise_if_any()
     except ManifestError as error:
         return error
     raise AssertionError("a syntax error is a problem")
+
+
+# What people write in one line that is no TOML, and what to write instead.
+_LINE_HINTS = (
+    (r"=\s*([0-9.]+ ?(?:[kKMG]i?B|ns|us|ms|s|min|h|/\w+))\b", r'quotes around it: "\1"'),
+    (r"=\s*(True|False|yes|no|on|off|None|null)\b", "write `true` or `false`; TOML has no null"),
+    (r"=\s*0[0-9]", "numbers have no leading zero"),
+    (r"=\s*(#|$)", "write a value, or leave the key out"),
+)
+
+
+def _line_hint(line: str) -> str:
+    for pattern, hint in _LINE_HINTS:
+        match = re.search(pattern, line)
+        if match:
+            return match.expand(hint)
+    return ""
 
 
 def _name_of(path: tuple[str | int, ...]) -> str:

@@ -268,7 +268,8 @@ class PipelineCheck:
             if not is_explicit:
                 what = f"input `{name}` of model `{stage['model']}` reads nothing: "
                 whose = "the source" if feeder == "source" else f"stage `{feeder}`"
-                hint = f'say what it reads: `inputs = {{ {_toml_key(name)} = "stage.output" }}`'
+                origin = f"{feeder}.{next(iter(outputs))}" if len(outputs) == 1 else "stage.output"
+                hint = f'say what it reads: `inputs = {{ {_toml_key(name)} = "{origin}" }}`'
                 self.checker.problems.add(place, f"{what}{whose} has no output of that name", hint)
             return
         given = outputs[output]

@@ -8,7 +8,16 @@ from collections.abc import Collection, Iterable
 from aegis_pipe.errors import ManifestError, Problem
 from aegis_pipe.manifest.locator import KeyPath, Locations
 
-__all__ = ["Problem", "ProblemList", "did_you_mean", "found", "listed", "nearest", "only", "path_text"]
+__all__ = [
+    "Problem",
+    "ProblemList",
+    "did_you_mean",
+    "found",
+    "listed",
+    "nearest",
+    "only",
+    "path_text",
+]
 
 _LINE_WIDTH = 120
 _VALUE_WIDTH = 60

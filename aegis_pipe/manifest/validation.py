@@ -2,7 +2,8 @@
 
 The schema carries, besides JSON Schema's keywords: `x-unit` (size, duration or rate) with
 `x-minimum` and `x-maximum` as text with a unit, `x-expected` (what should stand there, for
-messages), `x-choices` (names to suggest) and `x-default` (what leaving the key out means).
+messages), `x-choices` and `x-aliases` (names to suggest), `x-hint` (what to do if a key is
+missing) and `x-default` (what leaving the key out means).
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from jsonschema import Draft202012Validator
 from jsonschema.validators import extend
 
 from aegis_pipe.manifest.locator import KeyPath
-from aegis_pipe.manifest.problems import ProblemList, did_you_mean, found, listed, nearest, path_text
+from aegis_pipe.manifest.problems import (
+    ProblemList,
+    did_you_mean,
+    found,
+    listed,
+    nearest,
+    path_text,
+)
 from aegis_pipe.manifest.schema import load_schema, resolved
 from aegis_pipe.units import format_size, parse_duration, parse_rate, parse_size
 
@@ -134,6 +142,8 @@ def _is_misspelt(key: str, misfit: Misfit) -> bool:
 
 
 def _meaning(schema: Table, key: str) -> str:
+    if "x-hint" in schema:
+        return str(schema["x-hint"])
     part = resolved(_SCHEMA, schema.get("properties", {}).get(key, {}))
     if "enum" in part:
         return f"`{key}` is one of {listed(part['enum'], last='or')}"
