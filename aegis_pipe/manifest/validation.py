@@ -183,6 +183,9 @@ def _say_constant(misfit: Misfit, problems: ProblemList) -> None:
 
 def _say_either(misfit: Misfit, problems: ProblemList) -> None:
     """Tell about keys of which exactly one, or at least one, has to be there."""
+    is_table = isinstance(misfit.value, dict)
+    if misfit.schema.get("type") == "object" and not is_table:
+        return  # that it is no table is told already
     names = [branch["required"][0] for branch in misfit.wanted if "required" in branch]
     if not names:
         _say_expected(misfit, problems)

@@ -231,21 +231,14 @@ x = [1, 3]
 
 [[pipelines]]
 name = "load"
+stages = [
+    { name = "run", model = "a" },
+    { name = "best", transform = "top_k", inputs = { input = "run.y" } },
+]
 
 [pipelines.source]
 kind = "synthetic"
 like = "a"
-
-[[pipelines.stages]]
-name = "run"
-model = "a"
-
-[[pipelines.stages]]
-name = "best"
-transform = "top_k"
-
-[pipelines.stages.inputs]
-input = "run.y"
 
 [telemetry.traces]
 ratio = 0.5
