@@ -14,7 +14,7 @@ from aegis_pipe.manifest.conversion import manifest_from_table
 from aegis_pipe.manifest.locator import Locations, locate
 from aegis_pipe.manifest.model import Manifest, ModelFacts
 from aegis_pipe.manifest.model_checks import check_models
-from aegis_pipe.manifest.problems import ProblemList, found, path_text
+from aegis_pipe.manifest.problems import ProblemList, path_text
 from aegis_pipe.manifest.validation import check_schema
 
 MAX_FILE_BYTES = 4 * 2**20
@@ -164,7 +164,7 @@ def _syntax_error(file: str, text: str, message: str) -> ManifestError:
     locations = locate(text)
     if locations.duplicate and locations.line_column(locations.duplicate[2])[0] <= line:
         path, first, second = locations.duplicate
-        what = f"{_name_of(path)} is already defined on line {locations.line_column(first)[0]}"
+        what = f"`{path_text(path)}` is already defined on line {locations.line_column(first)[0]}"
         problems.add_at(*locations.line_column(second), what, "keep one of them")
     else:
         what, hint = _in_our_words(message[: place.start()] if place else message)
@@ -191,10 +191,6 @@ def _line_hint(line: str) -> str:
         if match:
             return match.expand(hint)
     return ""
-
-
-def _name_of(path: tuple[str | int, ...]) -> str:
-    return f"`{path_text(path)}`" if path else found("")
 
 
 def _in_our_words(message: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from aegis_pipe.errors import AegisError
 from aegis_pipe.manifest.checks import Checker, Edges, bound_kinds, constant_shape, names_of
 from aegis_pipe.manifest.locator import KeyPath
 from aegis_pipe.manifest.model import ModelFacts, TensorFacts
-from aegis_pipe.manifest.problems import ProblemList, did_you_mean, found, only
+from aegis_pipe.manifest.problems import ProblemList, did_you_mean, found, key_text, only
 from aegis_pipe.units import format_size, parse_size
 
 Table = dict[str, Any]
@@ -129,7 +129,7 @@ class ModelCheck:
             if is_open and name not in settled:
                 example = [d if isinstance(d, int) else 1 for d in tensor.shape]
                 what = f"the model leaves input {found(name)} open: {shape_text(tensor.shape)}"
-                hint = f"fix it, for example `shapes = {{ {_toml_key(name)} = {example} }}`"
+                hint = f"fix it, for example `shapes = {{ {key_text(name)} = {example} }}`"
                 self.problems.add((*self.path, "shapes", name), what, hint)
 
     def _check_operators(self) -> None:
@@ -139,11 +139,12 @@ class ModelCheck:
             first.setdefault(operator, (node, alternative))
         if not first:
             return
+        limit = _MAX_LISTED_OPERATORS
         shown = [f"`{op}` (node {found(node)})" for op, (node, _) in first.items()]
-        more = len(shown) - _MAX_LISTED_OPERATORS
+        more = len(shown) - limit
         tail = f" and {more} more" if more > 0 else ""
         noun = "an operator" if len(shown) == 1 else "operators"
-        what = f"the model has {noun} that can not be run: {', '.join(shown[:5])}{tail}"
+        what = f"the model has {noun} that can not be run: {', '.join(shown[:limit])}{tail}"
         nearest = [f"`{alt}` for `{op}`" for op, (_, alt) in first.items() if alt]
         hint = f"export it with {', '.join(nearest)}" if nearest else "export it without"
         self.problems.add((*self.path, "path"), what, hint)
@@ -204,7 +205,7 @@ class PipelineCheck:
                 self._check_tensor(path, name, inputs[name], stage)
             else:
                 what = f"input `{name}` of model `{stage['model']}` reads nothing"
-                hint = f'add `{_toml_key(name)} = "stage.output"`, or `bind` it to a constant'
+                hint = f'add `{key_text(name)} = "stage.output"`, or `bind` it to a constant'
                 problems.add((*path, "inputs"), what, hint)
 
     @property
@@ -269,7 +270,7 @@ class PipelineCheck:
                 what = f"input `{name}` of model `{stage['model']}` reads nothing: "
                 whose = "the source" if feeder == "source" else f"stage `{feeder}`"
                 origin = f"{feeder}.{next(iter(outputs))}" if len(outputs) == 1 else "stage.output"
-                hint = f'say what it reads: `inputs = {{ {_toml_key(name)} = "{origin}" }}`'
+                hint = f'say what it reads: `inputs = {{ {key_text(name)} = "{origin}" }}`'
                 self.checker.problems.add(place, f"{what}{whose} has no output of that name", hint)
             return
         given = outputs[output]
@@ -335,11 +336,6 @@ def _first_leaf(value: object) -> object:
     while isinstance(value, list) and value:
         value = value[0]
     return value
-
-
-def _toml_key(name: str) -> str:
-    plain = name.replace("_", "a").replace("-", "a")
-    return name if plain.isalnum() and plain.isascii() else found(name)
 
 
 def _about(size_bytes: int) -> str:

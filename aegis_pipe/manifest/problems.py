@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable
 
 from aegis_pipe.errors import ManifestError, Problem
@@ -13,12 +14,14 @@ __all__ = [
     "ProblemList",
     "did_you_mean",
     "found",
+    "key_text",
     "listed",
     "nearest",
     "only",
     "path_text",
 ]
 
+_BARE_KEY = re.compile("[A-Za-z0-9_-]+")
 _LINE_WIDTH = 120
 _VALUE_WIDTH = 60
 
@@ -82,9 +85,13 @@ def path_text(path: KeyPath) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            plain = part.replace("_", "a").replace("-", "a").isalnum() and part.isascii()
-            text += ("." if text else "") + (part if plain else found(part))
+            text += ("." if text else "") + key_text(part)
     return text
+
+
+def key_text(key: str) -> str:
+    """Return a key as TOML writes it, in quotes where it needs them."""
+    return key if _BARE_KEY.fullmatch(key) else found(key)
 
 
 def found(value: object) -> str:

@@ -21,6 +21,7 @@ from aegis_pipe.manifest.problems import (
     ProblemList,
     did_you_mean,
     found,
+    key_text,
     listed,
     nearest,
     path_text,
@@ -111,13 +112,11 @@ def _say_unknown_keys(misfit: Misfit, problems: ProblemList) -> None:
     known = misfit.schema["properties"]
     for key in misfit.value.keys() - known.keys():
         problems.add(
-            (*misfit.path, key), f"unknown key {found_key(key)}", _key_hint(key, known), at_key=True
+            (*misfit.path, key),
+            f"unknown key `{key_text(key)}`",
+            _key_hint(key, known),
+            at_key=True,
         )
-
-
-def found_key(key: str) -> str:
-    """Return a key in backticks, in quotes where it is no bare key."""
-    return f"`{key}`" if key.replace("_", "").replace("-", "").isalnum() else found(key)
 
 
 def _key_hint(key: str, known: Mapping[str, Any]) -> str:
@@ -301,6 +300,11 @@ _SAYS: Mapping[str, Says] = {
 def _take_out(data: Table, misfit: Misfit) -> None:
     path = misfit.path
     match misfit.keyword:
+        # Without its kind nothing else in a source or sink has been checked, so it all goes.
+        case "required" if "kind" in misfit.wanted and "kind" not in misfit.value:
+            _remove(data, path)
+        case "enum" if path[-1] == "kind" and len(path) > 2:
+            _remove(data, path[:-1])
         case "additionalProperties":
             for key in misfit.value.keys() - misfit.schema["properties"].keys():
                 _remove(data, (*path, key))
