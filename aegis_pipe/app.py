@@ -24,7 +24,7 @@ import numpy as np
 
 from aegis_pipe import units
 from aegis_pipe.clock import Clock, SystemClock
-from aegis_pipe.device.protocols import DeviceContext, DeviceDescription
+from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, DeviceStream
 from aegis_pipe.device.registry import OpenedDevice, open_device
 from aegis_pipe.errors import AegisError, InvalidInputError, PipelineError
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
@@ -245,6 +245,8 @@ class Runtime:
         self.models = MappingProxyType(
             {model.name: _information(self._bound[model.name]) for model in manifest.models}
         )
+        # Closed before the memory is freed: a request given up may still be on its stream.
+        self._closing.callback(_close_all, streams)
         self._loop = self._start_loop(context, [[stream] for stream in streams])
         self._start_ns = clock.now_ns()
         if hub.enabled:
@@ -274,7 +276,7 @@ class Runtime:
         self._closing.callback(close)
 
     def _start_loop(
-        self, context: DeviceContext, lanes: Sequence[Sequence[Any]]
+        self, context: DeviceContext, lanes: Sequence[Sequence[DeviceStream]]
     ) -> OrchestrationLoop:
         manifest = self._manifest
         slots = [
@@ -387,6 +389,11 @@ class Runtime:
             )
             for plan, section in zip(plans, self._manifest.pipelines, strict=True)
         ]
+        by_name = {runner.name: runner for runner in self._runners}
+        for runner, section in zip(self._runners, self._manifest.pipelines, strict=True):
+            until = getattr(section.source, "until", None)
+            if until is not None:
+                by_name[until].on_end(runner.stop)
         for runner in self._runners:
             runner.start()
 
@@ -513,6 +520,11 @@ class Runtime:
         if section.kind == "console":
             options["write_line"] = self._write_line
         return SINKS[section.kind](**options)
+
+
+def _close_all(streams: Sequence[DeviceStream]) -> None:
+    for stream in streams:
+        stream.close()
 
 
 def _never(request_id: int) -> bool:
