@@ -211,8 +211,9 @@ class Frame:
         foldable = all_known and is_foldable(node)
         try:
             specs = self._infer(context, declared)
-        except DynamicShapeError:
-            # The shape depends on data, but all data is known: evaluating tells.
+        except (DynamicShapeError, InvalidModelError):
+            # The shape depends on data, but all data is known: evaluating tells. So it does for
+            # operands that inference is stricter about than every runtime (Range of [1]).
             if not foldable or not self._fold(context):
                 raise
             return

@@ -180,7 +180,7 @@ def _evaluator(
     onnx = _onnx()
     from onnx.reference import ReferenceEvaluator
 
-    from aegis_pipe.execution.reference_control_flow import CONTROL_FLOW
+    from aegis_pipe.execution.reference_corrections import CORRECTIONS
 
     if _schema(node) is None:
         raise UnsupportedOperatorError(
@@ -208,7 +208,7 @@ def _evaluator(
     )
     dtypes = [dtype for dtype, _ in _inferred_or_unknown(node, specs)]
     with _translated_errors(node):
-        evaluator = ReferenceEvaluator(model, new_ops=list(CONTROL_FLOW))
+        evaluator = ReferenceEvaluator(model, new_ops=list(CORRECTIONS))
 
     def evaluate(feeds: Mapping[str, np.ndarray]) -> list[Any]:
         with _translated_errors(node), np.errstate(all="ignore"):
