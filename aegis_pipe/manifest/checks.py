@@ -381,7 +381,8 @@ class Edges:
         if index == 0:
             known = self.source_outputs is not None and len(self.source_outputs) == 1
             before = "source"
-            is_known = known or "kind" not in self.pipeline.get("source", {})
+            # Of an image source, the picture is meant.
+            is_known = known or self.pipeline.get("source", {}).get("kind", "images") == "images"
         else:
             before = self.stages[index - 1].get("name", "stage")
             is_known = "model" not in self.stages[index - 1]
