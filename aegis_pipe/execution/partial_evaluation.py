@@ -208,7 +208,9 @@ class Frame:
             self._settle(node, [known])
             return
         all_known = len(context.constants) == len([t for t in node.inputs if t])
-        foldable = all_known and is_foldable(node)
+        foldable = (
+            all_known and is_deterministic(node) and node.qualified_operator not in _KEPT_OPERATORS
+        )
         try:
             specs = self._infer(context, declared)
         except (DynamicShapeError, InvalidModelError):
@@ -433,11 +435,13 @@ def evaluate_model(
     )
 
 
-def is_foldable(node: OperatorNode) -> bool:
-    """Return whether known operands make the node's results known for good."""
-    if node.operator in RANDOM_OPERATORS or node.qualified_operator in _KEPT_OPERATORS:
+def is_deterministic(node: OperatorNode) -> bool:
+    """Return whether the same operands always give the same results."""
+    if node.operator in RANDOM_OPERATORS:
         return False
-    # A training-mode dropout is random; which mode it is, is an operand.
+    # A training-mode dropout is random; which mode it is, is an operand. Bodies may be random.
+    if any(isinstance(value, Subgraph) for value in node.attributes.values()):
+        return False
     return node.operator != "Dropout" or len(node.inputs) < 3
 
 
