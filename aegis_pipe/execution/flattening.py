@@ -225,9 +225,7 @@ class _ScanShape:
         self.length = sizes.pop()
 
 
-def _unroll_scan(
-    frame: Frame, node: SourceNode, scope: Scope, path: str, scan: _ScanShape
-) -> bool:
+def _unroll_scan(frame: Frame, node: SourceNode, scope: Scope, path: str, scan: _ScanShape) -> bool:
     body, mark, inside = scan.body, frame.mark(), _inside(node, path)
     states: list[Value] = list(scan.states)
     stacks: list[list[Value]] = [[] for _ in range(scan.stacked_count)]
@@ -255,9 +253,7 @@ def _unroll_scan(
     return True
 
 
-def _keep_scan(
-    frame: Frame, node: SourceNode, scope: Scope, path: str, scan: _ScanShape
-) -> None:
+def _keep_scan(frame: Frame, node: SourceNode, scope: Scope, path: str, scan: _ScanShape) -> None:
     body, inside = frame.body(), _inside(node, path)
     specs_in = [frame.specs[tensor] for tensor in scan.states]
     for tensor, axis in zip(scan.scanned, scan.axes, strict=True):
@@ -502,9 +498,7 @@ def _take(frame: Frame, tensor: TensorId, at: int, axis: int, path: str) -> Tens
     return frame.emit("Gather", [tensor, index], frame.new_tensor(path, "taken"), {"axis": axis})
 
 
-def _slice(
-    frame: Frame, tensor: TensorId, start: int, end: int, axis: int, path: str
-) -> TensorId:
+def _slice(frame: Frame, tensor: TensorId, start: int, end: int, axis: int, path: str) -> TensorId:
     bounds = [
         frame.add_constant(np.array([number], np.int64), path, what)
         for what, number in (("start", start), ("end", end), ("axis", axis))

@@ -68,6 +68,11 @@ def reference_function(
     return evaluate
 
 
+def is_defined(operator: str, opset: int, domain: str) -> bool:
+    """Return whether ONNX defines an operator in an opset of its domain."""
+    return _find_schema(operator, opset, domain) is not None
+
+
 def has_reference(node: OperatorNode) -> bool:
     """Return whether ONNX defines what this operator computes."""
     return _schema(node) is not None
@@ -99,9 +104,7 @@ def infer_with_onnx(
             f"opset {node.opset} defines no operator `{node.qualified_operator}`",
             context=describe(node),
         )
-    types = {
-        _operand_name(node, i): _type_proto(spec) for i, spec in enumerate(inputs) if spec
-    }
+    types = {_operand_name(node, i): _type_proto(spec) for i, spec in enumerate(inputs) if spec}
     data = {
         _operand_name(node, i): onnx.numpy_helper.from_array(array)
         for i, array in constants.items()
@@ -115,9 +118,7 @@ def infer_with_onnx(
         raise InvalidModelError(
             f"the operands do not fit: {_first_line(error)}", context=describe(node)
         ) from error
-    return tuple(
-        _plain_type(inferred.get(_result_name(k))) for k in range(len(node.outputs))
-    )
+    return tuple(_plain_type(inferred.get(_result_name(k))) for k in range(len(node.outputs)))
 
 
 def serialise_body(
@@ -162,7 +163,9 @@ def node_proto(node: OperatorNode) -> Any:
     """Return the node as an ONNX NodeProto with operands named by position."""
     onnx = _onnx()
     schema = _schema(node)
-    types = {name: attribute.type for name, attribute in schema.attributes.items()} if schema else {}
+    types = (
+        {name: attribute.type for name, attribute in schema.attributes.items()} if schema else {}
+    )
     proto = onnx.NodeProto(
         op_type=node.operator,
         domain=node.domain,
@@ -246,7 +249,9 @@ class _translated_errors:  # noqa: N801 - a context manager reads as a phrase
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
         if not isinstance(error, Exception) or isinstance(error, PermanentError):
             return
         if isinstance(error, NotImplementedError):
