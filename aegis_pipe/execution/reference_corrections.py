@@ -17,10 +17,12 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 
 
-class BatchNormalization(OpRun):  # type: ignore[misc]  # onnx is untyped
+class BatchNormalization(OpRun):
     """Normalise each channel by given moments, or by the batch's own in training mode."""
 
     op_domain = ""
+    momentum: float
+    epsilon: float
 
     def _run(
         self, x: Any, scale: Any, bias: Any, mean: Any, variance: Any, **_: Any
@@ -40,7 +42,7 @@ class BatchNormalization(OpRun):  # type: ignore[misc]  # onnx is untyped
         return (shifted.astype(x.dtype), *running)
 
 
-class GlobalMaxPool(OpRun):  # type: ignore[misc]  # onnx is untyped
+class GlobalMaxPool(OpRun):
     """The largest value of each channel."""
 
     op_domain = ""
@@ -49,10 +51,11 @@ class GlobalMaxPool(OpRun):  # type: ignore[misc]  # onnx is untyped
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 
-class Loop(OpRun):  # type: ignore[misc]  # onnx is untyped
+class Loop(OpRun):
     """Repeat a body while a condition holds, at most a number of times."""
 
     op_domain = ""
+    body: Any
 
     def need_context(self) -> bool:
         """Bodies read tensors around them."""
@@ -64,7 +67,6 @@ class Loop(OpRun):  # type: ignore[misc]  # onnx is untyped
         condition: Any = None,
         *carried: Any,
         context: Any = None,
-        body: Any = None,
         **_: Any,
     ) -> tuple[Any, ...]:
         body = self.body
@@ -88,10 +90,16 @@ class Loop(OpRun):  # type: ignore[misc]  # onnx is untyped
         return (*states, *map(_stacked, stacks))
 
 
-class Scan(OpRun):  # type: ignore[misc]  # onnx is untyped
+class Scan(OpRun):
     """Run a body over slices of its inputs, carrying states and stacking outputs."""
 
     op_domain = ""
+    body: Any
+    num_scan_inputs: int
+    scan_input_axes: Any
+    scan_input_directions: Any
+    scan_output_axes: Any
+    scan_output_directions: Any
 
     def need_context(self) -> bool:
         """Bodies read tensors around them."""
@@ -124,14 +132,15 @@ class Scan(OpRun):  # type: ignore[misc]  # onnx is untyped
         return (*states, *stacked)
 
 
-class Scatter(OpRun):  # type: ignore[misc]  # onnx is untyped
+class Scatter(OpRun):
     """Copy a tensor with some elements replaced."""
 
     op_domain = ""
+    axis: int
 
     def _run(self, data: Any, indices: Any, updates: Any, **_: Any) -> tuple[Any, ...]:
         result = data.copy()
-        positions = np.where(indices < 0, indices + data.shape[self.axis], indices)
+        positions: Any = np.where(indices < 0, indices + data.shape[self.axis], indices)
         np.put_along_axis(result, positions, updates, self.axis)
         return (result,)
 

@@ -68,6 +68,11 @@ def reference_function(
     return evaluate
 
 
+def is_defined(operator: str, opset: int, domain: str) -> bool:
+    """Return whether ONNX defines an operator in an opset of its domain."""
+    return _find_schema(operator, opset, domain) is not None
+
+
 def has_reference(node: OperatorNode) -> bool:
     """Return whether ONNX defines what this operator computes."""
     return _schema(node) is not None

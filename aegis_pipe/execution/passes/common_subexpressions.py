@@ -57,6 +57,6 @@ def _attribute_key(value: GraphAttribute) -> tuple[str, str]:
 
 
 def _array_key(array: np.ndarray) -> Hashable:
-    data = np.ascontiguousarray(array)
-    digest = hashlib.sha256(data.reshape(-1).view(np.uint8)).digest()
+    flat = np.ascontiguousarray(array).reshape(-1)
+    digest = hashlib.sha256(flat.view(np.uint8).data).digest()
     return array.dtype.name, array.shape, digest
