@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, Protocol
 
 from aegis_pipe.telemetry.spans import Span, Trace
 
-BATCH_SPANS: Final = 64
+BATCH_SPANS: Final = 512
 PAUSE_MIN_S: Final = 1.0
 PAUSE_MAX_S: Final = 30.0
 
