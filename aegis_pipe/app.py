@@ -572,11 +572,20 @@ def _model_orders(manifest: Manifest) -> list[ModelOrder]:
         ModelOrder(
             name=section.name,
             path=manifest.resolve(section.path),
-            options=LoadOptions(shapes=section.shapes, bind=section.bind, name=section.name),
+            options=LoadOptions(
+                shapes=section.shapes,
+                bind={name: _as_lists(value) for name, value in section.bind.items()},
+                name=section.name,
+            ),
             memory_budget_bytes=section.memory_budget_bytes,
         )
         for section in manifest.models
     ]
+
+
+def _as_lists(constant: Any) -> Any:
+    """Return a manifest's constant with its sequences as the loader takes them."""
+    return [_as_lists(item) for item in constant] if isinstance(constant, tuple) else constant
 
 
 def _plan(

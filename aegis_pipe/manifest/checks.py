@@ -256,7 +256,7 @@ class Checker:
     def _check_until(self, path: KeyPath, source: Table) -> None:
         until = source.get("until")
         others = [p for p in self.pipelines if p.get("source") is not source]
-        names = names_of(others)
+        names = [name for name in names_of(others) if name is not None]
         if until is not None and until not in names:
             hint = did_you_mean(until, names, f"pipelines are {listed(names)}" if names else "")
             self.problems.add((*path, "until"), f"there is no other pipeline {found(until)}", hint)
