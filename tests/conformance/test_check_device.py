@@ -1,5 +1,6 @@
 """The CPU passes what any device must, and the suite fails devices that do not."""
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -19,7 +20,8 @@ from aegis_pipe.device.protocols import (
     KernelCall,
     Region,
 )
-from aegis_pipe.kernel import KernelChoice
+from aegis_pipe.kernel import KernelChoice, KernelRequest
+from aegis_pipe.tensor import TensorSpec
 from aegis_pipe.testing.check_device import DEVICE_CHECKS, check_device
 
 
@@ -89,7 +91,7 @@ def _wait_for_any_record(monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(self, event):
         def poll():
             while not event.is_done():
-                pass
+                threading.Event().wait(0.001)
 
         self._put(False, poll)
 
@@ -188,5 +190,8 @@ def test_classes_follow_the_protocols() -> None:
         assert isinstance(stream, DeviceStream)
         assert isinstance(event, DeviceEvent)
         assert isinstance(graph, DeviceGraph)
+        spec = TensorSpec(np.dtype(np.float32), (2,))
+        request = KernelRequest("Relu", "n", {}, (spec,), (spec,))
+        call = device.bind(request, device.select(request), [region], [region], None)
+        assert isinstance(call, KernelCall)
         device.close()
-    assert KernelCall
