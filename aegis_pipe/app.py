@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -516,7 +517,7 @@ class Runtime:
         options = _options(section)
         options["inputs"] = options.pop("input")
         if "path" in options:
-            options["path"] = self._manifest.resolve(options["path"])
+            options["path"] = _written_path(self._manifest, options["path"])
         if section.kind == "console":
             options["write_line"] = self._write_line
         return SINKS[section.kind](**options)
@@ -619,8 +620,8 @@ def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
         otlp_protocol=otlp.protocol if otlp else "grpc",
         otlp_headers=tuple(otlp.headers.items()) if otlp else (),
         otlp_timeout_ns=otlp.timeout_ns if otlp else 750_000_000,
-        otlp_json_path=manifest.resolve(section.file) if section.file else None,
-        log_path=manifest.resolve(section.log.path) if section.log else None,
+        otlp_json_path=_written_path(manifest, section.file) if section.file else None,
+        log_path=_written_path(manifest, section.log.path) if section.log else None,
         ratio=traces.ratio,
         always=traces.always,
         slow_ns=traces.slow_ns or 0,
@@ -628,6 +629,11 @@ def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
         max_spans=traces.max_spans,
         ring_capacity=section.ring_capacity,
     )
+
+
+def _written_path(manifest: Manifest, path_text: str) -> Path:
+    """Return where a file is written, without the detours that only a reader would see."""
+    return Path(os.path.normpath(manifest.resolve(path_text)))
 
 
 def _information(bound: BoundModel) -> ModelInformation:
