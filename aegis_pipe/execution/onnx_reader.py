@@ -18,6 +18,7 @@ from aegis_pipe.execution.graph import GraphAttribute
 from aegis_pipe.execution.onnx_types import DTYPE_OF_ELEMENT_TYPE, SUB_BYTE_TYPES
 from aegis_pipe.execution.source_model import (
     REEXPORT,
+    UNNAMED_SYMBOLS,
     Dimension,
     SourceGraph,
     SourceModel,
@@ -249,15 +250,11 @@ def _value(proto: onnx.ValueInfoProto) -> SourceValue:
     return SourceValue(proto.name, kind, DTYPE_OF_ELEMENT_TYPE.get(tensor.elem_type), shape)
 
 
-_UNNAMED_SYMBOLS = frozenset({"", "?", "-1", "None"})
-"""What exporters write for a size they have no name for; two of them need not be equal."""
-
-
 def _dimension(proto: onnx.TensorShapeProto.Dimension) -> Dimension:
     # Exporters write 0 or -1 for sizes they do not know; a true 0 can be pinned by `shapes`.
     if proto.HasField("dim_value") and proto.dim_value > 0:
         return int(proto.dim_value)
-    return None if proto.dim_param in _UNNAMED_SYMBOLS else str(proto.dim_param)
+    return None if proto.dim_param in UNNAMED_SYMBOLS else str(proto.dim_param)
 
 
 def _array(proto: onnx.TensorProto, folder: Path | None) -> np.ndarray:
