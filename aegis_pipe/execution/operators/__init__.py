@@ -1,1 +1,31 @@
-"""See docs/ARCHITECTURE.md."""
+"""What execution knows about each operator; one module a family.
+
+A new family is one new module with `ENTRIES` and one line here.
+"""
+
+from aegis_pipe.execution.operators import (
+    casting,
+    data_dependent,
+    elementwise,
+    generators,
+    indexing,
+    layout,
+    reductions,
+    reshaping,
+)
+from aegis_pipe.execution.operators.table import OperatorTable
+
+_FAMILIES = (
+    casting,
+    data_dependent,
+    elementwise,
+    generators,
+    indexing,
+    layout,
+    reductions,
+    reshaping,
+)
+
+OPERATORS = OperatorTable()
+for _family in _FAMILIES:
+    OPERATORS.register(*_family.ENTRIES)
