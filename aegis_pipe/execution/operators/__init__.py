@@ -10,6 +10,7 @@ from aegis_pipe.execution.operators import (
     generators,
     indexing,
     layout,
+    quantisation,
     reductions,
     reshaping,
 )
@@ -22,6 +23,7 @@ _FAMILIES = (
     generators,
     indexing,
     layout,
+    quantisation,
     reductions,
     reshaping,
 )

@@ -10,6 +10,9 @@ from aegis_pipe.device.cpu.kernels import (
     generators,
     indexing,
     layout,
+    quantisation,
+    reductions,
+    top_k,
     unary_functions,
 )
 from aegis_pipe.device.cpu.kernels.registry import KERNELS
@@ -20,6 +23,9 @@ _FAMILIES = (
     generators,
     indexing,
     layout,
+    quantisation,
+    reductions,
+    top_k,
     unary_functions,
 )
 

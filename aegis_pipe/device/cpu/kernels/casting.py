@@ -88,11 +88,8 @@ def _bind(
 
 
 def _limits(dtype: np.dtype, saturate: bool) -> tuple[float | None, float | None]:
-    """Return what to clip to before converting, or None."""
-    if dtype in SMALL_INTEGERS:
-        integers = ml_dtypes.iinfo(dtype)
-        return float(integers.min), float(integers.max)
-    if dtype in _FLOAT4 or (dtype in FLOAT8 and saturate):
+    """Return what to clip to before converting, or None; integers keep their lowest bits."""
+    if dtype in FLOAT8 and saturate:
         return float(ml_dtypes.finfo(dtype).min), float(ml_dtypes.finfo(dtype).max)
     return None, None
 

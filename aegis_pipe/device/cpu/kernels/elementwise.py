@@ -19,6 +19,7 @@ from aegis_pipe.device.cpu.kernels.pointwise import (
     UNSIGNED,
     Define,
     Pointwise,
+    as_mask,
     pointwise_kernel,
 )
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
@@ -106,8 +107,21 @@ def _define_pow(request: KernelRequest) -> Pointwise | None:
         is_same = base.dtype == exponent.dtype
         wide = FLOAT64 if FLOAT64 in (base.dtype, exponent.dtype) else np.dtype(np.float32)
         return Pointwise(np.power, whole=is_same, dtype=None if is_same else wide)
-    # Through float64, which knows negative exponents, and holds what 32 bits hold.
-    return Pointwise(np.power, dtype=FLOAT64) if base.dtype.itemsize <= 4 else None
+    if exponent.dtype in FLOATS:
+        return Pointwise(np.power, dtype=FLOAT64)
+    wide = np.dtype(np.uint64 if base.dtype.itemsize == 8 and base.dtype in UNSIGNED else np.int64)
+    return Pointwise(_power_of_integers, scratch=2, dtype=wide)
+
+
+def _power_of_integers(
+    base: np.ndarray, exponent: np.ndarray, out: np.ndarray, s: np.ndarray, t: np.ndarray
+) -> None:
+    # The inverse of an integer rounds to 0, but for 1 and -1, which are their own inverses.
+    is_fraction = np.not_equal(np.absolute(base, out=t), 1, out=as_mask(s))
+    np.less(exponent, 0, out=is_fraction, where=is_fraction)
+    np.power(base, np.absolute(exponent, out=t), out=t)
+    np.copyto(t, 0, where=is_fraction)
+    np.copyto(out, t)
 
 
 def _chain(ufunc: np.ufunc, *arrays: np.ndarray) -> None:

@@ -57,6 +57,11 @@ def widened(dtype: np.dtype) -> np.dtype:
     return FLOAT32 if dtype in HALF_FLOATS else dtype
 
 
+def as_mask(scratch: np.ndarray) -> np.ndarray:
+    """Return the first bytes of a scratch tile as a boolean tile."""
+    return scratch.reshape(-1).view(np.bool_)[: scratch.size].reshape(scratch.shape)
+
+
 def pointwise_kernel(operator: str, define: Define) -> CpuKernel:
     """Return the kernel of an elementwise operator."""
 

@@ -27,44 +27,36 @@ def tile_views(
     """
     if 0 in shape:
         return
-    views = _merge_axes([np.broadcast_to(array, shape) for array in arrays])
+    views = _merge_axes(shape, arrays)
     merged = views[0].shape
     axis, inner = len(merged), 1
     while axis > 0 and inner * merged[axis - 1] <= limit:
         axis -= 1
         inner *= merged[axis]
     if axis == 0:
-        yield tuple(_like(view, array) for view, array in zip(views, arrays, strict=True))
+        yield tuple(views)
         return
     step = max(limit // inner, 1)
     starts = range(0, merged[axis - 1], step)
     for *outer, start in itertools.product(*(range(n) for n in merged[: axis - 1]), starts):
         index = (*outer, slice(start, start + step))
-        yield tuple(_like(v[index], a) for v, a in zip(views, arrays, strict=True))
+        yield tuple(view[index] for view in views)
 
 
-def _like(view: np.ndarray, array: np.ndarray) -> np.ndarray:
-    # `broadcast_to` made the view read-only; it may be written to exactly where its array may.
-    if array.flags.writeable:
-        view = as_strided(view, writeable=True)
-        view.flags.writeable = True
-    return view
-
-
-def _merge_axes(views: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Join neighbouring axes that every view walks through evenly; drop those of size 1."""
-    shape: list[int] = []
+def _merge_axes(shape: Sequence[int], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Broadcast, join neighbouring axes that every array walks through evenly, drop those of 1."""
+    merged: list[int] = []
     strides: list[tuple[int, ...]] = []
-    for axis, size in enumerate(views[0].shape):
-        steps = tuple(view.strides[axis] for view in views)
+    steps_of_axis = zip(*(np.broadcast_to(array, shape).strides for array in arrays), strict=True)
+    for size, steps in zip(shape, steps_of_axis, strict=True):
         if size == 1:
             continue
-        if shape and all(b == a * size for b, a in zip(strides[-1], steps, strict=True)):
-            shape[-1] *= size
+        if merged and all(far == near * size for far, near in zip(strides[-1], steps, strict=True)):
+            merged[-1] *= size
             strides[-1] = steps
         else:
-            shape.append(size)
+            merged.append(size)
             strides.append(steps)
     return [
-        as_strided(view, shape, [steps[i] for steps in strides]) for i, view in enumerate(views)
+        as_strided(array, merged, [steps[i] for steps in strides]) for i, array in enumerate(arrays)
     ]

@@ -15,6 +15,7 @@ from aegis_pipe.device.cpu.kernels.pointwise import (
     NUMBERS,
     Define,
     Pointwise,
+    as_mask,
     pointwise_kernel,
 )
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
@@ -147,13 +148,8 @@ def _hard_sigmoid(alpha: float, beta: float, x: np.ndarray, out: np.ndarray) -> 
     np.minimum(out, 1, out=out)
 
 
-def _mask(scratch: np.ndarray) -> np.ndarray:
-    """Return the first bytes of a scratch tile as a boolean tile."""
-    return scratch.reshape(-1).view(np.bool_)[: scratch.size].reshape(scratch.shape)
-
-
 def _thresholded_relu(alpha: float, x: np.ndarray, out: np.ndarray, s: np.ndarray) -> None:
-    below = np.greater(x, alpha, out=_mask(s))
+    below = np.greater(x, alpha, out=as_mask(s))
     np.logical_not(below, out=below)
     np.copyto(out, x)
     np.copyto(out, 0, where=below)
@@ -170,9 +166,9 @@ def _shrink(
 ) -> None:
     result.fill(0)
     np.subtract(x, bias, out=shifted)
-    np.copyto(result, shifted, where=np.greater(x, lambd, out=_mask(s)))
+    np.copyto(result, shifted, where=np.greater(x, lambd, out=as_mask(s)))
     np.add(x, bias, out=shifted)
-    np.copyto(result, shifted, where=np.less(x, -lambd, out=_mask(s)))
+    np.copyto(result, shifted, where=np.less(x, -lambd, out=as_mask(s)))
     np.copyto(out, result)
 
 

@@ -148,7 +148,8 @@ def drive(
     ]
     if choice.view is not None:
         source, target = choice.view
-        outputs[target] = inputs[source]
+        spec = request.outputs[target]
+        outputs[target] = inputs[source].reshape(-1).view(spec.dtype).reshape(spec.shape)
         return Driven(choice.kernel, tuple(outputs), 0, 0)
     workspace = Guarded(choice.workspace_bytes)
     call = kernel.bind(
