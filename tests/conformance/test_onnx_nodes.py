@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
 from onnx_cases import Outcome, node_cases, run_case
 
 NOT_PASSED = Path(__file__).with_name("not_passed.txt")
@@ -39,8 +38,8 @@ def results() -> dict[str, str]:
 
 
 def pinned() -> dict[str, str]:
-    pairs = (line.split(": ", 1) for line in NOT_PASSED.read_text().splitlines() if line)
-    return {name: reason for name, reason in pairs}
+    lines = NOT_PASSED.read_text().splitlines()
+    return dict(line.split(": ", 1) for line in lines)
 
 
 @pytest.fixture(scope="module")
