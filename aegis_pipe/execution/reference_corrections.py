@@ -1,6 +1,7 @@
 """Operators where ONNX's reference evaluator departs from the specification.
 
     BatchNormalization  before opset 14, its own normalises by a mixture with the batch's moments
+    DequantizeLinear    its own is missing before opset 19, which extends the earlier ones
     GlobalMaxPool       its own is right for two spatial axes only
     Loop                its own does not start without a condition, and stacks scalars wrongly
     Scan                its own knows neither other axes than the first nor reverse directions
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops import load_op
 
 
 class BatchNormalization(OpRun):
@@ -43,6 +45,17 @@ class BatchNormalization(OpRun):
         factor = scale / np.sqrt(variance + np.asarray(self.epsilon, variance.dtype))
         shifted = (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
         return (shifted.astype(x.dtype), *running)
+
+
+class DequantizeLinear(OpRun):
+    """The evaluator's own, of opset 19 at least."""
+
+    op_domain = ""
+
+    def __new__(cls, onnx_node: Any, run_params: dict[str, Any]) -> Any:
+        """Return an instance of the evaluator's own class."""
+        version = max(19, run_params["opsets"][""])
+        return load_op("", "DequantizeLinear", version)(onnx_node, run_params)
 
 
 class GlobalMaxPool(OpRun):
@@ -199,6 +212,7 @@ def _stacked(values: list[Any]) -> Any:
 
 CORRECTIONS = (
     BatchNormalization,
+    DequantizeLinear,
     GlobalMaxPool,
     Hardmax,
     LogSoftmax,
