@@ -36,7 +36,7 @@ from aegis_pipe.execution.source_model import (
 from aegis_pipe.tensor import TensorId
 
 if TYPE_CHECKING:
-    import onnx  # noqa: TID251 - a type only
+    from aegis_pipe.execution.onnx_reader import ModelProto
 
 __all__ = ["LoadOptions", "ModelLoader"]
 
@@ -68,9 +68,7 @@ class ModelLoader:
                 error.context = ": ".join(filter(None, (str(path), error.context)))
             raise
 
-    def load_proto(
-        self, model: onnx.ModelProto, options: LoadOptions | None = None
-    ) -> ExecutionGraph:
+    def load_proto(self, model: ModelProto, options: LoadOptions | None = None) -> ExecutionGraph:
         """Load a model that is in memory; the same as `load` otherwise."""
         from aegis_pipe.execution.onnx_reader import source_model_of
 
