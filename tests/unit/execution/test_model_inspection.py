@@ -44,13 +44,8 @@ def test_the_facts_of_a_model(path: Path) -> None:
     assert facts.outputs == {"y": TensorFacts("float32", ("N", 3))}
     # Three floats, the bool of `Constant`, and the float of a branch.
     assert facts.weight_bytes == 12 + 1 + 4
-    assert [operator for _, operator in facts.operators] == [
-        "Constant",
-        "Add",
-        "If",
-        "Mul",
-        "Relu",
-    ] or [operator for _, operator in facts.operators] == ["Constant", "Add", "If", "Relu", "Mul"]
+    operators = sorted(operator for _, operator in facts.operators)
+    assert operators == ["Add", "Constant", "If", "Mul", "Relu"]
     assert facts.unknown_operators == ()
     assert facts.opsets == {"": 17}
 
@@ -67,14 +62,10 @@ def test_unknown_operators_name_the_nearest(tmp_path: Path) -> None:
     )
     onnx.save(model, tmp_path / "odd.onnx")
     facts = inspect_model(tmp_path / "odd.onnx")
-    assert [(operator, nearest) for _, operator, nearest in facts.unknown_operators][0] == (
-        "Reluu",
-        "Relu",
-    )
+    assert facts.unknown_operators[0][1:] == ("Reluu", "Relu")
     assert [operator for _, operator, _ in facts.unknown_operators] == ["Reluu", "mine.Other"]
-    assert [operator for _, operator in facts.operators] == ["Neg", "Reluu", "mine.Other"] or [
-        operator for _, operator in facts.operators
-    ] == ["Reluu", "mine.Other", "Neg"]
+    operators = sorted(operator for _, operator in facts.operators)
+    assert operators == ["Neg", "Reluu", "mine.Other"]
 
 
 def test_kinds_that_are_no_tensors(tmp_path: Path) -> None:
@@ -117,15 +108,18 @@ def test_saved_graphs(tmp_path: Path) -> None:
     assert facts.opsets == {"": 17}
 
 
-def test_every_truncation_is_found_or_harmless(path: Path, tmp_path: Path) -> None:
+def test_truncation_raises_no_other_error(path: Path, tmp_path: Path) -> None:
     content = path.read_bytes()
+    cut = tmp_path / "cut.onnx"
+    found = 0
     for length in range(len(content)):
-        cut = tmp_path / "cut.onnx"
         cut.write_bytes(content[:length])
         try:
             inspect_model(cut)
-        except InvalidModelError as error:
-            assert "cut.onnx" in str(error)
+        except InvalidModelError:
+            found += 1
+    # Only between two fields of the model itself a cut leaves a whole message.
+    assert found > len(content) - 30
 
 
 def test_a_file_cut_in_its_weights_is_found(path: Path, tmp_path: Path) -> None:

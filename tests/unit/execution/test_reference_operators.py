@@ -110,12 +110,7 @@ def test_softmax_family_of_both_meanings(operator: str, opset: int) -> None:
 
 def test_batch_normalisation_of_old_opsets_uses_the_given_moments() -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
-    vectors = [
-        np.float32([1, 2, 3]),
-        np.float32([0, 1, 0]),
-        np.float32([1, 0, 2]),
-        np.float32([4, 1, 9]),
-    ]
+    vectors = [np.float32(v) for v in ([1, 2, 3], [0, 1, 0], [1, 0, 2], [4, 1, 9])]
     function = reference_function(node("BatchNormalization", 5, opset=9), (0, 1, 2, 3, 4), {})
     (result,) = function([x, *vectors])
     scale, bias, mean, variance = (v.reshape(1, 3, 1) for v in vectors)

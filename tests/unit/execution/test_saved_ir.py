@@ -55,8 +55,12 @@ def plain(graph: ExecutionGraph) -> object:
         {tensor: (a.dtype, a.shape, a.tobytes()) for tensor, a in graph.constants.items()},
         [
             (node.name, node.operator, node.domain, node.opset, node.inputs, node.outputs)
-            + tuple((key, plain_attribute(value)) for key, value in node.attributes.items())
             for node in graph.operators
+        ],
+        [
+            (key, plain_attribute(value))
+            for node in graph.operators
+            for key, value in node.attributes.items()
         ],
     )
 
