@@ -21,7 +21,7 @@ def reason_of(name: str, outcome: Outcome) -> str:
     words = {
         "sequence": ("sequence", "optional"),
         "string": ("text tensor", "strings"),
-        "data-dependent shape": ("operands' data", "depends on data"),
+        "data-dependent shape": ("operands' data", "depends on data", "data can tell"),
         "opset too old": ("older than the oldest",),
         "body of this operator": ("version of the operator",),
     }

@@ -13,6 +13,7 @@ from aegis_pipe.errors import (
     AegisError,
     DynamicShapeError,
     InvalidModelError,
+    KernelError,
     UnsupportedOperatorError,
 )
 from aegis_pipe.execution import partial_evaluation
@@ -379,6 +380,16 @@ def test_declared_shapes_are_not_believed() -> None:
     graph = load(model)
     assert graph.spec(TensorId("z")).shape == (3, 2)
     assert graph.spec(TensorId("y")).shape == (3, 2)
+
+
+def test_declared_shapes_are_the_last_resort() -> None:
+    text = "agraph (float[6] x) => (int64[1, 2] y) { y = NonZero (x) }"
+    graph = load(text)
+    assert graph.spec(TensorId("y")).shape == (1, 2)
+    (y,) = evaluate_graph(graph, {"x": np.float32([0, 1, 0, 0, 2, 0])})
+    assert y.tolist() == [[1, 4]]
+    with pytest.raises(KernelError, match=r"came out as int64\[1, 3\], not int64\[1, 2\]"):
+        evaluate_graph(graph, {"x": np.float32([0, 1, 0, 0, 2, 5])})
 
 
 HOSTILE = ['{"a": [1, 2]}', "0", "onnx::X", "a b\n\t`'\"", "Ü→", "then_branch/0", "1.5"]
