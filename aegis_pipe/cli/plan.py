@@ -9,7 +9,7 @@ from typing import Any
 
 from aegis_pipe import units
 from aegis_pipe.app import PlannedDeployment, check_manifest, plan_deployment
-from aegis_pipe.cli.tables import milliseconds, table
+from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.manifest.model import ModelSection
 
@@ -43,7 +43,7 @@ def as_text(planned: PlannedDeployment, *, steps: bool) -> str:
         "",
         *_totals(planned),
         "",
-        f"schedule: policy {manifest.scheduler.policy}, {manifest.streams.count} streams, "
+        f"schedule: policy {manifest.scheduler.policy}, {counted(manifest.streams.count, 'stream')}, "
         f"queue of {manifest.scheduler.queue_capacity}, "
         f"segments of at most {milliseconds(manifest.streams.max_block_ns)} ms",
         _schedule_table(manifest.models),
