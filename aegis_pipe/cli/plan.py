@@ -43,7 +43,8 @@ def as_text(planned: PlannedDeployment, *, steps: bool) -> str:
         "",
         *_totals(planned),
         "",
-        f"schedule: policy {manifest.scheduler.policy}, {counted(manifest.streams.count, 'stream')}, "
+        f"schedule: policy {manifest.scheduler.policy}, "
+        f"{counted(manifest.streams.count, 'stream')}, "
         f"queue of {manifest.scheduler.queue_capacity}, "
         f"segments of at most {milliseconds(manifest.streams.max_block_ns)} ms",
         _schedule_table(manifest.models),
@@ -81,9 +82,9 @@ def _size_or_dash(size_bytes: int | None) -> str:
 def _totals(planned: PlannedDeployment) -> list[str]:
     memory, size = planned.memory, units.format_size
     budget_bytes = planned.manifest.device.memory_budget_bytes
-    budget = "no budget" if budget_bytes is None else f"a budget of {size(budget_bytes)}"
+    budget = ", no budget" if budget_bytes is None else f" of a budget of {size(budget_bytes)}"
     return [
-        f"device total {size(memory.total_bytes)} of {budget}:",
+        f"device total {size(memory.total_bytes)}{budget}:",
         *[f"  {part}" for part in memory.parts],
         f"each model on its own would take {size(memory.separate_bytes)}; "
         f"sharing saves {size(memory.saved_bytes)}",

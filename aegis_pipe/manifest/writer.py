@@ -19,8 +19,9 @@ _INNERMOST_LIST = re.compile(r"\[\n((?: +[^\n]*,\n)+) *\]")
 def dump_manifest(manifest: Manifest, *, schema_line: str = SCHEMA_LINE) -> str:
     """Return the manifest as TOML text that loads back to the same value.
 
-    The first line tells editors where the schema is; empty for none. Keys that have their default are left out. Paths stay as they were written, so the text
-    belongs in the folder that the manifest came from.
+    The first line tells editors where the schema is; empty for none. Keys that have their
+    default are left out. Paths stay as they were written, so the text belongs in the folder that
+    the manifest came from.
     """
     table = manifest_to_table(manifest)
     ordered = {key: table[key] for key in load_schema()["properties"] if key in table}
