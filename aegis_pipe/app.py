@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -75,6 +75,9 @@ from aegis_pipe.scheduling.stream_pool import StreamPool
 from aegis_pipe.telemetry import Telemetry, TelemetryConfig, TelemetryReport
 from aegis_pipe.tensor import TensorSpec, dtype_named
 
+if TYPE_CHECKING:
+    from aegis_pipe.telemetry.sdk_sink import SpanExporter
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInformation:
@@ -109,7 +112,7 @@ class RuntimeReport:
     statistics: RuntimeStatistics
     pipelines: tuple[PipelineReport, ...]
     telemetry: TelemetryReport | None
-    """None if the manifest sends telemetry nowhere."""
+    """None if telemetry goes nowhere."""
 
     @property
     def failed(self) -> bool:
@@ -146,15 +149,18 @@ def open_pipeline(
     manifest: str | Path | Manifest,
     *,
     listeners: Sequence[Listener] = (),
+    span_exporters: Sequence[SpanExporter] = (),
     write_line: Callable[[str], None] = print,
 ) -> Runtime:
     """Load a manifest and start it; use the result as a context manager.
 
-    `listeners` get every event; `write_line` takes what `console` sinks show. Raises ManifestError,
-    or the AegisError of whatever could not be loaded; nothing is left open then.
+    `listeners` get every event; `span_exporters`, written for the OpenTelemetry SDK, get the spans
+    beside the manifest's own destinations and are shut down at the end; `write_line` takes what
+    `console` sinks show. Raises ManifestError, or the AegisError of whatever could not be loaded;
+    nothing is left open then.
     """
     loaded = manifest if isinstance(manifest, Manifest) else check_manifest(manifest)
-    return Runtime(loaded, SystemClock(), listeners, write_line)
+    return Runtime(loaded, SystemClock(), listeners, span_exporters, write_line)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -192,6 +198,7 @@ class Runtime:
         manifest: Manifest,
         clock: Clock,
         listeners: Sequence[Listener],
+        span_exporters: Sequence[SpanExporter],
         write_line: Callable[[str], None],
     ) -> None:
         self.name = manifest.name
@@ -211,14 +218,14 @@ class Runtime:
         self._is_stamped: Callable[[int], bool] = _never
         self._end_ns: int | None = None
         try:
-            self._start()
+            self._start(span_exporters)
         except BaseException:
             self._closing.close()
             raise
 
-    def _start(self) -> None:
+    def _start(self, span_exporters: Sequence[SpanExporter]) -> None:
         manifest, clock, hub = self._manifest, self.clock, self._hub
-        self._start_telemetry()
+        self._start_telemetry(span_exporters)
         phases = PhaseRecorder(hub, clock)
         with phases.phase("runtime.start") as phase:
             phase.attributes["manifest"] = self.name
@@ -262,11 +269,12 @@ class Runtime:
                 )
             )
 
-    def _start_telemetry(self) -> None:
+    def _start_telemetry(self, span_exporters: Sequence[SpanExporter]) -> None:
         config = _telemetry_config(self._manifest)
-        if not (config.otlp_endpoint or config.otlp_json_path or config.log_path):
+        destinations = (config.otlp_endpoint, config.otlp_json_path, config.log_path)
+        if not (any(destinations) or span_exporters):
             return
-        telemetry = Telemetry(config, self.clock)
+        telemetry = Telemetry(config, self.clock, span_exporters=span_exporters)
         telemetry.start()
         self._hub.add(telemetry.listener)
         self._is_stamped = telemetry.is_stamped
