@@ -78,6 +78,9 @@ from aegis_pipe.tensor import TensorSpec, dtype_named
 if TYPE_CHECKING:
     from aegis_pipe.telemetry.sdk_sink import SpanExporter
 
+PRIORITY_MAX = 1000
+"""Largest priority of a request, as of the manifest's models."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInformation:
@@ -249,7 +252,8 @@ class Runtime:
                 phases=phases,
             )
         )
-        self._bound = self._deployment.slots[0]
+        # A copy: the deployment's own is emptied at the end, and `submit` is called even then.
+        self._bound = dict(self._deployment.slots[0])
         self.models = MappingProxyType(
             {model.name: _information(self._bound[model.name]) for model in manifest.models}
         )
@@ -341,6 +345,8 @@ class Runtime:
         deadline_ns = None
         if deadline is not None:
             deadline_ns = self.clock.now_ns() + _duration_ns(deadline)
+        if priority is not None:
+            _check_priority(priority)
         return self._submit(model, inputs, priority=priority, deadline_ns=deadline_ns)
 
     def _submit(
@@ -661,8 +667,25 @@ def _unknown_model(model: str, models: Mapping[str, ModelInformation]) -> Invali
     )
 
 
+def _check_priority(priority: int) -> None:
+    """Refuse what the queue could not compare: it would end the run for everybody."""
+    if not isinstance(priority, int) or not 0 <= priority <= PRIORITY_MAX:
+        raise InvalidInputError(
+            f"{priority!r} is not a whole number from 0 to {PRIORITY_MAX}",
+            context="priority",
+            hint="higher is more urgent; leave it out for the model's own",
+        )
+
+
 def _duration_ns(duration: float | str) -> int:
     if not isinstance(duration, str):
+        # Written so that a NaN is refused too.
+        if not 0 <= duration <= units.MAX_WHOLE / 1e9:
+            raise InvalidInputError(
+                f"{duration} is not a number of seconds from now",
+                context="deadline",
+                hint='give seconds, or a text such as "20 ms"',
+            )
         return round(duration * 1e9)
     try:
         return units.parse_duration(duration)
