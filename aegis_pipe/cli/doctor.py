@@ -9,7 +9,7 @@ import platform
 import sys
 from importlib import metadata
 
-from aegis_pipe import units
+from aegis_pipe import __version__, units
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.registry import AUTO, device_kinds, open_device
 from aegis_pipe.errors import AegisError
@@ -40,7 +40,7 @@ def findings() -> dict[str, dict[str, str]]:
     """Return facts by topic: `software`, `processor`, `devices`."""
     return {
         "software": {
-            "aegis-pipe": _version("aegis-pipe"),
+            "aegis-pipe": __version__,
             "python": f"{platform.python_version()} ({sys.executable})",
             "system": platform.platform(),
             **{name: _version(name) for name in LIBRARIES},

@@ -142,7 +142,7 @@ def as_json(planned: PlannedDeployment, *, steps: bool) -> dict[str, Any]:
             "budget_bytes": planned.manifest.device.memory_budget_bytes,
             "weights_bytes": memory.weights_bytes,
             "arena_bytes": memory.arena_bytes,
-            "arena_model": memory.arena_model,
+            "arena_models": list(memory.arena_models),
             "streams": memory.stream_count,
             "separate_bytes": memory.separate_bytes,
             "saved_bytes": memory.saved_bytes,
