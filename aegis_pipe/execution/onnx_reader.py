@@ -303,7 +303,7 @@ def _external_array(proto: onnx.TensorProto, folder: Path | None) -> np.ndarray:
         ) from error
     packed = proto.data_type in SUB_BYTE_TYPES
     needed = math.prod(shape) * dtype.itemsize
-    fits = 0 <= offset and 0 <= length and offset + length <= len(data)
+    fits = offset >= 0 and length >= 0 and offset + length <= len(data)
     if not fits or (length < needed and not packed):
         raise InvalidModelError(
             f"external data of tensor `{proto.name}` is cut short: "
