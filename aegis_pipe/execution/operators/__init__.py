@@ -12,6 +12,7 @@ from aegis_pipe.execution.operators import (
     layout,
     quantisation,
     reductions,
+    resizing,
     reshaping,
 )
 from aegis_pipe.execution.operators.table import OperatorTable
@@ -25,6 +26,7 @@ _FAMILIES = (
     layout,
     quantisation,
     reductions,
+    resizing,
     reshaping,
 )
 

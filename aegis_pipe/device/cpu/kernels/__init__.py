@@ -12,6 +12,7 @@ from aegis_pipe.device.cpu.kernels import (
     layout,
     quantisation,
     reductions,
+    resizing,
     top_k,
     unary_functions,
 )
@@ -25,6 +26,7 @@ _FAMILIES = (
     layout,
     quantisation,
     reductions,
+    resizing,
     top_k,
     unary_functions,
 )

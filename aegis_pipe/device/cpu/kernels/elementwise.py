@@ -75,8 +75,9 @@ def _define_mod(request: KernelRequest) -> Pointwise | None:
 
 
 def _define_shift(request: KernelRequest) -> Pointwise | None:
-    if operands.input_spec(request, 0).dtype not in UNSIGNED:
+    if operands.input_spec(request, 0).dtype not in INTEGERS:
         return None
+    # NumPy shifts by too much, or by a negative amount, as ONNX does: only sign bits are left.
     is_left = operands.text(request, "direction") == "LEFT"
     return Pointwise(np.left_shift if is_left else np.right_shift, whole=True)
 

@@ -58,5 +58,12 @@ def _merge_axes(shape: Sequence[int], arrays: Sequence[np.ndarray]) -> list[np.n
             merged.append(size)
             strides.append(steps)
     return [
-        as_strided(array, merged, [steps[i] for steps in strides]) for i, array in enumerate(arrays)
+        _strided(array, merged, [steps[i] for steps in strides]) for i, array in enumerate(arrays)
     ]
+
+
+def _strided(array: np.ndarray, shape: Sequence[int], strides: Sequence[int]) -> np.ndarray:
+    # `as_strided` goes through a description of the dtype that one-byte floats have not.
+    if array.dtype.itemsize > 1:
+        return as_strided(array, shape, strides)
+    return as_strided(array.view(np.uint8), shape, strides).view(array.dtype)
