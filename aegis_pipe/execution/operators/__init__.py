@@ -5,6 +5,7 @@ A new family is one new module with `ENTRIES` and one line here.
 
 from aegis_pipe.execution.operators import (
     casting,
+    classic_ml,
     data_dependent,
     elementwise,
     generators,
@@ -12,13 +13,14 @@ from aegis_pipe.execution.operators import (
     layout,
     quantisation,
     reductions,
-    resizing,
     reshaping,
+    resizing,
 )
 from aegis_pipe.execution.operators.table import OperatorTable
 
 _FAMILIES = (
     casting,
+    classic_ml,
     data_dependent,
     elementwise,
     generators,

@@ -5,7 +5,6 @@ Inference always raises DynamicShapeError and names the reason.
 
 from __future__ import annotations
 
-
 from aegis_pipe.errors import DynamicShapeError
 from aegis_pipe.execution.operators.table import Lowered, OperatorContext, OperatorEntry
 from aegis_pipe.tensor import TensorSpec

@@ -6,6 +6,7 @@ in this order, and of the kernels of one operator the first that accepts a reque
 
 from aegis_pipe.device.cpu.kernels import (
     casting,
+    classic_ml,
     elementwise,
     generators,
     indexing,
@@ -20,6 +21,7 @@ from aegis_pipe.device.cpu.kernels.registry import KERNELS
 
 _FAMILIES = (
     casting,
+    classic_ml,
     elementwise,
     generators,
     indexing,

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import operands
-from aegis_pipe.device.cpu.kernels.casting import FLOAT8, SMALL_INTEGERS
+from aegis_pipe.device.cpu.kernels.casting import FLOAT8, SMALL_INTEGERS, finite_range
 from aegis_pipe.device.cpu.kernels.pointwise import FLOAT32, FLOATS
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.device.cpu.kernels.scratch import kernel_with_scratch
@@ -80,12 +80,7 @@ def _accepts_quantise(request: KernelRequest) -> bool:
 
 
 def _range(dtype: np.dtype, saturate: bool) -> tuple[float, float] | None:
-    if dtype in _QUANTISED_INTEGERS:
-        integers = ml_dtypes.iinfo(dtype)
-        return float(integers.min), float(integers.max)
-    if dtype in FLOAT8 and not saturate:
-        return None
-    return float(ml_dtypes.finfo(dtype).min), float(ml_dtypes.finfo(dtype).max)
+    return None if dtype in FLOAT8 and not saturate else finite_range(dtype)
 
 
 def _bind_quantise(

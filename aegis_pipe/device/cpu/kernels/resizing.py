@@ -48,12 +48,12 @@ class _Axis:
 
     def is_identity(self, size: int) -> bool:
         """Return whether the axis, of `size` positions, stays as it is."""
-        return self.is_copy and np.array_equal(self.positions[:, 0], np.arange(size))
+        return self.is_copy and bool(np.array_equal(self.positions[:, 0], np.arange(size)))
 
     @property
     def is_copy(self) -> bool:
         """Whether each output position is one input position."""
-        return self.positions.shape[1] == 1
+        return len(self.positions.T) == 1
 
 
 def _accepts(request: KernelRequest) -> bool:
@@ -77,7 +77,7 @@ def _coordinates(request: KernelRequest, axis: int) -> np.ndarray:
     if mode == "tf_half_pixel_for_nn":
         return (x + 0.5) / scale
     if mode == "align_corners":
-        return np.zeros(size) if resized == 1 else x * (length - 1) / (resized - 1)
+        return x * (0.0 if resized == 1 else (length - 1) / (resized - 1))
     if mode == "tf_crop_and_resize":
         roi = operands.numbers(request, "roi")
         start, end = roi[axis], roi[len(roi) // 2 + axis]
@@ -101,7 +101,7 @@ _ROUND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def _triangle(x: np.ndarray) -> np.ndarray:
-    return np.clip(1 - np.abs(x), 0, 1)
+    return np.asarray(np.maximum(1 - np.abs(x), 0))
 
 
 def _cubic(a: float, x: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-
 from aegis_pipe.device.cpu.kernels.planned import (
     BindPlanned,
     carve,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -38,9 +37,9 @@ def tile_views(
         return
     step = max(limit // inner, 1)
     starts = range(0, merged[axis - 1], step)
-    for *outer, start in itertools.product(*(range(n) for n in merged[: axis - 1]), starts):
-        index = (*outer, slice(start, start + step))
-        yield tuple(view[index] for view in views)
+    for outer in np.ndindex(merged[: axis - 1]):
+        rows = [view[outer] for view in views]
+        yield from (tuple(row[start : start + step] for row in rows) for start in starts)
 
 
 def _merge_axes(shape: Sequence[int], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
