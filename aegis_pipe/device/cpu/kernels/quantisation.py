@@ -171,16 +171,14 @@ def _bind_dynamic(
         # The range always holds 0, so that 0 is exact.
         low = np.minimum.reduce(source, axis=None, initial=0)
         high = np.maximum.reduce(source, axis=None, initial=0)
-        step = np.float32((high - low) / np.float32(255))
-        offset = np.float32(0) if step == 0 else np.rint(np.clip(-low / step, 0, 255))
+        # Nothing but zeros has no range; any scale will do.
+        step = (high - low) / np.float32(255) if high > low else np.float32(1)
+        offset = np.rint(np.clip(-low / step, 0, 255))
         scale[...] = step
         zero_point[...] = offset
         for read, wide, written in steps:
-            if step == 0:
-                wide.fill(0)
-            else:
-                np.divide(read, step, out=wide)
-                np.rint(wide, out=wide)
+            np.divide(read, step, out=wide)
+            np.rint(wide, out=wide)
             np.add(wide, offset, out=wide)
             np.maximum(wide, 0, out=wide)
             np.minimum(wide, 255, out=wide)

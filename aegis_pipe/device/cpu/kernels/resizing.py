@@ -88,7 +88,7 @@ def _coordinates(request: KernelRequest, axis: int) -> np.ndarray:
     if mode == "half_pixel_symmetric":
         return centred + length / 2 * (1 - size / resized)
     if mode == "pytorch_half_pixel" and resized == 1:
-        return np.full(size, -0.5)
+        return np.zeros(size)
     return centred
 
 
