@@ -75,7 +75,8 @@ def _cases():
     return {
         case.name: case
         for case in every
-        if len(case.model.graph.node) == 1 and _qualified(case.model.graph.node[0]) in NAMES
+        if len(case.model.graph.node) == 1
+        and _qualified(case.model.graph.node[0]) in NAMES - ELSEWHERE
     }
 
 
