@@ -6,6 +6,7 @@ A new family is one new module with `ENTRIES` and one line here.
 from aegis_pipe.execution.operators import (
     attention,
     casting,
+    classic_ml,
     convolution,
     data_dependent,
     dropout,
@@ -23,6 +24,7 @@ from aegis_pipe.execution.operators import (
     recurrent,
     reductions,
     reshaping,
+    resizing,
     softmax,
     transformer_blocks,
 )
@@ -31,6 +33,7 @@ from aegis_pipe.execution.operators.table import OperatorTable
 _FAMILIES = (
     attention,
     casting,
+    classic_ml,
     convolution,
     data_dependent,
     dropout,
@@ -48,6 +51,7 @@ _FAMILIES = (
     recurrent,
     reductions,
     reshaping,
+    resizing,
     softmax,
     transformer_blocks,
 )

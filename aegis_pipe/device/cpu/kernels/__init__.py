@@ -7,6 +7,7 @@ in this order, and of the kernels of one operator the first that accepts a reque
 from aegis_pipe.device.cpu.kernels import (
     attention,
     casting,
+    classic_ml,
     convolution,
     dropout,
     einsum,
@@ -22,6 +23,7 @@ from aegis_pipe.device.cpu.kernels import (
     quantised_arithmetic,
     recurrent,
     reductions,
+    resizing,
     softmax,
     top_k,
     transformer_blocks,
@@ -32,6 +34,7 @@ from aegis_pipe.device.cpu.kernels.registry import KERNELS
 _FAMILIES = (
     attention,
     casting,
+    classic_ml,
     convolution,
     dropout,
     einsum,
@@ -47,6 +50,7 @@ _FAMILIES = (
     quantised_arithmetic,
     recurrent,
     reductions,
+    resizing,
     softmax,
     top_k,
     transformer_blocks,
