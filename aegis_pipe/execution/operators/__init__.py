@@ -8,7 +8,9 @@ from aegis_pipe.execution.operators import (
     convolution,
     dropout,
     einsum,
+    feature_preparation,
     image_blocks,
+    linear_models,
     matrix_products,
     normalisation,
     pooling,
@@ -16,6 +18,7 @@ from aegis_pipe.execution.operators import (
     recurrent,
     softmax,
     transformer_blocks,
+    tree_ensembles,
 )
 from aegis_pipe.execution.operators.table import OperatorTable
 
@@ -24,7 +27,9 @@ _FAMILIES = (
     convolution,
     dropout,
     einsum,
+    feature_preparation,
     image_blocks,
+    linear_models,
     matrix_products,
     normalisation,
     pooling,
@@ -32,6 +37,7 @@ _FAMILIES = (
     recurrent,
     softmax,
     transformer_blocks,
+    tree_ensembles,
 )
 
 OPERATORS = OperatorTable()

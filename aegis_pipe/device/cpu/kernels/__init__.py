@@ -9,7 +9,9 @@ from aegis_pipe.device.cpu.kernels import (
     convolution,
     dropout,
     einsum,
+    feature_preparation,
     image_blocks,
+    linear_models,
     matrix_products,
     normalisation,
     pooling,
@@ -17,6 +19,7 @@ from aegis_pipe.device.cpu.kernels import (
     recurrent,
     softmax,
     transformer_blocks,
+    tree_ensembles,
 )
 from aegis_pipe.device.cpu.kernels.registry import KERNELS
 
@@ -25,7 +28,9 @@ _FAMILIES = (
     convolution,
     dropout,
     einsum,
+    feature_preparation,
     image_blocks,
+    linear_models,
     matrix_products,
     normalisation,
     pooling,
@@ -33,6 +38,7 @@ _FAMILIES = (
     recurrent,
     softmax,
     transformer_blocks,
+    tree_ensembles,
 )
 
 for _family in _FAMILIES:
