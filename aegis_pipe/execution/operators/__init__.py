@@ -5,7 +5,10 @@ A new family is one new module with `ENTRIES` and one line here.
 
 from aegis_pipe.execution.operators import (
     attention,
+    block_quantised,
+    channels_last,
     convolution,
+    decoder_attention,
     dropout,
     einsum,
     feature_preparation,
@@ -15,6 +18,8 @@ from aegis_pipe.execution.operators import (
     normalisation,
     pooling,
     quantised_arithmetic,
+    quantised_layers,
+    quantised_products,
     recurrent,
     softmax,
     transformer_blocks,
@@ -24,7 +29,10 @@ from aegis_pipe.execution.operators.table import OperatorTable
 
 _FAMILIES = (
     attention,
+    block_quantised,
+    channels_last,
     convolution,
+    decoder_attention,
     dropout,
     einsum,
     feature_preparation,
@@ -34,6 +42,8 @@ _FAMILIES = (
     normalisation,
     pooling,
     quantised_arithmetic,
+    quantised_layers,
+    quantised_products,
     recurrent,
     softmax,
     transformer_blocks,

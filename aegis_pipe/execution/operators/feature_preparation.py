@@ -6,7 +6,6 @@ Canonical form:
     ai.onnx.ml.Normalizer(X)    each row divided by its `norm`, MAX, L1 or L2 -> float32
     ai.onnx.ml.Binarizer(X)     1 where X > `threshold`, else 0
     ai.onnx.ml.Imputer(X)       `replaced` (a number, may be NaN) becomes `imputed`, array of 1 or F
-    ai.onnx.ml.ArrayFeatureExtractor(X, indices)    indices along the last axis
     ai.onnx.ml.FeatureVectorizer(X...)              columns side by side -> float32
     ai.onnx.ml.OneHotEncoder(X)     `categories` int64[n] along a new last axis -> float32;
                                     `zeros` 0 makes a category not listed an error
@@ -72,18 +71,11 @@ def _lower_imputer(context: OperatorContext) -> Lowered:
     else:
         replaced = reading.integer(context, "replaced_value_int64", 0)
         imputed = np.array(reading.integers(context, "imputed_value_int64s", ()), dtype)
-    attributes = {"replaced": replaced, "imputed": _per_feature(context, "imputed", imputed)}
+    attributes: dict[str, Attribute] = {
+        "replaced": replaced,
+        "imputed": _per_feature(context, "imputed", imputed),
+    }
     return Lowered(context.node.qualified_operator, attributes, (0,))
-
-
-def _infer_extractor(context: OperatorContext) -> list[TensorSpec]:
-    data, indices = _data(context), reading.operand(context, 1, "Y")
-    lead = data.shape[:-1] or (1,)
-    return [reading.like(data, (*lead, indices.element_count))]
-
-
-def _lower_extractor(context: OperatorContext) -> Lowered:
-    return Lowered(context.node.qualified_operator, {}, (0, 1))
 
 
 def _infer_vectorizer(context: OperatorContext) -> list[TensorSpec]:
@@ -171,7 +163,6 @@ ENTRIES: tuple[OperatorEntry, ...] = (
     OperatorEntry("ai.onnx.ml.Normalizer", _infer_float, _lower_normalizer),
     OperatorEntry("ai.onnx.ml.Binarizer", _infer_same, _lower_binarizer),
     OperatorEntry("ai.onnx.ml.Imputer", _infer_same, _lower_imputer),
-    OperatorEntry("ai.onnx.ml.ArrayFeatureExtractor", _infer_extractor, _lower_extractor),
     OperatorEntry("ai.onnx.ml.FeatureVectorizer", _infer_vectorizer, _lower_vectorizer),
     OperatorEntry("ai.onnx.ml.OneHotEncoder", _infer_one_hot, _lower_one_hot),
     OperatorEntry("ai.onnx.ml.LabelEncoder", _infer_labels, _lower_labels),

@@ -33,7 +33,7 @@ _KERNELS = ("LINEAR", "POLY", "RBF", "SIGMOID")
 def _matrix(
     context: OperatorContext, name: str, rows: int, columns: int, dtype: type = np.float32
 ) -> np.ndarray:
-    values = np.array(reading.numbers(context, name), dtype)
+    values: np.ndarray = np.array(reading.numbers(context, name), dtype)
     fits = values.size == rows * columns
     reading.require(fits, context, f"{values.size} {name} are not {rows} rows of {columns}")
     return values.reshape(rows, columns)

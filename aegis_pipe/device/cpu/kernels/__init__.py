@@ -6,7 +6,10 @@ in this order, and of the kernels of one operator the first that accepts a reque
 
 from aegis_pipe.device.cpu.kernels import (
     attention,
+    block_quantised,
+    channels_last,
     convolution,
+    decoder_attention,
     dropout,
     einsum,
     feature_preparation,
@@ -16,6 +19,8 @@ from aegis_pipe.device.cpu.kernels import (
     normalisation,
     pooling,
     quantised_arithmetic,
+    quantised_layers,
+    quantised_products,
     recurrent,
     softmax,
     transformer_blocks,
@@ -25,7 +30,10 @@ from aegis_pipe.device.cpu.kernels.registry import KERNELS
 
 _FAMILIES = (
     attention,
+    block_quantised,
+    channels_last,
     convolution,
+    decoder_attention,
     dropout,
     einsum,
     feature_preparation,
@@ -35,6 +43,8 @@ _FAMILIES = (
     normalisation,
     pooling,
     quantised_arithmetic,
+    quantised_layers,
+    quantised_products,
     recurrent,
     softmax,
     transformer_blocks,

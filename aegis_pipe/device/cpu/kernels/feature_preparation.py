@@ -119,28 +119,6 @@ def _bind_imputer(
     return run
 
 
-def _bind_extractor(
-    request: KernelRequest,
-    inputs: Sequence[np.ndarray | None],
-    outputs: Sequence[np.ndarray | None],
-    scratch: Sequence[np.ndarray],
-) -> Callable[[], None]:
-    data, indices = operands.required(inputs, 0), operands.required(inputs, 1).reshape(-1)
-    width = data.shape[-1]
-    result = operands.required(outputs).reshape(*data.shape[:-1], len(indices))
-
-    def run() -> None:
-        if indices.size and not 0 <= indices.min() <= indices.max() < width:
-            raise _refused(
-                request,
-                f"indices reach from {indices.min()} to {indices.max()}, "
-                f"but there are {width} features",
-            )
-        np.take(data, indices, axis=-1, out=result, mode="clip")
-
-    return run
-
-
 def _refused(request: KernelRequest, message: str) -> KernelError:
     return KernelError(
         message,
@@ -251,12 +229,6 @@ KERNEL_FAMILY: tuple[CpuKernel, ...] = (
     planned_kernel("binarizer", ("ai.onnx.ml.Binarizer",), _bind_binarizer, accepts=_accepts),
     planned_kernel(
         "imputer", ("ai.onnx.ml.Imputer",), _bind_imputer, accepts=_accepts, scratch=_flags
-    ),
-    planned_kernel(
-        "array_feature_extractor",
-        ("ai.onnx.ml.ArrayFeatureExtractor",),
-        _bind_extractor,
-        accepts=_accepts,
     ),
     planned_kernel(
         "feature_vectorizer", ("ai.onnx.ml.FeatureVectorizer",), _bind_vectorizer, accepts=_accepts

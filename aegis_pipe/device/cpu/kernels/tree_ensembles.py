@@ -24,7 +24,8 @@ _BOOL = np.dtype(np.bool_)
 
 def _block_rows(request: KernelRequest) -> int:
     """Return how many rows are walked together."""
-    per_row = len(operands.array(request, "roots")) * operands.array(request, "weights").shape[1]
+    targets = int(operands.array(request, "weights").shape[1])
+    per_row = len(operands.array(request, "roots")) * targets
     return max(
         1, min(learned_scores.rows_and_width(request)[0], _BLOCK_ELEMENTS // max(per_row, 1))
     )

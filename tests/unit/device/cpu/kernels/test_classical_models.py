@@ -88,6 +88,7 @@ def _official_cases() -> dict[str, object]:
         for case in every
         if len(case.model.graph.node) == 1
         and case.model.graph.node[0].domain == DOMAIN
+        and case.model.graph.node[0].op_type != "ArrayFeatureExtractor"
         and all(
             value.type.tensor_type.elem_type not in (0, onnx.TensorProto.STRING)
             for value in (*case.model.graph.input, *case.model.graph.output)
@@ -489,17 +490,6 @@ def test_imputer() -> None:
     _compare("Imputer", [data], [FLOAT], of_number, opset=1)
     of_integer = {"replaced_value_int64": -1, "imputed_value_int64s": [5]}
     _compare("Imputer", [np.array([[1, -1], [-1, 3]])], [INT64], of_integer, opset=1)
-
-
-@pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 3, 6)])
-def test_array_feature_extractor(shape: tuple[int, ...]) -> None:
-    _compare("ArrayFeatureExtractor", [_random(*shape), np.array([[4, 0, 4]])], [FLOAT], {}, 1)
-
-
-def test_array_feature_extractor_beyond_the_features() -> None:
-    proto = make_node("ArrayFeatureExtractor", 2, domain=DOMAIN)
-    with pytest.raises(KernelError, match="indices reach from 1 to 6"):
-        drive(operator_node(proto, 1), [_random(2, 6), np.array([1, 6])])
 
 
 def test_feature_vectorizer() -> None:
