@@ -1,4 +1,4 @@
-"""Fourier transforms, written straight into the result seen as complex numbers."""
+"""Fourier transforms, in double precision: NumPy has no other, and would convert unplanned."""
 
 from __future__ import annotations
 
@@ -31,41 +31,51 @@ def _numbers(array: np.ndarray) -> np.ndarray:
     return array.view(_COMPLEX[array.dtype])[..., 0]
 
 
+_FLOAT64, _COMPLEX128 = np.dtype(np.float64), np.dtype(np.complex128)
+_Transform = Callable[..., np.ndarray]
+
+
+def _dft_transform(request: KernelRequest) -> tuple[_Transform, np.dtype, np.dtype]:
+    """Return the transform, and the dtypes of what goes in and what comes out."""
+    onesided = bool(operands.integer(request, "onesided"))
+    if operands.integer(request, "inverse"):
+        if onesided:
+            return np.fft.irfft, _COMPLEX128, _FLOAT64
+        return np.fft.ifft, _COMPLEX128, _COMPLEX128
+    if onesided and operands.input_spec(request, 0).shape[-1] == 1:
+        return np.fft.rfft, _FLOAT64, _COMPLEX128
+    return np.fft.fft, _COMPLEX128, _COMPLEX128
+
+
+def _dft_scratch(request: KernelRequest) -> Sequence[TensorSpec]:
+    """Return what goes in and what comes out, the transformed axis last."""
+    shape = [*operands.input_spec(request, 0).shape[:-1]]
+    shape.append(shape.pop(operands.integer(request, "axis")))
+    transform, before, after = _dft_transform(request)
+    length = operands.integer(request, "dft_length")
+    bins = length // 2 + 1 if transform is np.fft.rfft else length
+    return (TensorSpec(before, tuple(shape)), TensorSpec(after, (*shape[:-1], bins)))
+
+
 def _bind_dft(
     request: KernelRequest,
     inputs: Sequence[np.ndarray | None],
     outputs: Sequence[np.ndarray | None],
     scratch: Sequence[np.ndarray],
 ) -> Callable[[], None]:
-    data, result = _numbers(operands.required(inputs)), _numbers(operands.required(outputs))
+    before, after = scratch
     axis, length = operands.integer(request, "axis"), operands.integer(request, "dft_length")
-    onesided = bool(operands.integer(request, "onesided"))
-    if operands.integer(request, "inverse"):
-        transform = np.fft.irfft if onesided else np.fft.ifft
-    elif onesided and not np.iscomplexobj(data):
-        transform = np.fft.rfft
-    else:
-        transform = np.fft.fft
-    halved = transform is np.fft.fft and onesided
-    whole = scratch[0] if halved else result
-    kept = (slice(None),) * axis + (slice(length // 2 + 1),)
+    data = np.moveaxis(_numbers(operands.required(inputs)), axis, -1)
+    result = np.moveaxis(_numbers(operands.required(outputs)), axis, -1)
+    transform, _, _ = _dft_transform(request)
+    wanted = after[..., : result.shape[-1]]
 
     def run() -> None:
-        transform(data, n=length, axis=axis, out=whole)
-        if halved:
-            np.copyto(result, whole[kept])
+        np.copyto(before, data)
+        transform(before, n=length, axis=-1, out=after)
+        np.copyto(result, wanted, casting="same_kind")
 
     return run
-
-
-def _dft_scratch(request: KernelRequest) -> Sequence[TensorSpec]:
-    """Return the whole spectrum, where only half is wanted of complex numbers."""
-    data = operands.input_spec(request, 0)
-    onesided = operands.integer(request, "onesided") and not operands.integer(request, "inverse")
-    shape = [*data.shape[:-1]] if onesided and data.shape[-1] == 2 else [0]
-    if shape != [0]:
-        shape[operands.integer(request, "axis")] = operands.integer(request, "dft_length")
-    return (TensorSpec(_COMPLEX[data.dtype], tuple(shape)),)
 
 
 def _is_complex_signal(request: KernelRequest) -> bool:
@@ -74,15 +84,14 @@ def _is_complex_signal(request: KernelRequest) -> bool:
 
 
 def _stft_scratch(request: KernelRequest) -> Sequence[TensorSpec]:
-    signal, result = operands.input_spec(request, 0), operands.output_spec(request)
-    is_complex = _is_complex_signal(request)
-    dtype = _COMPLEX[signal.dtype] if is_complex else signal.dtype
+    """Return the frames of one signal, and their spectra."""
+    frames = operands.output_spec(request).shape[1]
     length = operands.integer(request, "frame_length")
-    halved = is_complex and operands.integer(request, "onesided")
-    frames = result.shape[1]
+    is_half = operands.integer(request, "onesided") and not _is_complex_signal(request)
+    bins = length // 2 + 1 if is_half else length
     return (
-        TensorSpec(dtype, (frames, length)),
-        TensorSpec(_COMPLEX[signal.dtype], (frames if halved else 0, length)),
+        TensorSpec(_FLOAT64 if is_half else _COMPLEX128, (frames, length)),
+        TensorSpec(_COMPLEX128, (frames, bins)),
     )
 
 
@@ -95,24 +104,19 @@ def _bind_stft(
     signal, window = operands.required(inputs), operands.optional(inputs, 1)
     signals = _numbers(signal if signal.ndim == 3 else signal[..., None])
     results = _numbers(operands.required(outputs))
-    framed, whole = scratch
-    halved = whole.size > 0
-    step, bins = operands.integer(request, "frame_step"), results.shape[-1]
-    stride = signals.strides[-1]
+    framed, spectra = scratch
+    step, stride = operands.integer(request, "frame_step"), signals.strides[-1]
     views = [as_strided(each, framed.shape, (stride * step, stride)) for each in signals]
-    is_real = not np.iscomplexobj(signals)
-    onesided = bool(operands.integer(request, "onesided"))
-    transform = np.fft.rfft if is_real and onesided else np.fft.fft
+    transform: _Transform = np.fft.fft if np.iscomplexobj(framed) else np.fft.rfft
+    wanted = spectra[:, : results.shape[-1]]
 
     def run() -> None:
         for frames, result in zip(views, results, strict=True):
-            if window is None:
-                np.copyto(framed, frames)
-            else:
-                np.multiply(frames, window, out=framed)
-            transform(framed, axis=-1, out=whole if halved else result)
-            if halved:
-                np.copyto(result, whole[:, :bins])
+            np.copyto(framed, frames)
+            if window is not None:
+                np.multiply(framed, window, out=framed)
+            transform(framed, axis=-1, out=spectra)
+            np.copyto(result, wanted, casting="same_kind")
 
     return run
 
