@@ -4,7 +4,8 @@ Canonical form:
 
     GridSample(X[N, C, spatial...], grid[N, points..., rank])
         `mode` linear, nearest or cubic; `padding_mode` zeros, border or reflection;
-        `align_corners`; a point names the last spatial dimension first, from -1 to 1
+        `align_corners`; a point names the last spatial dimension first, from -1 to 1;
+        what com.microsoft.GridSample becomes too
     AffineGrid(theta[N, rank, rank + 1]) -> grid[N, spatial..., rank]      `align_corners`
     DeformConv(X[N, C, H, W], W[M, C / group, kH, kW], offset[N, 2 * taps * offset_group, ...],
                B[M]?, mask[N, taps * offset_group, ...]?)
@@ -105,6 +106,7 @@ def _lower_deform(context: OperatorContext) -> Lowered:
 
 ENTRIES: tuple[OperatorEntry, ...] = (
     OperatorEntry("GridSample", _infer_grid_sample, _lower_grid_sample),
+    OperatorEntry("com.microsoft.GridSample", _infer_grid_sample, _lower_grid_sample),
     OperatorEntry("AffineGrid", _infer_affine_grid, _lower_affine_grid, static_inputs=(1,)),
     OperatorEntry("DeformConv", _infer_deform, _lower_deform),
 )

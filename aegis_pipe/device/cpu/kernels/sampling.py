@@ -226,8 +226,9 @@ def _bind_affine(
     align = bool(operands.integer(request, "align_corners"))
     coordinates = []
     for axis, size in enumerate(sizes):
-        # The outermost elements are at -1 and 1 (a single one at -1), or their outer edges are.
-        along = np.linspace(-1, 1, size) if align else (np.arange(size) * 2 - (size - 1)) / size
+        # The outermost elements are at -1 and 1, or their outer edges are; a single one is at 0.
+        steps = np.arange(size) * 2 - (size - 1)
+        along = steps / (max(size - 1, 1) if align else size)
         coordinates.append(along.astype(result.dtype).reshape(-1, *(1,) * (len(sizes) - 1 - axis)))
 
     def run() -> None:

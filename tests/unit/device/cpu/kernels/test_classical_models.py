@@ -480,3 +480,23 @@ def test_label_encoder() -> None:
     reverse = {"keys_floats": [0.5, np.nan], "values_int64s": [1, 2], "default_int64": 3}
     data = np.array([0.5, np.nan, 0.1], np.float32)
     _compare("LabelEncoder", [data], [INT64], reverse, opset=4)
+
+
+@pytest.mark.parametrize("operator", ["LinearClassifier", "SVMClassifier", "LabelEncoder"])
+def test_nothing_large_is_hidden(operator: str) -> None:
+    data = _random(20_000, 8)
+    attributes: dict[str, object] = {"classlabels_ints": [0, 1, 2]}
+    if operator == "LabelEncoder":
+        data = np.arange(160_000) % 700
+        attributes = {"keys_int64s": list(range(500)), "values_floats": [0.5] * 500}
+    elif operator == "LinearClassifier":
+        attributes |= {"coefficients": _random(24).tolist(), "intercepts": [0.0] * 3}
+        attributes |= {"post_transform": "SOFTMAX"}
+    else:
+        attributes |= {"coefficients": _random(18).tolist(), "rho": [0.0] * 3}
+        attributes |= {"support_vectors": _random(72).tolist(), "vectors_per_class": [3, 3, 3]}
+        attributes |= {"kernel_type": "RBF", "kernel_params": [0.1, 0.0, 3.0]}
+        attributes |= {"prob_a": [-1.0] * 3, "prob_b": [0.0] * 3}
+    count = 1 if operator == "LabelEncoder" else 2
+    driven = _driven(make_node(operator, 1, count, domain=DOMAIN, **attributes), [data])
+    assert driven.hidden_bytes < 400 << 10

@@ -45,6 +45,13 @@ def test_grid_sample(mode: str, padding: str, align: int) -> None:
     _compare(make_node("GridSample", 2, **attributes), [_random(2, 3, 13, 17), grid], atol=2e-4)
 
 
+def test_contributed_grid_sample() -> None:
+    values = [_random(1, 2, 9, 8), _random(1, 5, 6, 2)]
+    for mode in ("bilinear", "nearest", "bicubic"):
+        proto = make_node("GridSample", 2, domain="com.microsoft", mode=mode)
+        _compare(proto, values, atol=1e-4)
+
+
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("mode", ["linear", "nearest"])
 def test_grid_sample_of_a_volume(mode: str, padding: str) -> None:
@@ -69,15 +76,13 @@ def test_affine_grid(size: tuple[int, ...], align: int) -> None:
     _compare(make_node("AffineGrid", 2, align_corners=align), values)
 
 
-@pytest.mark.parametrize("align", [0, 1])
-def test_affine_grid_of_one_row(align: int) -> None:
-    """Where a single row lies is open; ONNX's reference puts it first."""
-    values = [_random(2, 2, 3), np.array([2, 3, 1, 7])]
-    proto = make_node("AffineGrid", 2, align_corners=align)
-    driven = drive(operator_node(proto, 20), values)
-    assert driven is not None
-    expected = ReferenceEvaluator(proto).run(None, dict(zip(proto.input, values, strict=True)))
-    np.testing.assert_allclose(driven.outputs[0], expected[0], rtol=1e-5, atol=1e-6)
+def test_a_single_row_lies_in_the_middle_of_an_affine_grid() -> None:
+    values = [np.array([[[1, 0, 0], [0, 1, 0]]], np.float32), np.array([1, 3, 1, 3])]
+    for align, outermost in ((0, 2 / 3), (1, 1)):
+        driven = drive(operator_node(make_node("AffineGrid", 2, align_corners=align), 20), values)
+        assert driven is not None
+        expected = [[[[-outermost, 0], [0, 0], [outermost, 0]]]]
+        np.testing.assert_allclose(driven.outputs[0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("with_mask", [False, True])
