@@ -14,6 +14,8 @@ from aegis_pipe.execution.passes import (
     common_subexpressions,
     constant_folding,
     dead_code,
+    fold_batch_normalisation,
+    fuse_convolution,
     identity_elimination,
 )
 
@@ -43,6 +45,8 @@ PASSES: tuple[Pass, ...] = (
     identity_elimination,
     constant_folding,
     common_subexpressions,
+    fold_batch_normalisation,
+    fuse_convolution,
     dead_code,
 )
 """All passes, in order."""
