@@ -16,6 +16,9 @@ from aegis_pipe.execution.passes import (
     dead_code,
     fold_batch_normalisation,
     fuse_convolution,
+    fuse_gelu,
+    fuse_gemm,
+    fuse_swish,
     identity_elimination,
 )
 
@@ -45,8 +48,11 @@ PASSES: tuple[Pass, ...] = (
     identity_elimination,
     constant_folding,
     common_subexpressions,
+    fuse_gelu,
+    fuse_swish,
     fold_batch_normalisation,
     fuse_convolution,
+    fuse_gemm,
     dead_code,
 )
 """All passes, in order."""

@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aegis_pipe.execution.graph import ExecutionGraph, OperatorNode
+from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph, OperatorNode
 from aegis_pipe.execution.passes.matching import (
     attribute,
-    fresh_tensor,
     only_reader,
     other_operand,
     per_channel,
 )
-from aegis_pipe.execution.passes.rewriting import rewritten
+from aegis_pipe.execution.passes.rewriting import GraphEdit
 from aegis_pipe.tensor import TensorId
 
 name = "fold_batch_normalisation"
@@ -47,37 +46,31 @@ class _Affine:
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Fold every run of such operators into the linear operator before it."""
-    replaced: dict[str, OperatorNode | None] = {}
-    constants: dict[TensorId, np.ndarray] = {}
+    edit = GraphEdit(graph)
     for node in graph.operators:
-        if node.name in replaced or not _is_foldable(graph, node):
+        if edit.is_replaced(node) or not _is_foldable(graph, node):
             continue
         affine, followers = _following(graph, node)
-        if not followers:
-            continue
-        result = followers[-1].outputs[0]
-        arrays = _folded(graph, node, affine)
-        if not all(np.isfinite(array).all() for array in arrays.values()):
-            continue
-        replaced |= {follower.name: None for follower in followers}
-        names = {
-            position: fresh_tensor(graph, f"{result}.{position}")
-            if position in arrays
-            else node.inputs[position]
-            for position in range(max(len(node.inputs), *(i + 1 for i in arrays), 1))
-        }
-        constants |= {names[position]: array for position, array in arrays.items()}
-        replaced[node.name] = replace(
-            node,
-            name=followers[-1].name,
-            attributes={**node.attributes, "beta": 1.0}
-            if node.operator == "Gemm"
-            else node.attributes,
-            inputs=tuple(names.values()),
-            outputs=(result,),
-        )
-    kept = [replaced.get(node.name, node) for node in graph.operators]
-    return rewritten(graph, [node for node in kept if node], constants=constants)
+        arrays = _folded(graph, node, affine) if followers else {}
+        if arrays and all(np.isfinite(array).all() for array in arrays.values()):
+            edit.replace((node, *followers), _with_operands(edit, node, arrays, followers[-1]))
+    return edit.result()
+
+
+def _with_operands(
+    edit: GraphEdit, node: OperatorNode, arrays: Mapping[int, np.ndarray], last: OperatorNode
+) -> OperatorNode:
+    inputs = [*node.inputs, *[NO_TENSOR] * (max(arrays) + 1 - len(node.inputs))]
+    for position, array in arrays.items():
+        inputs[position] = edit.constant(f"{last.outputs[0]}.{position}", array)
+    beta = {"beta": 1.0} if node.operator == "Gemm" else {}
+    return replace(
+        node,
+        name=last.name,
+        attributes={**node.attributes, **beta},
+        inputs=tuple(inputs),
+        outputs=last.outputs,
+    )
 
 
 def _is_foldable(graph: ExecutionGraph, node: OperatorNode) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
 
-from aegis_pipe.execution.graph import ExecutionGraph, OperatorNode
+from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph, OperatorNode
 from aegis_pipe.tensor import TensorId
 
 CONTRIBUTED = "com.microsoft"
@@ -65,15 +66,18 @@ def per_channel(array: np.ndarray, shape: Sequence[int], axis: int = 1) -> np.nd
     return np.broadcast_to(aligned.reshape(-1).astype(np.float64), (channels,))
 
 
-def fresh_tensor(graph: ExecutionGraph, name: str) -> TensorId:
-    """Return a name that no tensor of the graph has."""
-    while name in graph.tensors:
-        name += "_"
-    return TensorId(name)
-
-
 def attribute(node: OperatorNode, name: str, default: float) -> float:
     """Return a number among a node's attributes."""
     value = node.attributes.get(name, default)
     assert isinstance(value, int | float), f"{node.name}: {name} is {value!r}"
     return value
+
+
+def clip_bounds(graph: ExecutionGraph, node: OperatorNode) -> tuple[float, float] | None:
+    """Return the bounds of a Clip, infinite where left out; None if they are not known."""
+    if node.opset < 11:
+        return attribute(node, "min", -math.inf), attribute(node, "max", math.inf)
+    given = (*node.inputs[1:], NO_TENSOR, NO_TENSOR)
+    low = scalar(graph, given[0]) if given[0] else -math.inf
+    high = scalar(graph, given[1]) if given[1] else math.inf
+    return None if low is None or high is None else (low, high)
