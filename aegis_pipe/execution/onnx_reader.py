@@ -28,6 +28,8 @@ from aegis_pipe.execution.source_model import (
 
 OLDEST_OPSET = 7
 
+ModelProto = onnx.ModelProto
+
 
 def read_onnx(data: bytes, folder: Path) -> SourceModel:
     """Read a serialised model; `folder` is where its external data lies.

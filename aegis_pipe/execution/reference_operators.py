@@ -68,9 +68,15 @@ def reference_function(
     return evaluate
 
 
-def is_defined(operator: str, opset: int, domain: str) -> bool:
-    """Return whether ONNX defines an operator in an opset of its domain."""
-    return _find_schema(operator, opset, domain) is not None
+def arity_of(operator: str, opset: int, domain: str) -> tuple[range, range] | None:
+    """Return how many inputs and outputs an operator may have; None if ONNX does not define it."""
+    schema = _find_schema(operator, opset, domain)
+    if schema is None:
+        return None
+    return (
+        range(schema.min_input, schema.max_input + 1),
+        range(schema.min_output, schema.max_output + 1),
+    )
 
 
 def has_reference(node: OperatorNode) -> bool:

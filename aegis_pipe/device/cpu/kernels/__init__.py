@@ -6,33 +6,51 @@ in this order, and of the kernels of one operator the first that accepts a reque
 
 from aegis_pipe.device.cpu.kernels import (
     attention,
+    casting,
     convolution,
     dropout,
     einsum,
+    elementwise,
+    generators,
     image_blocks,
+    indexing,
+    layout,
     matrix_products,
     normalisation,
     pooling,
+    quantisation,
     quantised_arithmetic,
     recurrent,
+    reductions,
     softmax,
+    top_k,
     transformer_blocks,
+    unary_functions,
 )
 from aegis_pipe.device.cpu.kernels.registry import KERNELS
 
 _FAMILIES = (
     attention,
+    casting,
     convolution,
     dropout,
     einsum,
+    elementwise,
+    generators,
     image_blocks,
+    indexing,
+    layout,
     matrix_products,
     normalisation,
     pooling,
+    quantisation,
     quantised_arithmetic,
     recurrent,
+    reductions,
     softmax,
+    top_k,
     transformer_blocks,
+    unary_functions,
 )
 
 for _family in _FAMILIES:
