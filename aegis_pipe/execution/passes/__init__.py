@@ -18,6 +18,8 @@ from aegis_pipe.execution.passes import (
     fuse_convolution,
     fuse_gelu,
     fuse_gemm,
+    fuse_layer_normalisation,
+    fuse_skip,
     fuse_swish,
     identity_elimination,
 )
@@ -48,11 +50,13 @@ PASSES: tuple[Pass, ...] = (
     identity_elimination,
     constant_folding,
     common_subexpressions,
+    fuse_layer_normalisation,
     fuse_gelu,
     fuse_swish,
     fold_batch_normalisation,
     fuse_convolution,
     fuse_gemm,
+    fuse_skip,
     dead_code,
 )
 """All passes, in order."""

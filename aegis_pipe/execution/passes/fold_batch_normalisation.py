@@ -74,20 +74,15 @@ def _with_operands(
 
 
 def _is_foldable(graph: ExecutionGraph, node: OperatorNode) -> bool:
-    data = graph.spec(node.inputs[0])
-    if node.domain or data.dtype not in _DTYPES or len(data.shape) < 2:
+    if node.qualified_operator not in ("Conv", "ConvTranspose", "Gemm", "BatchNormalization"):
         return False
-    bias_known = len(node.inputs) < 3 or not node.inputs[2] or node.inputs[2] in graph.constants
-    match node.operator:
-        case "Conv" | "ConvTranspose":
-            return node.inputs[1] in graph.constants and bias_known
-        case "Gemm":
-            return (
-                node.inputs[1] in graph.constants and bias_known and _bias(graph, node) is not None
-            )
-        case "BatchNormalization":
-            return _normalisation(graph, node) is not None
-    return False
+    data = graph.spec(node.inputs[0])
+    if data.dtype not in _DTYPES or len(data.shape) < 2:
+        return False
+    if node.operator == "BatchNormalization":
+        return _normalisation(graph, node) is not None
+    constant = all(tensor in graph.constants for tensor in node.inputs[1:] if tensor)
+    return constant and _bias(graph, node) is not None
 
 
 def _following(graph: ExecutionGraph, node: OperatorNode) -> tuple[_Affine, list[OperatorNode]]:
