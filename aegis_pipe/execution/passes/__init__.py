@@ -22,6 +22,7 @@ from aegis_pipe.execution.passes import (
     fuse_skip,
     fuse_swish,
     identity_elimination,
+    sink_transposes,
 )
 
 
@@ -57,9 +58,12 @@ PASSES: tuple[Pass, ...] = (
     fuse_convolution,
     fuse_gemm,
     fuse_skip,
+    sink_transposes,
+    identity_elimination,
+    common_subexpressions,
     dead_code,
 )
-"""All passes, in order."""
+"""All passes, in order. What fusing leaves behind (reshapes, for one) is cleaned up once more."""
 
 
 def run_passes(

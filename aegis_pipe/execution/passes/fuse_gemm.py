@@ -97,9 +97,11 @@ def _fused(graph: ExecutionGraph, chain: _Chain, edit: GraphEdit) -> list[Operat
     rows = edit.tensor(f"{result}.rows", TensorSpec(spec.dtype, (height, spec.shape[-1])))
     product = edit.tensor(f"{result}.product", TensorSpec(spec.dtype, (height, shape[-1])))
     return [
-        edit.reshape(f"{last.name}.rows", opset, data, rows, (height, spec.shape[-1])),
+        edit.reshape(
+            edit.node_name(f"{last.name}.rows"), opset, data, rows, (height, spec.shape[-1])
+        ),
         _gemm(chain, last.name, rows, bias, product),
-        edit.reshape(f"{last.name}.batch", opset, product, result, shape),
+        edit.reshape(edit.node_name(f"{last.name}.batch"), opset, product, result, shape),
     ]
 
 

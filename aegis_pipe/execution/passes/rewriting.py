@@ -77,13 +77,17 @@ class GraphEdit:
         self._specs[TensorId(name)] = spec
         return TensorId(name)
 
+    def node_name(self, name: str) -> str:
+        """Return a name for one more node."""
+        while name in self._names:
+            name += "_"
+        self._names.add(name)
+        return name
+
     def reshape(
         self, name: str, opset: int, source: TensorId, target: TensorId, shape: Sequence[int]
     ) -> OperatorNode:
         """Return a Reshape of `source` to `target`, whose `shape` has no 0."""
-        while name in self._names:
-            name += "_"
-        self._names.add(name)
         wanted = self.constant(f"{name}.shape", np.array(shape, np.int64))
         return OperatorNode(name, "Reshape", "", opset, {}, (source, wanted), (target,))
 
