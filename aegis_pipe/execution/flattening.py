@@ -21,7 +21,7 @@ from aegis_pipe.execution.partial_evaluation import (
     Value,
 )
 from aegis_pipe.execution.shape_inference import UnknownOperandError
-from aegis_pipe.execution.source_model import SourceNode, describe
+from aegis_pipe.execution.source_model import SourceGraph, SourceNode, describe
 from aegis_pipe.tensor import TensorId, TensorSpec
 
 _NO_BODY = {"body": Subgraph(b"", ())}
@@ -71,6 +71,7 @@ def _loop(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
     trip_count = frame.tensor(scope, names[0], node)
     condition = frame.tensor(scope, names[1], node)
     initial = [scope[name] for name in node.inputs[2:]]
+    _check_body_outputs(node.body("body"), 1 + len(initial), node)
     if _unroll_loop(frame, node, scope, path, trip_count, condition, initial):
         return True
     _keep_loop(frame, node, scope, path, trip_count, condition, initial)
@@ -184,6 +185,14 @@ def _iterations(frame: Frame, body: Frame, operator: OperatorNode, going_on: Ten
     )
 
 
+def _check_body_outputs(body: SourceGraph, least: int, node: SourceNode) -> None:
+    if len(body.outputs) < least:
+        raise InvalidModelError(
+            f"its body has {len(body.outputs)} outputs, it needs at least {least}",
+            context=describe(node),
+        )
+
+
 def _raise_for_control(frame: Frame, operator: OperatorNode) -> None:
     """Raise UnknownOperandError if the trip count or the condition is not known."""
     for position, operand in enumerate(operator.inputs[:2]):
@@ -208,6 +217,11 @@ class _ScanShape:
         self.body = node.body("body")
         scanned_count = _int(node, "num_scan_inputs", 1)
         self.state_count = len(operands) - scanned_count
+        if scanned_count < 1 or self.state_count < 0:
+            raise InvalidModelError(
+                f"scans {scanned_count} of {len(operands)} inputs", context=describe(node)
+            )
+        _check_body_outputs(self.body, self.state_count, node)
         self.states = list(operands[: self.state_count])
         self.scanned = list(operands[self.state_count :])
         stacked_count = len(self.body.outputs) - self.state_count

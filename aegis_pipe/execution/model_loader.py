@@ -24,7 +24,7 @@ from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.operators.table import OperatorTable
 from aegis_pipe.execution.partial_evaluation import evaluate_model
 from aegis_pipe.execution.reference_operators import arity_of
-from aegis_pipe.execution.saved_ir import is_saved_graph, load_graph
+from aegis_pipe.execution.saved_ir import MAGIC, is_saved_graph, load_graph
 from aegis_pipe.execution.source_model import (
     REEXPORT,
     SourceGraph,
@@ -55,13 +55,12 @@ class ModelLoader:
         """
         options = options or LoadOptions()
         try:
-            data = _read(path)
-            if is_saved_graph(data):
+            if is_saved_graph(_read(path, len(MAGIC))):
                 return _load_saved(path, options)
             # Only ONNX files need `onnx`; saved graphs load without the package.
             from aegis_pipe.execution.onnx_reader import read_onnx
 
-            model = read_onnx(data, path.parent)
+            model = read_onnx(_read(path), path.parent)
             return self._evaluate(model, options, options.name or path.stem)
         except (InvalidModelError, UnsupportedOperatorError, DynamicShapeError) as error:
             if str(path) not in error.context:
@@ -97,11 +96,12 @@ def _load_saved(path: Path, options: LoadOptions) -> ExecutionGraph:
     return graph
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, size_bytes: int = -1) -> bytes:
     if path.is_dir():
         raise InvalidModelError("is a directory", context=str(path), hint="name the file in it")
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(size_bytes)
     except OSError as error:
         raise InvalidModelError(
             f"can not be read: {error.strerror}", context=str(path), hint="check the path"

@@ -618,3 +618,24 @@ def test_unread_optional_outputs_are_left_out() -> None:
     text = "agraph (float[2] x) => (float[2] y) { y, mask = Dropout (x) }"
     (node,) = load(text).operators
     assert node.outputs == ("y",)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_files_raise_no_other_error(tmp_path: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    options = {
+        FLATTENING: LoadOptions(shapes={"x": (2, 3, 4)}),
+        LOOP: LoadOptions(bind={"count": 3}),
+        SCAN: LoadOptions(),
+    }
+    path = tmp_path / "damaged.onnx"
+    for _ in range(60):
+        text = list(options)[random.integers(len(options))]
+        content = bytearray(parse(text).SerializeToString())
+        for _ in range(random.integers(1, 4)):
+            content[random.integers(len(content))] = random.integers(256)
+        path.write_bytes(content)
+        try:
+            ModelLoader().load(path, options[text])
+        except AegisError as error:
+            assert error.message  # noqa: PT017 - many loads succeed
