@@ -311,6 +311,8 @@ class Runtime:
                 if model.queue_capacity is not None
             },
             late={model.name: model.late for model in manifest.models},
+            preemption=True,
+            memory_of=_arena_groups(manifest),
         )
         loop = OrchestrationLoop(self._scheduler, launcher, self.clock, self._hub)
         context.set_progress_listener(loop.wake)
@@ -607,7 +609,18 @@ def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceCont
         context,
         stream_count=manifest.streams.count,
         budget_bytes=manifest.device.memory_budget_bytes,
+        arena_groups=_arena_groups(manifest),
     )
+
+
+def _arena_groups(manifest: Manifest) -> dict[str, int]:
+    """Return which models share memory on a stream: those of one priority.
+
+    A request can then be paused at a segment boundary while one of a higher priority runs. With
+    `fifo` nobody is paused, and all share.
+    """
+    preempts = manifest.scheduler.policy != "fifo"
+    return {model.name: model.priority if preempts else 0 for model in manifest.models}
 
 
 def _make_policy(manifest: Manifest) -> SchedulingPolicy:

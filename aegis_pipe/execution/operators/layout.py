@@ -249,7 +249,9 @@ def _lower_pad(context: OperatorContext) -> Lowered:
     mode = reading.text(context, "mode", "constant")
     attributes = {"mode": mode, "before": before, "after": after}
     if context.node.opset < _PAD_BY_OPERANDS_OPSET:
-        return Lowered("Pad", attributes | {"value": reading.number(context, "value", 0.0)}, (0, -1))
+        return Lowered(
+            "Pad", attributes | {"value": reading.number(context, "value", 0.0)}, (0, -1)
+        )
     positions = reading.data_positions(context, 3)
     return Lowered("Pad", attributes | {"value": 0.0}, (0, positions[2]))
 

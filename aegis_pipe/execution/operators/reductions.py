@@ -129,7 +129,10 @@ def _lower_top_k(context: OperatorContext) -> Lowered:
 
 
 ENTRIES: tuple[OperatorEntry, ...] = (
-    *(OperatorEntry(name, _infer_reduce, _lower_reduce, static_inputs=(1,)) for name in _REDUCTIONS),
+    *(
+        OperatorEntry(name, _infer_reduce, _lower_reduce, static_inputs=(1,))
+        for name in _REDUCTIONS
+    ),
     *(OperatorEntry(name, _infer_arg, _lower_arg) for name in ("ArgMax", "ArgMin")),
     *(
         OperatorEntry(name, same_as_first, _lower_cumulative, static_inputs=(1,))

@@ -101,7 +101,9 @@ def _define_pow(request: KernelRequest) -> Pointwise | None:
     constant = request.constants.get(1)
     if base.dtype in FLOATS:
         is_known = constant is not None and constant.size == 1 and base.dtype == exponent.dtype
-        special = _POWERS.get(float(constant.reshape(()))) if constant is not None and is_known else None
+        special = (
+            _POWERS.get(float(constant.reshape(()))) if constant is not None and is_known else None
+        )
         if special is not None and operands.output_spec(request).shape == base.shape:
             return special
         is_same = base.dtype == exponent.dtype
