@@ -11,13 +11,34 @@ import pytest
 import aegis_pipe
 from aegis_pipe import errors
 
-NAMES = """
-AegisError BudgetExceededError DeadlineExceededError DeviceLostError DeviceUnavailableError
-DynamicShapeError ErrorCategory FatalError InvalidInputError InvalidLifetimeError
-InvalidModelError KernelError Manifest ManifestError PermanentError PipelineError Problem
-QueueFullError RequestCancelledError Runtime RuntimeStoppedError TransientError
-UnsupportedOperatorError __version__ load_manifest open_pipeline
-""".split()
+NAMES = [
+    "AegisError",
+    "BudgetExceededError",
+    "DeadlineExceededError",
+    "DeviceLostError",
+    "DeviceUnavailableError",
+    "DynamicShapeError",
+    "ErrorCategory",
+    "FatalError",
+    "InvalidInputError",
+    "InvalidLifetimeError",
+    "InvalidModelError",
+    "KernelError",
+    "Manifest",
+    "ManifestError",
+    "PermanentError",
+    "PipelineError",
+    "Problem",
+    "QueueFullError",
+    "RequestCancelledError",
+    "Runtime",
+    "RuntimeStoppedError",
+    "TransientError",
+    "UnsupportedOperatorError",
+    "__version__",
+    "load_manifest",
+    "open_pipeline",
+]
 
 
 def test_the_public_names_are_these() -> None:

@@ -66,12 +66,12 @@ def same_as_first(context: OperatorContext) -> list[TensorSpec]:
     return [reading.operand(context, 0, "X")]
 
 
-def with_all_operands(operator: str, attributes: Mapping[str, Attribute] | None = None) -> Callable:
-    """Return a lowering that keeps all operands and has fixed attributes."""
+def with_all_operands(operator: str) -> Callable[[OperatorContext], Lowered]:
+    """Return a lowering that keeps all operands and has no attributes."""
 
     def lower(context: OperatorContext) -> Lowered:
         positions = reading.data_positions(context, len(context.inputs))
-        return Lowered(operator, attributes or {}, positions)
+        return Lowered(operator, {}, positions)
 
     return lower
 

@@ -59,8 +59,8 @@ def _infer_reduce(context: OperatorContext) -> list[TensorSpec]:
 
 
 def _lower_reduce(context: OperatorContext) -> Lowered:
-    attributes = {"axes": _axes(context), "keepdims": reading.integer(context, "keepdims", 1)}
-    return Lowered(context.node.operator, attributes, (0,))
+    axes, keepdims = _axes(context), reading.integer(context, "keepdims", 1)
+    return Lowered(context.node.operator, {"axes": axes, "keepdims": keepdims}, (0,))
 
 
 def _axis(context: OperatorContext, default: int) -> int:
