@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import aegis_pipe
 from aegis_pipe.app import PRIORITY_MAX
@@ -199,6 +200,22 @@ def test_a_model_over_its_budget_is_refused_with_the_cause(
     assert "weights 16 KiB" in error.message
     assert error.hint.startswith("raise `memory_budget` to 17")
     assert error.hint.endswith("for model `m`")
+
+
+def test_exporters_of_the_opentelemetry_sdk_get_the_spans(
+    write: Callable[..., Path], product: str
+) -> None:
+    exporter = InMemorySpanExporter()
+    with aegis_pipe.open_pipeline(write(m=product), span_exporters=[exporter]) as runtime:
+        for _ in range(3):
+            runtime.infer("m", {"x": row()})
+    names = [span.name for span in exporter.get_finished_spans()]
+    assert names.count("model.load") == 1
+    assert names.count("infer m") == names.count("execute") == 3
+    assert {"MatMul", "stream 0", "queue.wait"} <= set(names)
+    telemetry = runtime.report().telemetry
+    assert telemetry is not None
+    assert (telemetry.exported_spans, telemetry.dropped_spans) == (len(names), 0)
 
 
 # --- what a caller hands in ---------------------------------------------------------------------
