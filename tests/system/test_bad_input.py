@@ -153,7 +153,7 @@ def test_ctrl_c_during_the_run_is_a_clean_end(model_file: Path, write_manifest, 
     telemetry = '[telemetry]\nfile = "traces.jsonl"\n'
     process = start("up", write_manifest(load, telemetry))
     assert process.stderr is not None
-    assert "models on cpu" in process.stderr.readline()
+    assert "1 model on cpu" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
