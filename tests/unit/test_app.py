@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -419,6 +419,60 @@ def test_closing_finishes_what_was_taken(opened: Open, product: str, latch: Latc
     for i, future in enumerate(futures):
         expected = np.maximum(row(i) @ WEIGHT, 0)
         np.testing.assert_allclose(future.result()["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_closing_while_others_submit_leaves_no_future_open(opened: Open, product: str) -> None:
+    runtime = opened("[scheduler]", "queue_capacity = 100000", m=product)
+    futures: list[list[Future[Any]]] = [[] for _ in range(4)]
+    under_way = threading.Barrier(len(futures) + 1)
+
+    def submit(own: list[Future[Any]]) -> None:
+        own.append(runtime.submit("m", {"x": row()}))
+        under_way.wait(WAIT_S)
+        with pytest.raises(aegis_pipe.RuntimeStoppedError):
+            while True:
+                own.append(runtime.submit("m", {"x": row()}))
+
+    threads = [threading.Thread(target=submit, args=(own,)) for own in futures]
+    for thread in threads:
+        thread.start()
+    under_way.wait(WAIT_S)
+    runtime.close()
+    for thread in threads:
+        thread.join(WAIT_S)
+    everyone = [future for own in futures for future in own]
+    assert all(future.done() for future in everyone)
+    assert len({future.result()["y"].tobytes() for future in everyone}) == 1
+    assert runtime.report().statistics.models[0].completed == len(everyone)
+
+
+def test_two_runtimes_beside_each_other(opened: Open, product: str, take: str) -> None:
+    one = opened(m=product)
+    other = opened(m=take)
+    futures = [
+        (one.submit("m", {"x": row(i)}), other.submit("m", {"rows": np.array([i, 0])}))
+        for i in range(4)
+    ]
+    one.close()
+    for i, (first, second) in enumerate(futures):
+        expected = np.maximum(row(i) @ WEIGHT, 0)
+        np.testing.assert_allclose(first.result(WAIT_S)["y"], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(second.result(WAIT_S)["y"], WEIGHT[[i, 0]])
+
+
+def test_everyone_gets_their_own_result(opened: Open, product: str) -> None:
+    runtime = opened("[streams]", "count = 3", m=product)
+
+    def check(first: int) -> None:
+        rows = [row(first + i) for i in range(40)]
+        futures = [runtime.submit("m", {"x": x}) for x in rows]
+        for x, future in zip(rows, futures, strict=True):
+            expected = np.maximum(x @ WEIGHT, 0)
+            np.testing.assert_allclose(future.result(WAIT_S)["y"], expected, rtol=1e-5, atol=1e-5)
+
+    with ThreadPoolExecutor(5) as callers:
+        for done in [callers.submit(check, 100 * caller) for caller in range(5)]:
+            done.result(WAIT_S)
 
 
 # --- failures -----------------------------------------------------------------------------------
