@@ -664,7 +664,7 @@ def _information(bound: BoundModel) -> ModelInformation:
 
 
 def _unknown_model(model: str, models: Mapping[str, ModelInformation]) -> InvalidInputError:
-    close = difflib.get_close_matches(model, models, n=1)
+    close = difflib.get_close_matches(str(model), models, n=1)
     known = ", ".join(f"`{name}`" for name in models)
     return InvalidInputError(
         f"there is no model `{model}`",
