@@ -1,0 +1,93 @@
+/* Vectors of float32, for every instruction set from one source.
+ *
+ * Two widths. `vec` is one register of the machine: the tiles of matrix products count in it. `wide`
+ * is always 16 floats, however many registers that takes: sums that run over lanes use it, so that
+ * the order of additions, and with it every bit, is the same on AVX2 and AVX-512.
+ *
+ * The compiler may not contract a * b + c by itself (-ffp-contract=off); `multiply_add` says where it
+ * happens: with one rounding where the machine has the instruction, with two where it has not.
+ */
+#ifndef AEGIS_VECTOR_H
+#define AEGIS_VECTOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define WIDE 16
+
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef float wide __attribute__((vector_size(WIDE * 4)));
+typedef int32_t wide_int __attribute__((vector_size(WIDE * 4)));
+typedef float eight __attribute__((vector_size(32)));
+
+#define INLINE static inline __attribute__((always_inline))
+/* Loops over registers must vanish, or the registers become an array on the stack. */
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define EXPORT __attribute__((visibility("default")))
+
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define multiply_add(a, b, c) __builtin_elementwise_fma(a, b, c)
+#else
+#define multiply_add(a, b, c) ((a) * (b) + (c))
+#endif
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+INLINE vec vec_load(const float *p) { vec v; __builtin_memcpy(&v, p, sizeof v); return v; }
+INLINE void vec_store(float *p, vec v) { __builtin_memcpy(p, &v, sizeof v); }
+INLINE vec vec_of(float x) { return x - (vec){}; }
+
+INLINE wide wide_load(const float *p) { wide v; __builtin_memcpy(&v, p, sizeof v); return v; }
+INLINE void wide_store(float *p, wide v) { __builtin_memcpy(p, &v, sizeof v); }
+INLINE wide wide_of(float x) { return x - (wide){}; }
+
+/* The first `count` < WIDE floats; the other lanes hold `rest`. Reads nothing beyond. */
+INLINE wide wide_load_part(const float *p, int64_t count, float rest) {
+    float lanes[WIDE];
+    for (int64_t i = 0; i < WIDE; i++) lanes[i] = i < count ? p[i] : rest;
+    return wide_load(lanes);
+}
+
+INLINE void wide_store_part(float *p, wide v, int64_t count) {
+    float lanes[WIDE];
+    wide_store(lanes, v);
+    for (int64_t i = 0; i < count; i++) p[i] = lanes[i];
+}
+
+INLINE wide wide_select(wide_int mask, wide yes, wide no) {
+    return (wide)((mask & (wide_int)yes) | (~mask & (wide_int)no));
+}
+/* A NaN in `x` stays; `bound` is never NaN. */
+INLINE wide wide_at_least(wide x, wide bound) { return wide_select(x < bound, bound, x); }
+INLINE wide wide_at_most(wide x, wide bound) { return wide_select(x > bound, bound, x); }
+/* As NumPy's maximum: NaN wins. */
+INLINE wide wide_max(wide a, wide b) { return wide_select((a > b) | (a != a), a, b); }
+INLINE wide wide_min(wide a, wide b) { return wide_select((a < b) | (a != a), a, b); }
+
+/* Folds the upper half onto the lower, four times. */
+INLINE float wide_sum(wide v) {
+    float lanes[WIDE];
+    wide_store(lanes, v);
+    UNROLL for (int half = WIDE / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+INLINE float wide_largest(wide v) {
+    float lanes[WIDE];
+    wide_store(lanes, v);
+    float best = lanes[0];
+    for (int i = 1; i < WIDE; i++) best = lanes[i] > best || lanes[i] != lanes[i] ? lanes[i] : best;
+    return best;
+}
+
+#endif
