@@ -27,6 +27,8 @@ Broken invariants of our own are `assert`ed and are not in this tree.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -84,8 +86,51 @@ class PermanentError(AegisError):
     category = ErrorCategory.PERMANENT
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a manifest."""
+
+    file: str
+    line: int
+    """From 1; 0 if it concerns the file as a whole."""
+    column: int
+    """From 1, in characters; 0 if it concerns the file as a whole."""
+    path: str
+    """The key: `models[0].period`; empty if it concerns no key."""
+    what: str
+    source_line: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        """Format as `file:line:col: path: what`, the source line and the hint below."""
+        position = f":{self.line}:{self.column}" if self.line else ""
+        path = f"{self.path}: " if self.path else ""
+        lines = [f"{self.file}{position}: {path}{self.what}"]
+        if self.source_line:
+            lines.append(f"  {self.source_line}")
+        if self.hint:
+            lines.append(f"  hint: {self.hint}")
+        return "\n".join(lines)
+
+
 class ManifestError(PermanentError):
     """The manifest has problems; the message lists every one of them."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        problems: Sequence[Problem] = (),
+        context: str = "",
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, context=context, hint=hint)
+        self.problems = tuple(problems)
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> ManifestError:
+        """Return the error that lists these problems."""
+        return cls("\n".join(map(str, problems)), problems=problems)
 
 
 class InvalidModelError(PermanentError):

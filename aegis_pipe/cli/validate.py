@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 
 from aegis_pipe.app import check_manifest
@@ -23,7 +24,9 @@ def run(options: argparse.Namespace) -> int:
         if not options.json:
             raise
         print(
-            json.dumps({"ok": False, "problems": [p.as_dict() for p in error.problems]}, indent=2)
+            json.dumps(
+                {"ok": False, "problems": [dataclasses.asdict(p) for p in error.problems]}, indent=2
+            )
         )
         return 2
     if options.json:

@@ -228,18 +228,18 @@ class ModelBinder:
         compiled: CompiledModel,
         context: DeviceContext,
         weights: Mapping[str, Region],
-        arena: Region,
+        storages: Mapping[Hashable, Region],
     ) -> None:
         self._compiled = compiled
         self._context = context
         self._weights = weights
-        self._arena = arena
+        self._storages = storages
         self._regions = self._place()
 
     def _place(self) -> dict[TensorId, Region]:
         compiled, graph = self._compiled, self._compiled.graph
         regions = {
-            tensor: self._at(compiled.analysis.storage_of[tensor], edge.spec.size_bytes)
+            tensor: self._part(compiled.analysis.storage_of[tensor], edge.spec.size_bytes)
             for tensor, edge in graph.tensors.items()
             if tensor in compiled.analysis.storage_of
         }
@@ -255,16 +255,20 @@ class ModelBinder:
                 regions[step.results[target]] = regions[step.operands[source]]
         return regions
 
-    def _at(self, storage: Hashable, size_bytes: int) -> Region:
-        return self._arena.view(self._compiled.plan.offsets[storage], size_bytes)
+    def _part(self, storage: Hashable, size_bytes: int) -> Region:
+        return self._storages[storage].view(0, size_bytes)
 
-    def calls(self) -> list[tuple[CompiledStep, KernelCall]]:
-        """Bind every step that runs a kernel, in order; views run none."""
-        return [
-            (step, self._bind(index, step))
+    def launched_steps(self) -> tuple[CompiledStep, ...]:
+        """Return the steps that run a kernel, in order; views run none."""
+        return tuple(step for step in self._compiled.steps if step.choice.view is None)
+
+    def calls(self) -> tuple[KernelCall, ...]:
+        """Bind every step of `launched_steps`."""
+        return tuple(
+            self._bind(index, step)
             for index, step in enumerate(self._compiled.steps)
             if step.choice.view is None
-        ]
+        )
 
     def _bind(self, index: int, step: CompiledStep) -> KernelCall:
         inputs = [
@@ -278,7 +282,7 @@ class ModelBinder:
         ]
         workspace = None
         if step.choice.workspace_bytes:
-            workspace = self._at(WorkspaceId(index), step.choice.workspace_bytes)
+            workspace = self._storages[WorkspaceId(index)]
         return self._context.bind(step.request, step.choice, inputs, outputs, workspace)
 
     def inputs(self) -> list[BoundTensor]:

@@ -193,9 +193,18 @@ class Deployment:
         """Bind a model to one stream's arena, warm it up, and record its segments."""
         name = compiled.name
         with self._phases.phase("graph.capture", model=name) as phase:
-            buffer = arena.place(f"arena of {name}", 0, compiled.plan.peak_bytes, name)
-            binder = ModelBinder(compiled, self._context, weights, buffer.region)
-            steps, calls = zip(*binder.calls(), strict=True) if compiled.steps else ((), ())
+            storages = {
+                each.tensor_id: arena.place(
+                    str(each.tensor_id),
+                    compiled.plan.offsets[each.tensor_id],
+                    each.size_bytes,
+                    name,
+                ).region
+                for each in compiled.analysis.lifetimes
+            }
+            binder = ModelBinder(compiled, self._context, weights, storages)
+            steps = binder.launched_steps()
+            calls = binder.calls()
             capture = GraphCapture(self._context)
             whole = capture.record(calls, ())
             bound = build_program(self._context, name, binder.inputs(), binder.outputs(), whole)

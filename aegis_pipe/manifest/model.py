@@ -385,6 +385,8 @@ def resolve_path(path_text: str, directory: Path) -> Path:
     if not path_text.startswith(PACKAGE_SCHEME):
         return directory / path_text
     package, _, inside = path_text.removeprefix(PACKAGE_SCHEME).partition("/")
+    if not package or not inside:
+        raise ManifestError(f'expected "{PACKAGE_SCHEME}<import name>/<path>", found "{path_text}"')
     folders = _package_folders(package)
     if not folders:
         raise ManifestError(

@@ -435,7 +435,7 @@ class Scheduler:
         for at_ns, stream, request_id in reversed(self._takeovers):
             if at_ns < request.arrival_ns or len(latest) == BLOCKERS_MAX:
                 break
-            if usable >> stream & 1:
+            if usable >> stream & 1 and request_id != request.request_id:
                 latest.append(request_id)
         latest.reverse()
         return tuple(dict.fromkeys((*request.blocked_by, *latest)))

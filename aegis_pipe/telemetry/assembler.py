@@ -1,13 +1,14 @@
 """From a stream of events to finished traces: collects, waits a little, samples, links.
 
-A finished request is held for `SETTLE_NS`, because what else belongs to it arrives from other
-threads: the stage of the pipeline it was part of, and the end of the requests that blocked it.
-Then its trace is built or forgotten; nothing is sampled before it is known how it ended.
+Nothing is sampled before it is known how it ended. `SETTLE_NS` after its end a request is judged:
+by then the other threads have told what belongs to it, such as the pipeline's stage around it. As
+long again it is held, in case a later request that is kept was blocked by it. Then its trace is
+built or forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -34,7 +35,7 @@ from aegis_pipe.telemetry.ids import (
     is_within_ratio,
 )
 from aegis_pipe.telemetry.loads import LoadTraces
-from aegis_pipe.telemetry.spans import Span, SpanLink, SpanNode, flatten
+from aegis_pipe.telemetry.spans import SpanLink, SpanNode, Trace, flatten
 from aegis_pipe.telemetry.traces import (
     RequestRecord,
     item_failure,
@@ -44,7 +45,7 @@ from aegis_pipe.telemetry.traces import (
 )
 
 SETTLE_NS: Final = 200_000_000
-"""How long after its end a request is held for what other threads still have to say."""
+"""How late another thread may tell what belongs to a finished request."""
 OVERDUE_NS: Final = 2_000_000_000
 """How long at most it waits for the requests that blocked it, so that it can link to them."""
 
@@ -110,6 +111,8 @@ class TraceAssembler:
         self._items = BoundedDict[tuple[str, int], _Item](_OPEN_MAX)
         self._settled = BoundedDict[int, SpanReference | None](_REMEMBERED_MAX)
         """Requests that are done with, and where those that were kept are."""
+        self._judged: dict[int, _Unit] = {}
+        """Requests whose fate is known, though they may still be held."""
         self._given_up = 0
 
     @property
@@ -145,17 +148,18 @@ class TraceAssembler:
             case _:
                 pass  # The log has it; no trace does.
 
-    def settle(self, now_ns: int) -> list[Span]:
-        """Return the spans of everything that ended long enough before now."""
-        return self._settle(now_ns - SETTLE_NS, now_ns - OVERDUE_NS)
+    def settle(self, now_ns: int) -> list[Trace]:
+        """Return the traces of everything that ended long enough before now."""
+        return self._settle(now_ns - SETTLE_NS, now_ns - 2 * SETTLE_NS, now_ns - OVERDUE_NS)
 
-    def flush(self) -> list[Span]:
-        """Return the spans of everything that has ended, and give up what has not."""
-        spans = self._settle(_NEVER_NS - 1, _NEVER_NS - 1)
+    def flush(self) -> list[Trace]:
+        """Return the traces of everything that has ended, and give up what has not."""
+        latest_ns = _NEVER_NS - 1
+        traces = self._settle(latest_ns, latest_ns, latest_ns)
         self._given_up += len(self._requests) + len(self._items) + self._loads.flush()
         self._requests.clear()
         self._items.clear()
-        return spans
+        return traces
 
     def _record(self, request_id: int) -> RequestRecord | None:
         """Return the record of a request, made if need be; None if it is already done with."""
@@ -176,25 +180,33 @@ class TraceAssembler:
         if event.request_id and (record := self._record(event.request_id)) is not None:
             record.item = key
 
-    def _settle(self, settled_ns: int, overdue_ns: int) -> list[Span]:
-        spans = self._loads.settle(settled_ns)
-        ended = [unit for unit in self._units() if unit.ended_ns <= settled_ns]
-        held = {record.request_id: record for unit in ended for record in unit.requests}
-        ready = [unit for unit in ended if self._is_ready(unit, held, overdue_ns)]
-        for unit in ready:
+    def _settle(self, judged_ns: int, built_ns: int, overdue_ns: int) -> list[Trace]:
+        traces = self._loads.settle(judged_ns)
+        judged = [unit for unit in self._units() if unit.ended_ns <= judged_ns]
+        for unit in judged:
             unit.is_kept = self._is_kept(unit)
-            # A trace that is kept keeps those that it links to.
-            for blocker in _blockers(unit) if unit.is_kept else ():
-                if blocker in held:
-                    held[blocker].is_wanted = True
-        for unit in ready:
+            if unit.is_kept:
+                self._keep_blockers(unit)
+        for unit in judged:
             unit.is_kept |= any(record.is_wanted for record in unit.requests)
-            for record in unit.requests:
-                self._settled[record.request_id] = self._span_of(record) if unit.is_kept else None
+        self._judged = {record.request_id: unit for unit in judged for record in unit.requests}
+        ready = [
+            unit
+            for unit in judged
+            if unit.ended_ns <= built_ns and self._is_ready(unit, overdue_ns)
+        ]
         for unit in ready:
-            spans += self._build(unit, held) if unit.is_kept else []
+            if unit.is_kept:
+                traces.append(self._build(unit))
             self._forget(unit)
-        return spans
+        return traces
+
+    def _keep_blockers(self, unit: _Unit) -> None:
+        """Have those kept that a kept trace links to, unless they ended long before it did."""
+        for blocker in _blockers(unit):
+            record = self._requests.get(blocker)
+            if record is not None and unit.ended_ns - _ended_ns(record.finished) <= SETTLE_NS:
+                record.is_wanted = True
 
     def _units(self) -> list[_Unit]:
         """Return what can become traces, in the order in which it was first heard of."""
@@ -208,10 +220,10 @@ class TraceAssembler:
         units += [_Unit(members.get(key, ()), item) for key, item in self._items.items()]
         return units
 
-    def _is_ready(self, unit: _Unit, held: Iterable[int], overdue_ns: int) -> bool:
+    def _is_ready(self, unit: _Unit, overdue_ns: int) -> bool:
         """Return whether all that it may link to has ended too, or it can wait no longer."""
         are_blockers_known = all(
-            blocker in held or blocker not in self._requests for blocker in _blockers(unit)
+            blocker in self._judged or blocker not in self._requests for blocker in _blockers(unit)
         )
         return are_blockers_known or unit.ended_ns <= overdue_ns
 
@@ -268,8 +280,8 @@ class TraceAssembler:
         assert unit.item.finished is not None
         return self._item_span((unit.item.finished.pipeline, unit.item.finished.item))
 
-    def _build(self, unit: _Unit, held: dict[int, RequestRecord]) -> list[Span]:
-        trees = {record.request_id: self._infer(record, held) for record in unit.requests}
+    def _build(self, unit: _Unit) -> Trace:
+        trees = {record.request_id: self._infer(record) for record in unit.requests}
         parent = None
         if unit.item is None:
             tree = trees[unit.requests[0].request_id]
@@ -279,7 +291,7 @@ class TraceAssembler:
             tree = self._item_tree(unit.item, trees)
         return flatten(tree, self._unit_span(unit), self._to_unix_ns, parent=parent)
 
-    def _infer(self, record: RequestRecord, held: dict[int, RequestRecord]) -> SpanNode:
+    def _infer(self, record: RequestRecord) -> SpanNode:
         assert record.finished is not None
         model = record.finished.model
         kernels = () if self._config.kernels == "never" else self._loads.kernels(model)
@@ -289,17 +301,17 @@ class TraceAssembler:
         if load is not None:
             tree.links.append(SpanLink(load, names.LINK_MODEL_LOAD))
         for blocker in record.blocked_by:
-            span = self._kept_span(blocker, held)
+            span = self._kept_span(blocker)
             if span is not None:
                 tree.links.append(SpanLink(span, names.LINK_BLOCKED_BY))
         return tree
 
-    def _kept_span(self, request_id: int, held: dict[int, RequestRecord]) -> SpanReference | None:
-        """Return a request's span if it was or will certainly be exported."""
-        record = held.get(request_id)
-        if record is not None and record.is_wanted:
-            return self._span_of(record)
-        return self._settled.get(request_id)
+    def _kept_span(self, request_id: int) -> SpanReference | None:
+        """Return a request's span if it was exported or is certainly going to be."""
+        unit = self._judged.get(request_id)
+        if unit is None or request_id not in self._requests:
+            return self._settled.get(request_id)
+        return self._span_of(self._requests[request_id]) if unit.is_kept else None
 
     def _item_tree(self, item: _Item, trees: dict[int, SpanNode]) -> SpanNode:
         assert item.finished is not None
@@ -313,6 +325,8 @@ class TraceAssembler:
 
     def _forget(self, unit: _Unit) -> None:
         for record in unit.requests:
+            span = self._span_of(record) if unit.is_kept else None
+            self._settled[record.request_id] = span
             del self._requests[record.request_id]
         if unit.item is not None and unit.item.finished is not None:
             del self._items[unit.item.finished.pipeline, unit.item.finished.item]

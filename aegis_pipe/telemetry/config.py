@@ -47,7 +47,7 @@ class TelemetryConfig:
     ring_capacity: int = 65_536
     """Events that wait for the exporter; above, the oldest are dropped and counted."""
     queue_capacity: int = 32_768
-    """Spans that wait for a destination; above, the oldest are dropped and counted."""
+    """Spans that wait for a destination; above, the oldest traces are dropped and counted."""
 
     def __post_init__(self) -> None:
         _check_choice("telemetry.otlp.protocol", self.otlp_protocol, PROTOCOLS)

@@ -14,7 +14,7 @@ from aegis_pipe.telemetry.files import LineFile
 from aegis_pipe.telemetry.json_log import JsonLogFormat
 from aegis_pipe.telemetry.ring import EventRing
 from aegis_pipe.telemetry.sinks import SinkFeeder
-from aegis_pipe.telemetry.spans import Span
+from aegis_pipe.telemetry.spans import Trace
 
 POLL_S: Final = 0.05
 """How often the ring is emptied: nobody wakes the exporter, as that would cost the emitters."""
@@ -95,7 +95,7 @@ class Exporter:
         for event in events:
             self._assembler.add(event)
 
-    def _offer(self, spans: Sequence[Span]) -> None:
-        if spans:
+    def _offer(self, traces: Sequence[Trace]) -> None:
+        if traces:
             for feeder in self._feeders:
-                feeder.offer(spans)
+                feeder.offer(traces)

@@ -8,7 +8,7 @@ from typing import Final
 from aegis_pipe.events import MemoryAllocated, ModelLoaded, PhaseFinished
 from aegis_pipe.telemetry.bounded import BoundedDict
 from aegis_pipe.telemetry.ids import Identifiers, SpanReference
-from aegis_pipe.telemetry.spans import Span, flatten
+from aegis_pipe.telemetry.spans import Trace, flatten
 from aegis_pipe.telemetry.traces import KernelTable, phase_tree
 
 _PHASES_MAX: Final = 65_536
@@ -54,14 +54,14 @@ class LoadTraces:
         """Return the span in which a model was loaded, once its trace is built."""
         return self._model_spans.get(model)
 
-    def settle(self, settled_ns: int) -> list[Span]:
+    def settle(self, settled_ns: int) -> list[Trace]:
         """Return the traces whose root ended by then."""
         roots = [
             phase
             for phase in self._phases.values()
             if not phase.parent_id and phase.end_ns <= settled_ns
         ]
-        return [span for root in roots for span in self._build(root)]
+        return [self._build(root) for root in roots]
 
     def flush(self) -> int:
         """Give up what is still open; return how many phases that were."""
@@ -69,7 +69,7 @@ class LoadTraces:
         self._phases.clear()
         return count
 
-    def _build(self, root: PhaseFinished) -> list[Span]:
+    def _build(self, root: PhaseFinished) -> Trace:
         below = self._take_below(root)
         by_phase = {event.phase_id: event for event in self._loaded.values()}
         tree, nodes = phase_tree(root, below, by_phase, self._take_allocations(root))

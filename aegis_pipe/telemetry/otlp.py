@@ -45,11 +45,12 @@ class OtlpSink:
 
     def open(self) -> None:
         """Import the exporter and make it; it connects at the first batch."""
-        # The exporters log every failed try; the run says it once (see `SinkFeeder`).
+        # The exporters log every failed try; the run says it once (see `SinkFeeder`). First in
+        # line, because the exporters' own filter keeps back what was said a while ago.
         for name in _LOGGERS:
-            logging.getLogger(name).addFilter(self._messages)
+            logging.getLogger(name).filters.insert(0, self._messages)
         self._exporter = _make_exporter(self._config)
-        self._convert = _make_converter(self._resources)
+        self._convert = make_converter(self._resources)
 
     def export(self, batch: Sequence[Span]) -> bool:
         """Send a batch; return whether the collector took it."""
@@ -101,7 +102,7 @@ def _traces_url(endpoint: str) -> str:
     return url._replace(path="/v1/traces").geturl() if url.path in ("", "/") else endpoint
 
 
-def _make_converter(resources: Resources) -> Callable[[Span], ReadableSpan]:
+def make_converter(resources: Resources) -> Callable[[Span], ReadableSpan]:
     """Return the function from our spans to the SDK's; imports it once, not per span."""
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import Event, ReadableSpan

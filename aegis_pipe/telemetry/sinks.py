@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
-from aegis_pipe.telemetry.spans import Span
+from aegis_pipe.telemetry.spans import Span, Trace
 
 BATCH_SPANS: Final = 512
 PAUSE_MIN_S: Final = 1.0
@@ -62,8 +62,11 @@ class SinkFeeder:
 
     def __init__(self, sink: SpanSink, queue_capacity: int) -> None:
         self._sink = sink
-        self._queue: deque[Span] = deque(maxlen=queue_capacity)
+        self._queue: deque[Trace] = deque()
+        self._capacity = queue_capacity
         self._offered = 0
+        self._overflowed = 0
+        self._taken = 0
         self._exported = 0
         self._failed_exports = 0
         self._pause_s = 0.0
@@ -78,10 +81,14 @@ class SinkFeeder:
         """Start the thread."""
         self._thread.start()
 
-    def offer(self, spans: Sequence[Span]) -> None:
-        """Enqueue spans; beyond the capacity the oldest give way. For one thread only."""
-        self._offered += len(spans)
-        self._queue.extend(spans)
+    def offer(self, traces: Sequence[Trace]) -> None:
+        """Enqueue traces; beyond the capacity the oldest give way. For one thread only."""
+        for trace in traces:
+            self._offered += len(trace)
+            self._queue.append(trace)
+        # Whole traces are lost, never some of their spans: half a trace misleads.
+        while self._waiting > self._capacity and (trace := self._pop()):
+            self._overflowed += len(trace)
         self._ready.set()
 
     def finish(self) -> None:
@@ -98,6 +105,10 @@ class SinkFeeder:
         exported = self._exported
         dropped = self._offered - exported
         return SinkReport(self._sink.where, exported, dropped, self._failed_exports)
+
+    @property
+    def _waiting(self) -> int:
+        return self._offered - self._overflowed - self._taken
 
     def _run(self) -> None:
         try:
@@ -124,7 +135,19 @@ class SinkFeeder:
                 self._queue.clear()
 
     def _take(self) -> list[Span]:
-        return [self._queue.popleft() for _ in range(min(BATCH_SPANS, len(self._queue)))]
+        """Return the spans of whole traces, the batch's size or a little more."""
+        batch: list[Span] = []
+        while len(batch) < BATCH_SPANS and (trace := self._pop()):
+            batch += trace
+        self._taken += len(batch)
+        return batch
+
+    def _pop(self) -> Trace:
+        """Return the oldest trace; empty if the other thread was quicker."""
+        try:
+            return self._queue.popleft()
+        except IndexError:
+            return ()
 
     def _send(self, batch: Sequence[Span]) -> None:
         if self._sink.export(batch):

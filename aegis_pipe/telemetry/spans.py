@@ -60,6 +60,10 @@ class Span(NamedTuple):
     events: tuple[SpanEvent, ...]
 
 
+Trace = Sequence[Span]
+"""The spans of one trace that this process made, parents first."""
+
+
 @dataclass(slots=True, eq=False)
 class SpanNode:
     """A span before it has ids; times are on the runtime's clock."""

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from aegis_pipe.units import (
     MAX_RATE_PER_S,
     MAX_WHOLE,
+    exact_size,
     format_duration,
     format_rate,
-    exact_size,
     parse_duration,
     parse_rate,
     parse_size,

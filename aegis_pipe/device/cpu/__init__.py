@@ -1,1 +1,1 @@
-"""See docs/ARCHITECTURE.md."""
+"""The CPU device: see `context.py`; reached through `aegis_pipe.device.open_device`."""

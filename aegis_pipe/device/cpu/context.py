@@ -1,0 +1,290 @@
+"""The CPU as a device: one thread a stream, NumPy kernels, host memory."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Self, TypeVar
+
+import numpy as np
+
+from aegis_pipe.clock import Clock
+from aegis_pipe.device.cpu.event import CpuEvent
+from aegis_pipe.device.cpu.graph import CpuGraph, CpuKernelCall
+from aegis_pipe.device.cpu.kernels.registry import KERNELS, CpuKernel, KernelTable
+from aegis_pipe.device.cpu.machine import BlasThreads, Machine, library_versions
+from aegis_pipe.device.cpu.reference import bind_reference, choose_reference
+from aegis_pipe.device.cpu.region import ALIGNMENT_BYTES, CpuRegion, host_bytes
+from aegis_pipe.device.cpu.stream import CpuStream, Progress, bytes_of
+from aegis_pipe.device.protocols import (
+    DeviceCapabilities,
+    DeviceDescription,
+    DeviceEvent,
+    DeviceGraph,
+    DeviceStream,
+    KernelCall,
+    Region,
+)
+from aegis_pipe.errors import (
+    DeviceUnavailableError,
+    PermanentError,
+    UnsupportedOperatorError,
+)
+from aegis_pipe.kernel import KernelChoice, KernelRequest
+from aegis_pipe.tensor import TensorSpec
+
+_Resource = CpuRegion | CpuStream | CpuEvent | CpuGraph
+_AnyResource = TypeVar("_AnyResource", CpuRegion, CpuStream, CpuEvent, CpuGraph)
+
+
+class CpuContext:
+    """An open CPU device.
+
+    `threads` is the number of threads one BLAS call may use; it holds for the whole process
+    while the context is open (see `BlasThreads`). Keep streams times threads at or below
+    `description.compute_units`.
+    """
+
+    def __init__(self, clock: Clock, *, threads: int = 1, kernels: KernelTable = KERNELS) -> None:
+        assert threads > 0, f"threads must be at least 1, not {threads}"
+        self._clock = clock
+        self._kernels = kernels
+        self._machine = Machine()
+        self._progress = Progress()
+        self._allocation_count = 0
+        # Weak, so that what is dropped unclosed warns at once; by number, so that the order of
+        # closing is the order of making.
+        self._resources: weakref.WeakValueDictionary[int, _Resource]
+        self._resources = weakref.WeakValueDictionary()
+        self._numbers = itertools.count()
+        self._blas: BlasThreads | None = BlasThreads(threads)
+        self._description = _describe(self._machine, self._blas)
+
+    @property
+    def description(self) -> DeviceDescription:
+        """Facts about the device."""
+        return self._description
+
+    @property
+    def capabilities(self) -> DeviceCapabilities:
+        """Copies run on their stream's thread; graphs are replayed by the host."""
+        return DeviceCapabilities(async_copy=True, notifies_progress=True)
+
+    @property
+    def allocation_count(self) -> int:
+        """Calls of `allocate` since the context was opened."""
+        return self._allocation_count
+
+    def allocate(self, size_bytes: int) -> CpuRegion:
+        """Reserve zeroed memory; PermanentError if the machine has not that much to give."""
+        self._assert_open()
+        available = self._machine.available_bytes
+        if size_bytes > available:
+            raise _out_of_memory(size_bytes, available)
+        try:
+            region = CpuRegion.reserve(size_bytes)
+        except MemoryError as error:
+            raise _out_of_memory(size_bytes, available) from error
+        self._allocation_count += 1
+        return self._own(region)
+
+    def write(self, target: Region, source: np.ndarray) -> None:
+        """Copy host bytes into a region and wait; for loading only."""
+        np.copyto(host_bytes(target), bytes_of(source, target))
+
+    def read(self, source: Region, target: np.ndarray) -> None:
+        """Copy a region to the host and wait; for loading and tests only."""
+        np.copyto(bytes_of(target, source), host_bytes(source))
+
+    def create_stream(self, index: int, *, priority: int = 0) -> DeviceStream:
+        """Make a stream with a thread of its own; all CPU streams have the same priority."""
+        self._assert_open()
+        return self._own(CpuStream(index, self._clock, self._progress))
+
+    def create_event(self) -> DeviceEvent:
+        """Make an event."""
+        self._assert_open()
+        return self._own(CpuEvent())
+
+    def select(self, request: KernelRequest) -> KernelChoice:
+        """Offer the first kernel that takes the request, else its reference function.
+
+        Raises UnsupportedOperatorError if there is neither.
+        """
+        for kernel in self._kernels.candidates(request.operator):
+            choice = kernel.choose(request)
+            if choice is not None:
+                return choice
+        reference = choose_reference(request)
+        if reference is None:
+            raise self._unsupported(request)
+        return reference
+
+    def bind(
+        self,
+        request: KernelRequest,
+        choice: KernelChoice,
+        inputs: Sequence[Region | None],
+        outputs: Sequence[Region | None],
+        workspace: Region | None,
+    ) -> KernelCall:
+        """Fix a kernel to its operands; a view's call has nothing to run."""
+        self._assert_open()
+        reads = _input_arrays(request, choice, inputs)
+        writes = [
+            _array(region, spec) for region, spec in zip(outputs, request.outputs, strict=True)
+        ]
+        if choice.view is not None:
+            _assert_same_bytes(reads[choice.view[0]], writes[choice.view[1]], request)
+            return CpuKernelCall(choice.kernel, request.node, None)
+        if choice.is_reference:
+            return CpuKernelCall(
+                choice.kernel, request.node, bind_reference(request, reads, writes)
+            )
+        scratch = _workspace(workspace, choice)
+        run = self._kernel_of(request, choice).bind(request, choice, reads, writes, scratch)
+        return CpuKernelCall(choice.kernel, request.node, run)
+
+    def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
+        """Make one launchable unit out of bound calls, to run in this order."""
+        self._assert_open()
+        return self._own(CpuGraph(calls, self._clock))
+
+    def set_progress_listener(self, listener: Callable[[], None] | None) -> None:
+        """Have `listener` called on a stream's thread whenever an event was reached."""
+        self._progress.listener = listener
+
+    def close(self) -> None:
+        """Finish and close the streams, then everything else; idempotent."""
+        if self._blas is None:
+            return
+        remaining = list(self._resources.values())
+        for resource in sorted(remaining, key=lambda one: not isinstance(one, CpuStream)):
+            resource.close()
+        self._blas.close()
+        self._blas = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._blas is None else "open"
+        return f"<CpuContext {self._description.model}, {state}>"
+
+    def __del__(self) -> None:
+        if getattr(self, "_blas", None) is not None:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    def _assert_open(self) -> None:
+        assert self._blas is not None, f"{self!r} is used after it was closed"
+
+    def _own(self, resource: _AnyResource) -> _AnyResource:
+        self._resources[next(self._numbers)] = resource
+        return resource
+
+    def _kernel_of(self, request: KernelRequest, choice: KernelChoice) -> CpuKernel:
+        # Asked again instead of remembered: choosing is pure, and a table of choices would grow.
+        for kernel in self._kernels.candidates(request.operator):
+            offer = kernel.choose(request)
+            if offer is not None and offer.kernel == choice.kernel:
+                return kernel
+        raise AssertionError(f"kernel {choice.kernel} was not offered for {request.operator}")
+
+    def _unsupported(self, request: KernelRequest) -> UnsupportedOperatorError:
+        known = self._kernels.operators()
+        where = f"node `{request.node}`"
+        if request.operator in known:
+            operands = ", ".join("-" if spec is None else str(spec) for spec in request.inputs)
+            return UnsupportedOperatorError(
+                f"no kernel of the CPU runs `{request.operator}` on ({operands}) "
+                "with these attributes",
+                context=where,
+                hint="change the model's dtypes or attributes, or allow reference kernels",
+            )
+        near = difflib.get_close_matches(request.operator, known, n=3)
+        alternatives = " or ".join(f"`{name}`" for name in near)
+        return UnsupportedOperatorError(
+            f"the CPU has no kernel for operator `{request.operator}`",
+            context=where,
+            hint=f"did you mean {alternatives}?"
+            if near
+            else "export the model without this operator, or register a kernel for it",
+        )
+
+
+def _describe(machine: Machine, blas: BlasThreads) -> DeviceDescription:
+    return DeviceDescription(
+        name="cpu",
+        model=machine.processor,
+        memory_bytes=machine.memory_bytes,
+        compute_units=machine.core_count,
+        alignment_bytes=ALIGNMENT_BYTES,
+        library_versions=library_versions(blas),
+    )
+
+
+def _out_of_memory(size_bytes: int, available_bytes: int) -> PermanentError:
+    return PermanentError(
+        f"{_mebibytes(size_bytes)} were asked for, but only "
+        f"{_mebibytes(available_bytes)} of memory are available",
+        context="cpu",
+        hint="load fewer or smaller models, free memory, or raise the memory limit of the process",
+    )
+
+
+def _mebibytes(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:,.1f} MiB"
+
+
+def _array(region: Region | None, spec: TensorSpec | None) -> np.ndarray | None:
+    """View a region as the tensor it holds; None where the operand is left out."""
+    if region is None or spec is None:
+        return None
+    assert region.size_bytes == spec.size_bytes, f"{spec} is bound to {region!r}"
+    return host_bytes(region).view(spec.dtype).reshape(spec.shape)
+
+
+def _input_arrays(
+    request: KernelRequest, choice: KernelChoice, regions: Sequence[Region | None]
+) -> list[np.ndarray | None]:
+    arrays: list[np.ndarray | None] = []
+    for position, (region, spec) in enumerate(zip(regions, request.inputs, strict=True)):
+        packed = choice.packed.get(position)
+        if packed is None or region is None:
+            arrays.append(_array(region, spec))
+        else:
+            assert region.size_bytes == packed.size_bytes, f"{packed.layout} in {region!r}"
+            arrays.append(host_bytes(region))
+    return arrays
+
+
+def _workspace(region: Region | None, choice: KernelChoice) -> np.ndarray | None:
+    if region is None:
+        assert choice.workspace_bytes == 0, f"{choice.kernel} is bound without its workspace"
+        return None
+    assert region.size_bytes == choice.workspace_bytes, f"{choice.kernel}'s workspace: {region!r}"
+    return host_bytes(region)
+
+
+def _assert_same_bytes(
+    source: np.ndarray | None, target: np.ndarray | None, request: KernelRequest
+) -> None:
+    assert source is not None, f"node {request.node}: a view of nothing"
+    assert target is not None, f"node {request.node}: a view that nobody reads"
+    same = source.nbytes == target.nbytes and source.ctypes.data == target.ctypes.data
+    assert same, f"node {request.node}: a view whose input and output are different bytes"
+
+
+def open_context(*, index: int, clock: Clock, threads: int) -> CpuContext:
+    """Open the CPU; there is one, so `index` has to be 0."""
+    if index != 0:
+        raise DeviceUnavailableError(
+            f"there is no `cpu:{index}`", hint="all cores are one device: use index 0"
+        )
+    return CpuContext(clock, threads=threads)

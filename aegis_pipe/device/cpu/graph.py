@@ -1,0 +1,119 @@
+"""Bound kernels, recorded as one flat list and launched as one entry of a stream's queue."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import length_hint
+from typing import NoReturn
+
+from aegis_pipe.clock import Clock
+from aegis_pipe.device.cpu.stream import CpuStream
+from aegis_pipe.device.protocols import DeviceStream, KernelCall
+from aegis_pipe.errors import AegisError, KernelError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CpuKernelCall:
+    """A kernel bound to its operands; `run` is None for a view, which has nothing to do."""
+
+    kernel: str
+    node: str
+    run: Callable[[], None] | None
+
+
+class CpuGraph:
+    """A recorded list of calls; launching it allocates one queue entry and nothing else."""
+
+    __slots__ = ("__weakref__", "_program")
+
+    def __init__(self, calls: Sequence[KernelCall], clock: Clock) -> None:
+        self._program: _Program | None = _Program([_own(call) for call in calls], clock)
+
+    def launch(self, stream: DeviceStream, *, stamped: bool = False) -> None:
+        """Enqueue the whole list; with `stamped`, also write each call's start and end."""
+        assert isinstance(stream, CpuStream), f"{stream!r} belongs to another device"
+        program = self._open_program()
+        stream.enqueue(program.run_stamped if stamped else program.run)
+
+    def kernel_times(self) -> bytes:
+        """Copy the stamps of the last finished stamped launch: int64[calls, 2], nanoseconds."""
+        return self._open_program().finished_stamps.tobytes()
+
+    def close(self) -> None:
+        """Let go of the calls; idempotent. Launches already enqueued still run."""
+        self._program = None
+
+    def _open_program(self) -> _Program:
+        assert self._program is not None, "the graph is used after it was closed"
+        return self._program
+
+
+class _Program:
+    """What a launch runs."""
+
+    def __init__(self, calls: Sequence[CpuKernelCall], clock: Clock) -> None:
+        self._calls = tuple(calls)
+        self._working = tuple(call for call in calls if call.run is not None)
+        self._steps = tuple(call.run for call in calls if call.run is not None)
+        # Views have a row of stamps like any other call, so rows match what was recorded.
+        self._stamped_steps = tuple(call.run or _nothing for call in calls)
+        self._now_ns = clock.now_ns
+        self.finished_stamps = array("q")
+        # Two buffers, so that the finished one can be read while the next launch runs.
+        self._stamps, self._spare_stamps = (array("q", bytes(16 * len(calls))) for _ in range(2))
+
+    def run(self) -> None:
+        """Call everything in order."""
+        steps = iter(self._steps)
+        try:
+            for step in steps:
+                step()
+        except Exception as error:
+            _fail(error, _current(self._working, steps))
+
+    def run_stamped(self) -> None:
+        """Call everything in order; a call's end is the next one's start."""
+        steps = iter(self._stamped_steps)
+        now_ns, stamps, position = self._now_ns, self._stamps, 0
+        try:
+            now = now_ns()
+            for step in steps:
+                stamps[position] = now
+                step()
+                stamps[position + 1] = now = now_ns()
+                position += 2
+        except Exception as error:
+            _fail(error, _current(self._calls, steps))
+        self.finished_stamps, self._stamps, self._spare_stamps = stamps, self._spare_stamps, stamps
+
+
+def _nothing() -> None:
+    """Stand in for a view."""
+
+
+def _current(calls: Sequence[CpuKernelCall], steps: Iterator[object]) -> CpuKernelCall:
+    """Return the call whose step was taken last.
+
+    Asking the iterator what is left keeps a counter out of the loop that every request runs.
+    """
+    return calls[len(calls) - length_hint(steps) - 1]
+
+
+def _fail(error: Exception, call: CpuKernelCall) -> NoReturn:
+    """Raise what a call raised, as an AegisError that names the call."""
+    where = f"node `{call.node}`, kernel `{call.kernel}`"
+    if isinstance(error, AegisError):
+        error.context = error.context or where
+        raise error
+    raise KernelError(
+        f"the kernel failed with {type(error).__name__}: {error}",
+        context=where,
+        hint="check the values of the node's inputs; if they are valid, report this as a bug",
+    ) from error
+
+
+def _own(call: KernelCall) -> CpuKernelCall:
+    assert isinstance(call, CpuKernelCall), f"{call!r} belongs to another device"
+    return call

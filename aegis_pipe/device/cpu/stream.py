@@ -1,0 +1,181 @@
+"""An ordered queue of work with a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable
+from functools import partial
+from queue import SimpleQueue
+
+import numpy as np
+
+from aegis_pipe.clock import Clock
+from aegis_pipe.device.cpu.event import CpuEvent, Mark
+from aegis_pipe.device.cpu.region import host_bytes
+from aegis_pipe.device.protocols import DeviceEvent, Region
+
+_log = logging.getLogger(__name__)
+
+Action = Callable[[], object]
+
+
+class Progress:
+    """Where the context keeps its listener, for the threads of its streams to find."""
+
+    __slots__ = ("listener",)
+
+    def __init__(self) -> None:
+        self.listener: Callable[[], None] | None = None
+
+    def notify(self) -> None:
+        """Call the listener, if there is one."""
+        listener = self.listener
+        if listener is not None:
+            listener()
+
+
+class _Worker(threading.Thread):
+    """Performs what its queue holds, in order, until it meets None.
+
+    It does not know its stream, so that a stream nobody holds is collected and can warn; and it
+    is a daemon, so that a crash of the main thread never hangs the interpreter. An entry is
+    (skipped after an error?, action).
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.queue: SimpleQueue[tuple[bool, Action] | None] = SimpleQueue()
+        self.error: Exception | None = None
+        """The first error since the last check: set here, taken by the stream."""
+        self._has_failed = False
+
+    def run(self) -> None:
+        """Work until told to stop."""
+        # Infinities and NaNs are results like any other; NumPy keeps this setting per thread.
+        with np.errstate(all="ignore"):
+            while self._step():
+                pass
+
+    def _step(self) -> bool:
+        # One frame per entry, so that nothing of it stays referenced while the thread waits.
+        entry = self.queue.get()
+        if entry is None:
+            return False
+        is_work, action = entry
+        if not (is_work and self._has_failed):
+            try:
+                action()
+            except Exception as error:
+                self._fail(error)
+        return True
+
+    def _fail(self, error: Exception) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            self.error = error
+
+    def recover(self) -> None:
+        """Perform work again. Enqueued by the check, so what came before it is still skipped."""
+        self._has_failed = False
+
+
+class CpuStream:
+    """A CPU stream; what is enqueued runs on its own thread, one entry after the other."""
+
+    def __init__(self, index: int, clock: Clock, progress: Progress) -> None:
+        self._index = index
+        self._now_ns = clock.now_ns
+        self._progress = progress
+        self._is_open = True
+        self._worker = _Worker(f"aegis-cpu-stream-{index}")
+        self._worker.start()
+
+    @property
+    def index(self) -> int:
+        """Position in the stream pool."""
+        return self._index
+
+    def copy_in(self, source: np.ndarray, target: Region) -> None:
+        """Enqueue a copy to the device; `source` (C-contiguous) must stay unchanged until done."""
+        self.enqueue(partial(np.copyto, host_bytes(target), bytes_of(source, target)))
+
+    def copy_out(self, source: Region, target: np.ndarray) -> None:
+        """Enqueue a copy to the host; `target` (C-contiguous) is filled when done."""
+        self.enqueue(partial(np.copyto, bytes_of(target, source), host_bytes(source)))
+
+    def enqueue(self, work: Action) -> None:
+        """Enqueue work, which is skipped after an error."""
+        self._put(True, work)
+
+    def record(self, event: DeviceEvent) -> None:
+        """Enqueue: mark the event when everything before has finished."""
+        self._put(False, partial(self._reach, _own(event).renew(), self._now_ns, self._progress))
+
+    def wait(self, event: DeviceEvent) -> None:
+        """Enqueue: go on only once the event's latest record has been reached."""
+        mark = _own(event).pending
+        if mark is not None:
+            # After an error, too: whoever waits for this stream relies on what it waited for.
+            self._put(False, mark.wait)
+
+    def synchronise(self) -> None:
+        """Block until everything enqueued has finished, then `check`."""
+        mark = Mark()
+        self._put(False, partial(mark.reach, 0))
+        mark.wait()
+        self.check()
+
+    def check(self) -> None:
+        """Raise the first error of the work since the last check, and forget it.
+
+        What was enqueued before the check is skipped, whether or not it was its turn yet.
+        """
+        error = self._worker.error
+        if error is not None:
+            # The thread writes `error` only while it has not failed: no other can get lost here.
+            self._worker.error = None
+            self._put(False, self._worker.recover)
+            raise error
+
+    def close(self) -> None:
+        """Finish what is enqueued and stop the thread; idempotent."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._worker.queue.put(None)
+        self._worker.join()
+        if self._worker.error is not None:
+            _log.warning("%r was closed with an unchecked error: %s", self, self._worker.error)
+
+    def __repr__(self) -> str:
+        state = "open" if self._is_open else "closed"
+        return f"<CpuStream {self._index}, {state}, {self._worker.queue.qsize()} enqueued>"
+
+    def _put(self, is_work: bool, action: Action) -> None:
+        assert self._is_open, f"{self!r} is used after it was closed"
+        self._worker.queue.put((is_work, action))
+
+    @staticmethod
+    def _reach(mark: Mark, now_ns: Callable[[], int], progress: Progress) -> None:
+        mark.reach(now_ns())
+        progress.notify()
+
+    def __del__(self) -> None:
+        if getattr(self, "_is_open", False):
+            # No join: the collector may be running on this very thread.
+            self._worker.queue.put(None)
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+
+def bytes_of(array: np.ndarray, region: Region) -> np.ndarray:
+    """Return a host array as uint8, after checking that it fits the region exactly."""
+    assert array.flags.c_contiguous, "host arrays of copies are C-contiguous"
+    assert array.nbytes == region.size_bytes, f"{array.nbytes} host bytes copied with {region!r}"
+    return array.reshape(-1).view(np.uint8)
+
+
+def _own(event: DeviceEvent) -> CpuEvent:
+    assert isinstance(event, CpuEvent), f"{event!r} belongs to another device"
+    return event

@@ -1,0 +1,299 @@
+import json
+
+from aegis_pipe.scheduling import (
+    Decision,
+    DecisionKind,
+    ExecutionRequest,
+    Reason,
+    RequestState,
+    Scheduler,
+    StreamPool,
+    format_decision,
+    make_policy,
+)
+
+
+def make_scheduler(policy="priority", streams=1, *, allowed=None, queue_capacity=16, **options):
+    pool = StreamPool(streams, allowed=allowed)
+    return Scheduler(make_policy(policy), pool, queue_capacity=queue_capacity, **options)
+
+
+def submit(scheduler, number, *, model="m", at_ns=0, segments=1, **options):
+    request = ExecutionRequest(number, model, at_ns, segment_count=segments, **options)
+    return request, scheduler.submit(request, at_ns)
+
+
+def brief(decisions):
+    return [(str(each.kind), each.request_id, each.stream) for each in decisions]
+
+
+def outcomes(scheduler):
+    return [(each.request_id, str(each.state)) for each in scheduler.take_finished()]
+
+
+def test_starts_the_best_on_the_lowest_stream_and_says_why():
+    scheduler = make_scheduler(streams=2)
+    for number, priority in ((1, 0), (2, 5), (3, 5)):
+        submit(scheduler, number, priority=priority)
+    assert scheduler.decide(10) == (
+        Decision(0, 10, DecisionKind.START, 2, "m", 0, 0, Reason.FIRST_ARRIVAL, 3,
+                 ((2, 5.0), (3, 5.0), (1, 0.0)), ()),
+        Decision(1, 10, DecisionKind.START, 3, "m", 0, 1, Reason.HIGHEST_PRIORITY, 2,
+                 ((3, 5.0), (1, 0.0)), (2,)),
+    )  # fmt: skip
+    assert scheduler.decide(11) == ()
+    scheduler.segment_finished(3, 20)
+    [start] = scheduler.decide(20)
+    assert (start.request_id, start.stream, start.reason) == (1, 1, Reason.ONLY_CANDIDATE)
+    assert start.blocked_by == (2, 3)
+
+
+def test_blockers_are_those_at_arrival_and_those_that_went_before():
+    scheduler = make_scheduler()
+    submit(scheduler, 1)
+    scheduler.decide(0)
+    waiting, _ = submit(scheduler, 2, at_ns=5)
+    assert waiting.blocked_by == (1,)
+    submit(scheduler, 3, at_ns=6, priority=9)
+    scheduler.segment_finished(1, 10)
+    assert brief(scheduler.decide(10)) == [("start", 3, 0)]
+    scheduler.segment_finished(3, 20)
+    [start] = scheduler.decide(20)
+    assert (start.request_id, start.blocked_by) == (2, (1, 3))
+
+
+def test_segments_run_in_order_on_the_same_stream():
+    scheduler = make_scheduler(streams=2)
+    request, _ = submit(scheduler, 1, segments=3)
+    launched = []
+    for now_ns in range(3):
+        [decision] = scheduler.decide(now_ns)
+        launched.append((str(decision.kind), decision.segment, decision.stream))
+        assert request.state is RequestState.RUNNING
+        scheduler.segment_finished(1, now_ns)
+    assert launched == [("start", 0, 0), ("continue", 1, 0), ("continue", 2, 0)]
+    assert outcomes(scheduler) == [(1, "completed")]
+    assert scheduler.is_idle
+
+
+def test_rejects_at_once_when_full_or_closed():
+    scheduler = make_scheduler(queue_capacity=1)
+    submit(scheduler, 1)
+    request, refusal = submit(scheduler, 2, at_ns=3)
+    assert (refusal.kind, refusal.reason, refusal.queue_depth) == ("reject", "queue_full", 1)
+    assert (request.state, request.reason, request.finished_ns) == ("rejected", "queue_full", 3)
+    scheduler.decide(4)
+    scheduler.queue.close()
+    assert submit(scheduler, 3)[1].reason is Reason.RUNTIME_STOPPING
+    assert scheduler.statistics().rejected == 2
+
+
+def test_a_waiting_request_expires_at_its_deadline_and_not_before():
+    scheduler = make_scheduler()
+    submit(scheduler, 1)
+    submit(scheduler, 2, deadline_ns=50)
+    scheduler.decide(0)
+    assert scheduler.next_deadline_ns() == 50
+    assert scheduler.decide(49) == ()
+    [expiry] = scheduler.decide(50)
+    assert (expiry.kind, expiry.request_id, expiry.reason) == ("expire", 2, "deadline_passed")
+    assert expiry.blocked_by == (1,)
+    assert expiry.candidates == ((2, 0.0),)
+    assert outcomes(scheduler) == [(2, "expired")]
+    assert scheduler.next_deadline_ns() is None
+
+
+def test_a_running_request_expires_at_the_end_of_its_segment():
+    scheduler = make_scheduler()
+    submit(scheduler, 1, segments=2, deadline_ns=50)
+    scheduler.decide(0)
+    assert scheduler.next_deadline_ns() is None
+    assert scheduler.decide(60) == ()
+    scheduler.segment_finished(1, 70)
+    assert brief(scheduler.decide(70)) == [("expire", 1, 0)]
+    assert scheduler.statistics().deadline_missed == 1
+
+
+def test_a_result_on_the_dot_is_in_time_and_one_later_is_not():
+    for end_ns, outcome in ((50, "completed"), (51, "expired")):
+        scheduler = make_scheduler()
+        submit(scheduler, 1, deadline_ns=50)
+        scheduler.decide(0)
+        scheduler.segment_finished(1, end_ns)
+        scheduler.decide(end_ns)
+        assert outcomes(scheduler) == [(1, outcome)]
+
+
+def test_late_run_goes_on_and_counts_the_miss():
+    scheduler = make_scheduler(late={"m": "run"})
+    submit(scheduler, 1, segments=2, deadline_ns=5)
+    assert scheduler.next_deadline_ns() is None
+    assert brief(scheduler.decide(10)) == [("start", 1, 0)]
+    scheduler.segment_finished(1, 20)
+    assert brief(scheduler.decide(20)) == [("continue", 1, 0)]
+    scheduler.segment_finished(1, 30)
+    assert outcomes(scheduler) == [(1, "completed")]
+    assert scheduler.statistics().deadline_missed == 1
+
+
+def test_cancels_waiting_at_once_and_running_at_the_end_of_the_segment():
+    scheduler = make_scheduler()
+    for number in (1, 2):
+        submit(scheduler, number)
+    scheduler.decide(0)
+    assert scheduler.cancel(1)
+    assert scheduler.cancel(2)
+    assert not scheduler.cancel(3)
+    assert brief(scheduler.decide(1)) == [("cancel", 2, -1)]
+    scheduler.segment_finished(1, 2)
+    assert brief(scheduler.decide(2)) == [("cancel", 1, 0)]
+    assert outcomes(scheduler) == [(2, "cancelled"), (1, "cancelled")]
+    assert not scheduler.cancel(1)
+
+
+def test_an_error_fails_its_request_alone():
+    scheduler = make_scheduler()
+    request, _ = submit(scheduler, 1, segments=3)
+    submit(scheduler, 2)
+    scheduler.decide(0)
+    error = ValueError("broken")
+    scheduler.segment_finished(1, 5, error)
+    assert brief(scheduler.decide(5)) == [("start", 2, 0)]
+    assert (request.state, request.reason, request.error) == ("failed", "segment_failed", error)
+
+
+def test_without_preemption_a_started_request_keeps_its_stream():
+    scheduler = make_scheduler()
+    submit(scheduler, 1, segments=2)
+    scheduler.decide(0)
+    submit(scheduler, 2, priority=9)
+    scheduler.segment_finished(1, 5)
+    [decision] = scheduler.decide(5)
+    assert brief([decision]) == [("continue", 1, 0)]
+    assert decision.candidates == ((2, 9.0),)
+
+
+def test_preemption_nests_and_goes_back_in_order():
+    scheduler = make_scheduler(preemption=True)
+    submit(scheduler, 1, model="low", segments=2)
+    scheduler.decide(0)
+    submit(scheduler, 2, model="middle", segments=2, priority=5)
+    scheduler.segment_finished(1, 10)
+    assert brief(scheduler.decide(10)) == [("start", 2, 0)]
+    submit(scheduler, 3, model="high", priority=9)
+    scheduler.segment_finished(2, 20)
+    assert brief(scheduler.decide(20)) == [("start", 3, 0)]
+    assert scheduler.statistics().suspended == 2
+    assert scheduler.statistics().preempted == 2
+    back = []
+    for number in (3, 2):
+        scheduler.segment_finished(number, 30)
+        back += scheduler.decide(30)
+    assert brief(back) == [("continue", 2, 0), ("continue", 1, 0)]
+    assert [each.blocked_by for each in back] == [(3,), (2, 3)]
+    scheduler.segment_finished(1, 40)
+    assert outcomes(scheduler) == [(3, "completed"), (2, "completed"), (1, "completed")]
+    assert scheduler.is_idle
+
+
+def test_nobody_preempts_its_own_model_or_takes_a_stream_it_may_not_use():
+    scheduler = make_scheduler(streams=2, allowed={"left": [0]}, preemption=True)
+    submit(scheduler, 1, model="left", segments=2)
+    submit(scheduler, 2, model="right", segments=2)
+    scheduler.decide(0)
+    submit(scheduler, 3, model="left", priority=9)
+    scheduler.segment_finished(1, 5)
+    scheduler.segment_finished(2, 5)
+    assert brief(scheduler.decide(5)) == [("continue", 1, 0), ("continue", 2, 1)]
+
+
+def test_nobody_preempts_a_suspended_request_of_its_own_model():
+    scheduler = make_scheduler(preemption=True)
+    submit(scheduler, 1, model="a", segments=2)
+    scheduler.decide(0)
+    submit(scheduler, 2, model="b", segments=2, priority=1)
+    scheduler.segment_finished(1, 5)
+    scheduler.decide(5)
+    submit(scheduler, 3, model="a", priority=9)
+    scheduler.segment_finished(2, 10)
+    assert brief(scheduler.decide(10)) == [("continue", 2, 0)]
+
+
+def test_starting_on_a_free_stream_is_preferred_to_preempting():
+    scheduler = make_scheduler(streams=2, preemption=True)
+    submit(scheduler, 1, segments=2)
+    scheduler.decide(0)
+    submit(scheduler, 2, model="other", priority=9)
+    scheduler.segment_finished(1, 5)
+    assert brief(scheduler.decide(5)) == [("start", 2, 1), ("continue", 1, 0)]
+
+
+def test_a_suspended_request_can_expire_and_be_cancelled():
+    scheduler = make_scheduler(preemption=True)
+    submit(scheduler, 1, model="a", segments=2, deadline_ns=50)
+    scheduler.decide(0)
+    submit(scheduler, 2, model="b", segments=2, priority=1)
+    scheduler.segment_finished(1, 10)
+    scheduler.decide(10)
+    submit(scheduler, 3, model="c", priority=2)
+    scheduler.segment_finished(2, 20)
+    scheduler.decide(20)
+    assert scheduler.next_deadline_ns() == 50
+    scheduler.cancel(2)
+    assert brief(scheduler.decide(50)) == [("cancel", 2, 0), ("expire", 1, 0)]
+    assert scheduler.statistics().suspended == 0
+    scheduler.segment_finished(3, 60)
+    assert scheduler.is_idle
+    assert repr(scheduler).endswith("<StreamPool: 1 of 1 free [-]>>")
+
+
+def test_a_confined_model_does_not_hold_up_the_others():
+    scheduler = make_scheduler("fifo", streams=2, allowed={"confined": [0]})
+    for number in (1, 2, 3):
+        submit(scheduler, number, model="confined")
+    submit(scheduler, 4, model="free", at_ns=5)
+    assert brief(scheduler.decide(5)) == [("start", 1, 0), ("start", 4, 1)]
+
+
+def test_abandon_leaves_nobody_open():
+    scheduler = make_scheduler()
+    for number in (1, 2):
+        submit(scheduler, number)
+    scheduler.decide(0)
+    extra = ExecutionRequest(3, "m", 0)
+    assert scheduler.admit(extra, 0) is None
+    error = RuntimeError("lost")
+    assert scheduler.abandon(9, error, admitted=[extra]) == ()
+    assert outcomes(scheduler) == [(1, "failed"), (2, "failed"), (3, "failed")]
+    assert extra.error is error
+    assert scheduler.is_idle
+    assert scheduler.statistics().waiting == 0
+
+
+def test_abandon_without_an_error_cancels_with_a_reason():
+    scheduler = make_scheduler()
+    request, _ = submit(scheduler, 1)
+    scheduler.decide(0)
+    [decision] = scheduler.abandon(9)
+    assert (decision.kind, decision.reason, decision.stream) == ("cancel", "runtime_stopping", 0)
+    assert request.state is RequestState.CANCELLED
+
+
+def test_format_is_one_line_of_json_with_the_fields_in_order():
+    scheduler = make_scheduler()
+    submit(scheduler, 1, model='a "model"\nof two lines')
+    [decision] = scheduler.decide(7)
+    line = format_decision(decision)
+    assert "\n" not in line
+    assert list(json.loads(line)) == list(Decision._fields)
+    assert json.loads(line)["candidates"] == [[1, 0.0]]
+
+
+def test_repr_is_for_support():
+    scheduler = make_scheduler()
+    submit(scheduler, 7)
+    scheduler.decide(0)
+    assert repr(scheduler) == (
+        "<Scheduler priority: <BoundedQueue: 0 waiting, 0 of 16 places taken, open> "
+        "<StreamPool: 0 of 1 free [7]>>"
+    )

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from aegis_pipe.telemetry import sinks
+from aegis_pipe.telemetry.sinks import BATCH_SPANS, SinkFeeder, SinkReport
+from aegis_pipe.telemetry.spans import Span
+
+
+def make_traces(count: int, size: int = 1, first: int = 0) -> list[list[Span]]:
+    return [
+        [Span(first + i, j, 0, False, "s", 0, 1, {}, "", False, (), ()) for j in range(size)]
+        for i in range(1, count + 1)
+    ]
+
+
+class MemorySink:
+    """Keeps what it gets; fails where `answers` says so; waits where `gate` is closed."""
+
+    where = "memory"
+    problem = "said no"
+
+    def __init__(self, *answers: bool) -> None:
+        self.answers = list(answers)
+        self.batches: list[Sequence[Span]] = []
+        self.tried = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.is_closed = False
+
+    def open(self) -> None:
+        pass
+
+    def export(self, batch: Sequence[Span]) -> bool:
+        self.tried.set()
+        self.gate.wait()
+        is_taken = self.answers.pop(0) if self.answers else True
+        if is_taken:
+            self.batches.append(batch)
+        return is_taken
+
+    def close(self) -> None:
+        self.is_closed = True
+        self.gate.set()
+
+
+def start(sink: MemorySink, capacity: int = 10_000) -> SinkFeeder:
+    feeder = SinkFeeder(sink, capacity)
+    feeder.start()
+    return feeder
+
+
+def test_everything_arrives_in_order_and_in_batches() -> None:
+    sink = MemorySink()
+    feeder = start(sink)
+    traces = make_traces(2 * BATCH_SPANS + 5)
+    feeder.offer(traces)
+    assert feeder.close(10) == SinkReport("memory", len(traces), 0, 0)
+    assert [[span] for batch in sink.batches for span in batch] == traces
+    assert max(len(batch) for batch in sink.batches) == BATCH_SPANS
+    assert sink.is_closed
+
+
+def test_a_failed_batch_is_not_tried_again_and_said_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "PAUSE_MIN_S", 0.0001)
+    monkeypatch.setattr(sinks, "PAUSE_MAX_S", 0.0001)
+    sink = MemorySink(False, True, False, True)
+    feeder = start(sink)
+    feeder.offer(make_traces(3 * BATCH_SPANS))
+    while len(sink.batches) < 1 or sink.answers[:1] == [False]:
+        threading.Event().wait(0.001)
+    while feeder._failed_exports < 2:
+        threading.Event().wait(0.001)
+    feeder.offer(make_traces(1))
+    while len(sink.batches) < 2:
+        threading.Event().wait(0.001)
+    report = feeder.close(10)
+    assert report == SinkReport("memory", BATCH_SPANS + 1, 2 * BATCH_SPANS, 2)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "said no" in record.getMessage()
+
+
+def test_a_dead_sink_is_not_tried_again_at_the_end() -> None:
+    sink = MemorySink(*[False] * 100)
+    feeder = start(sink)
+    feeder.offer(make_traces(5 * BATCH_SPANS))
+    assert sink.tried.wait(10)
+    assert feeder.close(10) == SinkReport("memory", 0, 5 * BATCH_SPANS, 1)
+
+
+def test_closing_does_not_wait_for_a_stuck_sink() -> None:
+    sink = MemorySink()
+    sink.gate.clear()
+    feeder = start(sink)
+    feeder.offer(make_traces(3))
+    assert sink.tried.wait(10)
+    assert feeder.close(0.01) == SinkReport("memory", 0, 3, 0)
+    assert sink.is_closed
+
+
+def test_beyond_the_capacity_the_oldest_traces_are_dropped_whole() -> None:
+    sink = MemorySink()
+    sink.gate.clear()
+    feeder = start(sink, capacity=10)
+    feeder.offer(make_traces(1))
+    assert sink.tried.wait(10)
+    feeder.offer(make_traces(8, size=3, first=100))
+    sink.gate.set()
+    assert feeder.close(10) == SinkReport("memory", 1 + 3 * 3, 5 * 3, 0)
+    assert [span.trace_id for span in sink.batches[-1]] == [106] * 3 + [107] * 3 + [108] * 3
+
+
+def test_batches_hold_whole_traces() -> None:
+    sink = MemorySink()
+    feeder = start(sink)
+    feeder.offer(make_traces(3, size=BATCH_SPANS - 1))
+    assert feeder.close(10).dropped_spans == 0
+    assert [len(batch) for batch in sink.batches] == [2 * (BATCH_SPANS - 1), BATCH_SPANS - 1]
+
+
+def test_a_sink_that_raises_is_heard_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    class BrokenSink(MemorySink):
+        def export(self, batch: Sequence[Span]) -> bool:
+            raise ValueError("broken")
+
+    feeder = start(BrokenSink())
+    feeder.offer(make_traces(4))
+    assert feeder.close(10) == SinkReport("memory", 0, 4, 0)
+    assert "no longer goes to memory" in caplog.text

@@ -1,0 +1,106 @@
+"""Write docs/telemetry.md from the events and the tables of spans and attributes."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from aegis_pipe import events
+from aegis_pipe.telemetry.attributes import ATTRIBUTES, PHASE_PREFIX, SPANS
+from aegis_pipe.telemetry.json_log import event_name
+
+PATH = Path(__file__).parent.parent / "docs" / "telemetry.md"
+
+_PREFACE = """\
+# Telemetry
+
+The runtime emits plain events; telemetry turns them into traces and log lines on threads of its
+own. A request pays for one append to a bounded ring per event. What can not be kept or delivered
+is dropped, oldest first, and counted; no request ever waits for telemetry, and the end of a run
+waits no longer than 2 s for it.
+
+To look at traces, start Jaeger and point the manifest at it:
+
+```
+docker compose -f tools/jaeger/docker-compose.yml up
+```
+```toml
+[telemetry]
+otlp = { endpoint = "http://127.0.0.1:4317", protocol = "grpc" }
+traces = { ratio = 0.05, always = ["error", "deadline_miss"], slow = "20 ms" }
+```
+
+Then open <http://127.0.0.1:16686>. A file of OTLP JSON lines can be dropped there under *Upload*.
+
+- **Sampling** is decided when a request has ended: errors, deadline misses and slow ones always,
+  the rest by a share of the trace ids. A kept request keeps those that it was blocked by, so that
+  its links lead somewhere.
+- **Ids** follow from the run's id and the request's number: the same events give the same trace.
+- **Two services** appear: the host, and the device as `<service>/<device>`, whose spans carry
+  device times. Viewers show whole microseconds; `aegis.duration_ns` is the true duration.
+- **Pipelines**: an item is one trace from source to sink; its requests lie below their stages.
+
+This file is generated: `python tools/generate_telemetry_docs.py`.
+"""
+
+
+def render() -> str:
+    """Return the whole document."""
+    sections = (_PREFACE, _render_spans(), _render_attributes(), _render_events())
+    return "\n".join(sections)
+
+
+def _render_spans() -> str:
+    rows = ((f"`{name}`", *columns) for name, columns in SPANS.items())
+    return "## Spans\n" + _table(("Span", "Service", "Parent", "Meaning"), rows)
+
+
+def _render_attributes() -> str:
+    rows = [(f"`{name}`", *columns) for name, columns in ATTRIBUTES.items()]
+    rows.append((f"`{PHASE_PREFIX}*`", "any", "What a phase says about itself."))
+    return "## Attributes\n" + _table(("Attribute", "Type", "Meaning"), rows)
+
+
+def _render_events() -> str:
+    parts = [
+        "## Events\n",
+        "One JSON line each, named as here. `at_ns` becomes `timestamp`; other instants keep their"
+        "\nname; all are nanoseconds since the Unix epoch in the log. Requests are written as"
+        "\n`req-<number>`, streams as `stream-<index>` in `stream_id`.",
+    ]
+    for kind in get_args(events.Event):
+        rows = ((f"`{field}`", f"`{of_type}`", text) for field, of_type, text in _fields(kind))
+        heading = f"\n### `{event_name(kind)}` ({kind.__name__})\n{inspect.getdoc(kind)}\n"
+        parts.append(heading + _table(("Field", "Type", "Meaning"), rows).rstrip("\n"))
+    return "\n".join(parts) + "\n"
+
+
+def _fields(kind: type) -> Iterator[tuple[str, str, str]]:
+    """Yield a NamedTuple's fields as (name, type, the string below it)."""
+    (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body if _is_class(node))
+    for position, statement in enumerate(body):
+        if isinstance(statement, ast.AnnAssign):
+            below = body[position + 1] if position + 1 < len(body) else None
+            text = below.value.value if _is_text(below) else ""
+            yield ast.unparse(statement.target), ast.unparse(statement.annotation), text
+
+
+def _is_class(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ClassDef)
+
+
+def _is_text(node: ast.stmt | None) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    cells = (" | ".join(" ".join(cell.split()) for cell in line) for line in lines)
+    return "\n" + "".join(f"| {row} |\n" for row in cells)
+
+
+if __name__ == "__main__":
+    PATH.write_text(render(), encoding="utf-8")
