@@ -6,6 +6,8 @@ in this order, and of the kernels of one operator the first that accepts a reque
 
 from aegis_pipe.device.cpu.kernels import (
     attention,
+    compiled_convolution,
+    compiled_matrix_products,
     convolution,
     dropout,
     einsum,
@@ -21,6 +23,9 @@ from aegis_pipe.device.cpu.kernels import (
 from aegis_pipe.device.cpu.kernels.registry import KERNELS
 
 _FAMILIES = (
+    # Compiled kernels are asked before the NumPy kernels of the same operators.
+    compiled_convolution,
+    compiled_matrix_products,
     attention,
     convolution,
     dropout,

@@ -1,0 +1,101 @@
+/* Normalisations over rows that are contiguous in memory, and BatchNormalization.
+ *
+ * Sums run in 16 lanes (see vector.h), folded at the end of a row.
+ */
+#include "functions.h"
+#include "step.h"
+
+typedef struct {
+    const float *x;
+    float *y;
+    int64_t rows, count;
+} softmax;
+
+/* Loads 16 floats of a row, or what is left of it. */
+INLINE wide row_load(const float *row, int64_t i, int64_t count, float rest) {
+    return i + WIDE <= count ? wide_load(row + i) : wide_load_part(row + i, count - i, rest);
+}
+INLINE void row_store(float *row, int64_t i, int64_t count, wide v) {
+    if (i + WIDE <= count) wide_store(row + i, v);
+    else wide_store_part(row + i, v, count - i);
+}
+
+/* exp(x - max) / sum; a row of -inf alone becomes NaN. */
+KERNEL(aegis_softmax, softmax) {
+    const softmax *s = arguments;
+    for (int64_t r = 0; r < s->rows; r++) {
+        const float *x = s->x + r * s->count;
+        float *y = s->y + r * s->count;
+        wide best = wide_of(-__builtin_inff());
+        for (int64_t i = 0; i < s->count; i += WIDE)
+            best = wide_max(best, row_load(x, i, s->count, -__builtin_inff()));
+        float largest = wide_largest(best);
+        wide sum = wide_of(0);
+        for (int64_t i = 0; i < s->count; i += WIDE) {
+            wide power = wide_exp(row_load(x, i, s->count, -__builtin_inff()) - largest);
+            sum += power;
+            row_store(y, i, s->count, power);
+        }
+        float total = wide_sum(sum);
+        wide factor = wide_of(1.0f / total);
+        for (int64_t i = 0; i < s->count; i += WIDE)
+            row_store(y, i, s->count, row_load(y, i, s->count, 0) * factor);
+    }
+}
+
+typedef struct {
+    const float *x, *scale, *bias; /* scale and bias: [count]; bias may be NULL */
+    float *y, *mean, *inverse_deviation; /* the last two: [rows], or NULL */
+    int64_t rows, count;
+    float epsilon;
+    int32_t centres; /* 0: RMSNormalization, the mean is not taken away */
+} layer_normalisation;
+
+/* (x - mean) / sqrt(variance + epsilon) * scale + bias; two passes, so that a large mean does not
+ * cost the variance its digits. */
+KERNEL(aegis_layer_normalisation, layer_normalisation) {
+    const layer_normalisation *n = arguments;
+    int64_t count = n->count, rest = count % WIDE;
+    wide_int lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    wide_int in_rest = lane < (wide_int){} + (int32_t)rest;
+    for (int64_t r = 0; r < n->rows; r++) {
+        const float *x = n->x + r * count;
+        float *y = n->y + r * count;
+        wide sum = wide_of(0), squares = wide_of(0);
+        for (int64_t i = 0; n->centres && i < count; i += WIDE) sum += row_load(x, i, count, 0);
+        float mean = wide_sum(sum) / (float)count;
+        for (int64_t i = 0; i < count; i += WIDE) {
+            wide d = row_load(x, i, count, 0) - mean;
+            if (i + WIDE > count) d = wide_select(in_rest, d, wide_of(0));
+            squares = multiply_add(d, d, squares);
+        }
+        float inverse = 1.0f / __builtin_sqrtf(wide_sum(squares) / (float)count + n->epsilon);
+        for (int64_t i = 0; i < count; i += WIDE) {
+            wide v = (row_load(x, i, count, 0) - mean) * inverse * row_load(n->scale, i, count, 0);
+            if (n->bias) v += row_load(n->bias, i, count, 0);
+            row_store(y, i, count, v);
+        }
+        if (n->mean) n->mean[r] = mean;
+        if (n->inverse_deviation) n->inverse_deviation[r] = inverse;
+    }
+}
+
+typedef struct {
+    const float *x, *scale, *bias, *mean, *variance; /* all but x: [channels] */
+    float *y;
+    int64_t batch, channels, count; /* `count` elements a channel of an image */
+    float epsilon;
+} batch_normalisation;
+
+KERNEL(aegis_batch_normalisation, batch_normalisation) {
+    const batch_normalisation *n = arguments;
+    for (int64_t plane = 0; plane < n->batch * n->channels; plane++) {
+        int64_t c = plane % n->channels;
+        wide factor = wide_of(n->scale[c] / __builtin_sqrtf(n->variance[c] + n->epsilon));
+        wide shift = multiply_add(wide_of(-n->mean[c]), factor, wide_of(n->bias[c]));
+        const float *x = n->x + plane * n->count;
+        float *y = n->y + plane * n->count;
+        for (int64_t i = 0; i < n->count; i += WIDE)
+            row_store(y, i, n->count, multiply_add(row_load(x, i, n->count, 0), factor, shift));
+    }
+}
