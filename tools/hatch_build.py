@@ -72,10 +72,9 @@ def build() -> str:
 
 def compile_library(target: Path, machine: str, processor: str) -> None:
     """Compile all sources into one shared library."""
-    vector_width = [] if machine == "x86_64" else ["-mprefer-vector-width=512"]
     command = [
         *(sys.executable, "-m", "ziglang", "cc"),
-        *(flag for flag in FLAGS if flag not in vector_width),
+        *FLAGS,
         *("-target", f"{machine}-linux-gnu.{GLIBC}", f"-mcpu={processor}"),
         *("-o", str(target), *map(str, sorted(SOURCES.glob("*.c")))),
     ]
@@ -95,4 +94,4 @@ def _platform_tag() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(build())
+    sys.exit(build() or None)

@@ -1,8 +1,10 @@
 """Compiled two-dimensional convolutions (`c/convolution.c`); one dimension is a height of 1.
 
-native.conv.depthwise  one input and one output channel a group
-native.conv.pixels     1x1, stride 1, no padding: pixels in the lanes, as they lie in memory
-native.conv.channels   all else: a padded copy with channels last, output channels in the lanes
+native.conv.depthwise_pixels    one input and one output channel a group: pixels in the lanes
+native.conv.depthwise_channels  the same for small planes: channels in the lanes
+native.conv.pixels              1x1 without padding: pixels in the lanes, as they lie in memory
+native.conv.channels            all else: a padded copy with channels last, output channels in
+                                the lanes
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,8 +24,10 @@ from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 _OPERATORS = ("Conv", "com.microsoft.FusedConv")
 _PIXELS_MIN = 128
 """With fewer pixels a panel of them is too often a part of a panel."""
+_DEPTHWISE_CHANNELS_PIXELS_MAX = 256
+"""Planes up to this size leave too many lanes empty if pixels fill them."""
 _LANES = 16
-"""Results of a depthwise kernel's strip, whatever the machine's registers."""
+"""Lanes of the depthwise kernels, whatever the machine's registers."""
 
 
 class _Arguments(ctypes.Structure):
@@ -79,8 +83,17 @@ class _Convolution:
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether every result meets one pixel, its own."""
-        return self.kernel == self.strides == (1, 1) and self.size == self.out_size
+        """Whether every result meets one pixel, none of it padding."""
+        reached = all(
+            (count - 1) * stride < size
+            for count, stride, size in zip(self.out_size, self.strides, self.size, strict=True)
+        )
+        return self.kernel == (1, 1) and self.pads == (0, 0) and reached
+
+    @property
+    def is_strided(self) -> bool:
+        """Whether some pixels are left out."""
+        return self.strides != (1, 1)
 
     @property
     def is_depthwise(self) -> bool:
@@ -103,7 +116,7 @@ def _convolution(request: KernelRequest) -> _Convolution:
     data, weights = operands.input_spec(request, 0).shape, operands.input_spec(request, 1).shape
     groups = operands.integer(request, "group")
     pads = operands.integers(request, "pads")
-    return _Convolution(
+    shape = _Convolution(
         batch=data[0],
         groups=groups,
         depth=weights[1],
@@ -115,6 +128,10 @@ def _convolution(request: KernelRequest) -> _Convolution:
         dilations=_pair(operands.integers(request, "dilations"), 1),
         pads=_pair(pads[: len(pads) // 2], 0),
     )
+    if shape.is_pointwise and not shape.is_strided and shape.size == shape.out_size:
+        # Rows do not matter to a 1x1 kernel: one long row has no short ends.
+        return replace(shape, size=(1, shape.pixels), out_size=(1, shape.pixels))
+    return shape
 
 
 def _accepted(request: KernelRequest) -> _Convolution | None:
@@ -154,14 +171,34 @@ def _pack(shape: _Convolution, array: np.ndarray, tile: int) -> np.ndarray:
     return compiled.as_bytes(compiled.in_tiles(rows, tile))
 
 
-def _choose_depthwise(request: KernelRequest) -> KernelChoice | None:
+def _choose_depthwise_pixels(request: KernelRequest) -> KernelChoice | None:
     shape = _accepted(request)
-    if shape is None or not shape.is_depthwise:
+    if shape is None or not shape.is_depthwise or shape.pixels <= _DEPTHWISE_CHANNELS_PIXELS_MAX:
         return None
     height, width = _sorted_copy(shape)
     return KernelChoice(
-        kernel="native.conv.depthwise",
+        kernel="native.conv.depthwise_pixels",
         workspace_bytes=height * shape.strides[1] * width * 4,
+        cost=shape.multiply_adds,
+    )
+
+
+def _choose_depthwise_channels(request: KernelRequest) -> KernelChoice | None:
+    shape = _accepted(request)
+    if shape is None or not shape.is_depthwise:
+        return None
+    taps = math.prod(shape.kernel)
+    packed = PackedConstant(
+        layout=f"taps.{_LANES}",
+        size_bytes=taps * compiled.round_up(shape.groups, _LANES) * 4,
+        pack=lambda array: compiled.as_bytes(
+            compiled.in_tiles(array.reshape(shape.groups, taps).T, _LANES)
+        ),
+    )
+    return KernelChoice(
+        kernel="native.conv.depthwise_channels",
+        workspace_bytes=(math.prod(_padded_copy(shape)) + shape.pixels) * _LANES * 4,
+        packed={1: packed},
         cost=shape.multiply_adds,
     )
 
@@ -172,7 +209,7 @@ def _sorted_copy(shape: _Convolution) -> _Pair:
     last_tap = (shape.kernel[1] - 1) * shape.dilations[1] // stride
     read = compiled.round_up(shape.out_size[1], _LANES) + last_tap
     written = -(-(shape.pads[1] + shape.size[1]) // stride)
-    return shape.met_size[0], max(read, written)
+    return max(shape.met_size[0], shape.pads[0]), max(read, written)
 
 
 def _choose_pixels(request: KernelRequest) -> KernelChoice | None:
@@ -180,8 +217,10 @@ def _choose_pixels(request: KernelRequest) -> KernelChoice | None:
     if shape is None or not shape.is_pointwise or shape.pixels < _PIXELS_MIN:
         return None
     assert native.LIBRARY is not None
-    panel_floats = shape.depth * native.LIBRARY.panel_columns
-    return _choice(shape, "native.conv.pixels", panel_floats, "rows", native.LIBRARY.tile_rows)
+    floats = shape.depth * native.LIBRARY.panel_columns
+    if shape.is_strided:
+        floats += shape.depth * shape.pixels
+    return _choice(shape, "native.conv.pixels", floats, "rows", native.LIBRARY.tile_rows)
 
 
 def _choose_channels(request: KernelRequest) -> KernelChoice | None:
@@ -196,15 +235,14 @@ def _choose_channels(request: KernelRequest) -> KernelChoice | None:
 
 
 def _padded_copy(shape: _Convolution) -> _Pair:
-    """Return height and width of the padded image; a strided 1x1 kernel's is already thinned."""
-    if shape.kernel == (1, 1) and shape.pads == (0, 0):
-        return shape.out_size
+    """Return height and width of the padded image."""
     height, width = shape.met_size
-    return height, max(width, shape.pads[1])
+    return max(height, shape.pads[0]), max(width, shape.pads[1])
 
 
 _FUNCTIONS = {
-    "native.conv.depthwise": ("aegis_conv_depthwise", _sorted_copy),
+    "native.conv.depthwise_pixels": ("aegis_conv_depthwise_pixels", _sorted_copy),
+    "native.conv.depthwise_channels": ("aegis_conv_depthwise_channels", _padded_copy),
     "native.conv.pixels": ("aegis_conv_pixels", _padded_copy),
     "native.conv.channels": ("aegis_conv_channels", _padded_copy),
 }
@@ -243,7 +281,8 @@ def _bind(
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel(_OPERATORS, _choose_depthwise, _bind),
+    CpuKernel(_OPERATORS, _choose_depthwise_pixels, _bind),
+    CpuKernel(_OPERATORS, _choose_depthwise_channels, _bind),
     CpuKernel(_OPERATORS, _choose_pixels, _bind),
     CpuKernel(_OPERATORS, _choose_channels, _bind),
 )

@@ -197,7 +197,7 @@ def _bind(
         native.address(operands.required(inputs, 0)),
         native.address(operands.required(inputs, 1)),
         native.address(operands.required(outputs)),
-        native.address(workspace),
+        native.address(workspace) if choice.workspace_bytes else None,
         native.address(product.a_offsets),
         native.address(b_offsets),
         len(product.a_offsets),

@@ -1,8 +1,9 @@
 /* Two-dimensional convolutions of float32 images laid out N, C, H, W.
  *
- * aegis_conv_pixels    1x1, stride 1, no padding, many pixels: pixels lie in the lanes
- * aegis_conv_channels  everything but depthwise: output channels lie in the lanes
- * aegis_conv_depthwise one input and one output channel a group: pixels lie in the lanes
+ * aegis_conv_pixels   1x1, no padding, many pixels: pixels lie in the lanes
+ * aegis_conv_channels everything but depthwise: output channels lie in the lanes
+ * aegis_conv_depthwise_pixels, aegis_conv_depthwise_channels
+ *                      one input and one output channel a group
  *
  * The order of every sum is the same in the first two: over kernel rows, kernel columns, channels.
  */
@@ -30,6 +31,8 @@ static epilogue finish(const convolution *c, int64_t group, int64_t addend_row, 
  *
  * Y[maps, pixels] = W[maps, depth] X[depth, pixels]; X is a plain matrix as it lies in memory.
  *
+ * With a stride the pixels that count are copied next to each other first.
+ *
  *     for each PANEL of pixels:  copy [depth][PANEL] next to each other (stays in cache)
  *       for each tile of ROWS output channels
  *
@@ -47,6 +50,21 @@ INLINE void pixels_tile(const convolution *c, const epilogue *end, const float *
     tile_store(end, sums, rows, vectors, y, pixels, map, pixel, pixels - pixel);
 }
 
+/* The pixels that a strided kernel meets, [depth][out_height][out_width]. */
+static void thin_image(const convolution *c, const float *x, float *to) {
+    for (int64_t channel = 0; channel < c->depth; channel++, x += c->height * c->width)
+        for (int64_t row = 0; row < c->out_height; row++, to += c->out_width) {
+            const float *from = x + row * c->stride_height * c->width;
+            int64_t column = 0;
+            if (c->stride_width == 2)
+                for (; 2 * (column + WIDE) <= c->width; column += WIDE) {
+                    wide low = wide_load(from + 2 * column), high = wide_load(from + 2 * column + WIDE);
+                    wide_store(to + column, wide_even(low, high));
+                }
+            for (; column < c->out_width; column++) to[column] = from[column * c->stride_width];
+        }
+}
+
 /* Copies `count` <= PANEL pixels of every channel; zeros fill the rest of the last register. */
 static void copy_pixels(const float *x, int64_t channels, int64_t pixels, int64_t count, float *panel) {
     for (int64_t k = 0; k < channels; k++, x += pixels, panel += PANEL) {
@@ -62,9 +80,16 @@ KERNEL(aegis_conv_pixels, convolution) {
     const convolution *c = arguments;
     int64_t pixels = c->out_height * c->out_width;
     int64_t packed_maps = ceil_divide(c->maps, ROWS) * ROWS;
+    int is_strided = c->stride_height > 1 || c->stride_width > 1;
+    float *thinned = c->workspace + c->depth * PANEL;
     for (int64_t image = 0; image < c->batch * c->groups; image++) {
         int64_t group = image % c->groups;
-        const float *x = c->x + image * c->depth * pixels, *w = c->w + group * packed_maps * c->depth;
+        const float *x = c->x + image * c->depth * c->height * c->width;
+        const float *w = c->w + group * packed_maps * c->depth;
+        if (is_strided) {
+            thin_image(c, x, thinned);
+            x = thinned;
+        }
         float *y = c->y + image * c->maps * pixels;
         epilogue end = finish(c, group, 1, 0);
         for (int64_t pixel = 0; pixel < pixels; pixel += PANEL) {
@@ -117,138 +142,109 @@ INLINE void channels_tile(const convolution *c, const epilogue *end, const float
     tile_store_transposed(end, sums, rows, vectors, y, pixels, pixel, map, c->maps - map);
 }
 
-/* Turns 8 rows of 8 floats round: three rounds of exchanging ever larger halves. */
 INLINE void transpose_8x8(const float *from, int64_t from_row, float *to, int64_t to_row) {
-    eight a[8], b[8];
-    UNROLL for (int i = 0; i < 8; i++) __builtin_memcpy(&a[i], from + i * from_row, sizeof a[i]);
-    UNROLL for (int i = 0; i < 8; i += 2) {
-        b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-        b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
-    }
-    UNROLL for (int i = 0; i < 8; i += 4)
-        UNROLL for (int j = i; j < i + 2; j++) {
-            a[j] = __builtin_shufflevector(b[j], b[j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-            a[j + 2] = __builtin_shufflevector(b[j], b[j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-        }
-    UNROLL for (int i = 0; i < 4; i++) {
-        b[i] = __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        b[i + 4] = __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    }
-    UNROLL for (int i = 0; i < 8; i++) __builtin_memcpy(to + i * to_row, &b[i], sizeof b[i]);
+    eight turned[8];
+    UNROLL for (int i = 0; i < 8; i++) turned[i] = eight_load(from + i * from_row);
+    transpose_eight(turned);
+    UNROLL for (int i = 0; i < 8; i++) __builtin_memcpy(to + i * to_row, &turned[i], sizeof turned[i]);
 }
 
-/* One image row of all channels of a group, [depth][width], to [width][depth]. */
-static void copy_row(const convolution *c, const float *x, int64_t channel_step, int64_t pixel_step,
-                     int64_t width, float *to) {
-    int64_t pixel = 0;
-    if (pixel_step == 1)
-        for (; pixel + 8 <= width; pixel += 8) {
-            int64_t channel = 0;
-            for (; channel + 8 <= c->depth; channel += 8)
-                transpose_8x8(x + channel * channel_step + pixel, channel_step, to + pixel * c->depth + channel,
-                              c->depth);
-            for (; channel < c->depth; channel++)
-                UNROLL for (int i = 0; i < 8; i++)
-                    to[(pixel + i) * c->depth + channel] = x[channel * channel_step + pixel + i];
-        }
-    for (; pixel < width; pixel++)
+/* One image row of all channels of a group, [depth][columns], to [columns][depth]. */
+static void copy_row(const convolution *c, const float *x, int64_t columns, float *to) {
+    int64_t plane = c->height * c->width, column = 0;
+    for (; column + 8 <= columns; column += 8) {
+        int64_t channel = 0;
+        for (; channel + 8 <= c->depth; channel += 8)
+            transpose_8x8(x + channel * plane + column, plane, to + column * c->depth + channel, c->depth);
+        for (; channel < c->depth; channel++)
+            UNROLL for (int i = 0; i < 8; i++)
+                to[(column + i) * c->depth + channel] = x[channel * plane + column + i];
+    }
+    for (; column < columns; column++)
         for (int64_t channel = 0; channel < c->depth; channel++)
-            to[pixel * c->depth + channel] = x[channel * channel_step + pixel * pixel_step];
+            to[column * c->depth + channel] = x[channel * plane + column];
 }
 
-/* One group of one image to [copy_height][copy_width][depth], zeros around it. Of a 1x1 kernel's
- * image only the pixels that it meets are copied: `row_step` and `pixel_step` are its strides. */
-static void copy_image(const convolution *c, const float *x, int64_t row_step, int64_t pixel_step) {
-    int64_t rows = ceil_divide(c->height, row_step), width = ceil_divide(c->width, pixel_step);
-    int64_t left = c->pad_left * c->depth, right = (c->copy_width - c->pad_left - width) * c->depth;
-    int64_t row_floats = c->copy_width * c->depth;
-    float *to = c->workspace;
-    for (int64_t row = 0; row < c->copy_height; row++, to += row_floats) {
-        int64_t source = row - c->pad_top;
-        if (source < 0 || source >= rows) {
-            __builtin_memset(to, 0, (size_t)row_floats * sizeof *to);
-            continue;
-        }
-        int64_t copied = smaller(width, c->copy_width - c->pad_left);
-        __builtin_memset(to, 0, (size_t)left * sizeof *to);
-        copy_row(c, x + source * row_step * c->width, c->height * c->width, pixel_step, copied, to + left);
-        if (right > 0) __builtin_memset(to + row_floats - right, 0, (size_t)right * sizeof *to);
+/* One group of one image into the workspace. What lies around it has been cleared before. */
+static void copy_image(const convolution *c, const float *x) {
+    int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
+    int64_t columns = smaller(c->width, c->copy_width - c->pad_left);
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t at = (row + c->pad_top) * c->copy_width + c->pad_left;
+        copy_row(c, x + row * c->width, columns, c->workspace + at * c->depth);
     }
 }
 
 KERNEL(aegis_conv_channels, convolution) {
     const convolution *c = arguments;
-    convolution met = *c; /* as seen from the copy */
-    int64_t row_step = 1, pixel_step = 1;
-    if (c->kernel_height == 1 && c->kernel_width == 1 && c->pad_top == 0 && c->pad_left == 0) {
-        row_step = c->stride_height, pixel_step = c->stride_width;
-        met.stride_height = met.stride_width = 1;
-    }
     int64_t pixels = c->out_height * c->out_width, tile = even_tile(pixels);
     int64_t window = c->depth * c->kernel_width * c->stride_height;
     int64_t block = larger(1, PIXEL_BLOCK_FLOATS / larger(1, window * tile)) * tile;
     int64_t panel_floats = c->kernel_height * c->kernel_width * c->depth;
     int64_t packed_maps = ceil_divide(c->maps, PANEL) * PANEL;
+    int is_padded = c->copy_height > c->height || c->copy_width > c->width || c->pad_top || c->pad_left;
+    /* The padding is the same for all images: cleared once, never written again. */
+    if (is_padded)
+        __builtin_memset(c->workspace, 0, (size_t)(c->copy_height * c->copy_width * c->depth) * sizeof(float));
     for (int64_t image = 0; image < c->batch * c->groups; image++) {
         int64_t group = image % c->groups;
         epilogue end = finish(c, group, 0, 1);
         const float *w = c->w + group * packed_maps * panel_floats;
         float *y = c->y + image * c->maps * pixels;
-        copy_image(c, c->x + image * c->depth * c->height * c->width, row_step, pixel_step);
+        copy_image(c, c->x + image * c->depth * c->height * c->width);
         for (int64_t first = 0; first < pixels; first += block) {
             int64_t last = smaller(first + block, pixels);
             for (int64_t map = 0; map < c->maps; map += PANEL) {
                 int64_t vectors = ceil_divide(smaller(PANEL, c->maps - map), LANES);
                 for (int64_t pixel = first; pixel < last; pixel += tile)
-                    TILE_DISPATCH(channels_tile, smaller(tile, last - pixel), vectors, &met, &end,
-                                  c->workspace, w + map * panel_floats, y, pixel, map)
+                    TILE_DISPATCH(channels_tile, smaller(tile, last - pixel), vectors, c, &end, c->workspace,
+                                  w + map * panel_floats, y, pixel, map)
             }
         }
     }
 }
 
-/* ---- depthwise -----------------------------------------------------------------------------
+/* ---- depthwise, pixels in the lanes --------------------------------------------------------
  *
  * A plane is copied with its padding into the workspace, its columns sorted by their remainder
  * modulo the stride: [copy_height][stride_width][copy_width]. Then neighbouring results read
  * neighbouring floats, whatever the stride.
  *
  *     for each plane
- *       for each output row
- *         for each WIDE results:  over the taps, weight * 16 neighbours
+ *       for each strip of 4 output rows
+ *         for each WIDE results of a row:  over the taps, weight * 16 neighbours
  *
  * copy_width has room for a whole last vector; of its results only those inside are written.
  */
 
-/* Columns left .. left + width of a row to their places, zeros elsewhere. */
-static void sort_columns(const convolution *c, const float *x, float *to) {
-    int64_t stride = c->stride_width, left = c->pad_left, width = c->width;
-    __builtin_memset(to, 0, (size_t)(stride * c->copy_width) * sizeof *to);
-    if (!x) return;
+/* One row's columns to their places, `pad_left` from the left. */
+INLINE void sort_columns(const convolution *c, const float *x, float *to) {
+    int64_t stride = c->stride_width, left = c->pad_left, column = 0;
     if (stride == 1) {
-        __builtin_memcpy(to + left, x, (size_t)smaller(width, c->copy_width - left) * sizeof *to);
+        copy_floats(to + left, x, c->width);
         return;
     }
-    int64_t column = 0;
     if (stride == 2) {
         float *even = to + (left & 1) * c->copy_width + left / 2;
         float *odd = to + (~left & 1) * c->copy_width + (left + 1) / 2;
-        for (; column + 2 * WIDE <= width && left + column + 2 * WIDE <= 2 * c->copy_width; column += 2 * WIDE) {
+        for (; column + 2 * WIDE <= c->width; column += 2 * WIDE) {
             wide low = wide_load(x + column), high = wide_load(x + column + WIDE);
-            wide_store(even + column / 2, __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18,
-                                                                  20, 22, 24, 26, 28, 30));
-            wide_store(odd + column / 2, __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19,
-                                                                 21, 23, 25, 27, 29, 31));
+            wide_store(even + column / 2, wide_even(low, high));
+            wide_store(odd + column / 2, wide_odd(low, high));
+        }
+        for (; column + 2 <= c->width; column += 2) {
+            even[column / 2] = x[column];
+            odd[column / 2] = x[column + 1];
         }
     }
-    for (; column < width; column++) {
-        int64_t place = (left + column) / stride;
-        if (place < c->copy_width) to[(left + column) % stride * c->copy_width + place] = x[column];
+    for (; column < c->width; column++) {
+        int64_t place = left + column;
+        to[place % stride * c->copy_width + place / stride] = x[column];
     }
 }
 
-/* `count` output rows' 16 results from one column on; taps of neighbouring rows share no loads, but
- * the sums of several rows hide each other's latency. */
+/* `count` output rows' 16 results from one column on; the sums of several rows hide each other's
+ * latency. */
 INLINE void depthwise_strip(const convolution *c, const float *w, float bias, float *y, int64_t row,
                             int64_t column, int count, int64_t kernel_height, int64_t kernel_width) {
     int64_t row_floats = c->stride_width * c->copy_width;
@@ -268,8 +264,13 @@ INLINE void depthwise_strip(const convolution *c, const float *w, float bias, fl
         wide sum = sums[i] + bias;
         if (c->clips) sum = wide_at_most(wide_at_least(sum, wide_of(c->low)), wide_of(c->high));
         float *target = y + (row + i) * c->out_width + column;
-        if (inside >= WIDE) wide_store(target, sum);
-        else wide_store_part(target, sum, inside);
+        if (inside >= WIDE) {
+            wide_store(target, sum);
+        } else {
+            float lanes[WIDE];
+            wide_store(lanes, sum);
+            copy_floats(target, lanes, inside);
+        }
     }
 }
 
@@ -284,17 +285,16 @@ INLINE void depthwise_plane(const convolution *c, const float *w, float bias, fl
     }
 }
 
-KERNEL(aegis_conv_depthwise, convolution) {
+KERNEL(aegis_conv_depthwise_pixels, convolution) {
     const convolution *c = arguments;
     int64_t row_floats = c->stride_width * c->copy_width;
+    int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
+    __builtin_memset(c->workspace, 0, (size_t)(c->copy_height * row_floats) * sizeof(float));
     for (int64_t plane = 0; plane < c->batch * c->groups; plane++) {
         int64_t channel = plane % c->groups;
         const float *x = c->x + plane * c->height * c->width;
-        for (int64_t row = 0; row < c->copy_height; row++) {
-            int64_t source = row - c->pad_top;
-            int is_inside = source >= 0 && source < c->height;
-            sort_columns(c, is_inside ? x + source * c->width : NULL, c->workspace + row * row_floats);
-        }
+        for (int64_t row = 0; row < rows; row++)
+            sort_columns(c, x + row * c->width, c->workspace + (row + c->pad_top) * row_floats);
         const float *w = c->w + channel * c->kernel_height * c->kernel_width;
         float *y = c->y + plane * c->out_height * c->out_width;
         float bias = c->bias ? c->bias[channel] : 0;
@@ -302,4 +302,89 @@ KERNEL(aegis_conv_depthwise, convolution) {
         if (c->kernel_height == 3 && c->kernel_width == 3) depthwise_plane(c, w, bias, y, 3, 3);
         else depthwise_plane(c, w, bias, y, c->kernel_height, c->kernel_width);
     }
+}
+
+/* ---- depthwise, channels in the lanes -------------------------------------------------------
+ *
+ * For planes too small to fill registers with pixels. WIDE channels at a time are copied to
+ * [copy_height][copy_width][WIDE], summed into [out_height * out_width][WIDE], and turned back.
+ *
+ * W is packed [channels / WIDE][kernel row][kernel column][WIDE].
+ */
+
+/* Turns [rows][columns] round to [columns][rows]; rows <= WIDE, in lines of `from_row`, `to_row`. */
+static void turn(const float *from, int64_t rows, int64_t from_row, int64_t columns, float *to,
+                 int64_t to_row) {
+    for (int64_t row = 0; row < rows; row += 8)
+        for (int64_t column = 0; column < columns; column += 8) {
+            if (row + 8 <= rows && column + 8 <= columns) {
+                transpose_8x8(from + row * from_row + column, from_row, to + column * to_row + row, to_row);
+            } else {
+                for (int64_t c = column; c < smaller(column + 8, columns); c++)
+                    for (int64_t r = row; r < smaller(row + 8, rows); r++)
+                        to[c * to_row + r] = from[r * from_row + c];
+            }
+        }
+}
+
+/* [pixels][WIDE] to [channels][pixels]. */
+static void turn_back(const float *sums, int64_t pixels, int64_t channels, float *y) {
+    for (int64_t pixel = 0; pixel < pixels; pixel += 8)
+        turn(sums + pixel * WIDE, smaller(8, pixels - pixel), WIDE, channels, y + pixel, pixels);
+}
+
+INLINE void depthwise_pixels(const convolution *c, const float *copy, const float *w, wide bias, float *sums,
+                             int64_t row, int64_t column, int count, int64_t kernel_height,
+                             int64_t kernel_width) {
+    wide total[4];
+    UNROLL for (int i = 0; i < count; i++) total[i] = wide_of(0);
+    for (int64_t kh = 0; kh < kernel_height; kh++)
+        for (int64_t kw = 0; kw < kernel_width; kw++) {
+            int64_t at = (row * c->stride_height + kh * c->dilation_height) * c->copy_width +
+                         column * c->stride_width + kw * c->dilation_width;
+            wide weight = wide_load(w + (kh * kernel_width + kw) * WIDE);
+            UNROLL for (int i = 0; i < count; i++)
+                total[i] = multiply_add(wide_load(copy + (at + i * c->stride_width) * WIDE), weight, total[i]);
+        }
+    UNROLL for (int i = 0; i < count; i++) {
+        wide sum = total[i] + bias;
+        if (c->clips) sum = wide_at_most(wide_at_least(sum, wide_of(c->low)), wide_of(c->high));
+        wide_store(sums + (row * c->out_width + column + i) * WIDE, sum);
+    }
+}
+
+INLINE void depthwise_group(const convolution *c, const float *copy, const float *w, wide bias, float *sums,
+                            int64_t kernel_height, int64_t kernel_width) {
+    for (int64_t row = 0; row < c->out_height; row++) {
+        int64_t column = 0;
+        for (; column + 4 <= c->out_width; column += 4)
+            depthwise_pixels(c, copy, w, bias, sums, row, column, 4, kernel_height, kernel_width);
+        for (; column < c->out_width; column++)
+            depthwise_pixels(c, copy, w, bias, sums, row, column, 1, kernel_height, kernel_width);
+    }
+}
+
+KERNEL(aegis_conv_depthwise_channels, convolution) {
+    const convolution *c = arguments;
+    int64_t pixels = c->out_height * c->out_width, taps = c->kernel_height * c->kernel_width;
+    int64_t copied_floats = c->copy_height * c->copy_width * WIDE;
+    int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
+    int64_t columns = smaller(c->width, c->copy_width - c->pad_left);
+    float *copy = c->workspace, *sums = copy + copied_floats;
+    __builtin_memset(copy, 0, (size_t)copied_floats * sizeof(float));
+    for (int64_t image = 0; image < c->batch; image++)
+        for (int64_t channel = 0; channel < c->groups; channel += WIDE) {
+            int64_t channels = smaller(WIDE, c->groups - channel), plane = image * c->groups + channel;
+            const float *x = c->x + plane * c->height * c->width, *w = c->w + channel * taps;
+            for (int64_t row = 0; row < rows; row++) {
+                int64_t at = (row + c->pad_top) * c->copy_width + c->pad_left;
+                turn(x + row * c->width, channels, c->height * c->width, columns, copy + at * WIDE, WIDE);
+            }
+            wide bias = wide_of(0);
+            if (c->bias) bias = channels == WIDE ? wide_load(c->bias + channel)
+                                                 : wide_load_part(c->bias + channel, channels, 0);
+            if (c->kernel_height == 3 && c->kernel_width == 3) depthwise_group(c, copy, w, bias, sums, 3, 3);
+            else depthwise_group(c, copy, w, bias, sums, c->kernel_height, c->kernel_width);
+            turn_back(sums, pixels, channels, c->y + plane * pixels);
+        }
 }

@@ -121,10 +121,17 @@ INLINE void tile_store_transposed(const epilogue *e, vec sums[ROWS][VECTORS], in
             int64_t at = v * LANES;
             vec_store(&block[r][at], finished(e, sums[r][v], row + r, column + at, columns - at));
         }
-    for (int64_t c = 0; c < columns; c++) {
-        float *target = y + (column + c) * y_column + row;
-        UNROLL for (int r = 0; r < rows; r++) target[r] = block[r][c];
+    float *target = y + column * y_column + row;
+    int64_t c = 0;
+    for (; c + 8 <= columns; c += 8) {
+        eight turned[8] = {};
+        UNROLL for (int r = 0; r < rows; r++) turned[r] = eight_load(&block[r][c]);
+        transpose_eight(turned);
+        UNROLL for (int i = 0; i < 8; i++)
+            __builtin_memcpy(target + (c + i) * y_column, &turned[i], (size_t)rows * sizeof *target);
     }
+    for (; c < columns; c++)
+        UNROLL for (int r = 0; r < rows; r++) target[c * y_column + r] = block[r][c];
 }
 
 /* Calls f(..., rows, vectors) with both as constants: every size of tile is its own code. */

@@ -73,6 +73,56 @@ INLINE wide wide_at_most(wide x, wide bound) { return wide_select(x > bound, bou
 INLINE wide wide_max(wide a, wide b) { return wide_select((a > b) | (a != a), a, b); }
 INLINE wide wide_min(wide a, wide b) { return wide_select((a < b) | (a != a), a, b); }
 
+/* Turns eight rows of eight round: three rounds of exchanging ever larger parts. */
+INLINE void transpose_eight(eight a[8]) {
+    eight b[8];
+    UNROLL for (int i = 0; i < 8; i += 2) {
+        b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+        b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    UNROLL for (int i = 0; i < 8; i += 4)
+        UNROLL for (int j = i; j < i + 2; j++) {
+            a[j] = __builtin_shufflevector(b[j], b[j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            a[j + 2] = __builtin_shufflevector(b[j], b[j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    UNROLL for (int i = 0; i < 4; i++) {
+        b[i] = __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        b[i + 4] = __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+    UNROLL for (int i = 0; i < 8; i++) a[i] = b[i];
+}
+INLINE eight eight_load(const float *p) { eight v; __builtin_memcpy(&v, p, sizeof v); return v; }
+
+/* Every second of 32 floats, from the first on or from the second on. */
+INLINE wide wide_even(wide low, wide high) {
+    return __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+INLINE wide wide_odd(wide low, wide high) {
+    return __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
+/* A short row: registers that overlap at its end, so that no element is copied alone. */
+INLINE void copy_floats(float *to, const float *from, int64_t count) {
+    typedef float four __attribute__((vector_size(16)));
+    int64_t i = 0;
+    if (count >= WIDE) {
+        for (; i + WIDE <= count; i += WIDE) wide_store(to + i, wide_load(from + i));
+        if (i < count) wide_store(to + count - WIDE, wide_load(from + count - WIDE));
+    } else if (count >= 8) {
+        eight first = eight_load(from), last = eight_load(from + count - 8);
+        __builtin_memcpy(to, &first, sizeof first);
+        __builtin_memcpy(to + count - 8, &last, sizeof last);
+    } else if (count >= 4) {
+        four first, last;
+        __builtin_memcpy(&first, from, sizeof first);
+        __builtin_memcpy(&last, from + count - 4, sizeof last);
+        __builtin_memcpy(to, &first, sizeof first);
+        __builtin_memcpy(to + count - 4, &last, sizeof last);
+    } else {
+        for (; i < count; i++) to[i] = from[i];
+    }
+}
+
 /* Folds the upper half onto the lower, four times. */
 INLINE float wide_sum(wide v) {
     float lanes[WIDE];
