@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ import numpy as np
 
 from aegis_pipe import units
 from aegis_pipe.clock import Clock, SystemClock
-from aegis_pipe.device.protocols import DeviceContext, DeviceDescription
+from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, DeviceStream
 from aegis_pipe.device.registry import OpenedDevice, open_device
 from aegis_pipe.errors import AegisError, InvalidInputError, PipelineError
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
@@ -245,6 +246,8 @@ class Runtime:
         self.models = MappingProxyType(
             {model.name: _information(self._bound[model.name]) for model in manifest.models}
         )
+        # Closed before the memory is freed: a request given up may still be on its stream.
+        self._closing.callback(_close_all, streams)
         self._loop = self._start_loop(context, [[stream] for stream in streams])
         self._start_ns = clock.now_ns()
         if hub.enabled:
@@ -274,7 +277,7 @@ class Runtime:
         self._closing.callback(close)
 
     def _start_loop(
-        self, context: DeviceContext, lanes: Sequence[Sequence[Any]]
+        self, context: DeviceContext, lanes: Sequence[Sequence[DeviceStream]]
     ) -> OrchestrationLoop:
         manifest = self._manifest
         slots = [
@@ -387,6 +390,11 @@ class Runtime:
             )
             for plan, section in zip(plans, self._manifest.pipelines, strict=True)
         ]
+        by_name = {runner.name: runner for runner in self._runners}
+        for runner, section in zip(self._runners, self._manifest.pipelines, strict=True):
+            until = getattr(section.source, "until", None)
+            if until is not None:
+                by_name[until].on_end(runner.stop)
         for runner in self._runners:
             runner.start()
 
@@ -509,10 +517,15 @@ class Runtime:
         options = _options(section)
         options["inputs"] = options.pop("input")
         if "path" in options:
-            options["path"] = self._manifest.resolve(options["path"])
+            options["path"] = _written_path(self._manifest, options["path"])
         if section.kind == "console":
             options["write_line"] = self._write_line
         return SINKS[section.kind](**options)
+
+
+def _close_all(streams: Sequence[DeviceStream]) -> None:
+    for stream in streams:
+        stream.close()
 
 
 def _never(request_id: int) -> bool:
@@ -560,11 +573,20 @@ def _model_orders(manifest: Manifest) -> list[ModelOrder]:
         ModelOrder(
             name=section.name,
             path=manifest.resolve(section.path),
-            options=LoadOptions(shapes=section.shapes, bind=section.bind, name=section.name),
+            options=LoadOptions(
+                shapes=section.shapes,
+                bind={name: _as_lists(value) for name, value in section.bind.items()},
+                name=section.name,
+            ),
             memory_budget_bytes=section.memory_budget_bytes,
         )
         for section in manifest.models
     ]
+
+
+def _as_lists(constant: Any) -> Any:
+    """Return a manifest's constant with its sequences as the loader takes them."""
+    return [_as_lists(item) for item in constant] if isinstance(constant, tuple) else constant
 
 
 def _plan(
@@ -598,8 +620,8 @@ def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
         otlp_protocol=otlp.protocol if otlp else "grpc",
         otlp_headers=tuple(otlp.headers.items()) if otlp else (),
         otlp_timeout_ns=otlp.timeout_ns if otlp else 750_000_000,
-        otlp_json_path=manifest.resolve(section.file) if section.file else None,
-        log_path=manifest.resolve(section.log.path) if section.log else None,
+        otlp_json_path=_written_path(manifest, section.file) if section.file else None,
+        log_path=_written_path(manifest, section.log.path) if section.log else None,
         ratio=traces.ratio,
         always=traces.always,
         slow_ns=traces.slow_ns or 0,
@@ -607,6 +629,11 @@ def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
         max_spans=traces.max_spans,
         ring_capacity=section.ring_capacity,
     )
+
+
+def _written_path(manifest: Manifest, path_text: str) -> Path:
+    """Return where a file is written, without the detours that only a reader would see."""
+    return Path(os.path.normpath(manifest.resolve(path_text)))
 
 
 def _information(bound: BoundModel) -> ModelInformation:

@@ -4,8 +4,8 @@
 
 Reports the time spent on the emitting thread per request (the hot path), how late that thread
 wakes up (the telemetry threads compete with it for the interpreter; compare with `--off`), the
-processor time of the telemetry threads as a share of one core, and what was lost. The collector is `rotel`, in a
-process of its own, which throws away what it takes.
+processor time of the telemetry threads as a share of one core, and what was lost. The collector
+is `rotel`, in a process of its own, which throws away what it takes.
 """
 
 from __future__ import annotations

@@ -106,7 +106,10 @@ class DeviceStream(Protocol):
         ...
 
     def copy_in(self, source: np.ndarray, target: Region) -> None:
-        """Enqueue a copy to the device; `source` (C-contiguous) must stay unchanged until done."""
+        """Enqueue a copy to the device; `source` (C-contiguous) must stay unchanged until done.
+
+        An array and a region that are copied have the same number of bytes, here and below.
+        """
         ...
 
     def copy_out(self, source: Region, target: np.ndarray) -> None:
@@ -118,7 +121,10 @@ class DeviceStream(Protocol):
         ...
 
     def wait(self, event: DeviceEvent) -> None:
-        """Enqueue: go on only once the event's latest record has been reached."""
+        """Enqueue: go on only once the event's latest record has been reached.
+
+        The latest by now; recording it anew later changes nothing. Never recorded: goes on.
+        """
         ...
 
     def synchronise(self) -> None:
@@ -128,8 +134,8 @@ class DeviceStream(Protocol):
     def check(self) -> None:
         """Raise the first error of the work since the last check (AegisError), and forget it.
 
-        After an error the stream skips what else was enqueued until it is checked; events are
-        still marked, so that nobody waits for ever.
+        After an error the stream skips what else was enqueued until it is checked, even if its
+        turn comes later; waits are kept and events still marked, so that nobody waits for ever.
         """
         ...
 
@@ -159,7 +165,8 @@ class DeviceGraph(Protocol):
     def kernel_times(self) -> bytes:
         """Copy the stamps of the last finished stamped launch.
 
-        int64[calls, 2] in native order: start and end in nanoseconds on the host's clock.
+        int64[calls, 2] in native order: start and end in nanoseconds on the host's clock, one
+        row per recorded call. Empty before the first.
         """
         ...
 
@@ -221,15 +228,26 @@ class DeviceContext(Protocol):
         outputs: Sequence[Region | None],
         workspace: Region | None,
     ) -> KernelCall:
-        """Fix a kernel to its operands; a packed constant's region holds the packed bytes."""
+        """Fix a kernel to its operands; a packed constant's region holds the packed bytes.
+
+        Regions have exactly the operands' sizes. A view is bound like any other choice, to input
+        and output regions of the same bytes; its call runs nothing.
+        """
         ...
 
     def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
-        """Make one launchable unit out of bound calls, to run in this order."""
+        """Make one launchable unit out of bound calls, to run in this order.
+
+        Calls of views cost nothing; each keeps its row in `kernel_times`.
+        """
         ...
 
     def set_progress_listener(self, listener: Callable[[], None] | None) -> None:
-        """Have `listener` called from device threads whenever an event was reached."""
+        """Have `listener` called from device threads whenever an event was reached.
+
+        By then the event `is_done`. Several threads may call at once; the listener is quick and
+        does not raise. A device without `notifies_progress` never calls it.
+        """
         ...
 
     def close(self) -> None:

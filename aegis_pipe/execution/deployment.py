@@ -22,9 +22,10 @@ from aegis_pipe.events import EventHub, ModelLoaded, Phase, PhaseRecorder
 from aegis_pipe.execution.capture import GraphCapture, cut_into_segments
 from aegis_pipe.execution.compiler import CompiledModel, CompiledStep, ModelBinder, compile_model
 from aegis_pipe.execution.executor import Executor
+from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
 from aegis_pipe.execution.operators import OPERATORS
-from aegis_pipe.execution.passes import run_passes
+from aegis_pipe.execution.passes import PASSES, run_passes
 from aegis_pipe.execution.program import BoundModel, build_program
 from aegis_pipe.execution.reference_operators import reference_function
 from aegis_pipe.memory import (
@@ -69,7 +70,7 @@ def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -
                 phase.attributes["operators"] = len(graph.operators)
                 phase.attributes["constant_bytes"] = graph.constant_bytes
             with phases.phase("passes", model=order.name):
-                graph, _ = run_passes(graph, phases)
+                graph = _run_passes(graph, phases)
             compiled = compile_model(graph, context, OPERATORS, reference_function, phases)
         except AegisError as error:
             # Several models load: say which one it was.
@@ -78,6 +79,15 @@ def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -
             )
             raise
     return LoadedModel(compiled, load)
+
+
+def _run_passes(graph: ExecutionGraph, phases: PhaseRecorder) -> ExecutionGraph:
+    for one in PASSES:
+        with phases.phase(f"pass.{one.name}", model=graph.name) as phase:
+            graph, (report,) = run_passes(graph, (one,))
+            phase.attributes["nodes_before"] = report.nodes_before
+            phase.attributes["nodes_after"] = report.nodes_after
+    return graph
 
 
 def plan_models(

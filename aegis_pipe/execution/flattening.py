@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from aegis_pipe.errors import DynamicShapeError, InvalidModelError
-from aegis_pipe.execution.graph import NO_TENSOR, OperatorNode
+from aegis_pipe.execution.graph import NO_TENSOR, OperatorNode, Subgraph
 from aegis_pipe.execution.partial_evaluation import (
     EmptyOptional,
     Frame,
@@ -20,8 +20,11 @@ from aegis_pipe.execution.partial_evaluation import (
     TensorSequence,
     Value,
 )
+from aegis_pipe.execution.shape_inference import UnknownOperandError
 from aegis_pipe.execution.source_model import SourceNode, describe
 from aegis_pipe.tensor import TensorId, TensorSpec
+
+_NO_BODY = {"body": Subgraph(b"", ())}
 
 UNROLLED_OPERATORS_MAX = 4096
 """A loop whose unrolled body would be longer stays a loop."""
@@ -132,12 +135,16 @@ def _keep_loop(
     ]
     inner = scope.new_child()
     _bind(inner, [value.name for value in source.inputs], inputs)
-    results = _tensors(body.run(source, inner, inside), node)
+    operands = [trip_count, condition, *states]
+    try:
+        results = _tensors(body.run(source, inner, inside), node)
+    except UnknownOperandError:
+        # With its control operands known, the loop would have been unrolled.
+        _raise_for_control(frame, frame.operator_node(node, operands, (), path, _NO_BODY))
+        raise
     subgraph = body.as_subgraph("body", inputs, results)
     outputs = _new_outputs(frame, node, path)
-    operator = frame.operator_node(
-        node, [trip_count, condition, *states], outputs, path, {"body": subgraph}
-    )
+    operator = frame.operator_node(node, operands, outputs, path, {"body": subgraph})
     specs = [body.specs[tensor] for tensor in results[1 : 1 + len(states)]]
     for state, spec in zip(states, specs, strict=True):
         if frame.specs[state] != spec:
@@ -156,14 +163,11 @@ def _keep_loop(
 
 def _iterations(frame: Frame, body: Frame, operator: OperatorNode, going_on: TensorId) -> int:
     """Return how often a kept loop runs, if its trip count alone decides."""
+    _raise_for_control(frame, operator)
     padded = (*operator.inputs, NO_TENSOR, NO_TENSOR)
     trip_count, condition = padded[:2]
     limit, going = frame.constant(trip_count), body.constant(going_on)
     start = frame.constant(condition) if condition else np.array(True)
-    if trip_count and limit is None:
-        raise frame.unknown_operand(operator, 0, trip_count)
-    if condition and start is None:
-        raise frame.unknown_operand(operator, 1, condition)
     always = going is not None and bool(going.item())
     if start is not None and not bool(start.item()):
         return 0
@@ -174,6 +178,13 @@ def _iterations(frame: Frame, body: Frame, operator: OperatorNode, going_on: Ten
         context=describe(operator),
         hint="export the model with a fixed number of iterations",
     )
+
+
+def _raise_for_control(frame: Frame, operator: OperatorNode) -> None:
+    """Raise UnknownOperandError if the trip count or the condition is not known."""
+    for position, operand in enumerate(operator.inputs[:2]):
+        if operand and frame.constant(operand) is None:
+            raise frame.unknown_operand(operator, position, operand)
 
 
 def _scan(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:

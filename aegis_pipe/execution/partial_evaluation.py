@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import itertools
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -208,11 +208,14 @@ class Frame:
             self._settle(node, [known])
             return
         all_known = len(context.constants) == len([t for t in node.inputs if t])
-        foldable = all_known and is_foldable(node)
+        foldable = (
+            all_known and is_deterministic(node) and node.qualified_operator not in _KEPT_OPERATORS
+        )
         try:
             specs = self._infer(context, declared)
-        except DynamicShapeError:
-            # The shape depends on data, but all data is known: evaluating tells.
+        except (DynamicShapeError, InvalidModelError):
+            # The shape depends on data, but all data is known: evaluating tells. So it does for
+            # operands that inference is stricter about than every runtime (Range of [1]).
             if not foldable or not self._fold(context):
                 raise
             return
@@ -272,16 +275,19 @@ class Frame:
 
     def mark(self) -> tuple[int, ...]:
         """Return a point to `roll_back` to."""
-        layers = (self.specs, self.constants, self.writers)
-        return (len(self.operators), self.session.folded_bytes, *(len(m.maps[0]) for m in layers))
+        sizes = (len(layer) for layer in self._layers())
+        return (len(self.operators), self.session.folded_bytes, *sizes)
 
     def roll_back(self, mark: tuple[int, ...]) -> None:
         """Forget everything added since `mark`."""
         operator_count, self.session.folded_bytes, *sizes = mark
         del self.operators[operator_count:]
-        for layer, size in zip((self.specs, self.constants, self.writers), sizes, strict=True):
-            while len(layer.maps[0]) > size:
-                layer.maps[0].popitem()  # type: ignore[attr-defined]  # the first map is a dict
+        for layer, size in zip(self._layers(), sizes, strict=True):
+            for tensor in list(layer)[size:]:
+                del layer[tensor]
+
+    def _layers(self) -> tuple[MutableMapping[TensorId, Any], ...]:
+        return self.specs.maps[0], self.constants.maps[0], self.writers.maps[0]
 
     def _visit(self, node: SourceNode, graph: SourceGraph, scope: Scope, path: str) -> None:
         rule = self.session.rules.get(node.qualified_operator)
@@ -432,11 +438,13 @@ def evaluate_model(
     )
 
 
-def is_foldable(node: OperatorNode) -> bool:
-    """Return whether known operands make the node's results known for good."""
-    if node.operator in RANDOM_OPERATORS or node.qualified_operator in _KEPT_OPERATORS:
+def is_deterministic(node: OperatorNode) -> bool:
+    """Return whether the same operands always give the same results."""
+    if node.operator in RANDOM_OPERATORS:
         return False
-    # A training-mode dropout is random; which mode it is, is an operand.
+    # A training-mode dropout is random; which mode it is, is an operand. Bodies may be random.
+    if any(isinstance(value, Subgraph) for value in node.attributes.values()):
+        return False
     return node.operator != "Dropout" or len(node.inputs) < 3
 
 
@@ -461,8 +469,10 @@ def _known_from_specs(context: OperatorContext) -> np.ndarray | None:
     if node.operator == "Size":
         return np.array(spec.element_count, np.int64)
     if node.operator == "Shape":
-        start, end = node.attributes.get("start", 0), node.attributes.get("end")
-        return np.array(spec.shape[slice(start, end)], np.int64)
+        start, end = node.attributes.get("start"), node.attributes.get("end")
+        first = start if isinstance(start, int) else None
+        last = end if isinstance(end, int) else None
+        return np.array(spec.shape[first:last], np.int64)
     return None
 
 

@@ -68,6 +68,11 @@ def reference_function(
     return evaluate
 
 
+def is_defined(operator: str, opset: int, domain: str) -> bool:
+    """Return whether ONNX defines an operator in an opset of its domain."""
+    return _find_schema(operator, opset, domain) is not None
+
+
 def has_reference(node: OperatorNode) -> bool:
     """Return whether ONNX defines what this operator computes."""
     return _schema(node) is not None
@@ -180,7 +185,7 @@ def _evaluator(
     onnx = _onnx()
     from onnx.reference import ReferenceEvaluator
 
-    from aegis_pipe.execution.reference_control_flow import CONTROL_FLOW
+    from aegis_pipe.execution.reference_corrections import CORRECTIONS
 
     if _schema(node) is None:
         raise UnsupportedOperatorError(
@@ -208,7 +213,7 @@ def _evaluator(
     )
     dtypes = [dtype for dtype, _ in _inferred_or_unknown(node, specs)]
     with _translated_errors(node):
-        evaluator = ReferenceEvaluator(model, new_ops=list(CONTROL_FLOW))
+        evaluator = ReferenceEvaluator(model, new_ops=list(CORRECTIONS))
 
     def evaluate(feeds: Mapping[str, np.ndarray]) -> list[Any]:
         with _translated_errors(node), np.errstate(all="ignore"):

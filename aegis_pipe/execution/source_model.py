@@ -18,6 +18,9 @@ from aegis_pipe.tensor import TensorId
 Dimension = int | str | None
 """A size, a symbol, or nothing known."""
 
+UNNAMED_SYMBOLS = frozenset({"", "?", "-1", "None"})
+"""What exporters write for a size they have no name for; two of them need not be equal."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceValue:

@@ -221,7 +221,7 @@ class Checker:
             case "images":
                 pattern = source.get("pattern", "*")
                 self._folder_files((*path, "path"), source, pattern, IMAGE_SUFFIXES, "image")
-                return ("image",)
+                return image_outputs(source)
             case "npz":
                 files = self._folder_files(
                     (*path, "path"), source, "*.npz", (".npz",), "`.npz` file"
@@ -241,6 +241,7 @@ class Checker:
 
     def _check_synthetic(self, path: KeyPath, source: Table) -> Sequence[str] | None:
         self.check_model_name((*path, "like"), source.get("like"))
+        self._check_until(path, source)
         if source.get("arrivals") == "poisson" and "rate" not in source:
             what = "arrivals at random need a mean rate"
             self.problems.add((*path, "arrivals"), what, 'add `rate`, such as "30/s"')
@@ -251,6 +252,14 @@ class Checker:
                 key = "low" if "low" in tensor else "high"
                 self.problems.add((*path, "outputs", name, key), what)
         return list(source["outputs"]) if "outputs" in source else None
+
+    def _check_until(self, path: KeyPath, source: Table) -> None:
+        until = source.get("until")
+        others = [p for p in self.pipelines if p.get("source") is not source]
+        names = [name for name in names_of(others) if name is not None]
+        if until is not None and until not in names:
+            hint = did_you_mean(until, names, f"pipelines are {listed(names)}" if names else "")
+            self.problems.add((*path, "until"), f"there is no other pipeline {found(until)}", hint)
 
     def _check_transform(self, path: KeyPath, stage: Table) -> None:
         parameters = stage.get("with", {})
@@ -372,7 +381,8 @@ class Edges:
         if index == 0:
             known = self.source_outputs is not None and len(self.source_outputs) == 1
             before = "source"
-            is_known = known or "kind" not in self.pipeline.get("source", {})
+            # Of an image source, the picture is meant.
+            is_known = known or self.pipeline.get("source", {}).get("kind", "images") == "images"
         else:
             before = self.stages[index - 1].get("name", "stage")
             is_known = "model" not in self.stages[index - 1]
@@ -501,3 +511,9 @@ def _leaves(value: object) -> Iterable[object]:
             yield from _leaves(item)
     else:
         yield value
+
+
+def image_outputs(source: Table) -> tuple[str, ...]:
+    """Return what an image source puts out."""
+    label = ("label",) if source.get("labels", "none") == "prefix" else ()
+    return ("image", "name", *label)

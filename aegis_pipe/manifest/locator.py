@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import re
+import sys
 from dataclasses import dataclass, field
 
 KeyPath = tuple[str | int, ...]
@@ -72,6 +73,7 @@ class _Scanner:
         self.at = 0
         self.locations = locations
         self.list_lengths: dict[KeyPath, int] = {}
+        self.defined: dict[KeyPath, int] = {}
 
     def document(self) -> None:
         table: KeyPath = ()
@@ -123,8 +125,11 @@ class _Scanner:
         self.value(path)
 
     def note_key(self, path: KeyPath, offset: int) -> None:
-        first = self.locations.keys.setdefault(path, offset)
-        if first != offset and self.locations.duplicate is None:
+        """Note a key where it is defined; `[a.b]` names `a`, but does not define it."""
+        first = self.defined.setdefault(path, offset)
+        if first == offset:
+            self.locations.keys[path] = offset
+        elif self.locations.duplicate is None:
             self.locations.duplicate = (path, first, offset)
 
     def dotted_key(self) -> list[tuple[str, int]]:
@@ -195,4 +200,8 @@ class _Scanner:
 
 def _unescape(match: re.Match[str]) -> str:
     code = match.group(1)
-    return _ESCAPES.get(code) or chr(int(code[1:], 16))
+    if code in _ESCAPES:
+        return _ESCAPES[code]
+    if len(code) == 1 or int(code[1:], 16) > sys.maxunicode:
+        raise _NotTomlError
+    return chr(int(code[1:], 16))

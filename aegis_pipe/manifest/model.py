@@ -90,10 +90,10 @@ class ModelSection:
 
 @dataclass(frozen=True, slots=True)
 class ImagesSource:
-    """Image files in name order; each item is `image`, uint8 [height, width, channels]."""
+    """Image files in name order: `image`, uint8 [height, width, channels], and `name`."""
 
     kind: ClassVar[str] = "images"
-    outputs_known: ClassVar[tuple[str, ...]] = ("image",)
+    outputs_known: ClassVar[tuple[str, ...]] = ("image", "name")
 
     path: str
     """A folder, or one image file."""
@@ -102,6 +102,8 @@ class ImagesSource:
     """None: as fast as the pipeline takes them."""
     repeat: bool | int = False
     """True: for ever; a number: that many times over."""
+    labels: Literal["none", "prefix"] = "none"
+    """`prefix`: items have a `label`, the number before the first `-` of the file's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,8 @@ class SyntheticSource:
     outputs: Mapping[str, SyntheticTensor] = field(default_factory=dict)
     like: str | None = None
     """A model: one output per input of that model, of its name, shape and dtype."""
+    until: str | None = None
+    """A pipeline: no more items once that one has ended."""
 
 
 SourceSection = ImagesSource | NpzSource | SyntheticSource
@@ -246,7 +250,17 @@ class ConsoleSink:
     input: tuple[str, ...]
 
 
-SinkSection = JsonlSink | NpzSink | ConsoleSink
+@dataclass(frozen=True, slots=True)
+class AccuracySink:
+    """Counts how often a predicted class is the expected one."""
+
+    kind: ClassVar[str] = "accuracy"
+
+    input: tuple[str, ...]
+    """The predicted class, the expected class."""
+
+
+SinkSection = JsonlSink | NpzSink | ConsoleSink | AccuracySink
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from aegis_pipe.errors import AegisError
-from aegis_pipe.manifest.checks import Checker, Edges, bound_kinds, constant_shape, names_of
+from aegis_pipe.manifest.checks import (
+    Checker,
+    Edges,
+    bound_kinds,
+    constant_shape,
+    image_outputs,
+    names_of,
+)
 from aegis_pipe.manifest.locator import KeyPath
 from aegis_pipe.manifest.model import ModelFacts, TensorFacts
 from aegis_pipe.manifest.problems import ProblemList, did_you_mean, found, key_text, only
@@ -247,7 +254,7 @@ class PipelineCheck:
                 for name, tensor in inputs.items()
                 if name not in model.get("bind", {})
             }
-        return {"image": None} if source.get("kind") == "images" else None
+        return dict.fromkeys(image_outputs(source)) if source.get("kind") == "images" else None
 
     def _check_output(self, path: KeyPath, edge: str) -> None:
         feeder, _, output = edge.partition(".")

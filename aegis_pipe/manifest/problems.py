@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 
 from aegis_pipe.errors import ManifestError, Problem
 from aegis_pipe.manifest.locator import KeyPath, Locations
+from aegis_pipe.manifest.schema import meaning_of
 
 __all__ = [
     "Problem",
@@ -73,7 +74,7 @@ class ProblemList:
             path=path_text(path),
             what=what,
             source_line=_shown(source, _LINE_WIDTH),
-            hint=hint,
+            hint=hint or meaning_of(path),
         )
         self._problems.setdefault(path, problem)
 

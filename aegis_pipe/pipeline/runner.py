@@ -119,6 +119,7 @@ class PipelineRunner:
         self._counts_lock = threading.Lock()
         self._sink_lines: tuple[str, ...] = ()
         self._error: AegisError | None = None
+        self._at_end: list[Callable[[], None]] = []
         self._threads = [
             threading.Thread(target=target, name=f"{plan.name}-{role}", daemon=True)
             for role, target in (
@@ -136,6 +137,10 @@ class PipelineRunner:
         """Begin to take items from the source."""
         for thread in self._threads:
             thread.start()
+
+    def on_end(self, action: Callable[[], None]) -> None:
+        """Have `action` called once all items are through; to be said before `start`."""
+        self._at_end.append(action)
 
     def stop(self) -> None:
         """Take no more items; those under way go on to their end."""
@@ -214,6 +219,8 @@ class PipelineRunner:
                     self._edges[leg + 1].put(item)
             if is_last:
                 self._close_sinks()
+                for action in self._at_end:
+                    action()
             else:
                 self._edges[leg + 1].put(None)
 

@@ -68,7 +68,7 @@ class Launcher(Protocol):
     def finish(
         self, request: ExecutionRequest, state: RequestState, error: Exception | None
     ) -> None:
-        """Tell the caller: called once for each request that `submit` accepted.
+        """Tell the caller how it ended: called once for each request that `submit` accepted.
 
         `error` is None for a completed request. The stream may by then be running the next
         request. What this raises is logged.
@@ -240,8 +240,11 @@ class OrchestrationLoop:
             self._inbox.popleft()
             if self._hub.enabled:
                 self._emit_submitted(request)
-        while self._cancellations:
-            self._scheduler.cancel(self._cancellations.popitem(last=False)[0])
+        for _ in range(len(self._cancellations)):
+            request_id, _ = self._cancellations.popitem(last=False)
+            # Another thread can be quicker than the submission it cancels; that one will wake us.
+            if not self._scheduler.cancel(request_id) and request_id in self._open:
+                self._cancellations[request_id] = None
 
     def _obey_stop(self, now_ns: int) -> None:
         if self._stopping == "cancel":

@@ -30,6 +30,7 @@ class RequestState(enum.StrEnum):
         return not LEGAL_MOVES[self]
 
 
+# Every open request can fail (with the whole runtime, at the latest) or be cancelled.
 _ABANDONED = frozenset({RequestState.FAILED, RequestState.CANCELLED})
 
 LEGAL_MOVES: dict[RequestState, frozenset[RequestState]] = {

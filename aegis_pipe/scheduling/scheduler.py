@@ -69,7 +69,7 @@ class Scheduler:
     late. `preemption` allows preemption at segment boundaries: only sound if models that share
     a stream keep their intermediate tensors apart.
 
-    Everything but `admit` belongs to one thread.
+    Everything but `admit` and `statistics` belongs to one thread.
     """
 
     def __init__(
@@ -252,7 +252,10 @@ class Scheduler:
         return self.queue.next_deadline_ns()
 
     def statistics(self) -> SchedulerStatistics:
-        """Return counts of what happened and of where requests stand."""
+        """Return counts of what happened and of where requests stand.
+
+        From another thread the counts may be of slightly different moments.
+        """
         return SchedulerStatistics(
             waiting=self.queue.places_taken,
             running=self._running,

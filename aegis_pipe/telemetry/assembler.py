@@ -8,7 +8,7 @@ built or forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -148,18 +148,17 @@ class TraceAssembler:
             case _:
                 pass  # The log has it; no trace does.
 
-    def settle(self, now_ns: int) -> list[Trace]:
-        """Return the traces of everything that ended long enough before now."""
-        return self._settle(now_ns - SETTLE_NS, now_ns - 2 * SETTLE_NS, now_ns - OVERDUE_NS)
+    def settle(self, now_ns: int) -> Iterator[Trace]:
+        """Yield the traces of everything that ended long enough before now; use it up."""
+        yield from self._settle(now_ns - SETTLE_NS, now_ns - 2 * SETTLE_NS, now_ns - OVERDUE_NS)
 
-    def flush(self) -> list[Trace]:
-        """Return the traces of everything that has ended, and give up what has not."""
+    def flush(self) -> Iterator[Trace]:
+        """Yield the traces of everything that has ended, and give up what has not; use it up."""
         latest_ns = _NEVER_NS - 1
-        traces = self._settle(latest_ns, latest_ns, latest_ns)
+        yield from self._settle(latest_ns, latest_ns, latest_ns)
         self._given_up += len(self._requests) + len(self._items) + self._loads.flush()
         self._requests.clear()
         self._items.clear()
-        return traces
 
     def _record(self, request_id: int) -> RequestRecord | None:
         """Return the record of a request, made if need be; None if it is already done with."""
@@ -180,8 +179,8 @@ class TraceAssembler:
         if event.request_id and (record := self._record(event.request_id)) is not None:
             record.item = key
 
-    def _settle(self, judged_ns: int, built_ns: int, overdue_ns: int) -> list[Trace]:
-        traces = self._loads.settle(judged_ns)
+    def _settle(self, judged_ns: int, built_ns: int, overdue_ns: int) -> Iterator[Trace]:
+        yield from self._loads.settle(judged_ns)
         judged = [unit for unit in self._units() if unit.ended_ns <= judged_ns]
         for unit in judged:
             unit.is_kept = self._is_kept(unit)
@@ -197,9 +196,8 @@ class TraceAssembler:
         ]
         for unit in ready:
             if unit.is_kept:
-                traces.append(self._build(unit))
+                yield self._build(unit)
             self._forget(unit)
-        return traces
 
     def _keep_blockers(self, unit: _Unit) -> None:
         """Have those kept that a kept trace links to, unless they ended long before it did."""

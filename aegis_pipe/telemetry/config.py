@@ -29,7 +29,7 @@ class TelemetryConfig:
     otlp_protocol: str = "grpc"
     otlp_headers: tuple[tuple[str, str], ...] = ()
     otlp_timeout_ns: int = 750_000_000
-    """Per batch. Below 0.8 s, the exporters' shortest back-off, a batch is tried only once."""
+    """How long a batch may take; it is tried once."""
     otlp_json_path: Path | None = None
     """File for traces as OTLP JSON lines, which Jaeger's upload takes; replaced at start."""
     log_path: Path | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from aegis_pipe.clock import Clock
@@ -18,6 +18,7 @@ from aegis_pipe.telemetry.spans import Trace
 
 POLL_S: Final = 0.05
 """How often the ring is emptied: nobody wakes the exporter, as that would cost the emitters."""
+BREATH_S: Final = 0.0001
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +96,10 @@ class Exporter:
         for event in events:
             self._assembler.add(event)
 
-    def _offer(self, traces: Sequence[Trace]) -> None:
-        if traces:
+    def _offer(self, traces: Iterable[Trace]) -> None:
+        for trace in traces:
             for feeder in self._feeders:
-                feeder.offer(traces)
+                feeder.offer(trace)
+            # One trace may take as long to build as a request to run: let others have the
+            # interpreter in between, unless this is the end.
+            self._stop.wait(BREATH_S)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ _FLAG_PARENT_IS_REMOTE: Final = 0x200
 
 
 class OtlpJsonSink:
-    """Writes each batch as one line. Opening raises a PermanentError if the file can not be."""
+    """Writes a line per trace. Making it raises a PermanentError if the file can not be."""
 
     def __init__(self, path: Path, resources: Resources) -> None:
         self._file = LineFile(path)
@@ -41,8 +42,9 @@ class OtlpJsonSink:
         """Do nothing: the file was opened when this was made, so that a wrong path stops there."""
 
     def export(self, batch: Sequence[Span]) -> bool:
-        """Write a line and flush; return whether that went well."""
-        return self._file.write([to_json_line(batch, self._resources)])
+        """Write the batch's traces and flush; return whether that went well."""
+        traces = groupby(batch, key=lambda span: span.trace_id)
+        return self._file.write(to_json_line(list(spans), self._resources) for _, spans in traces)
 
     def close(self) -> None:
         """Close the file."""

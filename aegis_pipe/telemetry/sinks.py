@@ -81,14 +81,13 @@ class SinkFeeder:
         """Start the thread."""
         self._thread.start()
 
-    def offer(self, traces: Sequence[Trace]) -> None:
-        """Enqueue traces; beyond the capacity the oldest give way. For one thread only."""
-        for trace in traces:
-            self._offered += len(trace)
-            self._queue.append(trace)
+    def offer(self, trace: Trace) -> None:
+        """Enqueue a trace; beyond the capacity the oldest give way. For one thread only."""
+        self._offered += len(trace)
+        self._queue.append(trace)
         # Whole traces are lost, never some of their spans: half a trace misleads.
-        while self._waiting > self._capacity and (trace := self._pop()):
-            self._overflowed += len(trace)
+        while self._waiting > self._capacity and (oldest := self._pop()):
+            self._overflowed += len(oldest)
         self._ready.set()
 
     def finish(self) -> None:

@@ -164,7 +164,7 @@ def test_ctrl_c_during_the_run_is_a_clean_end(model_file: Path, write_manifest, 
 
 
 def test_ctrl_c_during_loading_ends_at_once(tmp_path: Path, write_manifest) -> None:
-    nodes, weights = small_nodes()
+    _, weights = small_nodes()
     chain = [helper.make_node("Relu", ["x"], ["t0"])]
     chain += [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"]) for i in range(20_000)]
     chain += [helper.make_node("MatMul", ["t20000", "weight"], ["y"])]

@@ -205,7 +205,7 @@ class CpuContext:
                 f"no kernel of the CPU runs `{request.operator}` on ({operands}) "
                 "with these attributes",
                 context=where,
-                hint="change the model's dtypes or attributes, or allow reference kernels",
+                hint="convert the model to dtypes and attributes that it runs, such as float32",
             )
         near = difflib.get_close_matches(request.operator, known, n=3)
         alternatives = " or ".join(f"`{name}`" for name in near)

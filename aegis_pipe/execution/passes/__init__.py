@@ -1,1 +1,60 @@
-"""See docs/ARCHITECTURE.md."""
+"""Rewrites of an execution graph that leave its outputs unchanged.
+
+One pass a file; adding one is one new file and one line in `PASSES`, at the place where it shall
+run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from aegis_pipe.execution.graph import ExecutionGraph
+from aegis_pipe.execution.passes import (
+    common_subexpressions,
+    constant_folding,
+    dead_code,
+    identity_elimination,
+)
+
+
+class Pass(Protocol):
+    """A rewrite; a module with these two names is one."""
+
+    @property
+    def name(self) -> str:
+        """The pass's name in reports and traces."""
+        ...
+
+    def run(self, graph: ExecutionGraph) -> ExecutionGraph:
+        """Return a graph with the same inputs, outputs and results."""
+        ...
+
+
+class PassReport(NamedTuple):
+    """What a pass did to a graph's size."""
+
+    name: str
+    nodes_before: int
+    nodes_after: int
+
+
+PASSES: tuple[Pass, ...] = (
+    identity_elimination,
+    constant_folding,
+    common_subexpressions,
+    dead_code,
+)
+"""All passes, in order."""
+
+
+def run_passes(
+    graph: ExecutionGraph, passes: Sequence[Pass] = PASSES
+) -> tuple[ExecutionGraph, list[PassReport]]:
+    """Run passes in order; return the last graph and one report per pass."""
+    reports = []
+    for one in passes:
+        before = len(graph.operators)
+        graph = one.run(graph)
+        reports.append(PassReport(one.name, before, len(graph.operators)))
+    return graph, reports

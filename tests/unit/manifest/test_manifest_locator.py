@@ -74,6 +74,12 @@ def test_duplicate() -> None:
     assert locations.duplicate == (("a",), 0, 12)
 
 
+def test_a_section_named_by_an_earlier_one_is_no_duplicate() -> None:
+    locations = locate("[a.b]\nc = 1\n[a]\nd = 2\n")
+    assert locations.duplicate is None
+    assert locations.position(("a",), at_key=True) == (3, 1)
+
+
 @given(st.text(alphabet="a.\"'=[]{}#,\n\\ 1", max_size=40))
 def test_any_text_is_scanned(text: str) -> None:
     locations = locate(text)

@@ -38,6 +38,7 @@ SECTIONS: dict[type, dict[str, Any]] = {
             model.JsonlSink: "jsonl_sink",
             model.NpzSink: "npz_sink",
             model.ConsoleSink: "console_sink",
+            model.AccuracySink: "accuracy_sink",
             model.TelemetrySection: "telemetry",
             model.OtlpSection: "otlp",
             model.TracesSection: "traces",

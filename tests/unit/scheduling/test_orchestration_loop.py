@@ -154,6 +154,18 @@ def test_cancel_from_outside():
     assert not bench.loop.cancel(1)
 
 
+def test_a_cancellation_that_overtakes_its_submission_is_not_lost():
+    bench = Bench()
+    request = ExecutionRequest(1, "m", 0)
+    assert bench.scheduler.admit(request, 0) is None
+    bench.loop._open[1] = request
+    bench.loop.cancel(1)
+    bench.loop.step()
+    bench.loop._inbox.append(request)
+    bench.loop.step()
+    assert bench.outcomes() == [(1, "cancelled")]
+
+
 class FailingLauncher(SimulatedLauncher):
     """Raises on launching requests whose payload is an error."""
 

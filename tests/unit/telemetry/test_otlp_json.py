@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 from google.protobuf import json_format
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.telemetry.assembler import TraceAssembler
 from aegis_pipe.telemetry.config import TelemetryConfig
 from aegis_pipe.telemetry.ids import Identifiers
-from aegis_pipe.telemetry.otlp import make_converter
 from aegis_pipe.telemetry.otlp_json import OtlpJsonSink, to_json_line
+from aegis_pipe.telemetry.otlp_proto import encode_request
 from aegis_pipe.telemetry.resources import make_resources
 from aegis_pipe.telemetry.spans import Span
 from aegis_pipe.testing.event_sequences import START_NS, request_events, run_events
@@ -48,9 +47,7 @@ def test_json_says_the_same_as_the_protobuf_encoder() -> None:
     spans = make_spans()
     line = to_json_line(spans, RESOURCES)
     ours = json_format.ParseDict(to_protobuf_json(json.loads(line)), ExportTraceServiceRequest())
-    convert = make_converter(RESOURCES)
-    hosts_first = sorted(spans, key=lambda span: span.on_device)
-    assert ours == encode_spans([convert(span) for span in hosts_first])
+    assert ours == ExportTraceServiceRequest.FromString(encode_request(spans, RESOURCES))
 
 
 def test_json_has_the_forms_that_the_mapping_asks_for() -> None:
@@ -70,17 +67,19 @@ def test_json_has_the_forms_that_the_mapping_asks_for() -> None:
     assert values["aegis.duration_ns"] == {"intValue": "100000"}
 
 
-def test_a_file_is_replaced_and_gets_a_line_a_batch(tmp_path: Path) -> None:
+def test_a_file_is_replaced_and_gets_a_line_a_trace(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "trace.json"
     path.parent.mkdir(parents=True)
     path.write_text("old")
     sink = OtlpJsonSink(path, RESOURCES)
     spans = make_spans()
-    assert sink.export(spans[:3])
-    assert sink.export(spans[3:])
+    load = [span for span in spans if span.trace_id == spans[0].trace_id]
+    assert sink.export(load)
+    assert sink.export(spans[len(load) :])
     sink.close()
     sink.close()
-    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 2
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == len({span.trace_id for span in spans})
 
 
 def test_an_unwritable_path_fails_when_it_is_opened(tmp_path: Path) -> None:

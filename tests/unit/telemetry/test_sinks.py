@@ -48,6 +48,11 @@ class MemorySink:
         self.gate.set()
 
 
+def offer(feeder: SinkFeeder, traces: list[list[Span]]) -> None:
+    for trace in traces:
+        feeder.offer(trace)
+
+
 def start(sink: MemorySink, capacity: int = 10_000) -> SinkFeeder:
     feeder = SinkFeeder(sink, capacity)
     feeder.start()
@@ -58,7 +63,7 @@ def test_everything_arrives_in_order_and_in_batches() -> None:
     sink = MemorySink()
     feeder = start(sink)
     traces = make_traces(2 * BATCH_SPANS + 5)
-    feeder.offer(traces)
+    offer(feeder, traces)
     assert feeder.close(10) == SinkReport("memory", len(traces), 0, 0)
     assert [[span] for batch in sink.batches for span in batch] == traces
     assert max(len(batch) for batch in sink.batches) == BATCH_SPANS
@@ -72,12 +77,12 @@ def test_a_failed_batch_is_not_tried_again_and_said_once(
     monkeypatch.setattr(sinks, "PAUSE_MAX_S", 0.0001)
     sink = MemorySink(False, True, False, True)
     feeder = start(sink)
-    feeder.offer(make_traces(3 * BATCH_SPANS))
+    offer(feeder, make_traces(3 * BATCH_SPANS))
     while len(sink.batches) < 1 or sink.answers[:1] == [False]:
         threading.Event().wait(0.001)
     while feeder._failed_exports < 2:
         threading.Event().wait(0.001)
-    feeder.offer(make_traces(1))
+    offer(feeder, make_traces(1))
     while len(sink.batches) < 2:
         threading.Event().wait(0.001)
     report = feeder.close(10)
@@ -90,7 +95,7 @@ def test_a_failed_batch_is_not_tried_again_and_said_once(
 def test_a_dead_sink_is_not_tried_again_at_the_end() -> None:
     sink = MemorySink(*[False] * 100)
     feeder = start(sink)
-    feeder.offer(make_traces(5 * BATCH_SPANS))
+    offer(feeder, make_traces(5 * BATCH_SPANS))
     assert sink.tried.wait(10)
     assert feeder.close(10) == SinkReport("memory", 0, 5 * BATCH_SPANS, 1)
 
@@ -99,7 +104,7 @@ def test_closing_does_not_wait_for_a_stuck_sink() -> None:
     sink = MemorySink()
     sink.gate.clear()
     feeder = start(sink)
-    feeder.offer(make_traces(3))
+    offer(feeder, make_traces(3))
     assert sink.tried.wait(10)
     assert feeder.close(0.01) == SinkReport("memory", 0, 3, 0)
     assert sink.is_closed
@@ -109,9 +114,9 @@ def test_beyond_the_capacity_the_oldest_traces_are_dropped_whole() -> None:
     sink = MemorySink()
     sink.gate.clear()
     feeder = start(sink, capacity=10)
-    feeder.offer(make_traces(1))
+    offer(feeder, make_traces(1))
     assert sink.tried.wait(10)
-    feeder.offer(make_traces(8, size=3, first=100))
+    offer(feeder, make_traces(8, size=3, first=100))
     sink.gate.set()
     assert feeder.close(10) == SinkReport("memory", 1 + 3 * 3, 5 * 3, 0)
     assert [span.trace_id for span in sink.batches[-1]] == [106] * 3 + [107] * 3 + [108] * 3
@@ -120,7 +125,7 @@ def test_beyond_the_capacity_the_oldest_traces_are_dropped_whole() -> None:
 def test_batches_hold_whole_traces() -> None:
     sink = MemorySink()
     feeder = start(sink)
-    feeder.offer(make_traces(3, size=BATCH_SPANS - 1))
+    offer(feeder, make_traces(3, size=BATCH_SPANS - 1))
     assert feeder.close(10).dropped_spans == 0
     assert [len(batch) for batch in sink.batches] == [2 * (BATCH_SPANS - 1), BATCH_SPANS - 1]
 
@@ -131,6 +136,6 @@ def test_a_sink_that_raises_is_heard_and_counted(caplog: pytest.LogCaptureFixtur
             raise ValueError("broken")
 
     feeder = start(BrokenSink())
-    feeder.offer(make_traces(4))
+    offer(feeder, make_traces(4))
     assert feeder.close(10) == SinkReport("memory", 0, 4, 0)
     assert "no longer goes to memory" in caplog.text

@@ -9,6 +9,20 @@ import numpy as np
 
 InPlace = Callable[[np.ndarray], None]
 
+_PART_ELEMENTS = 16 << 10
+"""Activations that need a temporary work on parts of this size."""
+
+
+def _in_parts(x: np.ndarray, function: InPlace) -> None:
+    if x.size <= _PART_ELEMENTS:
+        function(x)
+    elif x.shape[0] == 1:
+        _in_parts(x[0], function)
+    else:
+        step = max(1, _PART_ELEMENTS // (x.size // x.shape[0]))
+        for first in range(0, x.shape[0], step):
+            _in_parts(x[first : first + step], function)
+
 
 def relu(x: np.ndarray) -> None:
     """Replace negatives by zero."""
@@ -30,7 +44,7 @@ def sigmoid(x: np.ndarray) -> None:
 
 def softsign(x: np.ndarray) -> None:
     """Divide by 1 + |x|."""
-    np.divide(x, np.abs(x) + 1, out=x)
+    _in_parts(x, lambda part: np.divide(part, np.abs(part) + 1, out=part))
 
 
 def softplus(x: np.ndarray) -> None:
@@ -115,6 +129,6 @@ def activation(name: str, parameters: Sequence[float] = ()) -> InPlace | None:
     values = (*parameters, *defaults[len(parameters) :])[: len(defaults)]
 
     def apply(x: np.ndarray) -> None:
-        function(x, *values)
+        _in_parts(x, lambda part: function(part, *values))
 
     return apply

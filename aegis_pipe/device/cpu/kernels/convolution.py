@@ -1,7 +1,7 @@
 """Convolutions as matrix products.
 
 conv.pointwise   1x1, stride 1: one batched matmul on the operands as they are
-conv.depthwise   one input channel a group: a sum of shifted multiplies, no copy of the input
+conv.depthwise   one input channel a group: a sum of shifted multiplies of whole planes
 conv.columns     all else: blocks of output rows at a time, whose windows are gathered into a
                  column buffer that stays in cache (im2col, Chellapilla et al. 2006), then
                  weights times columns straight into the output
@@ -189,15 +189,72 @@ def _bind_pointwise(
     return run
 
 
-def _depthwise_block(shape: _Convolution) -> int:
-    return min(shape.groups, max(1, _DEPTHWISE_ELEMENTS // max(1, shape.maps * shape.positions)))
+@dataclass(frozen=True, slots=True)
+class _Phases:
+    """Padded planes of a depthwise convolution, split by position modulo stride.
+
+    Within its phase, every tap meets the windows at one flat offset, so that planes are combined as
+    long contiguous rows. What rows hold between the ends of windows is computed and dropped.
+    """
+
+    shape: tuple[int, ...]
+    """Spatial dimensions of a phase."""
+    copies: tuple[tuple[int, tuple[slice, ...], tuple[slice, ...]], ...]
+    """(phase, part of it, part of the input)."""
+    taps: tuple[tuple[tuple[int, ...], int, int], ...]
+    """(tap, its phase, its flat offset there)."""
+    length: int
+    """Flat positions from the first window to the last."""
+
+    @classmethod
+    def of(cls, axes: Sequence[AxisWindows]) -> _Phases:
+        shape = tuple(
+            axis.count + (axis.kernel - 1) * axis.dilation // axis.stride for axis in axes
+        )
+        flat = [math.prod(shape[position + 1 :]) for position in range(len(shape))]
+        phase_axes = [
+            AxisWindows(axis.stride, axis.stride, 1, axis.begin, axis.end, axis.source, size)
+            for axis, size in zip(axes, shape, strict=True)
+        ]
+        tap_phases = []
+        for index in itertools.product(*(range(axis.kernel) for axis in axes)):
+            places = [i * axis.dilation for i, axis in zip(index, axes, strict=True)]
+            phase = _ravel([p % axis.stride for p, axis in zip(places, axes, strict=True)], axes)
+            offset = sum(
+                p // axis.stride * step for p, axis, step in zip(places, axes, flat, strict=True)
+            )
+            tap_phases.append((index, phase, offset))
+        used = {phase for _, phase, _ in tap_phases}
+        copies = [
+            (phase, inside, sources)
+            for index, inside, sources in taps(phase_axes)
+            if (phase := _ravel(index, axes)) in used
+        ]
+        length = 1 + sum((axis.count - 1) * step for axis, step in zip(axes, flat, strict=True))
+        return cls(shape, tuple(copies), tuple(tap_phases), length)
+
+
+def _ravel(index: Sequence[int], axes: Sequence[AxisWindows]) -> int:
+    """Return the number of a phase."""
+    number = 0
+    for position, axis in zip(index, axes, strict=True):
+        number = number * axis.stride + position
+    return number
 
 
 def _depthwise_scratch(request: KernelRequest) -> Sequence[TensorSpec]:
+    """Return the phases of a block of channels, their sums as rows, and one tap's products."""
     shape = _convolution(request)
-    counts = tuple(axis.count for axis in shape.axes)
-    block = (_depthwise_block(shape), shape.maps, *counts)
-    return (TensorSpec(operands.input_spec(request, 0).dtype, block),)
+    phases = _Phases.of(shape.axes)
+    dtype = operands.input_spec(request, 0).dtype
+    rows = shape.axes[0].count * math.prod(phases.shape[1:])
+    block = min(shape.groups, max(1, _DEPTHWISE_ELEMENTS // max(1, shape.maps * rows)))
+    phase_count = math.prod(axis.stride for axis in shape.axes)
+    return (
+        TensorSpec(dtype, (phase_count, block, *phases.shape)),
+        TensorSpec(dtype, (block, shape.maps, rows)),
+        TensorSpec(dtype, (block, shape.maps, phases.length)),
+    )
 
 
 def _bind_depthwise(
@@ -207,40 +264,74 @@ def _bind_depthwise(
     scratch: Sequence[np.ndarray],
 ) -> Callable[[], None]:
     shape = _convolution(request)
-    ones = (1,) * len(shape.axes)
-    data = operands.required(inputs)
-    weights = operands.required(inputs, 1)
+    planes = scratch[0]
+    data, weights = operands.required(inputs), operands.required(inputs, 1)
     weights = weights.reshape(shape.groups, shape.maps, *weights.shape[2:])
     result = operands.required(outputs)
-    result = result.reshape(shape.batch, shape.groups, shape.maps, *result.shape[2:])
-    all_taps = list(taps(shape.axes))
-    step = _depthwise_block(shape)
-    blocks = []
-    for image, first in itertools.product(range(shape.batch), range(0, shape.groups, step)):
-        channels = slice(first, min(first + step, shape.groups))
-        target = result[image, channels]
-        products = [
-            (
-                data[image, channels][(slice(None), None, *sources)],
-                _one_tap(weights[channels], index).reshape(*target.shape[:2], *ones),
-                scratch[0][: target.shape[0]][(slice(None), slice(None), *served)],
-                target[(slice(None), slice(None), *served)],
-            )
-            for index, served, sources in all_taps
-        ]
-        blocks.append((target, products))
+    split = result.reshape(shape.batch, shape.groups, shape.maps, *result.shape[2:])
+    flat = result.reshape(shape.batch, shape.groups, shape.maps, -1)
+    blocks = [
+        _depthwise_block(
+            shape, data[image, channels], weights[channels], split[image, channels], scratch
+        )
+        for image in range(shape.batch)
+        for channels in _slices(shape.groups, planes.shape[1])
+    ]
     finish = _epilogue(request, inputs, slice(None), slice(None))
-    planes = result.reshape(shape.batch, shape.groups, shape.maps, -1)
 
     def run() -> None:
-        for target, products in blocks:
-            target.fill(0)
-            for source, weight, product, total in products:
-                np.multiply(source, weight, out=product)
-                np.add(total, product, out=total)
-        finish(planes)
+        planes.fill(0)
+        for block in blocks:
+            block()
+        finish(flat)
 
     return run
+
+
+def _depthwise_block(
+    shape: _Convolution,
+    data: np.ndarray,
+    weights: np.ndarray,
+    result: np.ndarray,
+    scratch: Sequence[np.ndarray],
+) -> Callable[[], None]:
+    phases = _Phases.of(shape.axes)
+    planes, sums, products = (
+        scratch[0][:, : data.shape[0]],
+        scratch[1][: data.shape[0]],
+        scratch[2][: data.shape[0]],
+    )
+    copies = [
+        (planes[phase][(slice(None), *inside)], data[(slice(None), *sources)])
+        for phase, inside, sources in phases.copies
+    ]
+    rows = [plane.reshape(plane.shape[0], 1, -1) for plane in planes]
+    factors = [
+        (
+            rows[phase][:, :, offset : offset + phases.length],
+            _one_tap(weights, index)[:, :, None],
+        )
+        for index, phase, offset in phases.taps
+    ]
+    total = sums[:, :, : phases.length]
+    windows = sums.reshape(*sums.shape[:2], shape.axes[0].count, *phases.shape[1:])
+    every = (slice(None), slice(None))
+    windows = windows[(*every, *(slice(axis.count) for axis in shape.axes))]
+
+    def run() -> None:
+        for target, source in copies:
+            np.copyto(target, source)
+        np.multiply(*factors[0], out=total)
+        for row, weight in factors[1:]:
+            np.multiply(row, weight, out=products)
+            np.add(total, products, out=total)
+        np.copyto(result, windows)
+
+    return run
+
+
+def _slices(count: int, step: int) -> list[slice]:
+    return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
 
 def _one_tap(weights: np.ndarray, index: tuple[int, ...]) -> np.ndarray:
@@ -274,8 +365,7 @@ def _column_blocks(
     step = column.shape[rows_axis]
     flat = column.reshape(-1)
     blocks = []
-    for first in range(0, shape.axes[0].count, step):
-        rows = slice(first, min(first + step, shape.axes[0].count))
+    for rows in _slices(shape.axes[0].count, step):
         block = windows[(*lead, rows)]
         # A short last block is laid out densely at the start of the buffer.
         target = flat[: block.size].reshape(block.shape)
@@ -373,7 +463,7 @@ def _bind_transpose(
     start = 0 if bias is None else bias.reshape(shape.groups, shape.depth, *(1 for _ in spatial))
     steps = []
     for image in range(shape.batch):
-        for rows in _row_blocks(shape, scratch[0]):
+        for rows in _slices(shape.axes[0].count, scratch[0].shape[2 + len(shape.axes)]):
             positions = slice(rows.start * shape.row_positions, rows.stop * shape.row_positions)
             matrices, additions = _scatter(shape, scratch[0], rows, result[image])
             steps.append((data[image, :, :, positions], matrices, additions))
@@ -386,12 +476,6 @@ def _bind_transpose(
                 np.add(total, tap, out=total)
 
     return run
-
-
-def _row_blocks(shape: _Convolution, column: np.ndarray) -> list[slice]:
-    step = column.shape[2 + len(shape.axes)]
-    count = shape.axes[0].count
-    return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
 
 def _scatter(

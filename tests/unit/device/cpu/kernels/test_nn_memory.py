@@ -26,6 +26,7 @@ ZERO = np.array(120, np.uint8)
 
 CASES = {
     "Conv pointwise": ({}, [IMAGE, _random(32, 32, 1, 1), _random(32)]),
+    "com.microsoft.FusedConv": ({"activation": "LeakyRelu"}, [IMAGE, _random(32, 32, 1, 1)]),
     "Conv columns": ({"pads": [1] * 4}, [IMAGE, _random(32, 32, 3, 3), _random(32)]),
     "Conv depthwise": ({"pads": [1] * 4, "group": 32}, [IMAGE, _random(32, 1, 3, 3)]),
     "Conv half": (

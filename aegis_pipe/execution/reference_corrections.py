@@ -1,7 +1,11 @@
-"""`Loop` and `Scan` for ONNX's reference evaluator, as the specification has them.
+"""Operators where ONNX's reference evaluator departs from the specification.
 
-The evaluator's own `Loop` does not start when the condition is left out and stacks scalar scan
-outputs wrongly; its own `Scan` knows neither other axes than the first nor reverse directions.
+    BatchNormalization  before opset 14, its own normalises by a mixture with the batch's moments
+    GlobalMaxPool       its own is right for two spatial axes only
+    Loop                its own does not start without a condition, and stacks scalars wrongly
+    Scan                its own knows neither other axes than the first nor reverse directions
+    Scatter             its own is missing (replaced by ScatterElements in opset 11)
+
 Imported by `reference_operators` only, when a reference operator is first called.
 """
 
@@ -13,10 +17,45 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 
 
-class Loop(OpRun):  # type: ignore[misc]  # onnx is untyped
+class BatchNormalization(OpRun):
+    """Normalise each channel by given moments, or by the batch's own in training mode."""
+
+    op_domain = ""
+    momentum: float
+    epsilon: float
+
+    def _run(
+        self, x: Any, scale: Any, bias: Any, mean: Any, variance: Any, **_: Any
+    ) -> tuple[Any, ...]:
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        running: tuple[Any, ...] = ()
+        if getattr(self, "training_mode", 0):
+            axes = (0, *range(2, x.ndim))
+            kept, batch_mean, batch_variance = self.momentum, x.mean(axes), x.var(axes)
+            running = (
+                mean * kept + batch_mean * (1 - kept),
+                variance * kept + batch_variance * (1 - kept),
+            )
+            mean, variance = batch_mean, batch_variance
+        factor = scale / np.sqrt(variance + np.asarray(self.epsilon, variance.dtype))
+        shifted = (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
+        return (shifted.astype(x.dtype), *running)
+
+
+class GlobalMaxPool(OpRun):
+    """The largest value of each channel."""
+
+    op_domain = ""
+
+    def _run(self, x: Any, **_: Any) -> tuple[Any, ...]:
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
+class Loop(OpRun):
     """Repeat a body while a condition holds, at most a number of times."""
 
     op_domain = ""
+    body: Any
 
     def need_context(self) -> bool:
         """Bodies read tensors around them."""
@@ -28,7 +67,6 @@ class Loop(OpRun):  # type: ignore[misc]  # onnx is untyped
         condition: Any = None,
         *carried: Any,
         context: Any = None,
-        body: Any = None,
         **_: Any,
     ) -> tuple[Any, ...]:
         body = self.body
@@ -52,10 +90,16 @@ class Loop(OpRun):  # type: ignore[misc]  # onnx is untyped
         return (*states, *map(_stacked, stacks))
 
 
-class Scan(OpRun):  # type: ignore[misc]  # onnx is untyped
+class Scan(OpRun):
     """Run a body over slices of its inputs, carrying states and stacking outputs."""
 
     op_domain = ""
+    body: Any
+    num_scan_inputs: int
+    scan_input_axes: Any
+    scan_input_directions: Any
+    scan_output_axes: Any
+    scan_output_directions: Any
 
     def need_context(self) -> bool:
         """Bodies read tensors around them."""
@@ -88,9 +132,22 @@ class Scan(OpRun):  # type: ignore[misc]  # onnx is untyped
         return (*states, *stacked)
 
 
+class Scatter(OpRun):
+    """Copy a tensor with some elements replaced."""
+
+    op_domain = ""
+    axis: int
+
+    def _run(self, data: Any, indices: Any, updates: Any, **_: Any) -> tuple[Any, ...]:
+        result = data.copy()
+        positions: Any = np.where(indices < 0, indices + data.shape[self.axis], indices)
+        np.put_along_axis(result, positions, updates, self.axis)
+        return (result,)
+
+
 def _stacked(values: list[Any]) -> Any:
     # Without iterations neither dtype nor shape of the elements is known here.
     return np.stack(values) if values else np.empty((0,), np.float32)
 
 
-CONTROL_FLOW = (Loop, Scan)
+CORRECTIONS = (BatchNormalization, GlobalMaxPool, Loop, Scan, Scatter)

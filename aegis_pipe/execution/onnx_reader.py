@@ -1,0 +1,330 @@
+"""Reads an ONNX file into plain values, with external data and its own functions inlined."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError
+
+from aegis_pipe.errors import InvalidModelError
+from aegis_pipe.execution.graph import GraphAttribute
+from aegis_pipe.execution.onnx_types import DTYPE_OF_ELEMENT_TYPE, SUB_BYTE_TYPES
+from aegis_pipe.execution.source_model import (
+    REEXPORT,
+    UNNAMED_SYMBOLS,
+    Dimension,
+    SourceGraph,
+    SourceModel,
+    SourceNode,
+    SourceValue,
+)
+
+OLDEST_OPSET = 7
+
+
+def read_onnx(data: bytes, folder: Path) -> SourceModel:
+    """Read a serialised model; `folder` is where its external data lies.
+
+    Raises InvalidModelError for anything that is not a sound model.
+    """
+    return _source_model(_parse(data), folder)
+
+
+def source_model_of(model: onnx.ModelProto) -> SourceModel:
+    """Return a model that is in memory in plain values; the model stays as it is."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return _source_model(copy, None)
+
+
+def _parse(data: bytes) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise InvalidModelError(
+            "is not an ONNX model, or is cut short",
+            hint="check that the download is complete (compare its size or sha256)",
+        ) from error
+    return model
+
+
+def _source_model(proto: onnx.ModelProto, folder: Path | None) -> SourceModel:
+    """Return the model in plain values. Raises InvalidModelError if its frame is not sound."""
+    if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
+        raise InvalidModelError("is not an ONNX model: it has no graph", hint=REEXPORT)
+    if proto.ir_version > onnx.IR_VERSION:
+        raise InvalidModelError(
+            f"its format (IR version {proto.ir_version}) is newer than the newest known "
+            f"({onnx.IR_VERSION})",
+            hint="install a newer `onnx`, or export for an older IR version",
+        )
+    opsets = _opsets(proto)
+    initialisers = {
+        tensor.name: partial(_array, tensor, folder) for tensor in proto.graph.initializer
+    }
+    if proto.functions:
+        proto = _inlined(proto)
+    graph = _graph(proto.graph, folder)
+    graph = SourceGraph(
+        graph.name,
+        graph.nodes,
+        {**graph.initialisers, **initialisers},
+        graph.inputs,
+        graph.outputs,
+        graph.declared,
+    )
+    return SourceModel(graph, opsets, _metadata(proto))
+
+
+def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
+    opsets = {_domain(item.domain): item.version for item in proto.opset_import}
+    newest = onnx.defs.onnx_opset_version()
+    version = opsets.setdefault("", newest)
+    if version > newest:
+        raise InvalidModelError(
+            f"opset {version} is newer than the newest known ({newest})",
+            hint="install a newer `onnx`, or export the model for an older opset",
+        )
+    if version < OLDEST_OPSET:
+        raise InvalidModelError(
+            f"opset {version} is older than the oldest supported ({OLDEST_OPSET})",
+            hint="convert the model with `onnx.version_converter`",
+        )
+    return opsets
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _metadata(proto: onnx.ModelProto) -> dict[str, str]:
+    facts = {
+        "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
+        "ir_version": str(proto.ir_version),
+        "opsets": ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in proto.opset_import),
+    }
+    return facts | {item.key: item.value for item in proto.metadata_props}
+
+
+def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with calls of its own functions replaced by their bodies."""
+    _check_recursion(proto)
+    # The inliner serialises the whole model: weights stay out of it, only their names go in.
+    slim = onnx.ModelProto()
+    weights = list(proto.graph.initializer)
+    del proto.graph.initializer[:]
+    slim.CopyFrom(proto)
+    proto.graph.initializer.extend(weights)
+    slim.graph.initializer.extend(
+        onnx.TensorProto(name=w.name, dims=w.dims, data_type=w.data_type) for w in weights
+    )
+    try:
+        return onnx.inliner.inline_local_functions(slim, convert_version=True)
+    except RuntimeError as error:
+        raise InvalidModelError(
+            f"its functions can not be inlined: {str(error).strip().splitlines()[0]}",
+            hint=REEXPORT,
+        ) from error
+
+
+def _check_recursion(proto: onnx.ModelProto) -> None:
+    functions = {(f.domain, f.name): f for f in proto.functions}
+    done: set[tuple[str, str]] = set()
+
+    def visit(key: tuple[str, str], callers: tuple[tuple[str, str], ...]) -> None:
+        if key in callers:
+            raise InvalidModelError(f"its function `{key[1]}` calls itself", hint=REEXPORT)
+        if key in functions and key not in done:
+            for called in _calls(functions[key].node):
+                visit(called, (*callers, key))
+            done.add(key)
+
+    for key in functions:
+        visit(key, ())
+
+
+def _calls(nodes: Iterable[onnx.NodeProto]) -> Iterable[tuple[str, str]]:
+    for node in nodes:
+        yield node.domain, node.op_type
+        for attribute in node.attribute:
+            yield from _calls(attribute.g.node)
+
+
+def _graph(proto: onnx.GraphProto, folder: Path | None) -> SourceGraph:
+    initialisers: dict[str, Callable[[], np.ndarray]] = {
+        tensor.name: partial(_array, tensor, folder) for tensor in proto.initializer
+    }
+    for sparse in proto.sparse_initializer:
+        initialisers[sparse.values.name] = partial(_dense, sparse, folder)
+    return SourceGraph(
+        proto.name,
+        tuple(_node(node, index, folder) for index, node in enumerate(proto.node)),
+        initialisers,
+        tuple(map(_value, proto.input)),
+        tuple(output.name for output in proto.output),
+        {info.name: _value(info) for info in (*proto.value_info, *proto.output)},
+    )
+
+
+def _node(proto: onnx.NodeProto, index: int, folder: Path | None) -> SourceNode:
+    name = proto.name or f"{proto.op_type}_{index}"
+    attributes = {
+        attribute.name: value
+        for attribute in proto.attribute
+        if (value := _attribute(attribute, name, folder)) is not None
+    }
+    return SourceNode(
+        name,
+        proto.op_type,
+        _domain(proto.domain),
+        attributes,
+        tuple(proto.input),
+        tuple(proto.output),
+    )
+
+
+def _attribute(
+    proto: onnx.AttributeProto, node: str, folder: Path | None
+) -> GraphAttribute | SourceGraph | None:
+    """Return an attribute's value; None for types, which only sequences and optionals have."""
+    kinds = onnx.AttributeProto
+    match proto.type:
+        case kinds.INT:
+            return int(proto.i)
+        case kinds.FLOAT:
+            return float(proto.f)
+        case kinds.STRING:
+            return _text(proto.s)
+        case kinds.INTS:
+            return tuple(map(int, proto.ints))
+        case kinds.FLOATS:
+            return tuple(map(float, proto.floats))
+        case kinds.STRINGS:
+            return tuple(map(_text, proto.strings))
+        case kinds.TENSOR:
+            return _array(proto.t, folder)
+        case kinds.SPARSE_TENSOR:
+            return _dense(proto.sparse_tensor, folder)
+        case kinds.GRAPH:
+            return _graph(proto.g, folder)
+        case kinds.TYPE_PROTO:
+            return None
+    raise InvalidModelError(
+        f"attribute `{proto.name}` has a type this runtime does not read ({proto.type})",
+        context=f"node `{node}`",
+        hint=REEXPORT,
+    )
+
+
+def _text(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+_KINDS = {
+    "tensor_type": "tensor",
+    "sequence_type": "sequence",
+    "optional_type": "optional",
+    "map_type": "map",
+    "sparse_tensor_type": "sparse tensor",
+    "opaque_type": "opaque value",
+}
+
+
+def _value(proto: onnx.ValueInfoProto) -> SourceValue:
+    kind = _KINDS.get(proto.type.WhichOneof("value") or "tensor_type", "unknown value")
+    tensor = proto.type.tensor_type
+    shape: tuple[Dimension, ...] | None = None
+    if tensor.HasField("shape"):
+        shape = tuple(map(_dimension, tensor.shape.dim))
+    return SourceValue(proto.name, kind, DTYPE_OF_ELEMENT_TYPE.get(tensor.elem_type), shape)
+
+
+def _dimension(proto: onnx.TensorShapeProto.Dimension) -> Dimension:
+    # Exporters write 0 or -1 for sizes they do not know; a true 0 can be pinned by `shapes`.
+    if proto.HasField("dim_value") and proto.dim_value > 0:
+        return int(proto.dim_value)
+    return None if proto.dim_param in UNNAMED_SYMBOLS else str(proto.dim_param)
+
+
+def _array(proto: onnx.TensorProto, folder: Path | None) -> np.ndarray:
+    """Return a tensor's value; external data is mapped into memory, not read."""
+    if proto.data_type not in DTYPE_OF_ELEMENT_TYPE:
+        raise InvalidModelError(
+            f"tensor `{proto.name}` has an unknown element type ({proto.data_type})", hint=REEXPORT
+        )
+    if proto.data_location == onnx.TensorProto.EXTERNAL:
+        return _external_array(proto, folder)
+    try:
+        array = onnx.numpy_helper.to_array(proto)
+    except (ValueError, TypeError) as error:
+        raise InvalidModelError(
+            f"tensor `{proto.name}` is damaged: {error}", hint=REEXPORT
+        ) from error
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _external_array(proto: onnx.TensorProto, folder: Path | None) -> np.ndarray:
+    entries = {entry.key: entry.value for entry in proto.external_data}
+    dtype, shape = DTYPE_OF_ELEMENT_TYPE[proto.data_type], tuple(proto.dims)
+    data = _map_external(proto.name, entries.get("location", ""), folder)
+    offset = int(entries.get("offset", "0"))
+    length = int(entries.get("length", str(len(data) - offset)))
+    packed = proto.data_type in SUB_BYTE_TYPES
+    needed = math.prod(shape) * dtype.itemsize
+    if offset + length > len(data) or (length < needed and not packed):
+        raise InvalidModelError(
+            f"external data of tensor `{proto.name}` is cut short: "
+            f"{entries['location']} has {len(data)} bytes",
+            hint="copy or download the data file again",
+        )
+    if packed:
+        inline = onnx.TensorProto(
+            dims=proto.dims, data_type=proto.data_type, raw_data=bytes(data[offset:][:length])
+        )
+        return _array(inline, None)
+    array = np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape)
+    return array if array.flags.aligned else array.copy()
+
+
+def _map_external(tensor: str, location: str, folder: Path | None) -> memoryview:
+    context = f"external data of tensor `{tensor}`"
+    if folder is None:
+        raise InvalidModelError("a model in memory has no external data", context=context)
+    path = folder / location
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InvalidModelError(f"`{location}` leads out of the model's folder", context=context)
+    try:
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:
+        raise InvalidModelError(
+            f"`{location}` can not be read: {error}",
+            context=context,
+            hint="copy the data file next to the model",
+        ) from error
+
+
+def _dense(proto: onnx.SparseTensorProto, folder: Path | None) -> np.ndarray:
+    values, indices = _array(proto.values, folder), _array(proto.indices, folder)
+    dense = np.zeros(tuple(proto.dims), values.dtype)
+    try:
+        if indices.ndim == 1:
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+    except (IndexError, ValueError) as error:
+        raise InvalidModelError(
+            f"sparse tensor `{proto.values.name}` is damaged: {error}", hint=REEXPORT
+        ) from error
+    return dense

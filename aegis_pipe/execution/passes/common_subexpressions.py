@@ -1,0 +1,62 @@
+"""Compute equal things once: operators with the same operands, constants with the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+
+import numpy as np
+
+from aegis_pipe.execution.graph import ExecutionGraph, GraphAttribute, OperatorNode, Subgraph
+from aegis_pipe.execution.partial_evaluation import is_deterministic
+from aegis_pipe.execution.passes.rewriting import final_name, rename, rewritten
+from aegis_pipe.tensor import TensorId
+
+name = "common_subexpressions"
+
+
+def run(graph: ExecutionGraph) -> ExecutionGraph:
+    """Replace each repetition by the first of its kind; outputs of the graph stay written."""
+    renamed = _equal_constants(graph)
+    first: dict[Hashable, OperatorNode] = {}
+    kept = []
+    for node in graph.operators:
+        key = _key(rename(node, renamed))
+        earlier = first.setdefault(key, node) if is_deterministic(node) else node
+        if earlier is node or set(graph.outputs).intersection(node.outputs):
+            kept.append(node)
+            continue
+        pairs = zip(node.outputs, earlier.outputs, strict=True)
+        renamed |= {later: final_name(one, renamed) for later, one in pairs if later}
+    return rewritten(graph, kept, renamed=renamed)
+
+
+def _equal_constants(graph: ExecutionGraph) -> dict[TensorId, TensorId]:
+    first: dict[Hashable, TensorId] = {}
+    renamed = {}
+    for tensor, array in graph.constants.items():
+        same = first.setdefault(_array_key(array), tensor)
+        if same != tensor and tensor not in graph.outputs:
+            renamed[tensor] = same
+    return renamed
+
+
+def _key(node: OperatorNode) -> Hashable:
+    attributes = tuple(sorted((key, _attribute_key(v)) for key, v in node.attributes.items()))
+    wanted = tuple(bool(tensor) for tensor in node.outputs)
+    return node.qualified_operator, node.opset, attributes, node.inputs, wanted
+
+
+def _attribute_key(value: GraphAttribute) -> tuple[str, str]:
+    # `repr` tells 1 from 1.0 and 0.0 from -0.0, which compare equal.
+    if isinstance(value, np.ndarray):
+        return "array", repr(_array_key(value))
+    if isinstance(value, Subgraph):
+        return "body", repr((value.captures, hashlib.sha256(value.serialised).hexdigest()))
+    return type(value).__name__, repr(value)
+
+
+def _array_key(array: np.ndarray) -> Hashable:
+    flat = np.ascontiguousarray(array).reshape(-1)
+    digest = hashlib.sha256(flat.view(np.uint8).data).digest()
+    return array.dtype.name, array.shape, digest

@@ -1,0 +1,47 @@
+"""Compute now what no request can change.
+
+The loader has folded already; this folds what other passes made constant, and the dequantised
+weights that the loader leaves for passes which compute with quantised ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from aegis_pipe.errors import KernelError, UnsupportedOperatorError
+from aegis_pipe.execution.graph import ExecutionGraph, OperatorNode, reads_of
+from aegis_pipe.execution.partial_evaluation import FOLDED_BYTES_MAX, is_deterministic
+from aegis_pipe.execution.passes.rewriting import rewritten
+from aegis_pipe.execution.reference_operators import has_reference, reference_function
+from aegis_pipe.tensor import TensorId
+
+name = "constant_folding"
+
+
+def run(graph: ExecutionGraph) -> ExecutionGraph:
+    """Replace operators on constants by their results, as long as these stay within 2 GiB."""
+    constants = dict(graph.constants)
+    room, kept = FOLDED_BYTES_MAX, []
+    for node in graph.operators:
+        size = sum(graph.spec(tensor).size_bytes for tensor in filter(None, node.outputs))
+        known = is_deterministic(node) and all(tensor in constants for tensor in reads_of(node))
+        if known and size <= room and (values := _evaluate(node, constants)) is not None:
+            constants |= values
+            room -= size
+        else:
+            kept.append(node)
+    return rewritten(graph, kept, constants=constants)
+
+
+def _evaluate(
+    node: OperatorNode, constants: dict[TensorId, np.ndarray]
+) -> dict[TensorId, np.ndarray] | None:
+    if not has_reference(node):
+        return None
+    known = {i: constants[tensor] for i, tensor in enumerate(node.inputs) if tensor}
+    try:
+        results = reference_function(node, (), known)(())
+    except (KernelError, UnsupportedOperatorError):
+        # The reference is incomplete in places; the device's kernel stays in charge.
+        return None
+    return {t: value for t, value in zip(node.outputs, results, strict=True) if t}

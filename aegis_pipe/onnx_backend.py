@@ -1,0 +1,180 @@
+"""The ONNX backend interface, so that ONNX's own conformance tests run against this runtime.
+
+    rep = aegis_pipe.onnx_backend.prepare(model, device="CPU")
+    outputs = rep.run([x, y])
+
+Shapes are fixed when a graph is compiled here, but known only with the inputs there: so each new
+set of input shapes is compiled on its first run. Inputs whose values decide shapes (the target of
+a Reshape, the bounds of a Slice) become constants of that graph; which ones, the loader says.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.backend.base import Backend, BackendRep
+
+from aegis_pipe.errors import (
+    DynamicShapeError,
+    InvalidInputError,
+    InvalidModelError,
+    UnsupportedOperatorError,
+)
+from aegis_pipe.execution.evaluation import evaluate_graph
+from aegis_pipe.execution.graph import ExecutionGraph
+from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
+from aegis_pipe.execution.shape_inference import UnknownOperandError
+
+RunGraph = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
+CompileGraph = Callable[[ExecutionGraph, str], RunGraph]
+"""Makes a graph ready to run on a device (`CPU`, `CUDA`)."""
+
+COMPILED_GRAPHS_MAX = 8
+"""Specialisations that a prepared model keeps; the least recently used goes first."""
+
+
+def compile_reference(graph: ExecutionGraph, device: str) -> RunGraph:
+    """Run a graph by reference operators, whatever the device."""
+    return lambda inputs: evaluate_graph(graph, inputs)
+
+
+compile_graph: CompileGraph = compile_reference
+"""How prepared models are compiled."""
+
+
+class AegisBackendRep(BackendRep):
+    """A prepared model; compiles for each new set of input shapes."""
+
+    def __init__(self, model: onnx.ModelProto, device: str, compiler: CompileGraph) -> None:
+        self._model = model
+        self._device = device
+        self._compile = compiler
+        self._loader = ModelLoader()
+        self._bound_names: tuple[str, ...] = ()
+        self._compiled: OrderedDict[Hashable, tuple[tuple[str, ...], RunGraph]] = OrderedDict()
+        constant = {tensor.name for tensor in model.graph.initializer}
+        self._all_inputs = [value.name for value in model.graph.input]
+        self._inputs = [name for name in self._all_inputs if name not in constant]
+
+    def run(self, inputs: Any, **_: Any) -> tuple[np.ndarray, ...]:
+        """Return the model's outputs; `inputs` by position (None: left out) or by name.
+
+        Raises an AegisError for inputs that do not fit or a model that can not be loaded.
+        """
+        arrays = self._named(inputs)
+        names, run = self._specialised(arrays)
+        return tuple(run({name: arrays[name] for name in names}))
+
+    def _named(self, inputs: Any) -> dict[str, np.ndarray]:
+        if not isinstance(inputs, Mapping):
+            values = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+            names = self._all_inputs if len(values) == len(self._all_inputs) else self._inputs
+            if len(values) > len(names):
+                raise InvalidInputError(f"takes {len(names)} inputs, got {len(values)}")
+            inputs = dict(zip(names, values, strict=False))
+        lists = [name for name, value in inputs.items() if isinstance(value, list)]
+        if lists:
+            raise InvalidInputError(f"input `{lists[0]}` is a sequence; only tensors can enter")
+        return {name: np.asarray(v) for name, v in inputs.items() if v is not None}
+
+    def _specialised(self, arrays: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], RunGraph]:
+        key = self._key(arrays)
+        if key not in self._compiled:
+            graph = self._load(arrays)
+            # Loading may have found further inputs that have to be bound.
+            key = self._key(arrays)
+            self._compiled[key] = (graph.inputs, self._compile(graph, self._device))
+            if len(self._compiled) > COMPILED_GRAPHS_MAX:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(key)
+        return self._compiled[key]
+
+    def _key(self, arrays: Mapping[str, np.ndarray]) -> Hashable:
+        return tuple(
+            (name, array.dtype.str, array.shape, array.tobytes())
+            if name in self._bound_names
+            else (name, array.dtype.str, array.shape)
+            for name, array in arrays.items()
+        )
+
+    def _load(self, arrays: Mapping[str, np.ndarray]) -> ExecutionGraph:
+        """Load, binding one input after the other until no unknown value blocks a shape."""
+        while True:
+            bind = {name: arrays[name] for name in self._bound_names if name in arrays}
+            shapes = {name: array.shape for name, array in arrays.items() if name not in bind}
+            try:
+                return self._loader.load_proto(self._model, LoadOptions(shapes, bind))
+            except UnknownOperandError as error:
+                new = [n for n in error.inputs if n in arrays and n not in self._bound_names]
+                if not new:
+                    raise
+                self._bound_names += tuple(new)
+
+
+class AegisBackend(Backend):
+    """The interface as the class that `onnx.backend.test.BackendTest` expects."""
+
+    @classmethod
+    def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **_: Any) -> bool:
+        """Return whether the model loads, shapes that are open still left aside."""
+        try:
+            ModelLoader().load_proto(model)
+        except DynamicShapeError:
+            pass
+        except (InvalidModelError, UnsupportedOperatorError):
+            return False
+        return cls.supports_device(device)
+
+    @classmethod
+    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **_: Any) -> AegisBackendRep:
+        """Return the model ready to run; it is compiled on its first run."""
+        if not cls.supports_device(device):
+            raise InvalidInputError(f"device `{device}` is not supported", hint="use `CPU`")
+        return AegisBackendRep(model, device, compile_graph)
+
+    @classmethod
+    def run_model(
+        cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **_: Any
+    ) -> tuple[np.ndarray, ...]:
+        """Prepare and run a model once."""
+        return cls.prepare(model, device).run(inputs)
+
+    @classmethod
+    def run_node(
+        cls,
+        node: onnx.NodeProto,
+        inputs: Any,
+        device: str = "CPU",
+        outputs_info: Sequence[tuple[np.dtype, tuple[int, ...]]] | None = None,
+        **options: Any,
+    ) -> tuple[np.ndarray, ...]:
+        """Run a single node; `opset_imports` gives versions other than the newest."""
+        arrays = [np.asarray(value) for value in inputs]
+        names = [name for name in node.input if name]
+        values = [
+            onnx.helper.make_tensor_value_info(
+                name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+            )
+            for name, array in zip(names, arrays, strict=True)
+        ]
+        results = [onnx.helper.make_empty_tensor_value_info(name) for name in node.output if name]
+        graph = onnx.helper.make_graph([node], "node", values, results)
+        imports = options.get("opset_imports")
+        model = onnx.helper.make_model(graph, opset_imports=imports)
+        return cls.run_model(model, arrays, device)
+
+    @classmethod
+    def supports_device(cls, device: str) -> bool:
+        """Return whether models can be prepared for this device."""
+        return device.partition(":")[0].upper() == "CPU"
+
+
+is_compatible = AegisBackend.is_compatible
+prepare = AegisBackend.prepare
+run_model = AegisBackend.run_model
+run_node = AegisBackend.run_node
+supports_device = AegisBackend.supports_device

@@ -1,0 +1,197 @@
+"""The CPU passes what any device must, and the suite fails devices that do not."""
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from aegis_pipe.clock import SystemClock
+from aegis_pipe.device.cpu.context import CpuContext
+from aegis_pipe.device.cpu.event import CpuEvent
+from aegis_pipe.device.cpu.graph import CpuGraph
+from aegis_pipe.device.cpu.kernels.registry import KERNELS, CpuKernel, KernelTable
+from aegis_pipe.device.cpu.region import CpuRegion, host_bytes
+from aegis_pipe.device.cpu.stream import CpuStream
+from aegis_pipe.device.protocols import (
+    DeviceEvent,
+    DeviceGraph,
+    DeviceStream,
+    KernelCall,
+    Region,
+)
+from aegis_pipe.kernel import KernelChoice, KernelRequest
+from aegis_pipe.tensor import TensorSpec
+from aegis_pipe.testing.check_device import DEVICE_CHECKS, check_device
+
+
+def _minimal(operator: str, run: Callable[..., object], **offer: object) -> CpuKernel:
+    """A kernel that calls a NumPy function with `out=`."""
+    choice = KernelChoice(f"{operator.lower()}.minimal", **offer)
+
+    def bind(request, choice, inputs, outputs, workspace):
+        return lambda: run(*inputs, out=outputs[0])
+
+    return CpuKernel((operator,), lambda request: choice, bind)
+
+
+def _kernels() -> KernelTable:
+    """The device's own kernels, with minimal ones for operators it lacks."""
+    table = KernelTable()
+    for operator in KERNELS.operators():
+        for kernel in KERNELS.candidates(operator):
+            table.register(CpuKernel((operator,), kernel.choose, kernel.bind))
+    table.register(
+        _minimal("Add", np.add, in_place=((0, 0), (1, 0))),
+        _minimal("Relu", lambda x, out: np.maximum(x, 0, out=out), in_place=((0, 0),)),
+        _minimal("Identity", np.copyto, view=(0, 0)),
+    )
+    return table
+
+
+def open_cpu() -> CpuContext:
+    return CpuContext(SystemClock(), kernels=_kernels())
+
+
+@pytest.mark.parametrize("name", DEVICE_CHECKS)
+def test_cpu(name: str) -> None:
+    DEVICE_CHECKS[name](open_cpu)
+
+
+def test_all_at_once() -> None:
+    check_device(open_cpu)
+
+
+# Each of these devices does one thing wrong; the named check has to notice.
+
+
+def _forget_zeroing(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = CpuRegion.reserve.__func__
+
+    def reserve(cls, size_bytes):
+        region = whole(cls, size_bytes)
+        host_bytes(region).fill(1)
+        return region
+
+    monkeypatch.setattr(CpuRegion, "reserve", classmethod(reserve))
+
+
+def _ignore_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def view(self, offset_bytes, size_bytes):
+        return CpuRegion(host_bytes(self)[max(0, offset_bytes) :][: max(0, size_bytes)], self)
+
+    monkeypatch.setattr(CpuRegion, "view", view)
+
+
+def _ignore_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuStream, "wait", lambda self, event: None)
+
+
+def _wait_for_any_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(self, event):
+        def poll():
+            while not event.is_done():
+                threading.Event().wait(0.001)
+
+        self._put(False, poll)
+
+    monkeypatch.setattr(CpuStream, "wait", wait)
+
+
+def _mark_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(self, event):
+        self._reach(event.renew(), self._now_ns, self._progress)
+
+    monkeypatch.setattr(CpuStream, "record", record)
+
+
+def _skip_marks_after_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuEvent, "synchronise", lambda self: None)
+    put = CpuStream._put
+    monkeypatch.setattr(CpuStream, "_put", lambda self, is_work, action: put(self, True, action))
+
+
+def _run_after_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    put = CpuStream._put
+    monkeypatch.setattr(CpuStream, "_put", lambda self, is_work, action: put(self, False, action))
+
+
+def _forget_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuStream, "check", lambda self: None)
+
+
+def _reverse_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = CpuContext.record
+    monkeypatch.setattr(CpuContext, "record", lambda self, calls: record(self, calls[::-1]))
+
+
+def _stamp_in_the_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = CpuGraph.kernel_times
+    monkeypatch.setattr(CpuGraph, "kernel_times", lambda self: times(self)[::-1])
+
+
+def _leave_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuContext, "set_progress_listener", _set_once)
+
+
+def _set_once(self: CpuContext, listener: Callable[[], None] | None) -> None:
+    self._progress.listener = self._progress.listener or listener
+
+
+def _allocate_per_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_in = CpuStream.copy_in
+    open_contexts: list[CpuContext] = []
+    create = CpuContext.create_stream
+
+    def create_stream(self, index):
+        open_contexts.append(self)
+        return create(self, index)
+
+    def copy_in_badly(self, source, target):
+        open_contexts[-1].allocate(16).close()
+        copy_in(self, source, target)
+
+    monkeypatch.setattr(CpuContext, "create_stream", create_stream)
+    monkeypatch.setattr(CpuStream, "copy_in", copy_in_badly)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("allocation", _forget_zeroing),
+        ("view_bounds", _ignore_bounds),
+        ("wait_across_streams", _ignore_waits),
+        ("wait_is_for_the_record_before", _wait_for_any_record),
+        ("event_not_done_early", _mark_at_once),
+        ("errors_surface_at_check", _skip_marks_after_errors),
+        ("errors_surface_at_check", _run_after_errors),
+        ("errors_surface_at_check", _forget_errors),
+        ("launch_order", _reverse_graphs),
+        ("stamps", _stamp_in_the_past),
+        ("progress_listener", _leave_listener),
+        ("no_allocation_after_start", _allocate_per_launch),
+    ],
+)
+def test_suite_notices(
+    name: str,
+    spoil: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoil(monkeypatch)
+    with pytest.raises(AssertionError):
+        DEVICE_CHECKS[name](open_cpu)
+
+
+def test_classes_follow_the_protocols() -> None:
+    with open_cpu() as device:
+        region, stream, event = device.allocate(8), device.create_stream(0), device.create_event()
+        graph = device.record([])
+        assert isinstance(region, Region)
+        assert isinstance(stream, DeviceStream)
+        assert isinstance(event, DeviceEvent)
+        assert isinstance(graph, DeviceGraph)
+        spec = TensorSpec(np.dtype(np.float32), (2,))
+        request = KernelRequest("Relu", "n", {}, (spec,), (spec,))
+        call = device.bind(request, device.select(request), [region], [region], None)
+        assert isinstance(call, KernelCall)
+        device.close()
