@@ -112,7 +112,10 @@ CASES = (
     Case("softmax 12x197x197", "Softmax", ((12, 197, 197),)),
     Case("layer norm 128x768", "LayerNormalization", ((1, 128, 768),), ((768,), (768,))),
     Case(
-        "batch norm 64x56x56", "BatchNormalization", ((1, 64, 56, 56),), ((64,), (64,), (64,), (64,))
+        "batch norm 64x56x56",
+        "BatchNormalization",
+        ((1, 64, 56, 56),),
+        ((64,), (64,), (64,), (64,)),
     ),
 )
 

@@ -67,5 +67,3 @@ def in_tiles(matrices: np.ndarray, width: int) -> np.ndarray:
 def as_bytes(array: np.ndarray) -> np.ndarray:
     """Return an array's bytes."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-

@@ -98,9 +98,7 @@ def _choose_map(request: KernelRequest) -> KernelChoice | None:
         return None
     if _map_function(request) is None:
         return None
-    return KernelChoice(
-        kernel="native.map", in_place=((0, 0),), cost=elements_moved(request)
-    )
+    return KernelChoice(kernel="native.map", in_place=((0, 0),), cost=elements_moved(request))
 
 
 def _bind_map(

@@ -78,14 +78,10 @@ def _product(request: KernelRequest) -> _Product:
         # All matrices of A meet the same B: together they are one tall matrix.
         rows *= len(a_offsets)
         a_offsets = b_offsets = np.zeros(1, np.int64)
-    return _Product(
-        rows, columns, depth, a_strides, b_strides, a_offsets, b_offsets, b_matrices
-    )
+    return _Product(rows, columns, depth, a_strides, b_strides, a_offsets, b_offsets, b_matrices)
 
 
-def _batch_offsets(
-    left: tuple[int, ...], right: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
+def _batch_offsets(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return where each product's A and B begin, in elements; batch dimensions broadcast."""
     batch = np.broadcast_shapes(left[:-2], right[:-2])
     offsets = []
@@ -128,9 +124,7 @@ def _choose_packed(request: KernelRequest) -> KernelChoice | None:
         size_bytes=product.b_matrices * product.panel_floats * 4,
         pack=lambda array: _pack(product, array),
     )
-    return KernelChoice(
-        kernel="native.gemm", packed={1: packed}, cost=_multiply_adds(product)
-    )
+    return KernelChoice(kernel="native.gemm", packed={1: packed}, cost=_multiply_adds(product))
 
 
 def _pack(product: _Product, array: np.ndarray) -> np.ndarray:

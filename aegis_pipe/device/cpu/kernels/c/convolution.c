@@ -7,6 +7,7 @@
  *
  * The order of every sum is the same in the first two: over kernel rows, kernel columns, channels.
  */
+#include "columns.h"
 #include "step.h"
 #include "tile.h"
 
@@ -217,32 +218,6 @@ KERNEL(aegis_conv_channels, convolution) {
  * copy_width has room for a whole last vector; of its results only those inside are written.
  */
 
-/* One row's columns to their places, `pad_left` from the left. */
-INLINE void sort_columns(const convolution *c, const float *x, float *to) {
-    int64_t stride = c->stride_width, left = c->pad_left, column = 0;
-    if (stride == 1) {
-        copy_floats(to + left, x, c->width);
-        return;
-    }
-    if (stride == 2) {
-        float *even = to + (left & 1) * c->copy_width + left / 2;
-        float *odd = to + (~left & 1) * c->copy_width + (left + 1) / 2;
-        for (; column + 2 * WIDE <= c->width; column += 2 * WIDE) {
-            wide low = wide_load(x + column), high = wide_load(x + column + WIDE);
-            wide_store(even + column / 2, wide_even(low, high));
-            wide_store(odd + column / 2, wide_odd(low, high));
-        }
-        for (; column + 2 <= c->width; column += 2) {
-            even[column / 2] = x[column];
-            odd[column / 2] = x[column + 1];
-        }
-    }
-    for (; column < c->width; column++) {
-        int64_t place = left + column;
-        to[place % stride * c->copy_width + place / stride] = x[column];
-    }
-}
-
 /* `count` output rows' 16 results from one column on; the sums of several rows hide each other's
  * latency. */
 INLINE void depthwise_strip(const convolution *c, const float *w, float bias, float *y, int64_t row,
@@ -259,18 +234,10 @@ INLINE void depthwise_strip(const convolution *c, const float *w, float bias, fl
             UNROLL for (int i = 0; i < count; i++)
                 sums[i] = multiply_add(wide_load(x + i * c->stride_height * row_floats), weight, sums[i]);
         }
-    int64_t inside = c->out_width - column;
     UNROLL for (int i = 0; i < count; i++) {
         wide sum = sums[i] + bias;
         if (c->clips) sum = wide_at_most(wide_at_least(sum, wide_of(c->low)), wide_of(c->high));
-        float *target = y + (row + i) * c->out_width + column;
-        if (inside >= WIDE) {
-            wide_store(target, sum);
-        } else {
-            float lanes[WIDE];
-            wide_store(lanes, sum);
-            copy_floats(target, lanes, inside);
-        }
+        row_store(y + (row + i) * c->out_width, column, c->out_width, sum);
     }
 }
 
@@ -294,7 +261,8 @@ KERNEL(aegis_conv_depthwise_pixels, convolution) {
         int64_t channel = plane % c->groups;
         const float *x = c->x + plane * c->height * c->width;
         for (int64_t row = 0; row < rows; row++)
-            sort_columns(c, x + row * c->width, c->workspace + (row + c->pad_top) * row_floats);
+            sort_columns(x + row * c->width, c->width, c->stride_width, c->pad_left, c->copy_width,
+                         c->workspace + (row + c->pad_top) * row_floats);
         const float *w = c->w + channel * c->kernel_height * c->kernel_width;
         float *y = c->y + plane * c->out_height * c->out_width;
         float bias = c->bias ? c->bias[channel] : 0;
@@ -381,8 +349,7 @@ KERNEL(aegis_conv_depthwise_channels, convolution) {
                 turn(x + row * c->width, channels, c->height * c->width, columns, copy + at * WIDE, WIDE);
             }
             wide bias = wide_of(0);
-            if (c->bias) bias = channels == WIDE ? wide_load(c->bias + channel)
-                                                 : wide_load_part(c->bias + channel, channels, 0);
+            if (c->bias) bias = row_load(c->bias, channel, c->groups);
             if (c->kernel_height == 3 && c->kernel_width == 3) depthwise_group(c, copy, w, bias, sums, 3, 3);
             else depthwise_group(c, copy, w, bias, sums, c->kernel_height, c->kernel_width);
             turn_back(sums, pixels, channels, c->y + plane * pixels);

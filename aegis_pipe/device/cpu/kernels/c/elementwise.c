@@ -22,7 +22,7 @@ typedef struct {
         for (; i < m->count - rest; i += WIDE)                                           \
             wide_store(m->y + i, name##_of(wide_load(m->x + i), p, q));                  \
         if (rest)                                                                        \
-            wide_store_part(m->y + i, name##_of(wide_load_part(m->x + i, rest, 1), p, q), rest); \
+            wide_store_part(m->y + i, name##_of(wide_load_part(m->x + i, rest), p, q), rest); \
     }
 
 MAP(relu, wide_at_least(x, wide_of(0)))
@@ -65,8 +65,8 @@ typedef struct {
                                         b_step ? wide_load(b + i) : same_b));            \
         if (rest)                                                                        \
             wide_store_part(y + i,                                                       \
-                            name##_of(a_step ? wide_load_part(a + i, rest, 1) : same_a,  \
-                                      b_step ? wide_load_part(b + i, rest, 1) : same_b), rest); \
+                            name##_of(a_step ? wide_load_part(a + i, rest) : same_a,  \
+                                      b_step ? wide_load_part(b + i, rest) : same_b), rest); \
     }                                                                                    \
     KERNEL(aegis_##name, pair) {                                                         \
         const pair *p = arguments;                                                       \

@@ -11,13 +11,10 @@ typedef struct {
     int64_t rows, count;
 } softmax;
 
-/* Loads 16 floats of a row, or what is left of it. */
-INLINE wide row_load(const float *row, int64_t i, int64_t count, float rest) {
-    return i + WIDE <= count ? wide_load(row + i) : wide_load_part(row + i, count - i, rest);
-}
-INLINE void row_store(float *row, int64_t i, int64_t count, wide v) {
-    if (i + WIDE <= count) wide_store(row + i, v);
-    else wide_store_part(row + i, v, count - i);
+/* As row_load, with -inf behind the end: no maximum, and exp(-inf) adds nothing. */
+INLINE wide load_power(const float *row, int64_t i, int64_t count) {
+    if (i + WIDE <= count) return wide_load(row + i);
+    return wide_fill_behind(wide_load_part(row + i, count - i), count - i, -__builtin_inff());
 }
 
 /* exp(x - max) / sum; a row of -inf alone becomes NaN. */
@@ -28,18 +25,18 @@ KERNEL(aegis_softmax, softmax) {
         float *y = s->y + r * s->count;
         wide best = wide_of(-__builtin_inff());
         for (int64_t i = 0; i < s->count; i += WIDE)
-            best = wide_max(best, row_load(x, i, s->count, -__builtin_inff()));
+            best = wide_max(best, load_power(x, i, s->count));
         float largest = wide_largest(best);
         wide sum = wide_of(0);
         for (int64_t i = 0; i < s->count; i += WIDE) {
-            wide power = wide_exp(row_load(x, i, s->count, -__builtin_inff()) - largest);
+            wide power = wide_exp(load_power(x, i, s->count) - largest);
             sum += power;
             row_store(y, i, s->count, power);
         }
         float total = wide_sum(sum);
         wide factor = wide_of(1.0f / total);
         for (int64_t i = 0; i < s->count; i += WIDE)
-            row_store(y, i, s->count, row_load(y, i, s->count, 0) * factor);
+            row_store(y, i, s->count, row_load(y, i, s->count) * factor);
     }
 }
 
@@ -55,24 +52,22 @@ typedef struct {
  * cost the variance its digits. */
 KERNEL(aegis_layer_normalisation, layer_normalisation) {
     const layer_normalisation *n = arguments;
-    int64_t count = n->count, rest = count % WIDE;
-    wide_int lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    wide_int in_rest = lane < (wide_int){} + (int32_t)rest;
+    int64_t count = n->count;
     for (int64_t r = 0; r < n->rows; r++) {
         const float *x = n->x + r * count;
         float *y = n->y + r * count;
         wide sum = wide_of(0), squares = wide_of(0);
-        for (int64_t i = 0; n->centres && i < count; i += WIDE) sum += row_load(x, i, count, 0);
+        for (int64_t i = 0; n->centres && i < count; i += WIDE) sum += row_load(x, i, count);
         float mean = wide_sum(sum) / (float)count;
         for (int64_t i = 0; i < count; i += WIDE) {
-            wide d = row_load(x, i, count, 0) - mean;
-            if (i + WIDE > count) d = wide_select(in_rest, d, wide_of(0));
+            wide d = row_load(x, i, count) - mean;
+            if (i + WIDE > count) d = wide_fill_behind(d, count - i, 0);
             squares = multiply_add(d, d, squares);
         }
         float inverse = 1.0f / __builtin_sqrtf(wide_sum(squares) / (float)count + n->epsilon);
         for (int64_t i = 0; i < count; i += WIDE) {
-            wide v = (row_load(x, i, count, 0) - mean) * inverse * row_load(n->scale, i, count, 0);
-            if (n->bias) v += row_load(n->bias, i, count, 0);
+            wide v = (row_load(x, i, count) - mean) * inverse * row_load(n->scale, i, count);
+            if (n->bias) v += row_load(n->bias, i, count);
             row_store(y, i, count, v);
         }
         if (n->mean) n->mean[r] = mean;
@@ -96,6 +91,6 @@ KERNEL(aegis_batch_normalisation, batch_normalisation) {
         const float *x = n->x + plane * n->count;
         float *y = n->y + plane * n->count;
         for (int64_t i = 0; i < n->count; i += WIDE)
-            row_store(y, i, n->count, multiply_add(row_load(x, i, n->count, 0), factor, shift));
+            row_store(y, i, n->count, multiply_add(row_load(x, i, n->count), factor, shift));
     }
 }

@@ -5,6 +5,7 @@
  *         its columns sorted by their remainder modulo the stride, padding filled in;
  *         then combine neighbours of that row, again 16 results at a time
  */
+#include "columns.h"
 #include "step.h"
 
 typedef struct {
@@ -31,40 +32,13 @@ INLINE wide combine(wide a, wide b, int is_max) { return is_max ? wide_max(a, b)
 /* Combines the window's rows of a plane: `row` is [width], rounded up to a whole register. */
 INLINE void combine_rows(const pool *p, const float *x, taps t, int64_t start, float neutral, int is_max,
                          float *row) {
-    int64_t rest = p->width % WIDE, column = 0;
     const float *first = x + (start + t.first * p->dilation_height) * p->width;
-    for (; column < p->width; column += WIDE) {
-        int is_part = column + WIDE > p->width;
-        const float *from = first + column;
+    for (int64_t column = 0; column < p->width; column += WIDE) {
+        const float *from = first;
         wide best = wide_of(neutral);
         for (int64_t tap = t.first; tap < t.last; tap++, from += p->dilation_height * p->width)
-            best = combine(best, is_part ? wide_load_part(from, rest, neutral) : wide_load(from), is_max);
+            best = combine(best, row_load(from, column, p->width), is_max);
         wide_store(row + column, best);
-    }
-}
-
-/* row[width] to [stride_width][row_floats] with pad_left columns before it. */
-static void sort_columns(const pool *p, const float *row, float neutral, float *sorted) {
-    int64_t stride = p->stride_width, room = stride * p->row_floats, column = 0;
-    for (int64_t i = 0; i < room; i += WIDE) wide_store(sorted + i, wide_of(neutral));
-    if (stride == 1) {
-        __builtin_memcpy(sorted + p->pad_left, row, (size_t)p->width * sizeof *row);
-        return;
-    }
-    if (stride == 2) {
-        float *even = sorted + (p->pad_left & 1) * p->row_floats + p->pad_left / 2;
-        float *odd = sorted + (~p->pad_left & 1) * p->row_floats + (p->pad_left + 1) / 2;
-        for (; column + 2 * WIDE <= p->width; column += 2 * WIDE) {
-            wide low = wide_load(row + column), high = wide_load(row + column + WIDE);
-            wide_store(even + column / 2, __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18,
-                                                                  20, 22, 24, 26, 28, 30));
-            wide_store(odd + column / 2, __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19,
-                                                                 21, 23, 25, 27, 29, 31));
-        }
-    }
-    for (; column < p->width; column++) {
-        int64_t at = p->pad_left + column;
-        sorted[at % stride * p->row_floats + at / stride] = row[column];
     }
 }
 
@@ -80,13 +54,15 @@ INLINE void pool_planes(const pool *p, int is_max) {
                              -pads_left, right);
         counts[column] = (float)larger(1, t.last - t.first);
     }
+    /* The padding is the same for all rows: filled in once, never written again. */
+    for (int64_t i = 0; i < p->stride_width * p->row_floats; i += WIDE) wide_store(sorted + i, wide_of(neutral));
     for (int64_t plane = 0; plane < p->planes; plane++) {
         const float *x = p->x + plane * p->height * p->width;
         for (int64_t out_row = 0; out_row < p->out_height; out_row++) {
             int64_t start = out_row * p->stride_height - p->pad_top;
             taps met = taps_within(start, p->kernel_height, p->dilation_height, 0, p->height);
             combine_rows(p, x, met, start, neutral, is_max, row);
-            sort_columns(p, row, neutral, sorted);
+            sort_columns(row, p->width, p->stride_width, p->pad_left, p->row_floats, sorted);
             taps counted = taps_within(start, p->kernel_height, p->dilation_height, -pads_top, bottom);
             float count = (float)larger(1, counted.last - counted.first);
             float *y = p->y + (plane * p->out_height + out_row) * p->out_width;
@@ -95,14 +71,8 @@ INLINE void pool_planes(const pool *p, int is_max) {
                 for (int64_t tap = 0, at = 0; tap < p->kernel_width; tap++, at += p->dilation_width)
                     best = combine(best, wide_load(sorted + at % p->stride_width * p->row_floats +
                                                    at / p->stride_width + column), is_max);
-                int64_t inside = smaller(WIDE, p->out_width - column);
-                if (!is_max) {
-                    wide divisor = inside < WIDE ? wide_load_part(counts + column, inside, 1)
-                                                 : wide_load(counts + column);
-                    best /= divisor * count;
-                }
-                if (inside < WIDE) wide_store_part(y + column, best, inside);
-                else wide_store(y + column, best);
+                if (!is_max) best /= row_load(counts, column, p->out_width) * count;
+                row_store(y, column, p->out_width, best);
             }
         }
     }
@@ -127,7 +97,7 @@ KERNEL(aegis_global_average_pool, global_pool) {
         for (; i + 4 * WIDE <= p->count; i += 4 * WIDE)
             UNROLL for (int j = 0; j < 4; j++) sums[j] += wide_load(x + i + j * WIDE);
         for (; i + WIDE <= p->count; i += WIDE) sums[0] += wide_load(x + i);
-        if (i < p->count) sums[1] += wide_load_part(x + i, p->count - i, 0);
+        if (i < p->count) sums[1] += wide_load_part(x + i, p->count - i);
         p->y[plane] = wide_sum((sums[0] + sums[1]) + (sums[2] + sums[3])) / (float)p->count;
     }
 }
@@ -139,7 +109,9 @@ KERNEL(aegis_global_max_pool, global_pool) {
         wide best = wide_of(-__builtin_inff());
         int64_t i = 0;
         for (; i + WIDE <= p->count; i += WIDE) best = wide_max(best, wide_load(x + i));
-        if (i < p->count) best = wide_max(best, wide_load_part(x + i, p->count - i, -__builtin_inff()));
+        if (i < p->count)
+            best = wide_max(best, wide_fill_behind(wide_load_part(x + i, p->count - i), p->count - i,
+                                                   -__builtin_inff()));
         p->y[plane] = wide_largest(best);
     }
 }

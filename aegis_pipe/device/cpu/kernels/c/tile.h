@@ -64,10 +64,16 @@ INLINE void tile_clear(vec sums[ROWS][VECTORS], int rows, int vectors) {
         UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = vec_of(0);
 }
 
+/* The first `count` < LANES floats, zeros behind them. */
 INLINE vec vec_load_part(const float *p, int64_t count) {
-    float lanes[LANES];
-    for (int64_t i = 0; i < LANES; i++) lanes[i] = i < count ? p[i] : 0;
+    float lanes[WIDE];
+    wide_store(lanes, wide_load_part(p, count));
     return vec_load(lanes);
+}
+INLINE void vec_store_part(float *p, vec v, int64_t count) {
+    float lanes[WIDE];
+    vec_store(lanes, v);
+    wide_store_part(p, wide_load(lanes), count);
 }
 
 INLINE vec clipped(vec x, float low, float high) {
@@ -100,13 +106,8 @@ INLINE void tile_store(const epilogue *e, vec sums[ROWS][VECTORS], int rows, int
             int64_t count = columns - v * LANES;
             vec result = finished(e, sums[r][v], row + r, column + v * LANES, count);
             float *target = y + (row + r) * y_row + column + v * LANES;
-            if (count >= LANES) {
-                vec_store(target, result);
-            } else {
-                float lanes[LANES];
-                vec_store(lanes, result);
-                for (int64_t i = 0; i < count; i++) target[i] = lanes[i];
-            }
+            if (count >= LANES) vec_store(target, result);
+            else vec_store_part(target, result, count);
         }
     }
 }

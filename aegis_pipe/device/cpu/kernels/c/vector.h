@@ -12,6 +12,9 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -50,21 +53,59 @@ INLINE wide wide_load(const float *p) { wide v; __builtin_memcpy(&v, p, sizeof v
 INLINE void wide_store(float *p, wide v) { __builtin_memcpy(p, &v, sizeof v); }
 INLINE wide wide_of(float x) { return x - (wide){}; }
 
-/* The first `count` < WIDE floats; the other lanes hold `rest`. Reads nothing beyond. */
-INLINE wide wide_load_part(const float *p, int64_t count, float rest) {
-    float lanes[WIDE];
-    for (int64_t i = 0; i < WIDE; i++) lanes[i] = i < count ? p[i] : rest;
+/* The first `count` <= WIDE floats, zeros behind them; neither reads nor writes beyond. */
+#if defined(__AVX512F__)
+INLINE wide wide_load_part(const float *p, int64_t count) {
+    return (wide)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
+}
+INLINE void wide_store_part(float *p, wide v, int64_t count) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)v);
+}
+#elif defined(__AVX2__)
+/* All ones in lane i if first + i < count. */
+INLINE __m256i lanes_below(int64_t count, int first) {
+    __m256i lane = _mm256_setr_epi32(first, first + 1, first + 2, first + 3, first + 4, first + 5, first + 6, first + 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), lane);
+}
+INLINE wide wide_load_part(const float *p, int64_t count) {
+    eight low = (eight)_mm256_maskload_ps(p, lanes_below(count, 0));
+    eight high = (eight)_mm256_maskload_ps(p + 8, lanes_below(count, 8));
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+INLINE void wide_store_part(float *p, wide v, int64_t count) {
+    eight low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+    eight high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    _mm256_maskstore_ps(p, lanes_below(count, 0), (__m256)low);
+    _mm256_maskstore_ps(p + 8, lanes_below(count, 8), (__m256)high);
+}
+#else
+INLINE wide wide_load_part(const float *p, int64_t count) {
+    float lanes[WIDE] = {0};
+    for (int64_t i = 0; i < count; i++) lanes[i] = p[i];
     return wide_load(lanes);
 }
-
 INLINE void wide_store_part(float *p, wide v, int64_t count) {
     float lanes[WIDE];
     wide_store(lanes, v);
     for (int64_t i = 0; i < count; i++) p[i] = lanes[i];
 }
+#endif
 
 INLINE wide wide_select(wide_int mask, wide yes, wide no) {
     return (wide)((mask & (wide_int)yes) | (~mask & (wide_int)no));
+}
+/* Replaces the lanes from `count` on. */
+INLINE wide wide_fill_behind(wide v, int64_t count, float rest) {
+    wide_int lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return wide_select(lane < (wide_int){} + (int32_t)count, v, wide_of(rest));
+}
+/* Floats i .. i + 15 of a row of `count`; zeros behind its end. */
+INLINE wide row_load(const float *row, int64_t i, int64_t count) {
+    return i + WIDE <= count ? wide_load(row + i) : wide_load_part(row + i, count - i);
+}
+INLINE void row_store(float *row, int64_t i, int64_t count, wide v) {
+    if (i + WIDE <= count) wide_store(row + i, v);
+    else wide_store_part(row + i, v, count - i);
 }
 /* A NaN in `x` stays; `bound` is never NaN. */
 INLINE wide wide_at_least(wide x, wide bound) { return wide_select(x < bound, bound, x); }
@@ -123,21 +164,14 @@ INLINE void copy_floats(float *to, const float *from, int64_t count) {
     }
 }
 
-/* Folds the upper half onto the lower, four times. */
-INLINE float wide_sum(wide v) {
-    float lanes[WIDE];
-    wide_store(lanes, v);
-    UNROLL for (int half = WIDE / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-    return lanes[0];
-}
-
-INLINE float wide_largest(wide v) {
-    float lanes[WIDE];
-    wide_store(lanes, v);
-    float best = lanes[0];
-    for (int i = 1; i < WIDE; i++) best = lanes[i] > best || lanes[i] != lanes[i] ? lanes[i] : best;
-    return best;
-}
+/* Lane i with lane i + 8, 4, 2, 1 in turn: the one order of additions, on every machine. */
+#define FOLD(v, combine)                                                                              \
+    v = combine(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)); \
+    v = combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)); \
+    v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)); \
+    v = combine(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+INLINE wide wide_add(wide a, wide b) { return a + b; }
+INLINE float wide_sum(wide v) { FOLD(v, wide_add) return v[0]; }
+INLINE float wide_largest(wide v) { FOLD(v, wide_max) return v[0]; }
 
 #endif
