@@ -188,6 +188,7 @@ def _choose_depthwise_channels(request: KernelRequest) -> KernelChoice | None:
     if shape is None or not shape.is_depthwise:
         return None
     taps = math.prod(shape.kernel)
+    pixels = math.prod(_padded_copy(shape)) + shape.pixels + math.prod(shape.size)
     packed = PackedConstant(
         layout=f"taps.{_LANES}",
         size_bytes=taps * compiled.round_up(shape.groups, _LANES) * 4,
@@ -197,7 +198,7 @@ def _choose_depthwise_channels(request: KernelRequest) -> KernelChoice | None:
     )
     return KernelChoice(
         kernel="native.conv.depthwise_channels",
-        workspace_bytes=(math.prod(_padded_copy(shape)) + shape.pixels) * _LANES * 4,
+        workspace_bytes=pixels * _LANES * 4,
         packed={1: packed},
         cost=shape.multiply_adds,
     )

@@ -32,4 +32,14 @@ INLINE void sort_columns(const float *row, int64_t width, int64_t stride, int64_
     }
 }
 
+/* Where a tap's columns lie in a sorted row. */
+typedef struct { int64_t remainder, place; } sorted_tap;
+
+/* The tap `dilation` columns on; divisions would cost more than the loads they serve. */
+INLINE sorted_tap next_tap(sorted_tap tap, int64_t dilation, int64_t stride) {
+    tap.remainder += dilation;
+    while (tap.remainder >= stride) tap.remainder -= stride, tap.place++;
+    return tap;
+}
+
 #endif

@@ -150,6 +150,15 @@ INLINE void transpose_8x8(const float *from, int64_t from_row, float *to, int64_
     UNROLL for (int i = 0; i < 8; i++) __builtin_memcpy(to + i * to_row, &turned[i], sizeof turned[i]);
 }
 
+/* 8 columns of fewer than 8 channels. Every column is stored as 8 floats, whose end the next one
+ * overwrites: the row must go on for 8 columns more. */
+INLINE void interleave_few(const float *x, int64_t plane, int64_t depth, float *to) {
+    eight turned[8];
+    UNROLL for (int i = 0; i < 8; i++) turned[i] = i < depth ? eight_load(x + i * plane) : (eight){};
+    transpose_eight(turned);
+    UNROLL for (int i = 0; i < 8; i++) __builtin_memcpy(to + i * depth, &turned[i], sizeof turned[i]);
+}
+
 /* One image row of all channels of a group, [depth][columns], to [columns][depth]. */
 static void copy_row(const convolution *c, const float *x, int64_t columns, float *to) {
     int64_t plane = c->height * c->width, column = 0;
@@ -157,6 +166,10 @@ static void copy_row(const convolution *c, const float *x, int64_t columns, floa
         int64_t channel = 0;
         for (; channel + 8 <= c->depth; channel += 8)
             transpose_8x8(x + channel * plane + column, plane, to + column * c->depth + channel, c->depth);
+        if (c->depth < 8 && column + 16 <= columns) {
+            interleave_few(x + column, plane, c->depth, to + column * c->depth);
+            continue;
+        }
         for (; channel < c->depth; channel++)
             UNROLL for (int i = 0; i < 8; i++)
                 to[(column + i) * c->depth + channel] = x[channel * plane + column + i];
@@ -225,15 +238,18 @@ INLINE void depthwise_strip(const convolution *c, const float *w, float bias, fl
     int64_t row_floats = c->stride_width * c->copy_width;
     wide sums[4];
     UNROLL for (int i = 0; i < count; i++) sums[i] = wide_of(0);
-    for (int64_t kh = 0; kh < kernel_height; kh++)
+    for (int64_t kh = 0; kh < kernel_height; kh++) {
+        const float *first = c->workspace + column;
+        first += (row * c->stride_height + kh * c->dilation_height) * row_floats;
+        sorted_tap tap = {0, 0};
         for (int64_t kw = 0; kw < kernel_width; kw++) {
-            int64_t tap = kw * c->dilation_width;
-            const float *x = c->workspace + (row * c->stride_height + kh * c->dilation_height) * row_floats +
-                             tap % c->stride_width * c->copy_width + tap / c->stride_width + column;
+            const float *x = first + tap.remainder * c->copy_width + tap.place;
+            tap = next_tap(tap, c->dilation_width, c->stride_width);
             wide weight = wide_of(w[kh * kernel_width + kw]);
             UNROLL for (int i = 0; i < count; i++)
                 sums[i] = multiply_add(wide_load(x + i * c->stride_height * row_floats), weight, sums[i]);
         }
+    }
     UNROLL for (int i = 0; i < count; i++) {
         wide sum = sums[i] + bias;
         if (c->clips) sum = wide_at_most(wide_at_least(sum, wide_of(c->low)), wide_of(c->high));
@@ -247,8 +263,11 @@ INLINE void depthwise_plane(const convolution *c, const float *w, float bias, fl
         int64_t row = 0;
         for (; row + 4 <= c->out_height; row += 4)
             depthwise_strip(c, w, bias, y, row, column, 4, kernel_height, kernel_width);
-        for (; row < c->out_height; row++)
-            depthwise_strip(c, w, bias, y, row, column, 1, kernel_height, kernel_width);
+        switch (c->out_height - row) {
+            case 3: depthwise_strip(c, w, bias, y, row, column, 3, kernel_height, kernel_width); break;
+            case 2: depthwise_strip(c, w, bias, y, row, column, 2, kernel_height, kernel_width); break;
+            case 1: depthwise_strip(c, w, bias, y, row, column, 1, kernel_height, kernel_width); break;
+        }
     }
 }
 
@@ -274,8 +293,9 @@ KERNEL(aegis_conv_depthwise_pixels, convolution) {
 
 /* ---- depthwise, channels in the lanes -------------------------------------------------------
  *
- * For planes too small to fill registers with pixels. WIDE channels at a time are copied to
- * [copy_height][copy_width][WIDE], summed into [out_height * out_width][WIDE], and turned back.
+ * For planes too small to fill registers with pixels. WIDE channels at a time are turned round to
+ * [height * width][WIDE], copied with their padding to [copy_height][copy_width][WIDE], summed into
+ * [out_height * out_width][WIDE], and turned back.
  *
  * W is packed [channels / WIDE][kernel row][kernel column][WIDE].
  */
@@ -327,8 +347,11 @@ INLINE void depthwise_group(const convolution *c, const float *copy, const float
         int64_t column = 0;
         for (; column + 4 <= c->out_width; column += 4)
             depthwise_pixels(c, copy, w, bias, sums, row, column, 4, kernel_height, kernel_width);
-        for (; column < c->out_width; column++)
-            depthwise_pixels(c, copy, w, bias, sums, row, column, 1, kernel_height, kernel_width);
+        switch (c->out_width - column) {
+            case 3: depthwise_pixels(c, copy, w, bias, sums, row, column, 3, kernel_height, kernel_width); break;
+            case 2: depthwise_pixels(c, copy, w, bias, sums, row, column, 2, kernel_height, kernel_width); break;
+            case 1: depthwise_pixels(c, copy, w, bias, sums, row, column, 1, kernel_height, kernel_width); break;
+        }
     }
 }
 
@@ -338,15 +361,16 @@ KERNEL(aegis_conv_depthwise_channels, convolution) {
     int64_t copied_floats = c->copy_height * c->copy_width * WIDE;
     int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
     int64_t columns = smaller(c->width, c->copy_width - c->pad_left);
-    float *copy = c->workspace, *sums = copy + copied_floats;
+    float *copy = c->workspace, *sums = copy + copied_floats, *turned = sums + pixels * WIDE;
     __builtin_memset(copy, 0, (size_t)copied_floats * sizeof(float));
     for (int64_t image = 0; image < c->batch; image++)
         for (int64_t channel = 0; channel < c->groups; channel += WIDE) {
             int64_t channels = smaller(WIDE, c->groups - channel), plane = image * c->groups + channel;
             const float *x = c->x + plane * c->height * c->width, *w = c->w + channel * taps;
+            turn(x, channels, c->height * c->width, c->height * c->width, turned, WIDE);
             for (int64_t row = 0; row < rows; row++) {
                 int64_t at = (row + c->pad_top) * c->copy_width + c->pad_left;
-                turn(x + row * c->width, channels, c->height * c->width, columns, copy + at * WIDE, WIDE);
+                copy_floats(copy + at * WIDE, turned + row * c->width * WIDE, columns * WIDE);
             }
             wide bias = wide_of(0);
             if (c->bias) bias = row_load(c->bias, channel, c->groups);

@@ -25,13 +25,32 @@ INLINE wide wide_exp(wide x) {
     return y;
 }
 
+/* exp where overflow can not be and denormal results may be 0: x <= 88, and 0 below -87.7. The
+ * rounding constant carries the exponent's bias, so that its bits shifted left are 2^n. */
+INLINE wide wide_exp_short(wide x) {
+    const wide magic = wide_of(12582912.0f + 127.0f);
+    wide bounded = wide_at_least(x, wide_of(-88.0f));
+    wide shifted = multiply_add(bounded, wide_of(1.44269504088896341f), magic);
+    wide n = shifted - magic;
+    wide r = multiply_add(n, wide_of(-0.693359375f), bounded);
+    r = multiply_add(n, wide_of(2.12194440e-4f), r);
+    wide y = wide_of(1.9875691500e-4f);
+    y = multiply_add(y, r, wide_of(1.3981999507e-3f));
+    y = multiply_add(y, r, wide_of(8.3334519073e-3f));
+    y = multiply_add(y, r, wide_of(4.1665795894e-2f));
+    y = multiply_add(y, r, wide_of(1.6666665459e-1f));
+    y = multiply_add(y, r, wide_of(5.0000001201e-1f));
+    y = multiply_add(y, r * r, r) + 1.0f;
+    return y * (wide)((wide_int)shifted << 23);
+}
+
 INLINE wide wide_magnitude(wide x) { return (wide)((wide_int)x & 0x7fffffff); }
 INLINE wide wide_with_sign(wide magnitude, wide x) {
     return (wide)((wide_int)magnitude | ((wide_int)x & (wide_int)wide_of(-0.0f)));
 }
 
 /* 1 / (1 + exp(-x)). */
-INLINE wide wide_sigmoid(wide x) { return 1.0f / (1.0f + wide_exp(-x)); }
+INLINE wide wide_sigmoid(wide x) { return 1.0f / (1.0f + wide_exp_short(wide_at_most(-x, wide_of(88.0f)))); }
 
 /* tanh: below 0.625 an odd polynomial, above 1 - 2 / (exp(2|x|) + 1). Coefficients: Cephes tanhf. */
 INLINE wide wide_tanh(wide x) {
@@ -42,7 +61,7 @@ INLINE wide wide_tanh(wide x) {
     y = multiply_add(y, z, wide_of(1.33314422036e-1f));
     y = multiply_add(y, z, wide_of(-3.33332819422e-1f));
     y = multiply_add(y * z, x, x);
-    wide large = 1.0f - 2.0f / (wide_exp(m + m) + 1.0f);
+    wide large = 1.0f - 2.0f / (wide_exp_short(wide_at_most(m + m, wide_of(88.0f))) + 1.0f);
     return wide_select(m < 0.625f, y, wide_with_sign(large, x));
 }
 
@@ -63,7 +82,7 @@ INLINE wide wide_erf(wide x) {
     q = multiply_add(q, m, wide_of(0.63705974817276f));
     q = multiply_add(q, m, wide_of(1.1277495622634888f));
     q = multiply_add(q, m, wide_of(0.00017749550170265138f));
-    return wide_select(m < 1.0f, p, wide_with_sign(1.0f - wide_exp(-q), x));
+    return wide_select(m < 1.0f, p, wide_with_sign(1.0f - wide_exp_short(-q), x));
 }
 
 #endif

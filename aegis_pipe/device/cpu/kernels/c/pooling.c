@@ -10,7 +10,7 @@
 
 typedef struct {
     const float *x;
-    float *y, *workspace; /* float[(stride_width + 1) * row_floats], and [out_width] counts for averages */
+    float *y, *workspace; /* float[(stride_width + 1) * row_floats], and for averages 1 / count of each column */
     int64_t planes, height, width, out_height, out_width;
     int64_t kernel_height, kernel_width, stride_height, stride_width;
     int64_t dilation_height, dilation_width, pad_top, pad_left, pad_bottom, pad_right;
@@ -45,14 +45,14 @@ INLINE void combine_rows(const pool *p, const float *x, taps t, int64_t start, f
 INLINE void pool_planes(const pool *p, int is_max) {
     const float neutral = is_max ? -__builtin_inff() : 0;
     float *sorted = p->workspace, *row = sorted + p->stride_width * p->row_floats;
-    float *counts = row + p->row_floats;
+    float *shares = row + p->row_floats;
     int64_t pads_top = p->counts_pads ? p->pad_top : 0, pads_left = p->counts_pads ? p->pad_left : 0;
     int64_t bottom = p->height + (p->counts_pads ? p->pad_bottom : 0);
     int64_t right = p->width + (p->counts_pads ? p->pad_right : 0);
     for (int64_t column = 0; !is_max && column < p->out_width; column++) {
         taps t = taps_within(column * p->stride_width - p->pad_left, p->kernel_width, p->dilation_width,
                              -pads_left, right);
-        counts[column] = (float)larger(1, t.last - t.first);
+        shares[column] = 1.0f / (float)larger(1, t.last - t.first);
     }
     /* The padding is the same for all rows: filled in once, never written again. */
     for (int64_t i = 0; i < p->stride_width * p->row_floats; i += WIDE) wide_store(sorted + i, wide_of(neutral));
@@ -60,18 +60,21 @@ INLINE void pool_planes(const pool *p, int is_max) {
         const float *x = p->x + plane * p->height * p->width;
         for (int64_t out_row = 0; out_row < p->out_height; out_row++) {
             int64_t start = out_row * p->stride_height - p->pad_top;
-            taps met = taps_within(start, p->kernel_height, p->dilation_height, 0, p->height);
-            combine_rows(p, x, met, start, neutral, is_max, row);
+            taps reached = taps_within(start, p->kernel_height, p->dilation_height, 0, p->height);
+            combine_rows(p, x, reached, start, neutral, is_max, row);
             sort_columns(row, p->width, p->stride_width, p->pad_left, p->row_floats, sorted);
             taps counted = taps_within(start, p->kernel_height, p->dilation_height, -pads_top, bottom);
-            float count = (float)larger(1, counted.last - counted.first);
+            float share = 1.0f / (float)larger(1, counted.last - counted.first);
             float *y = p->y + (plane * p->out_height + out_row) * p->out_width;
             for (int64_t column = 0; column < p->out_width; column += WIDE) {
                 wide best = wide_of(neutral);
-                for (int64_t tap = 0, at = 0; tap < p->kernel_width; tap++, at += p->dilation_width)
-                    best = combine(best, wide_load(sorted + at % p->stride_width * p->row_floats +
-                                                   at / p->stride_width + column), is_max);
-                if (!is_max) best /= row_load(counts, column, p->out_width) * count;
+                const float *met = sorted + column;
+                sorted_tap tap = {0, 0};
+                for (int64_t kw = 0; kw < p->kernel_width; kw++) {
+                    best = combine(best, wide_load(met + tap.remainder * p->row_floats + tap.place), is_max);
+                    tap = next_tap(tap, p->dilation_width, p->stride_width);
+                }
+                if (!is_max) best *= row_load(shares, column, p->out_width) * share;
                 row_store(y, column, p->out_width, best);
             }
         }
