@@ -174,9 +174,8 @@ def plan_deployment(manifest: Manifest) -> PlannedDeployment:
     phases = PhaseRecorder(EventHub(), clock)
     opened = _open_device(manifest, clock)
     with opened.context as context:
-        orders = _model_orders(manifest)
-        loaded = compile_models(orders, context, phases)
-        plan = _plan(manifest, orders, loaded, context)
+        loaded = compile_models(_model_orders(manifest), context, phases)
+        plan = _plan(manifest, loaded, context)
         models = tuple(model.compiled for model in loaded)
         return PlannedDeployment(manifest, context.description, opened.reason, models, plan)
 
@@ -226,9 +225,8 @@ class Runtime:
                 opened = _open_device(manifest, clock)
             context = self._closing.enter_context(opened.context)
             self.device = context.description
-        orders = _model_orders(manifest)
-        loaded = compile_models(orders, context, phases)
-        self.plan = _plan(manifest, orders, loaded, context)
+        loaded = compile_models(_model_orders(manifest), context, phases)
+        self.plan = _plan(manifest, loaded, context)
         streams = [context.create_stream(index) for index in range(manifest.streams.count)]
         self._deployment = self._closing.enter_context(
             Deployment(
@@ -578,7 +576,6 @@ def _model_orders(manifest: Manifest) -> list[ModelOrder]:
                 bind={name: _as_lists(value) for name, value in section.bind.items()},
                 name=section.name,
             ),
-            memory_budget_bytes=section.memory_budget_bytes,
         )
         for section in manifest.models
     ]
@@ -589,15 +586,10 @@ def _as_lists(constant: Any) -> Any:
     return [_as_lists(item) for item in constant] if isinstance(constant, tuple) else constant
 
 
-def _plan(
-    manifest: Manifest,
-    orders: Sequence[ModelOrder],
-    loaded: Sequence[LoadedModel],
-    context: DeviceContext,
-) -> DevicePlan:
+def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceContext) -> DevicePlan:
     return plan_models(
         loaded,
-        orders,
+        [section.memory_budget_bytes for section in manifest.models],
         context,
         stream_count=manifest.streams.count,
         budget_bytes=manifest.device.memory_budget_bytes,

@@ -10,52 +10,60 @@ a Reshape, the bounds of a Slice) become constants of that graph; which ones, th
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx.backend.base import Backend, BackendRep
 
+from aegis_pipe.clock import Clock, SystemClock
+from aegis_pipe.device.protocols import DeviceContext, DeviceStream
+from aegis_pipe.device.registry import open_device
 from aegis_pipe.errors import (
     DynamicShapeError,
     InvalidInputError,
     InvalidModelError,
     UnsupportedOperatorError,
 )
-from aegis_pipe.execution.evaluation import evaluate_graph
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
 from aegis_pipe.execution.shape_inference import UnknownOperandError
-
-RunGraph = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
-CompileGraph = Callable[[ExecutionGraph, str], RunGraph]
-"""Makes a graph ready to run on a device (`CPU`, `CUDA`)."""
+from aegis_pipe.execution.standalone import StandaloneGraph
 
 COMPILED_GRAPHS_MAX = 8
 """Specialisations that a prepared model keeps; the least recently used goes first."""
 
 
-def compile_reference(graph: ExecutionGraph, device: str) -> RunGraph:
-    """Run a graph by reference operators, whatever the device."""
-    return lambda inputs: evaluate_graph(graph, inputs)
+@cache
+def _device(kind: str) -> tuple[DeviceContext, DeviceStream, Clock]:
+    """Open a device once, for all prepared models of this process; closed at its end."""
+    clock = SystemClock()
+    context = open_device(kind, clock=clock).context
+    atexit.register(context.close)
+    return context, context.create_stream(0), clock
 
 
-compile_graph: CompileGraph = compile_reference
-"""How prepared models are compiled."""
+def _compile(graph: ExecutionGraph, device: str) -> StandaloneGraph:
+    return StandaloneGraph(graph, *_device(device.partition(":")[0].lower()))
 
 
 class AegisBackendRep(BackendRep):
     """A prepared model; compiles for each new set of input shapes."""
 
-    def __init__(self, model: onnx.ModelProto, device: str, compiler: CompileGraph) -> None:
+    def __init__(self, model: onnx.ModelProto, device: str) -> None:
         self._model = model
         self._device = device
-        self._compile = compiler
         self._loader = ModelLoader()
         self._bound_names: tuple[str, ...] = ()
-        self._compiled: OrderedDict[Hashable, tuple[tuple[str, ...], RunGraph]] = OrderedDict()
+        self._compiled: OrderedDict[Hashable, tuple[ExecutionGraph, StandaloneGraph]]
+        self._compiled = OrderedDict()
+        # The interface has no close: what is left is released with this object.
+        weakref.finalize(self, _close_all, self._compiled)
         constant = {tensor.name for tensor in model.graph.initializer}
         self._all_inputs = [value.name for value in model.graph.input]
         self._inputs = [name for name in self._all_inputs if name not in constant]
@@ -66,8 +74,9 @@ class AegisBackendRep(BackendRep):
         Raises an AegisError for inputs that do not fit or a model that can not be loaded.
         """
         arrays = self._named(inputs)
-        names, run = self._specialised(arrays)
-        return tuple(run({name: arrays[name] for name in names}))
+        graph, standalone = self._specialised(arrays)
+        results = standalone.run({name: arrays[name] for name in graph.inputs})
+        return tuple(results[name] for name in graph.outputs)
 
     def _named(self, inputs: Any) -> dict[str, np.ndarray]:
         if not isinstance(inputs, Mapping):
@@ -81,15 +90,17 @@ class AegisBackendRep(BackendRep):
             raise InvalidInputError(f"input `{lists[0]}` is a sequence; only tensors can enter")
         return {name: np.asarray(v) for name, v in inputs.items() if v is not None}
 
-    def _specialised(self, arrays: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], RunGraph]:
+    def _specialised(
+        self, arrays: Mapping[str, np.ndarray]
+    ) -> tuple[ExecutionGraph, StandaloneGraph]:
         key = self._key(arrays)
         if key not in self._compiled:
             graph = self._load(arrays)
             # Loading may have found further inputs that have to be bound.
             key = self._key(arrays)
-            self._compiled[key] = (graph.inputs, self._compile(graph, self._device))
+            self._compiled[key] = graph, _compile(graph, self._device)
             if len(self._compiled) > COMPILED_GRAPHS_MAX:
-                self._compiled.popitem(last=False)
+                self._compiled.popitem(last=False)[1][1].close()
         self._compiled.move_to_end(key)
         return self._compiled[key]
 
@@ -115,6 +126,11 @@ class AegisBackendRep(BackendRep):
                 self._bound_names += tuple(new)
 
 
+def _close_all(compiled: dict[Hashable, tuple[ExecutionGraph, StandaloneGraph]]) -> None:
+    while compiled:
+        compiled.popitem()[1][1].close()
+
+
 class AegisBackend(Backend):
     """The interface as the class that `onnx.backend.test.BackendTest` expects."""
 
@@ -134,7 +150,7 @@ class AegisBackend(Backend):
         """Return the model ready to run; it is compiled on its first run."""
         if not cls.supports_device(device):
             raise InvalidInputError(f"device `{device}` is not supported", hint="use `CPU`")
-        return AegisBackendRep(model, device, compile_graph)
+        return AegisBackendRep(model, device)
 
     @classmethod
     def run_model(

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -26,9 +27,9 @@ from aegis_pipe.errors import AegisError
 from aegis_pipe.scheduling.statistics import ModelStatistics
 from aegis_pipe.telemetry import TelemetryReport
 
+# Latencies in ms: arrival to result; `wait` is arrival to start, `run` start to result.
 SUMMARY_HEADER = (
-    "model", "requests", "done", "late", "dropped", "failed",
-    "p50 ms", "p99 ms", "queue p50", "queue p99", "run p50",
+    "model", "sent", "done", "late", "dropped", "failed", "p50", "p99", "wait p99", "run p50",
 )  # fmt: skip
 
 REFRESH_S = 0.5
@@ -133,10 +134,10 @@ class _Screen:
         if self._quiet or not self._console.is_terminal:
             yield
             return
-        with Live(_live_table(runtime), console=self._console, auto_refresh=False) as live:
+        table = _live_table(runtime)
+        with Live(table, console=self._console, auto_refresh=False, transient=True) as live:
             self._live = live
             yield
-            live.update(_live_table(runtime), refresh=True)
         self._live = None
 
     def refresh(self, runtime: Runtime, elapsed_ns: int) -> None:
@@ -154,7 +155,8 @@ def _headline(runtime: Runtime) -> str:
     report = runtime.report()
     return (
         f"{report.name}: {len(report.statistics.models)} models on {report.device}, "
-        f"{report.streams} streams, policy {report.policy}, memory {_planned(report)}"
+        f"{report.streams} streams, policy {report.policy}\n"
+        f"memory: {_planned(report)}"
     )
 
 
@@ -167,7 +169,7 @@ def _planned(report: RuntimeReport) -> str:
 
 def _live_table(runtime: Runtime) -> Table:
     statistics = runtime.statistics()
-    shown = Table(title=_headline(runtime), title_justify="left")
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in SUMMARY_HEADER:
         shown.add_column(column, justify="left" if column == "model" else "right")
     for figures in statistics.models:
@@ -181,11 +183,11 @@ def summary(report: RuntimeReport) -> str:
     rows = [_summary_row(m) for m in report.statistics.models]
     lines = [
         f"{report.name}: {report.elapsed_ns / 1e9:.1f} s on {report.device}, "
-        f"{report.streams} streams, policy {report.policy}",
+        f"{report.streams} streams, policy {report.policy}; times in ms",
         "",
         table(SUMMARY_HEADER, rows),
         "",
-        _memory_line(report),
+        *_memory_lines(report),
     ]
     for pipeline in report.pipelines:
         lines.append(
@@ -206,19 +208,18 @@ def _summary_row(m: ModelStatistics) -> tuple[str, ...]:
         str(m.deadline_misses),
         str(m.expired + m.rejected + m.cancelled),
         str(m.failed),
-        *map(milliseconds, (m.latency_p50_ns, m.latency_p99_ns, m.queue_p50_ns, m.queue_p99_ns)),
-        milliseconds(m.service_p50_ns),
+        *map(milliseconds, (m.latency_p50_ns, m.latency_p99_ns, m.queue_p99_ns, m.service_p50_ns)),
     )
 
 
-def _memory_line(report: RuntimeReport) -> str:
+def _memory_lines(report: RuntimeReport) -> list[str]:
     plan, size = report.plan, units.format_size
-    return (
-        f"memory: {_planned(report)} (weights {size(plan.weights_bytes)}, "
-        f"{plan.stream_count} arenas of {size(plan.arena_bytes)}); "
-        f"sharing saves {size(plan.saved_bytes)}; "
-        f"{report.statistics.allocations_after_start} device allocations after start"
-    )
+    return [
+        f"memory: {_planned(report)}",
+        f"  weights {size(plan.weights_bytes)}, {plan.stream_count} arenas of "
+        f"{size(plan.arena_bytes)}; sharing saves {size(plan.saved_bytes)}",
+        f"  {report.statistics.allocations_after_start} device allocations after start",
+    ]
 
 
 def _telemetry_lines(report: TelemetryReport | None) -> list[str]:

@@ -43,7 +43,6 @@ class ModelOrder:
     name: str
     path: Path
     options: LoadOptions
-    memory_budget_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,9 +68,7 @@ def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -
                 graph = ModelLoader().load(order.path, order.options)
                 phase.attributes["operators"] = len(graph.operators)
                 phase.attributes["constant_bytes"] = graph.constant_bytes
-            with phases.phase("passes", model=order.name):
-                graph = _run_passes(graph, phases)
-            compiled = compile_model(graph, context, OPERATORS, reference_function, phases)
+            compiled = compile_graph(graph, context, phases)
         except AegisError as error:
             # Several models load: say which one it was.
             error.context = f"model `{order.name}`" + (
@@ -79,6 +76,15 @@ def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -
             )
             raise
     return LoadedModel(compiled, load)
+
+
+def compile_graph(
+    graph: ExecutionGraph, context: DeviceContext, phases: PhaseRecorder
+) -> CompiledModel:
+    """Run the passes over a graph, choose its kernels and plan its memory."""
+    with phases.phase("passes", model=graph.name):
+        graph = _run_passes(graph, phases)
+    return compile_model(graph, context, OPERATORS, reference_function, phases)
 
 
 def _run_passes(graph: ExecutionGraph, phases: PhaseRecorder) -> ExecutionGraph:
@@ -92,19 +98,22 @@ def _run_passes(graph: ExecutionGraph, phases: PhaseRecorder) -> ExecutionGraph:
 
 def plan_models(
     loaded: Sequence[LoadedModel],
-    orders: Sequence[ModelOrder],
+    budgets_bytes: Sequence[int | None],
     context: DeviceContext,
     *,
     stream_count: int,
     budget_bytes: int | None,
 ) -> DevicePlan:
-    """Plan the device as one; raises BudgetExceededError with the smallest cause."""
-    for model, order in zip(loaded, orders, strict=True):
-        if order.memory_budget_bytes is not None:
+    """Plan the device as one; raises BudgetExceededError with the smallest cause.
+
+    `budgets_bytes` has each model's own budget, None where it has none.
+    """
+    for model, model_budget_bytes in zip(loaded, budgets_bytes, strict=True):
+        if model_budget_bytes is not None:
             compiled = model.compiled
             check_model_budget(
                 compiled.name,
-                order.memory_budget_bytes,
+                model_budget_bytes,
                 lifetimes=compiled.analysis.lifetimes,
                 plan=compiled.plan,
                 step_names=[step.name for step in compiled.memory_steps],

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx_cases import LIGHT_MODELS
 
 from aegis_pipe import onnx_backend
-from onnx_cases import LIGHT_MODELS
 
 MODELS = sorted(LIGHT_MODELS.glob("*.onnx"))
 

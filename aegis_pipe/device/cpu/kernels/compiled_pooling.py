@@ -19,6 +19,8 @@ from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
 _LANES = 16
+_STRIP = 8
+"""Rows of windows that are prepared together; `STRIP` of `c/pooling.c`."""
 
 
 class _Pool(ctypes.Structure):
@@ -76,7 +78,7 @@ def _choose_pool(request: KernelRequest) -> KernelChoice | None:
     stride = operands.integers(request, "strides")[-1]
     return KernelChoice(
         kernel=_FUNCTIONS[request.operator][0],
-        workspace_bytes=(stride + 2) * _row_floats(request) * 4,
+        workspace_bytes=(_STRIP * stride + 2) * _row_floats(request) * 4,
         cost=elements_moved(request) * math.prod(operands.integers(request, "kernel_shape")),
     )
 

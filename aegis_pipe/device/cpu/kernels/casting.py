@@ -1,0 +1,121 @@
+"""Cast and BitCast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import ml_dtypes
+import numpy as np
+
+from aegis_pipe.device.cpu.kernels import operands
+from aegis_pipe.device.cpu.kernels.planned import carve, scratch_bytes
+from aegis_pipe.device.cpu.kernels.pointwise import BOOL, FLOAT32, FLOATS, INTEGERS
+from aegis_pipe.device.cpu.kernels.registry import CpuKernel
+from aegis_pipe.device.cpu.kernels.tiles import tile_size, tile_views
+from aegis_pipe.kernel import KernelChoice, KernelRequest
+from aegis_pipe.tensor import TensorSpec
+
+FLOAT8 = frozenset(
+    np.dtype(kind)
+    for kind in (
+        ml_dtypes.float8_e4m3fn,
+        ml_dtypes.float8_e4m3fnuz,
+        ml_dtypes.float8_e5m2,
+        ml_dtypes.float8_e5m2fnuz,
+    )
+)
+SMALL_INTEGERS = frozenset(
+    np.dtype(kind) for kind in (ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4, ml_dtypes.uint4)
+)
+_FLOAT4 = frozenset({np.dtype(ml_dtypes.float4_e2m1fn)})
+_NATIVE = INTEGERS | {BOOL}
+_SOURCES = _NATIVE | FLOATS | FLOAT8 | SMALL_INTEGERS | _FLOAT4
+
+
+def _accepts(source: np.dtype, target: np.dtype) -> bool:
+    if target in FLOAT8 | _FLOAT4 | SMALL_INTEGERS:
+        return source in _SOURCES
+    return source in _SOURCES and target in _NATIVE | FLOATS
+
+
+def _scratch(request: KernelRequest) -> list[TensorSpec]:
+    source, target = operands.input_spec(request, 0), operands.output_spec(request)
+    through = FLOAT8 | _FLOAT4 | SMALL_INTEGERS
+    is_direct = source.dtype not in through and target.dtype not in through
+    return [] if is_direct else [TensorSpec(FLOAT32, (tile_size(target.shape),))]
+
+
+def _choose(request: KernelRequest) -> KernelChoice | None:
+    source, target = operands.input_spec(request, 0), operands.output_spec(request)
+    if not _accepts(source.dtype, target.dtype):
+        return None
+    return KernelChoice(
+        kernel="cast",
+        workspace_bytes=scratch_bytes(_scratch(request)),
+        cost=2.0 * target.element_count,
+    )
+
+
+def _bind(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    source, target = operands.required(inputs), operands.required(outputs)
+    scratch = carve(workspace, _scratch(request))
+    if not scratch:
+
+        def convert() -> None:
+            np.copyto(target, source, casting="unsafe")
+
+        return convert
+    low, high = _limits(target.dtype, bool(operands.integer(request, "saturate")))
+    tiles = [
+        (read, scratch[0][: read.size].reshape(read.shape), written)
+        for read, written in tile_views(target.shape, [source, target])
+    ]
+
+    def convert_through_float32() -> None:
+        for read, wide, written in tiles:
+            np.copyto(wide, read, casting="unsafe")
+            if high is not None:
+                np.clip(wide, low, high, out=wide)
+            np.copyto(written, wide, casting="unsafe")
+
+    return convert_through_float32
+
+
+def _limits(dtype: np.dtype, saturate: bool) -> tuple[float | None, float | None]:
+    """Return what to clip to before converting, or None; integers keep their lowest bits."""
+    if dtype in FLOAT8 and saturate:
+        return float(ml_dtypes.finfo(dtype).min), float(ml_dtypes.finfo(dtype).max)
+    return None, None
+
+
+def _choose_view(request: KernelRequest) -> KernelChoice | None:
+    return KernelChoice("view", view=(0, 0))
+
+
+def _bind_view(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    """Bind for a planner that could not give both the same bytes (a graph output, say): copy."""
+    source = operands.required(inputs).reshape(-1).view(np.uint8)
+    target = operands.required(outputs).reshape(-1).view(np.uint8)
+
+    def run() -> None:
+        np.copyto(target, source)
+
+    return run
+
+
+KERNEL_FAMILY: tuple[CpuKernel, ...] = (
+    CpuKernel(("Cast",), _choose, _bind),
+    CpuKernel(("Reshape", "BitCast"), _choose_view, _bind_view),
+)
