@@ -66,6 +66,8 @@ _PAIRS = {
     "Sum": "add",
     "PRelu": "prelu",
 }
+_GELU = "com.microsoft.BiasGelu"
+"""Gelu with a bias or without."""
 
 
 def _map_function(request: KernelRequest) -> tuple[str, tuple[float, float]] | None:
@@ -73,12 +75,15 @@ def _map_function(request: KernelRequest) -> tuple[str, tuple[float, float]] | N
     if request.operator == "Clip":
         bounds = _clip_bounds(request)
         return None if bounds is None else ("clip", bounds)
-    if request.operator == "Gelu":
-        is_exact = operands.text(request, "approximate") == "none"
-        return "gelu" if is_exact else "gelu_tanh", (0.0, 0.0)
+    if request.operator == _GELU:
+        return None if operands.has_input(request, 1) else (_gelu(request), (0.0, 0.0))
     name, parameters = _MAPS[request.operator]
     values = (*(operands.number(request, parameter) for parameter in parameters), 0.0, 0.0)
     return name, (values[0], values[1])
+
+
+def _gelu(request: KernelRequest) -> str:
+    return "gelu" if operands.text(request, "approximate") == "none" else "gelu_tanh"
 
 
 def _clip_bounds(request: KernelRequest) -> tuple[float, float] | None:
@@ -157,7 +162,9 @@ def _broadcast(request: KernelRequest) -> _Broadcast | None:
 
 
 def _choose_pair(request: KernelRequest) -> KernelChoice | None:
-    if native.LIBRARY is None or len(request.inputs) != 2 or not compiled.is_float32(request):
+    if native.LIBRARY is None or not compiled.is_float32(request):
+        return None
+    if len(request.inputs) != 2 or None in request.inputs:
         return None
     broadcast = _broadcast(request)
     result = operands.output_spec(request)
@@ -186,11 +193,12 @@ def _bind_pair(
             for values in (broadcast.shape, broadcast.a_strides, broadcast.b_strides)
         ),
     )
-    name = f"aegis_{_PAIRS[request.operator]}"
-    return NativeCall(native.LIBRARY, name, arguments, (*inputs, *outputs))
+    is_gelu = request.operator == _GELU
+    name = f"bias_{_gelu(request)}" if is_gelu else _PAIRS[request.operator]
+    return NativeCall(native.LIBRARY, f"aegis_{name}", arguments, (*inputs, *outputs))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel((*_MAPS, "Clip", "Gelu"), _choose_map, _bind_map),
-    CpuKernel(tuple(_PAIRS), _choose_pair, _bind_pair),
+    CpuKernel((*_MAPS, "Clip", _GELU), _choose_map, _bind_map),
+    CpuKernel((*_PAIRS, _GELU), _choose_pair, _bind_pair),
 )

@@ -106,11 +106,16 @@ class NativeCall:
 
 
 class NativeBatch:
-    """Bound kernels run one after the other by one call out of Python."""
+    """Bound kernels run one after the other by a single call out of Python.
 
-    def __init__(self, library: NativeLibrary, calls: Sequence[NativeCall]) -> None:
+    None stands for a call that has nothing to do; it has a row of stamps like any other.
+    """
+
+    __slots__ = ("_address", "_kept", "_run", "_steps")
+
+    def __init__(self, library: NativeLibrary, calls: Sequence[NativeCall | None]) -> None:
         self._kept = tuple(calls)
-        self._steps = (Step * len(calls))(*(call.step for call in calls))
+        self._steps = (Step * len(calls))(*(call.step if call else Step() for call in calls))
         self._address = ctypes.addressof(self._steps)
         self._run = library.run
 

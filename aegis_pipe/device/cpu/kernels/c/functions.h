@@ -4,25 +4,33 @@
 
 #include "vector.h"
 
-/* exp(x): x = n ln 2 + r, |r| <= ln 2 / 2, then a polynomial in r and 2^n by its bits, in two
- * factors so that results below 2^-126 come out denormal. Coefficients: Cephes expf (S. Moshier). */
+/* exp(r), |r| <= ln 2 / 2: 1 + r + r^2 P(r), P a minimax fit of our own by Lawson's algorithm; error
+ * 3e-9 before rounding. */
+INLINE wide exp_of_rest(wide r) {
+    wide y = wide_of(0.0013814467238262296f);
+    y = multiply_add(y, r, wide_of(0.008368780836462975f));
+    y = multiply_add(y, r, wide_of(0.04166839271783829f));
+    y = multiply_add(y, r, wide_of(0.1666651964187622f));
+    y = multiply_add(y, r, wide_of(0.4999999403953552f));
+    y = multiply_add(y, r, wide_of(1.0f));
+    return multiply_add(y, r, wide_of(1.0f));
+}
+
+/* x - n ln 2 with ln 2 in two parts, the first of few digits, so that its product with n is exact. */
+INLINE wide less_logarithms(wide x, wide n) {
+    return multiply_add(n, wide_of(2.12194440e-4f), multiply_add(n, wide_of(-0.693359375f), x));
+}
+
+/* exp(x): x = n ln 2 + r, then exp(r) and 2^n by its bits; the latter in two factors, so that results
+ * below 2^-126 come out denormal and those above 2^127 are not lost. */
 INLINE wide wide_exp(wide x) {
     const wide magic = wide_of(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
     wide bounded = wide_at_most(wide_at_least(x, wide_of(-104.0f)), wide_of(89.0f));
-    wide n = (bounded * wide_of(1.44269504088896341f) + magic) - magic;
-    wide r = multiply_add(n, wide_of(-0.693359375f), bounded);
-    r = multiply_add(n, wide_of(2.12194440e-4f), r);
-    wide y = wide_of(1.9875691500e-4f);
-    y = multiply_add(y, r, wide_of(1.3981999507e-3f));
-    y = multiply_add(y, r, wide_of(8.3334519073e-3f));
-    y = multiply_add(y, r, wide_of(4.1665795894e-2f));
-    y = multiply_add(y, r, wide_of(1.6666665459e-1f));
-    y = multiply_add(y, r, wide_of(5.0000001201e-1f));
-    y = multiply_add(y, r * r, r) + 1.0f;
-    wide known = wide_select(bounded != bounded, wide_of(0), n);
+    wide n = multiply_add(bounded, wide_of(1.44269504088896341f), magic) - magic;
+    wide y = exp_of_rest(less_logarithms(bounded, n));
+    wide known = wide_select(n != n, wide_of(0), n);
     wide_int power = __builtin_convertvector(known, wide_int), half = power >> 1;
-    y = y * (wide)((half + 127) << 23) * (wide)((power - half + 127) << 23);
-    return y;
+    return y * (wide)((half + 127) << 23) * (wide)((power - half + 127) << 23);
 }
 
 /* exp where overflow can not be and denormal results may be 0: x <= 88, and 0 below -87.7. The
@@ -31,17 +39,7 @@ INLINE wide wide_exp_short(wide x) {
     const wide magic = wide_of(12582912.0f + 127.0f);
     wide bounded = wide_at_least(x, wide_of(-88.0f));
     wide shifted = multiply_add(bounded, wide_of(1.44269504088896341f), magic);
-    wide n = shifted - magic;
-    wide r = multiply_add(n, wide_of(-0.693359375f), bounded);
-    r = multiply_add(n, wide_of(2.12194440e-4f), r);
-    wide y = wide_of(1.9875691500e-4f);
-    y = multiply_add(y, r, wide_of(1.3981999507e-3f));
-    y = multiply_add(y, r, wide_of(8.3334519073e-3f));
-    y = multiply_add(y, r, wide_of(4.1665795894e-2f));
-    y = multiply_add(y, r, wide_of(1.6666665459e-1f));
-    y = multiply_add(y, r, wide_of(5.0000001201e-1f));
-    y = multiply_add(y, r * r, r) + 1.0f;
-    return y * (wide)((wide_int)shifted << 23);
+    return exp_of_rest(less_logarithms(bounded, shifted - magic)) * (wide)((wide_int)shifted << 23);
 }
 
 INLINE wide wide_magnitude(wide x) { return (wide)((wide_int)x & 0x7fffffff); }
@@ -83,6 +81,12 @@ INLINE wide wide_erf(wide x) {
     q = multiply_add(q, m, wide_of(1.1277495622634888f));
     q = multiply_add(q, m, wide_of(0.00017749550170265138f));
     return wide_select(m < 1.0f, p, wide_with_sign(1.0f - wide_exp_short(-q), x));
+}
+
+/* x times the normal distribution's integral up to x, and its usual approximation. */
+INLINE wide wide_gelu(wide x) { return 0.5f * x * (1.0f + wide_erf(x * 0.70710678118654752f)); }
+INLINE wide wide_gelu_tanh(wide x) {
+    return 0.5f * x * (1.0f + wide_tanh(0.7978845608028654f * (x + 0.044715f * x * x * x)));
 }
 
 #endif

@@ -17,6 +17,9 @@ INLINE wide load_power(const float *row, int64_t i, int64_t count) {
     return wide_fill_behind(wide_load_part(row + i, count - i), count - i, -__builtin_inff());
 }
 
+/* A NaN may get lost here: the row's sum of powers has it anyway. */
+INLINE wide larger_lanes(wide a, wide b) { return wide_select(a > b, a, b); }
+
 /* exp(x - max) / sum; a row of -inf alone becomes NaN. */
 KERNEL(aegis_softmax, softmax) {
     const softmax *s = arguments;
@@ -25,7 +28,7 @@ KERNEL(aegis_softmax, softmax) {
         float *y = s->y + r * s->count;
         wide best = wide_of(-__builtin_inff());
         for (int64_t i = 0; i < s->count; i += WIDE)
-            best = wide_max(best, load_power(x, i, s->count));
+            best = larger_lanes(best, load_power(x, i, s->count));
         float largest = wide_largest(best);
         wide sum = wide_of(0);
         for (int64_t i = 0; i < s->count; i += WIDE) {

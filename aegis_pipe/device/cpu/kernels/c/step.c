@@ -12,13 +12,15 @@ static int64_t now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Runs `count` steps in order. With `stamps` (int64[count][2]) it also writes when each one began
- * and ended, in nanoseconds of CLOCK_MONOTONIC. */
+/* Runs `count` steps in order; one without a function does nothing. With `stamps`
+ * (int64[count][2]) it also writes when each one began and ended, in nanoseconds of
+ * CLOCK_MONOTONIC; one ends where the next begins. */
 EXPORT void aegis_run(const step *steps, int64_t count, int64_t *stamps) {
+    int64_t now = stamps ? now_ns() : 0;
     for (int64_t i = 0; i < count; i++) {
-        if (stamps) stamps[2 * i] = now_ns();
-        steps[i].function(steps[i].arguments);
-        if (stamps) stamps[2 * i + 1] = now_ns();
+        if (stamps) stamps[2 * i] = now;
+        if (steps[i].function) steps[i].function(steps[i].arguments);
+        if (stamps) stamps[2 * i + 1] = now = now_ns();
     }
 }
 
