@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-_FOLDER = Path(__file__).parent / "lib"
+FOLDER = Path(__file__).parent / "lib"
 POINTER = ctypes.c_void_p
 INTEGER = ctypes.c_int64
 FLOAT = ctypes.c_float
@@ -64,22 +64,22 @@ class NativeLibrary:
         return int(function())
 
 
-def _load() -> tuple[NativeLibrary | None, str]:
+def load() -> tuple[NativeLibrary | None, str]:
     """Return the best library for this processor, and a sentence about it."""
     machine = platform.machine()
-    baseline = _FOLDER / ("x86_64_v2.so" if machine == "x86_64" else f"{machine}.so")
+    baseline = FOLDER / ("x86_64_v2.so" if machine == "x86_64" else f"{machine}.so")
     if not baseline.exists():
         return None, f"not built for {platform.system()} on {machine}; NumPy kernels do the work"
     try:
         library = NativeLibrary(baseline)
         if library.isa_level > 2:
-            library = NativeLibrary(_FOLDER / f"x86_64_v{library.isa_level}.so")
+            library = NativeLibrary(FOLDER / f"x86_64_v{library.isa_level}.so")
     except OSError as error:
         return None, f"not loaded: {error}; NumPy kernels do the work"
     return library, f"compiled for {library.name}"
 
 
-LIBRARY, STATUS = _load()
+LIBRARY, STATUS = load()
 
 
 class NativeCall:

@@ -33,8 +33,8 @@ INLINE wide wide_exp(wide x) {
     return y * (wide)((half + 127) << 23) * (wide)((power - half + 127) << 23);
 }
 
-/* exp where overflow can not be and denormal results may be 0: x <= 88, and 0 below -87.7. The
- * rounding constant carries the exponent's bias, so that its bits shifted left are 2^n. */
+/* exp of x <= 89 for use in a sum: inf from 88.4 on and 0 below -87.7 already. The rounding constant
+ * carries the exponent's bias, so that its bits shifted left are 2^n. */
 INLINE wide wide_exp_short(wide x) {
     const wide magic = wide_of(12582912.0f + 127.0f);
     wide bounded = wide_at_least(x, wide_of(-88.0f));
@@ -48,7 +48,7 @@ INLINE wide wide_with_sign(wide magnitude, wide x) {
 }
 
 /* 1 / (1 + exp(-x)). */
-INLINE wide wide_sigmoid(wide x) { return 1.0f / (1.0f + wide_exp_short(wide_at_most(-x, wide_of(88.0f)))); }
+INLINE wide wide_sigmoid(wide x) { return 1.0f / (1.0f + wide_exp_short(wide_at_most(-x, wide_of(89.0f)))); }
 
 /* tanh: below 0.625 an odd polynomial, above 1 - 2 / (exp(2|x|) + 1). Coefficients: Cephes tanhf. */
 INLINE wide wide_tanh(wide x) {
@@ -59,7 +59,7 @@ INLINE wide wide_tanh(wide x) {
     y = multiply_add(y, z, wide_of(1.33314422036e-1f));
     y = multiply_add(y, z, wide_of(-3.33332819422e-1f));
     y = multiply_add(y * z, x, x);
-    wide large = 1.0f - 2.0f / (wide_exp_short(wide_at_most(m + m, wide_of(88.0f))) + 1.0f);
+    wide large = 1.0f - 2.0f / (wide_exp_short(wide_at_most(m + m, wide_of(89.0f))) + 1.0f);
     return wide_select(m < 0.625f, y, wide_with_sign(large, x));
 }
 
