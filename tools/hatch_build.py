@@ -63,22 +63,26 @@ def build() -> str:
     if importlib.util.find_spec("ziglang") is None:
         return "the package `ziglang` is not installed"
     LIBRARIES.mkdir(exist_ok=True)
-    for name, processor in targets.items():
-        target = LIBRARIES / f"{name}.so"
-        if not _is_newer(target):
-            compile_library(target, platform.machine(), processor)
+    paths = {LIBRARIES / f"{name}.so": processor for name, processor in targets.items()}
+    old = {path: processor for path, processor in paths.items() if not _is_newer(path)}
+    # One compiler for each library, side by side.
+    compilers = [
+        subprocess.Popen(compile_command(path, platform.machine(), processor))
+        for path, processor in old.items()
+    ]
+    if any([compiler.wait() for compiler in compilers]):
+        raise SystemExit("the CPU kernels do not compile; the compiler's messages are above")
     return ""
 
 
-def compile_library(target: Path, machine: str, processor: str) -> None:
-    """Compile all sources into one shared library."""
-    command = [
+def compile_command(target: Path, machine: str, processor: str) -> list[str]:
+    """Return the command that compiles all sources into one shared library."""
+    return [
         *(sys.executable, "-m", "ziglang", "cc"),
         *FLAGS,
         *("-target", f"{machine}-linux-gnu.{GLIBC}", f"-mcpu={processor}"),
         *("-o", str(target), *map(str, sorted(SOURCES.glob("*.c")))),
     ]
-    subprocess.run(command, check=True)
 
 
 def _is_newer(target: Path) -> bool:
