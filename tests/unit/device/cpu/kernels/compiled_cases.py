@@ -34,7 +34,9 @@ def _conv(
     **attributes: object,
 ) -> Case:
     values = [random(*data), random(*weights)] + [random(weights[0])] * bias
-    return Case(f"native.conv.{kernel}", make_node("Conv", len(values), **attributes), values, (1, 2))
+    return Case(
+        f"native.conv.{kernel}", make_node("Conv", len(values), **attributes), values, (1, 2)
+    )
 
 
 def _pads(size: int) -> list[int]:
@@ -46,22 +48,36 @@ def convolutions() -> dict[str, Case]:
     return {
         "3x3": _conv("channels", (1, 64, 12, 11), (64, 64, 3, 3), pads=_pads(1)),
         "3x3 large": _conv("channels", (1, 48, 40, 37), (40, 48, 3, 3), pads=_pads(1)),
-        "7x7 of colours": _conv("channels", (1, 3, 64, 60), (20, 3, 7, 7), pads=_pads(3), strides=s2),
+        "7x7 of colours": _conv(
+            "channels", (1, 3, 64, 60), (20, 3, 7, 7), pads=_pads(3), strides=s2
+        ),
         "batch": _conv("channels", (3, 5, 9, 9), (7, 5, 3, 3), pads=_pads(1), bias=False),
-        "groups": _conv("channels", (2, 32, 14, 14), (36, 8, 3, 3), pads=_pads(1), group=4, strides=s2),
+        "groups": _conv(
+            "channels", (2, 32, 14, 14), (36, 8, 3, 3), pads=_pads(1), group=4, strides=s2
+        ),
         "dilated": _conv("channels", (1, 8, 25, 37), (18, 8, 3, 3), pads=_pads(2), dilations=d2),
-        "dilated strided": _conv("channels", (1, 8, 25, 37), (18, 8, 3, 3), strides=s2, dilations=[3, 2]),
-        "uneven": _conv("channels", (1, 9, 13, 20), (17, 9, 2, 5), pads=[0, 3, 1, 1], strides=[1, 3]),
+        "dilated strided": _conv(
+            "channels", (1, 8, 25, 37), (18, 8, 3, 3), strides=s2, dilations=[3, 2]
+        ),
+        "uneven": _conv(
+            "channels", (1, 9, 13, 20), (17, 9, 2, 5), pads=[0, 3, 1, 1], strides=[1, 3]
+        ),
         "1x1 small": _conv("channels", (2, 16, 5, 7), (24, 16, 1, 1)),
         "1x1 in padding": _conv("channels", (1, 4, 9, 9), (4, 4, 1, 1), pads=_pads(2)),
-        "1x1 strided padding": _conv("channels", (1, 4, 9, 9), (6, 4, 1, 1), pads=[0, 0, 2, 2], strides=s2),
-        "padding beyond": _conv("channels", (1, 4, 3, 3), (4, 4, 1, 1), pads=[0, 7, 0, 0], strides=[1, 8]),
+        "1x1 strided padding": _conv(
+            "channels", (1, 4, 9, 9), (6, 4, 1, 1), pads=[0, 0, 2, 2], strides=s2
+        ),
+        "padding beyond": _conv(
+            "channels", (1, 4, 3, 3), (4, 4, 1, 1), pads=[0, 7, 0, 0], strides=[1, 8]
+        ),
         "one dimension": _conv("channels", (2, 16, 50), (24, 16, 3), pads=[1, 1]),
         "1x1": _conv("pixels", (2, 16, 13, 17), (24, 16, 1, 1)),
         "1x1 grouped": _conv("pixels", (2, 16, 12, 12), (10, 8, 1, 1), group=2),
         "1x1 strided": _conv("pixels", (2, 40, 28, 70), (19, 40, 1, 1), strides=s2),
         "1x1 strided by 3": _conv("pixels", (1, 8, 40, 41), (19, 8, 1, 1), strides=[2, 3]),
-        "depthwise": _conv("depthwise_pixels", (1, 33, 15, 37), (33, 1, 3, 3), pads=_pads(1), group=33),
+        "depthwise": _conv(
+            "depthwise_pixels", (1, 33, 15, 37), (33, 1, 3, 3), pads=_pads(1), group=33
+        ),
         "depthwise strided": _conv(
             "depthwise_pixels", (2, 9, 49, 70), (9, 1, 3, 3), pads=_pads(1), group=9, strides=s2
         ),
@@ -71,12 +87,24 @@ def convolutions() -> dict[str, Case]:
         "depthwise dilated": _conv(
             "depthwise_pixels", (1, 4, 60, 61), (4, 1, 3, 3), group=4, strides=s2, dilations=[3, 3]
         ),
-        "depthwise small": _conv("depthwise_channels", (2, 35, 7, 7), (35, 1, 3, 3), pads=_pads(1), group=35),
+        "depthwise small": _conv(
+            "depthwise_channels", (2, 35, 7, 7), (35, 1, 3, 3), pads=_pads(1), group=35
+        ),
         "depthwise small strided": _conv(
-            "depthwise_channels", (2, 32, 14, 15), (32, 1, 5, 5), pads=_pads(2), group=32, strides=s2
+            "depthwise_channels",
+            (2, 32, 14, 15),
+            (32, 1, 5, 5),
+            pads=_pads(2),
+            group=32,
+            strides=s2,
         ),
         "depthwise small dilated": _conv(
-            "depthwise_channels", (1, 20, 14, 15), (20, 1, 3, 3), bias=False, group=20, dilations=[2, 3]
+            "depthwise_channels",
+            (1, 20, 14, 15),
+            (20, 1, 3, 3),
+            bias=False,
+            group=20,
+            dilations=[2, 3],
         ),
     }
 
@@ -144,7 +172,9 @@ def elementwise() -> dict[str, Case]:
         "reciprocal": _map("Reciprocal"),
     }
     bounds = [random(2, 3, 67), np.float32(-0.5), np.float32(0.75)]
-    cases["clip"] = Case("native.map", make_node("Clip", 3), [bounds[0], *map(np.asarray, bounds[1:])], (1, 2))
+    cases["clip"] = Case(
+        "native.map", make_node("Clip", 3), [bounds[0], *map(np.asarray, bounds[1:])], (1, 2)
+    )
     cases["sqrt"] = Case("native.map", make_node("Sqrt", 1), [np.abs(random(70))])
     forms = (
         ((2, 3, 67), (2, 3, 67)),
@@ -184,7 +214,11 @@ def pools() -> dict[str, Case]:
             {"kernel_shape": [3, 2], "strides": [2, 2], "pads": _pads(1), "dilations": [2, 3]},
         ),
         ("one dimension", (2, 3, 45), {"kernel_shape": [3], "strides": [2], "pads": [1, 0]}),
-        ("uneven", (1, 2, 20, 21), {"kernel_shape": [1, 4], "strides": [3, 1], "pads": [0, 2, 0, 3]}),
+        (
+            "uneven",
+            (1, 2, 20, 21),
+            {"kernel_shape": [1, 4], "strides": [3, 1], "pads": [0, 2, 0, 3]},
+        ),
     ):
         cases[f"max {name}"] = _pool("MaxPool", data, **attributes)
         for counts in (0, 1):

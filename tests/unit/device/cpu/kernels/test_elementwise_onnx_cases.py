@@ -19,13 +19,24 @@ def _cases():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         every = node_cases.collect_testcases(None)
-    return {c.name: c for c in every if len(c.model.graph.node) == 1
-        and (c.model.graph.node[0].domain + "." if c.model.graph.node[0].domain else "") + c.model.graph.node[0].op_type in OPERATORS.names()}
+    return {
+        c.name: c
+        for c in every
+        if len(c.model.graph.node) == 1
+        and (c.model.graph.node[0].domain + "." if c.model.graph.node[0].domain else "")
+        + c.model.graph.node[0].op_type
+        in OPERATORS.names()
+    }
+
 
 CASES = _cases()
 
+
 def _array(value):
-    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
+    return (
+        numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
+    )
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_official_case(name):
@@ -47,6 +58,8 @@ def test_official_case(name):
         results = [a for a in driven.outputs if a is not None]
         for actual, want in zip(results, map(_array, expected), strict=True):
             assert (actual.dtype, actual.shape) == (want.dtype, want.shape)
-            if want.dtype.kind not in "bO" :
+            if want.dtype.kind not in "bO":
                 actual, want = actual.astype(np.float64), want.astype(np.float64)
-            np.testing.assert_allclose(actual, want, rtol=1e-3 if case.rtol is None else case.rtol, atol=case.atol or 1e-7)
+            np.testing.assert_allclose(
+                actual, want, rtol=1e-3 if case.rtol is None else case.rtol, atol=case.atol or 1e-7
+            )

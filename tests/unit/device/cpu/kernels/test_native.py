@@ -45,7 +45,11 @@ def test_arguments_of_another_size_assert() -> None:
 
 
 def test_batch_runs_in_order_like_single_calls() -> None:
-    x, y, z = np.linspace(-1, 1, 100, dtype=np.float32), np.empty(100, np.float32), np.empty(100, np.float32)
+    x, y, z = (
+        np.linspace(-1, 1, 100, dtype=np.float32),
+        np.empty(100, np.float32),
+        np.empty(100, np.float32),
+    )
     calls = [_negate(x, y), _relu(y, z)]
     for call in calls:
         call()
