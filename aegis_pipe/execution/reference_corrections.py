@@ -1,20 +1,25 @@
 """Operators where ONNX's reference evaluator departs from the specification.
 
     BatchNormalization  before opset 14, its own normalises by a mixture with the batch's moments
+    DequantizeLinear    its own is missing before opset 19, which extends the earlier ones
     GlobalMaxPool       its own is right for two spatial axes only
     Loop                its own does not start without a condition, and stacks scalars wrongly
     Scan                its own knows neither other axes than the first nor reverse directions
     Scatter             its own is missing (replaced by ScatterElements in opset 11)
+    Softmax, LogSoftmax, Hardmax
+                        before opset 13 they work on the operand flattened to a matrix
 
 Imported by `reference_operators` only, when a reference operator is first called.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops import load_op
 
 
 class BatchNormalization(OpRun):
@@ -40,6 +45,17 @@ class BatchNormalization(OpRun):
         factor = scale / np.sqrt(variance + np.asarray(self.epsilon, variance.dtype))
         shifted = (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
         return (shifted.astype(x.dtype), *running)
+
+
+class DequantizeLinear(OpRun):
+    """The evaluator's own, of opset 19 at least."""
+
+    op_domain = ""
+
+    def __new__(cls, onnx_node: Any, run_params: dict[str, Any]) -> Any:
+        """Return an instance of the evaluator's own class."""
+        version = max(19, run_params["opsets"][""])
+        return load_op("", "DequantizeLinear", version)(onnx_node, run_params)
 
 
 class GlobalMaxPool(OpRun):
@@ -145,9 +161,63 @@ class Scatter(OpRun):
         return (result,)
 
 
+class _Normaliser(OpRun):
+    op_domain = ""
+
+    def _run(self, x: Any, **_: Any) -> tuple[Any, ...]:
+        axis = next((a.i for a in self.onnx_node.attribute if a.name == "axis"), None)
+        if self.run_params["opsets"][""] >= 13:
+            return (self.along(x, -1 if axis is None else axis),)
+        split = 1 if axis is None else axis % max(1, x.ndim)
+        rows = x.reshape(math.prod(x.shape[:split]), -1)
+        return (self.along(rows, 1).reshape(x.shape),)
+
+    def along(self, x: Any, axis: int) -> Any:
+        raise NotImplementedError
+
+
+class Softmax(_Normaliser):
+    """Exponentials that add up to one."""
+
+    def along(self, x: Any, axis: int) -> Any:
+        """Normalise along one axis."""
+        powers = np.exp(x - x.max(axis=axis, keepdims=True))
+        return powers / powers.sum(axis=axis, keepdims=True)
+
+
+class LogSoftmax(_Normaliser):
+    """Logarithms of Softmax."""
+
+    def along(self, x: Any, axis: int) -> Any:
+        """Normalise along one axis."""
+        shifted = x - x.max(axis=axis, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+
+
+class Hardmax(_Normaliser):
+    """One at the first largest element, zero elsewhere."""
+
+    def along(self, x: Any, axis: int) -> Any:
+        """Mark one element along one axis."""
+        result = np.zeros_like(x)
+        largest = np.expand_dims(np.argmax(x, axis=axis), axis)
+        np.put_along_axis(result, largest, np.array(1, x.dtype), axis=axis)
+        return result
+
+
 def _stacked(values: list[Any]) -> Any:
     # Without iterations neither dtype nor shape of the elements is known here.
     return np.stack(values) if values else np.empty((0,), np.float32)
 
 
-CORRECTIONS = (BatchNormalization, GlobalMaxPool, Loop, Scan, Scatter)
+CORRECTIONS = (
+    BatchNormalization,
+    DequantizeLinear,
+    GlobalMaxPool,
+    Hardmax,
+    LogSoftmax,
+    Loop,
+    Scan,
+    Scatter,
+    Softmax,
+)

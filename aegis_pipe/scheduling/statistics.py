@@ -39,7 +39,7 @@ class LatencyHistogram:
         for bucket in sorted(self._buckets):
             seen += self._buckets[bucket]
             if seen >= rank:
-                return min(int(_GROWTH ** (bucket + 0.5)), self.largest_ns)
+                return min(int(round(_GROWTH ** (bucket + 0.5))), self.largest_ns)
         return 0
 
 
