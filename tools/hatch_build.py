@@ -70,7 +70,7 @@ def build() -> str:
         subprocess.Popen(compile_command(path, platform.machine(), processor))
         for path, processor in old.items()
     ]
-    if any([compiler.wait() for compiler in compilers]):
+    if any(status != 0 for status in [compiler.wait() for compiler in compilers]):
         raise SystemExit("the CPU kernels do not compile; the compiler's messages are above")
     return ""
 

@@ -26,7 +26,7 @@ def _negate(x: np.ndarray, y: np.ndarray) -> NativeCall:
 
 
 def test_status_names_the_build() -> None:
-    assert native.STATUS == f"compiled for {LIBRARY.name}"
+    assert f"compiled for {LIBRARY.name}" == native.STATUS
     assert LIBRARY.name in ("aarch64", f"x86_64_v{LIBRARY.isa_level}")
 
 
