@@ -98,7 +98,8 @@ INLINE vec finished(const epilogue *e, vec sum, int64_t row, int64_t column, int
     return e->clips ? clipped(sum, e->low, e->high) : sum;
 }
 
-/* Writes a finished tile, rows along memory: y[row * y_row + column]. `columns` are results. */
+/* Writes a finished tile, rows along memory: y[row * y_row + column]. Of its columns those below
+ * `columns` are results; there may be more in later tiles. */
 INLINE void tile_store(const epilogue *e, vec sums[ROWS][VECTORS], int rows, int vectors, float *y,
                        int64_t y_row, int64_t row, int64_t column, int64_t columns) {
     UNROLL for (int r = 0; r < rows; r++) {
@@ -112,7 +113,8 @@ INLINE void tile_store(const epilogue *e, vec sums[ROWS][VECTORS], int rows, int
     }
 }
 
-/* Writes a finished tile, columns along memory: y[column * y_column + row]. */
+/* Writes a finished tile, columns along memory: y[column * y_column + row]. Of its columns those
+ * below `columns` are results; there may be more in later tiles. */
 INLINE void tile_store_transposed(const epilogue *e, vec sums[ROWS][VECTORS], int rows, int vectors,
                                   float *y, int64_t y_column, int64_t row, int64_t column,
                                   int64_t columns) {
@@ -124,6 +126,7 @@ INLINE void tile_store_transposed(const epilogue *e, vec sums[ROWS][VECTORS], in
         }
     float *target = y + column * y_column + row;
     int64_t c = 0;
+    columns = smaller(columns, vectors * LANES);
     for (; c + 8 <= columns; c += 8) {
         eight turned[8] = {};
         UNROLL for (int r = 0; r < rows; r++) turned[r] = eight_load(&block[r][c]);
