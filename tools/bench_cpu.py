@@ -1,10 +1,13 @@
-"""Compare our CPU kernels with ONNX Runtime's, operator by operator, one thread each.
+"""Compare our CPU device with ONNX Runtime's, one thread each: operators, or whole models.
 
 Both run in this process and take turns, so that other load meets both alike; each figure is the
-best of its runs. ONNX Runtime writes into bound memory (IOBinding), as our kernels do, but its
-time includes its session's call, and for a lone convolution its reordering of the layout.
+best of its runs. Operators: ONNX Runtime writes into bound memory (IOBinding), as our kernels do,
+but its time includes its session's call, and for a lone convolution its reordering of the layout.
+Models: both copy inputs in and outputs out.
 
     python tools/bench_cpu.py [--json FILE] [--only SUBSTRING] [--repeats N]
+    python tools/bench_cpu.py --models                # the light models of the `onnx` package
+    python tools/bench_cpu.py --models a.onnx b.onnx
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
+from aegis_pipe import onnx_backend
 from aegis_pipe.device.cpu.kernels import KERNELS, native
 from aegis_pipe.execution.graph import OperatorNode
 from aegis_pipe.execution.operators import OPERATORS
@@ -239,10 +243,51 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
     kernel, ours, result = our_call(case, values)
     theirs()
     ours()
-    error = float(np.abs(result - expected).max() / max(1.0, float(np.abs(expected).max())))
     their_us, our_us = best_times_us([theirs, ours], repeats)
+    return _row(case.name, kernel, their_us, our_us, result, expected)
+
+
+def light_models() -> list[Path]:
+    """Return the models that the `onnx` package brings along."""
+    folder = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+    return sorted(folder.glob("*.onnx"))
+
+
+def measure_model(path: Path, repeats: int) -> dict[str, Any]:
+    """Check one model with random inputs against ONNX Runtime and time both."""
+    model = onnx.load(path)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    generator = np.random.default_rng(0)
+    feeds = {
+        value.name: generator.random(
+            [max(1, size.dim_value) for size in value.type.tensor_type.shape.dim], np.float32
+        )
+        for value in model.graph.input
+        if value.name not in weights
+    }
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    prepared = onnx_backend.prepare(model, device="CPU")
+    expected, result = session.run(None, feeds)[0], prepared.run(feeds)[0]
+    their_us, our_us = best_times_us(
+        [lambda: session.run(None, feeds), lambda: prepared.run(feeds)], repeats
+    )
+    return _row(path.stem, "", their_us, our_us, result, expected)
+
+
+def _row(
+    case: str,
+    kernel: str,
+    their_us: float,
+    our_us: float,
+    result: np.ndarray,
+    expected: np.ndarray,
+) -> dict[str, Any]:
+    error = float(np.abs(result - expected).max() / max(1.0, float(np.abs(expected).max())))
     return {
-        "case": case.name,
+        "case": case,
         "kernel": kernel,
         "onnxruntime_us": round(their_us, 1),
         "ours_us": round(our_us, 1),
@@ -251,25 +296,35 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
     }
 
 
+def _rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    if arguments.models is not None:
+        for path in arguments.models or light_models():
+            if arguments.only in path.stem:
+                yield measure_model(path, arguments.repeats)
+        return
+    for case in CASES:
+        if arguments.only in case.name:
+            yield measure(case, arguments.repeats)
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--models", type=Path, nargs="*", help="ONNX files instead of operators")
     arguments = parser.parse_args()
     print(f"kernels {native.STATUS}; onnxruntime {onnxruntime.__version__}; best of repeats, us")
-    print(f"{'case':38} {'kernel':24} {'ORT':>9} {'ours':>9} {'ratio':>6} {'error':>8}")
+    print(f"{'case':38} {'kernel':32} {'ORT':>9} {'ours':>9} {'ratio':>6} {'error':>8}")
     rows = []
-    for case in CASES:
-        if arguments.only in case.name and OPERATORS.get(case.operator):
-            row = measure(case, arguments.repeats)
-            rows.append(row)
-            print(
-                f"{row['case']:38} {row['kernel']:24} {row['onnxruntime_us']:9.1f} "
-                f"{row['ours_us']:9.1f} {row['ratio']:6.2f} {row['error']:8.1e}",
-                flush=True,
-            )
+    for row in _rows(arguments):
+        rows.append(row)
+        print(
+            f"{row['case']:38} {row['kernel']:32} {row['onnxruntime_us']:9.1f} "
+            f"{row['ours_us']:9.1f} {row['ratio']:6.2f} {row['error']:8.1e}",
+            flush=True,
+        )
     ratios = [row["ratio"] for row in rows]
     if ratios:
         print(f"geometric mean of the ratios: {math.exp(np.mean(np.log(ratios))):.3f}")

@@ -165,7 +165,7 @@ def _choice(
 
 
 def _pack(shape: _Convolution, array: np.ndarray, tile: int) -> np.ndarray:
-    """[groups * maps, depth, height, width] to [groups, maps / tile, taps, depth, tile]."""
+    """Turn [groups * maps, depth, kernel...] into [groups, maps / tile, taps, depth, tile]."""
     taps = array.reshape(shape.groups, shape.maps, shape.depth, -1).transpose(0, 3, 2, 1)
     rows = taps.reshape(shape.groups, -1, shape.maps)
     return compiled.as_bytes(compiled.in_tiles(rows, tile))

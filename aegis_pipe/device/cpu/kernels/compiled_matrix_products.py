@@ -95,7 +95,7 @@ def _addend_strides(request: KernelRequest) -> tuple[int, int] | None:
     """Return C's strides between rows and columns of [M, N]; None if its form is not known."""
     shape = operands.input_spec(request, 2).shape
     rows, columns = operands.output_spec(request).shape
-    high, wide = ((1, 1) + shape)[-2:]
+    high, wide = (1, 1, *shape)[-2:]
     if len(shape) > 2 or high not in (1, rows) or wide not in (1, columns):
         return None
     return (wide if high > 1 else 0), (1 if wide > 1 else 0)

@@ -51,6 +51,7 @@ def convolutions() -> dict[str, Case]:
         "7x7 of colours": _conv(
             "channels", (1, 3, 64, 60), (20, 3, 7, 7), pads=_pads(3), strides=s2
         ),
+        "many maps": _conv("channels", (1, 8, 5, 5), (200, 8, 3, 3), pads=_pads(1)),
         "batch": _conv("channels", (3, 5, 9, 9), (7, 5, 3, 3), pads=_pads(1), bias=False),
         "groups": _conv(
             "channels", (2, 32, 14, 14), (36, 8, 3, 3), pads=_pads(1), group=4, strides=s2

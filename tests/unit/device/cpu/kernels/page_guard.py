@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
+from pathlib import Path
 
 import numpy as np
 
-from aegis_pipe.device.cpu.kernels import KERNELS
+from aegis_pipe.device.cpu.kernels import KERNELS, native
 from tests.unit.device.cpu.kernels.compiled_cases import CASES, Case
 from tests.unit.kernel_driver import lower, operator_node
 
@@ -56,6 +58,9 @@ def run(case: Case, *, at_end: bool) -> bytes:
 
 
 def main() -> None:
+    """Run all cases, with another build of the library if one is named."""
+    if len(sys.argv) > 1:
+        native.LIBRARY = native.NativeLibrary(Path(sys.argv[1]))
     for name, case in CASES.items():
         assert run(case, at_end=True) == run(case, at_end=False), name
     print(len(CASES))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from tests.unit.kernel_driver import drive, make_node, operator_node, run_onnxru
 
 pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=f"compiled kernels {native.STATUS}")
 
+ROOT = Path(__file__).parents[5]
 NATIVE_HIDDEN_BYTES_MAX = 1024
 """A call through ctypes makes a few Python numbers."""
 
@@ -82,6 +86,25 @@ def test_operands_may_touch_forbidden_memory() -> None:
     """Each operand ends, then begins, at a page that must not be read; a crash fails the test."""
     command = [sys.executable, "-m", "tests.unit.device.cpu.kernels.page_guard"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(len(CASES))]
+
+
+@pytest.mark.skipif(find_spec("ziglang") is None, reason="the compiler is not installed")
+def test_no_undefined_behaviour(tmp_path: Path) -> None:
+    """A build that traps on overflows and on arrays' bounds runs every case."""
+    spec = spec_from_file_location("hatch_build", ROOT / "tools" / "hatch_build.py")
+    assert spec is not None
+    recipe = module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    library = tmp_path / "trapping.so"
+    processor = next(iter(recipe.TARGETS[platform.machine()].values()))
+    command = recipe.compile_command(library, platform.machine(), processor)
+    subprocess.run(
+        [*command, "-O1", "-fsanitize=undefined", "-fsanitize-trap=undefined"], check=True
+    )
+    run = [sys.executable, "-m", "tests.unit.device.cpu.kernels.page_guard", str(library)]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(len(CASES))]
 
