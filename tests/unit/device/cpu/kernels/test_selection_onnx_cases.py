@@ -44,9 +44,6 @@ ELSEWHERE = frozenset({"Gelu"})
 
 WITHOUT_OFFICIAL_CASE = frozenset(
     {
-        "ai.onnx.ml.Imputer",
-        "ai.onnx.ml.Normalizer",
-        "ai.onnx.ml.Scaler",
         "com.microsoft.QuickGelu",
     }
 )
