@@ -39,6 +39,7 @@ class Epilogue(ctypes.Structure):
     """`epilogue` of `c/tile.h`."""
 
     _fields_ = (
+        ("residual", native.POINTER),
         ("addend", native.POINTER),
         ("addend_row", native.INTEGER),
         ("addend_column", native.INTEGER),

@@ -26,6 +26,8 @@ _PIXELS_MIN = 128
 """With fewer pixels a panel of them is too often a part of a panel."""
 _DEPTHWISE_CHANNELS_PIXELS_MAX = 256
 """Planes up to this size leave too many lanes empty if pixels fill them."""
+_RESIDUAL = 3
+"""Position of the operand that is added to the result."""
 _LANES = 16
 """Lanes of the depthwise kernels, whatever the machine's registers."""
 
@@ -34,7 +36,7 @@ class _Arguments(ctypes.Structure):
     """`convolution` of `c/convolution.c`."""
 
     _fields_ = (
-        *((name, POINTER) for name in ("x", "w", "bias", "y", "workspace")),
+        *((name, POINTER) for name in ("x", "w", "bias", "residual", "y", "workspace")),
         *((name, INTEGER) for name in ("batch", "groups", "depth", "maps")),
         *((name, INTEGER) for name in ("height", "width", "out_height", "out_width")),
         *((name, INTEGER) for name in ("kernel_height", "kernel_width")),
@@ -140,13 +142,18 @@ def _accepted(request: KernelRequest) -> _Convolution | None:
         return None
     if len(operands.input_spec(request, 0).shape) not in (3, 4):
         return None
-    if min(operands.integers(request, "pads")) < 0 or operands.has_input(request, 3):
+    if min(operands.integers(request, "pads")) < 0:
         return None
     return _convolution(request) if compiled.clip_bounds(request) is not None else None
 
 
 def _choice(
-    shape: _Convolution, kernel: str, workspace_floats: int, layout: str, tile: int
+    request: KernelRequest,
+    shape: _Convolution,
+    kernel: str,
+    workspace_floats: int,
+    layout: str,
+    tile: int,
 ) -> KernelChoice:
     assert native.LIBRARY is not None
     taps = math.prod(shape.kernel) * shape.depth
@@ -159,6 +166,7 @@ def _choice(
     return KernelChoice(
         kernel=kernel,
         workspace_bytes=workspace_floats * 4,
+        in_place=_over_residual(request),
         packed={1: packed},
         cost=shape.multiply_adds,
     )
@@ -173,19 +181,28 @@ def _pack(shape: _Convolution, array: np.ndarray, tile: int) -> np.ndarray:
 
 def _choose_depthwise_pixels(request: KernelRequest) -> KernelChoice | None:
     shape = _accepted(request)
-    if shape is None or not shape.is_depthwise or shape.pixels <= _DEPTHWISE_CHANNELS_PIXELS_MAX:
+    if shape is None or not shape.is_depthwise:
+        return None
+    is_small = shape.pixels <= _DEPTHWISE_CHANNELS_PIXELS_MAX
+    if is_small and not operands.has_input(request, _RESIDUAL):
         return None
     height, width = _sorted_copy(shape)
     return KernelChoice(
         kernel="native.conv.depthwise_pixels",
         workspace_bytes=height * shape.strides[1] * width * 4,
+        in_place=_over_residual(request),
         cost=shape.multiply_adds,
     )
 
 
+def _over_residual(request: KernelRequest) -> tuple[tuple[int, int], ...]:
+    """Offer to write over the residual: every tile reads of it just what it then writes."""
+    return ((_RESIDUAL, 0),) if operands.has_input(request, _RESIDUAL) else ()
+
+
 def _choose_depthwise_channels(request: KernelRequest) -> KernelChoice | None:
     shape = _accepted(request)
-    if shape is None or not shape.is_depthwise:
+    if shape is None or not shape.is_depthwise or operands.has_input(request, _RESIDUAL):
         return None
     taps = math.prod(shape.kernel)
     pixels = math.prod(_padded_copy(shape)) + shape.pixels + math.prod(shape.size)
@@ -221,7 +238,7 @@ def _choose_pixels(request: KernelRequest) -> KernelChoice | None:
     floats = shape.depth * native.LIBRARY.panel_columns
     if shape.is_strided:
         floats += shape.depth * shape.pixels
-    return _choice(shape, "native.conv.pixels", floats, "rows", native.LIBRARY.tile_rows)
+    return _choice(request, shape, "native.conv.pixels", floats, "rows", native.LIBRARY.tile_rows)
 
 
 def _choose_channels(request: KernelRequest) -> KernelChoice | None:
@@ -231,7 +248,7 @@ def _choose_channels(request: KernelRequest) -> KernelChoice | None:
     assert native.LIBRARY is not None
     copy_floats = math.prod(_padded_copy(shape)) * shape.depth
     return _choice(
-        shape, "native.conv.channels", copy_floats, "columns", native.LIBRARY.panel_columns
+        request, shape, "native.conv.channels", copy_floats, "columns", native.LIBRARY.panel_columns
     )
 
 
@@ -265,6 +282,7 @@ def _bind(
         native.address(operands.required(inputs, 0)),
         native.address(operands.required(inputs, 1)),
         native.address(operands.optional(inputs, 2)),
+        native.address(operands.optional(inputs, 3)),
         native.address(operands.required(outputs)),
         native.address(workspace),
         *(shape.batch, shape.groups, shape.depth, shape.maps),

@@ -165,6 +165,7 @@ def _epilogue(request: KernelRequest, addend: np.ndarray | None) -> compiled.Epi
     bounds = compiled.clip_bounds(request)
     assert bounds is not None, request.operator
     return compiled.Epilogue(
+        None,
         native.address(addend),
         *(strides or (0, 0)),
         operands.number(request, "alpha") if "alpha" in request.attributes else 1.0,

@@ -2,6 +2,7 @@
 
 native.softmax              over the last dimensions, which are contiguous
 native.layer_normalisation  likewise; RMSNormalization is the same without the mean
+native.skip_normalisation   the sum of two operands, normalised likewise
 native.batch_normalisation  with the statistics given
 """
 
@@ -30,7 +31,8 @@ class _LayerNormalisation(ctypes.Structure):
     """`layer_normalisation` of `c/normalisation.c`."""
 
     _fields_ = (
-        *((name, POINTER) for name in ("x", "scale", "bias", "y", "mean", "inverse_deviation")),
+        *((name, POINTER) for name in ("x", "scale", "bias", "skip", "skip_bias", "sum")),
+        *((name, POINTER) for name in ("y", "mean", "inverse_deviation")),
         *((name, INTEGER) for name in ("rows", "count")),
         ("epsilon", FLOAT),
         ("centres", ctypes.c_int32),
@@ -48,6 +50,11 @@ class _BatchNormalisation(ctypes.Structure):
 
 
 _LAYERS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+
+_SKIPS = (
+    "com.microsoft.SkipLayerNormalization",
+    "com.microsoft.SkipSimplifiedLayerNormalization",
+)
 
 
 def _choose_softmax(request: KernelRequest) -> KernelChoice | None:
@@ -104,11 +111,49 @@ def _bind_layer(
         native.address(x),
         native.address(operands.required(inputs, 1)),
         native.address(operands.optional(inputs, 2)),
+        *(None, None, None),
         *(native.address(operands.optional(outputs, position)) for position in range(3)),
         math.prod(x.shape[:axis]),
         math.prod(x.shape[axis:]),
         operands.number(request, "epsilon"),
         request.operator == "LayerNormalization",
+    )
+    kept = (*inputs, *outputs)
+    return NativeCall(native.LIBRARY, "aegis_layer_normalisation", arguments, kept)
+
+
+def _choose_skip(request: KernelRequest) -> KernelChoice | None:
+    if native.LIBRARY is None or not compiled.is_float32(request):
+        return None
+    data, skip = operands.input_spec(request, 0), operands.input_spec(request, 1)
+    return (
+        KernelChoice(kernel="native.skip_normalisation", cost=4 * elements_moved(request))
+        if data == skip
+        else None
+    )
+
+
+def _bind_skip(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    assert native.LIBRARY is not None
+    x = operands.required(inputs)
+    arguments = _LayerNormalisation(
+        native.address(x),
+        native.address(operands.required(inputs, 2)),
+        native.address(operands.optional(inputs, 3)),
+        native.address(operands.required(inputs, 1)),
+        native.address(operands.optional(inputs, 4)),
+        native.address(operands.optional(outputs, 3)),
+        *(native.address(operands.optional(outputs, position)) for position in range(3)),
+        math.prod(x.shape[:-1]),
+        x.shape[-1],
+        operands.number(request, "epsilon"),
+        "Simplified" not in request.operator,
     )
     kept = (*inputs, *outputs)
     return NativeCall(native.LIBRARY, "aegis_layer_normalisation", arguments, kept)
@@ -147,5 +192,6 @@ def _bind_batch(
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
     CpuKernel(("Softmax",), _choose_softmax, _bind_softmax),
     CpuKernel(_LAYERS, _choose_layer, _bind_layer),
+    CpuKernel(_SKIPS, _choose_skip, _bind_skip),
     CpuKernel(("BatchNormalization",), _choose_batch, _bind_batch),
 )

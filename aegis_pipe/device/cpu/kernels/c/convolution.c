@@ -13,6 +13,7 @@
 
 typedef struct {
     const float *x, *w, *bias; /* bias: [groups * maps], or NULL */
+    const float *residual; /* added to the result before it is clipped, or NULL */
     float *y, *workspace;
     int64_t batch, groups, depth, maps; /* a group has `depth` input and `maps` output channels */
     int64_t height, width, out_height, out_width;
@@ -23,9 +24,12 @@ typedef struct {
     int64_t clips;
 } convolution;
 
-static epilogue finish(const convolution *c, int64_t group, int64_t addend_row, int64_t addend_column) {
-    const float *bias = c->bias ? c->bias + group * c->maps : NULL;
-    return (epilogue){bias, addend_row, addend_column, 1, 1, c->low, c->high, c->clips};
+/* `image` counts the groups of all images. */
+static epilogue finish(const convolution *c, int64_t image, int64_t addend_row, int64_t addend_column) {
+    const float *bias = c->bias ? c->bias + image % c->groups * c->maps : NULL;
+    int64_t results = c->maps * c->out_height * c->out_width;
+    const float *residual = c->residual ? c->residual + image * results : NULL;
+    return (epilogue){residual, bias, addend_row, addend_column, 1, 1, c->low, c->high, c->clips};
 }
 
 /* ---- pixels in the lanes -------------------------------------------------------------------
@@ -92,7 +96,7 @@ KERNEL(aegis_conv_pixels, convolution) {
             x = thinned;
         }
         float *y = c->y + image * c->maps * pixels;
-        epilogue end = finish(c, group, 1, 0);
+        epilogue end = finish(c, image, 1, 0);
         for (int64_t pixel = 0; pixel < pixels; pixel += PANEL) {
             int64_t count = smaller(PANEL, pixels - pixel), vectors = ceil_divide(count, LANES);
             copy_pixels(x + pixel, c->depth, pixels, count, c->workspace);
@@ -202,7 +206,7 @@ KERNEL(aegis_conv_channels, convolution) {
         __builtin_memset(c->workspace, 0, (size_t)(c->copy_height * c->copy_width * c->depth) * sizeof(float));
     for (int64_t image = 0; image < c->batch * c->groups; image++) {
         int64_t group = image % c->groups;
-        epilogue end = finish(c, group, 0, 1);
+        epilogue end = finish(c, image, 0, 1);
         const float *w = c->w + group * packed_maps * panel_floats;
         float *y = c->y + image * c->maps * pixels;
         copy_image(c, c->x + image * c->depth * c->height * c->width);
@@ -233,7 +237,7 @@ KERNEL(aegis_conv_channels, convolution) {
 
 /* `count` output rows' 16 results from one column on; the sums of several rows hide each other's
  * latency. */
-INLINE void depthwise_strip(const convolution *c, const float *w, float bias, float *y, int64_t row,
+INLINE void depthwise_strip(const convolution *c, const float *w, float bias, int64_t plane, int64_t row,
                             int64_t column, int count, int64_t kernel_height, int64_t kernel_width) {
     int64_t row_floats = c->stride_width * c->copy_width;
     wide sums[4];
@@ -251,22 +255,24 @@ INLINE void depthwise_strip(const convolution *c, const float *w, float bias, fl
         }
     }
     UNROLL for (int i = 0; i < count; i++) {
+        int64_t at = (plane * c->out_height + row + i) * c->out_width;
         wide sum = sums[i] + bias;
+        if (c->residual) sum += row_load(c->residual + at, column, c->out_width);
         if (c->clips) sum = wide_at_most(wide_at_least(sum, wide_of(c->low)), wide_of(c->high));
-        row_store(y + (row + i) * c->out_width, column, c->out_width, sum);
+        row_store(c->y + at, column, c->out_width, sum);
     }
 }
 
-INLINE void depthwise_plane(const convolution *c, const float *w, float bias, float *y,
+INLINE void depthwise_plane(const convolution *c, const float *w, float bias, int64_t plane,
                             int64_t kernel_height, int64_t kernel_width) {
     for (int64_t column = 0; column < c->out_width; column += WIDE) {
         int64_t row = 0;
         for (; row + 4 <= c->out_height; row += 4)
-            depthwise_strip(c, w, bias, y, row, column, 4, kernel_height, kernel_width);
+            depthwise_strip(c, w, bias, plane, row, column, 4, kernel_height, kernel_width);
         switch (c->out_height - row) {
-            case 3: depthwise_strip(c, w, bias, y, row, column, 3, kernel_height, kernel_width); break;
-            case 2: depthwise_strip(c, w, bias, y, row, column, 2, kernel_height, kernel_width); break;
-            case 1: depthwise_strip(c, w, bias, y, row, column, 1, kernel_height, kernel_width); break;
+            case 3: depthwise_strip(c, w, bias, plane, row, column, 3, kernel_height, kernel_width); break;
+            case 2: depthwise_strip(c, w, bias, plane, row, column, 2, kernel_height, kernel_width); break;
+            case 1: depthwise_strip(c, w, bias, plane, row, column, 1, kernel_height, kernel_width); break;
         }
     }
 }
@@ -283,11 +289,10 @@ KERNEL(aegis_conv_depthwise_pixels, convolution) {
             sort_columns(x + row * c->width, c->width, c->stride_width, c->pad_left, c->copy_width,
                          c->workspace + (row + c->pad_top) * row_floats);
         const float *w = c->w + channel * c->kernel_height * c->kernel_width;
-        float *y = c->y + plane * c->out_height * c->out_width;
         float bias = c->bias ? c->bias[channel] : 0;
         /* A 3x3 kernel known to the compiler has its taps unrolled. */
-        if (c->kernel_height == 3 && c->kernel_width == 3) depthwise_plane(c, w, bias, y, 3, 3);
-        else depthwise_plane(c, w, bias, y, c->kernel_height, c->kernel_width);
+        if (c->kernel_height == 3 && c->kernel_width == 3) depthwise_plane(c, w, bias, plane, 3, 3);
+        else depthwise_plane(c, w, bias, plane, c->kernel_height, c->kernel_width);
     }
 }
 

@@ -45,11 +45,21 @@ KERNEL(aegis_softmax, softmax) {
 
 typedef struct {
     const float *x, *scale, *bias; /* scale and bias: [count]; bias may be NULL */
+    const float *skip, *skip_bias; /* added to x first: like x, and [count]; or NULL */
+    float *sum; /* where x + skip + skip_bias is wanted as well, or NULL */
     float *y, *mean, *inverse_deviation; /* the last two: [rows], or NULL */
     int64_t rows, count;
     float epsilon;
     int32_t centres; /* 0: RMSNormalization, the mean is not taken away */
 } layer_normalisation;
+
+INLINE void add_skip(const layer_normalisation *n, const float *x, const float *skip, float *to) {
+    for (int64_t i = 0; i < n->count; i += WIDE) {
+        wide v = row_load(x, i, n->count) + row_load(skip, i, n->count);
+        if (n->skip_bias) v += row_load(n->skip_bias, i, n->count);
+        row_store(to, i, n->count, v);
+    }
+}
 
 /* (x - mean) / sqrt(variance + epsilon) * scale + bias; two passes, so that a large mean does not
  * cost the variance its digits. */
@@ -59,6 +69,11 @@ KERNEL(aegis_layer_normalisation, layer_normalisation) {
     for (int64_t r = 0; r < n->rows; r++) {
         const float *x = n->x + r * count;
         float *y = n->y + r * count;
+        if (n->skip) {
+            float *skipped = n->sum ? n->sum + r * count : y;
+            add_skip(n, x, n->skip + r * count, skipped);
+            x = skipped;
+        }
         wide sum = wide_of(0), squares = wide_of(0);
         for (int64_t i = 0; n->centres && i < count; i += WIDE) sum += row_load(x, i, count);
         float mean = wide_sum(sum) / (float)count;

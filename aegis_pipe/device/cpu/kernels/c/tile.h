@@ -36,8 +36,9 @@
 #endif
 #define PANEL (VECTORS * LANES)
 
-/* What happens to a finished sum: scale * sum + addend_scale * addend, then clipped. */
+/* What happens to a finished sum: scale * sum + addend_scale * addend + residual, then clipped. */
 typedef struct {
+    const float *residual; /* of the results' own layout, or NULL */
     const float *addend; /* NULL: none */
     int64_t addend_row, addend_column; /* its strides in floats; 0 repeats, columns are 0 or 1 */
     float scale, addend_scale;
@@ -87,7 +88,7 @@ INLINE vec clipped(vec x, float low, float high) {
 }
 
 /* Finishes one register of sums at (row, column); `count` of its lanes are results. */
-INLINE vec finished(const epilogue *e, vec sum, int64_t row, int64_t column, int64_t count) {
+INLINE vec finished(const epilogue *e, vec sum, vec residual, int64_t row, int64_t column, int64_t count) {
     if (e->scale != 1) sum *= e->scale;
     if (e->addend) {
         const float *p = e->addend + row * e->addend_row + column * e->addend_column;
@@ -95,6 +96,7 @@ INLINE vec finished(const epilogue *e, vec sum, int64_t row, int64_t column, int
         if (e->addend_scale != 1) addend *= e->addend_scale;
         sum += addend;
     }
+    if (e->residual) sum += residual;
     return e->clips ? clipped(sum, e->low, e->high) : sum;
 }
 
@@ -105,8 +107,12 @@ INLINE void tile_store(const epilogue *e, vec sums[ROWS][VECTORS], int rows, int
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int v = 0; v < vectors; v++) {
             int64_t count = columns - v * LANES;
-            vec result = finished(e, sums[r][v], row + r, column + v * LANES, count);
-            float *target = y + (row + r) * y_row + column + v * LANES;
+            int64_t at = (row + r) * y_row + column + v * LANES;
+            vec residual = vec_of(0);
+            if (e->residual)
+                residual = count < LANES ? vec_load_part(e->residual + at, count) : vec_load(e->residual + at);
+            vec result = finished(e, sums[r][v], residual, row + r, column + v * LANES, count);
+            float *target = y + at;
             if (count >= LANES) vec_store(target, result);
             else vec_store_part(target, result, count);
         }
@@ -119,10 +125,16 @@ INLINE void tile_store_transposed(const epilogue *e, vec sums[ROWS][VECTORS], in
                                   float *y, int64_t y_column, int64_t row, int64_t column,
                                   int64_t columns) {
     float block[ROWS][PANEL];
+    if (e->residual) {
+        const float *from = e->residual + column * y_column + row;
+        for (int64_t c = 0; c < smaller(columns, vectors * LANES); c++)
+            UNROLL for (int r = 0; r < rows; r++) block[r][c] = from[c * y_column + r];
+    }
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++) {
             int64_t at = v * LANES;
-            vec_store(&block[r][at], finished(e, sums[r][v], row + r, column + at, columns - at));
+            vec residual = e->residual ? vec_load(&block[r][at]) : vec_of(0);
+            vec_store(&block[r][at], finished(e, sums[r][v], residual, row + r, column + at, columns - at));
         }
     float *target = y + column * y_column + row;
     int64_t c = 0;

@@ -110,6 +110,35 @@ def convolutions() -> dict[str, Case]:
     }
 
 
+def fused_convolutions() -> dict[str, Case]:
+    """Every kernel with a bias or without, another tensor added, then clipped."""
+    cases = {}
+    for name, data, weights, attributes in (
+        ("channels", (2, 9, 13, 10), (37, 9, 3, 3), {"pads": _pads(1)}),
+        ("channels", (2, 8, 7, 7), (70, 4, 1, 1), {"group": 2}),
+        ("pixels", (2, 16, 13, 17), (22, 8, 1, 1), {"group": 2}),
+        ("depthwise_pixels", (2, 5, 17, 33), (5, 1, 3, 3), {"pads": _pads(1), "group": 5}),
+        ("depthwise_pixels", (1, 5, 7, 7), (5, 1, 3, 3), {"pads": _pads(1), "group": 5}),
+    ):
+        for activation, parameters in (("Relu", ()), ("Clip", (-3.0, 20.0))):
+            node = make_node(
+                "FusedConv",
+                ["i0", "i1", "i2", "i3"],
+                domain="com.microsoft",
+                activation=activation,
+                kernel_shape=weights[2:],
+                **({"activation_params": parameters} if parameters else {}),
+                **attributes,
+            )
+            spatial = data[2:]
+            result = random(data[0], weights[0], *spatial)
+            values = [random(*data), random(*weights), random(weights[0]), result]
+            cases[f"fused {name} {data} {activation}"] = Case(
+                f"native.conv.{name}", node, values, (1, 2)
+            )
+    return cases
+
+
 def _matmul(a: Sequence[int], b: Sequence[int], constant: bool) -> Case:
     kernel = "native.gemm" if constant else "native.gemm_dynamic"
     return Case(kernel, make_node("MatMul", 2), [random(*a), random(*b)], (1,) * constant)
@@ -245,6 +274,13 @@ def normalisations() -> dict[str, Case]:
         cases[f"batch {n}"] = Case(
             "native.batch_normalisation", make_node("BatchNormalization", 5), batch
         )
+    for n in (5, 40):
+        skipped = [random(2, 3, n), random(2, 3, n), random(n), random(n), random(n)]
+        skip = make_node("SkipLayerNormalization", 5, domain="com.microsoft")
+        with_sum = make_node("SkipLayerNormalization", 5, domain="com.microsoft")
+        with_sum.output.extend(["", "", "sum"])
+        cases[f"skip {n}"] = Case("native.skip_normalisation", skip, skipped)
+        cases[f"skip with sum {n}"] = Case("native.skip_normalisation", with_sum, skipped)
     rows = make_node("LayerNormalization", 2, axis=1)
     cases["layer of planes"] = Case(
         "native.layer_normalisation", rows, [random(4, 5, 7), random(5, 7)]
@@ -254,6 +290,7 @@ def normalisations() -> dict[str, Case]:
 
 CASES: dict[str, Case] = {
     **convolutions(),
+    **fused_convolutions(),
     **products(),
     **elementwise(),
     **pools(),
