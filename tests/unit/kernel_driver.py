@@ -111,8 +111,10 @@ def drive(
     node: OperatorNode,
     values: Sequence[np.ndarray | None],
     constant_positions: Sequence[int] | None = None,
+    *,
+    compiled: bool = False,
 ) -> Driven | None:
-    """Run a node with the first kernel that takes it; None if none does.
+    """Run a node with the first kernel that takes it, compiled or not; None if none does.
 
     Asserts that nothing is written outside outputs and workspace, that a second run, over other
     garbage, gives the same bits, and so does a run in place, where the kernel offers that.
@@ -120,7 +122,7 @@ def drive(
     request, positions = lower(node, values, constant_positions)
     for kernel in KERNELS.candidates(request.operator):
         choice = kernel.choose(request)
-        if choice is not None:
+        if choice is not None and choice.kernel.startswith("native.") == compiled:
             break
     else:
         return None

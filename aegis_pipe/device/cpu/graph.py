@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from operator import length_hint
 from typing import NoReturn
 
 from aegis_pipe.clock import Clock
+from aegis_pipe.device.cpu.kernels.native import LIBRARY, NativeBatch, NativeCall
 from aegis_pipe.device.cpu.stream import CpuStream
 from aegis_pipe.device.protocols import DeviceStream, KernelCall
 from aegis_pipe.errors import AegisError, KernelError
@@ -50,15 +52,24 @@ class CpuGraph:
         return self._program
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stretch:
+    """Consecutive calls that run as one: a single one, or any number of compiled kernels."""
+
+    first: CpuKernelCall
+    run: Callable[[], None]
+    batch: NativeBatch | None
+    """The compiled kernels, if that is what they are."""
+
+
 class _Program:
     """What a launch runs."""
 
     def __init__(self, calls: Sequence[CpuKernelCall], clock: Clock) -> None:
-        self._calls = tuple(calls)
-        self._working = tuple(call for call in calls if call.run is not None)
-        self._steps = tuple(call.run for call in calls if call.run is not None)
+        self._stretches = _stretches([call for call in calls if call.run is not None])
+        self._steps = tuple(stretch.run for stretch in self._stretches)
         # Views have a row of stamps like any other call, so rows match what was recorded.
-        self._stamped_steps = tuple(call.run or _nothing for call in calls)
+        self._stamped_stretches = _stretches(calls)
         self._now_ns = clock.now_ns
         self.finished_stamps = array("q")
         # Two buffers, so that the finished one can be read while the next launch runs.
@@ -71,34 +82,59 @@ class _Program:
             for step in steps:
                 step()
         except Exception as error:
-            _fail(error, _current(self._working, steps))
+            _fail(error, _current(self._stretches, steps))
 
     def run_stamped(self) -> None:
         """Call everything in order; a call's end is the next one's start."""
-        steps = iter(self._stamped_steps)
+        stretches = iter(self._stamped_stretches)
         now_ns, stamps, position = self._now_ns, self._stamps, 0
+        address, _ = stamps.buffer_info()
         try:
             now = now_ns()
-            for step in steps:
-                stamps[position] = now
-                step()
-                stamps[position + 1] = now = now_ns()
-                position += 2
+            for stretch in stretches:
+                if stretch.batch is None:
+                    stamps[position] = now
+                    stretch.run()
+                    stamps[position + 1] = now = now_ns()
+                    position += 2
+                else:
+                    stretch.batch.run_stamped(address + position * stamps.itemsize)
+                    position += 2 * len(stretch.batch)
+                    now = stamps[position - 1]
         except Exception as error:
-            _fail(error, _current(self._calls, steps))
+            _fail(error, _current(self._stamped_stretches, stretches))
         self.finished_stamps, self._stamps, self._spare_stamps = stamps, self._spare_stamps, stamps
+
+
+def _stretches(calls: Sequence[CpuKernelCall]) -> tuple[_Stretch, ...]:
+    """Group neighbours that the compiled library can run in one go; views go along."""
+    stretches = []
+    for is_native, group in itertools.groupby(calls, _runs_natively):
+        together = list(group)
+        runs = [call.run if isinstance(call.run, NativeCall) else None for call in together]
+        if is_native and any(runs) and LIBRARY is not None:
+            batch = NativeBatch(LIBRARY, runs)
+            stretches.append(_Stretch(together[0], batch, batch))
+        else:
+            stretches += [_Stretch(call, call.run or _nothing, None) for call in together]
+    return tuple(stretches)
+
+
+def _runs_natively(call: CpuKernelCall) -> bool:
+    return call.run is None or isinstance(call.run, NativeCall)
 
 
 def _nothing() -> None:
     """Stand in for a view."""
 
 
-def _current(calls: Sequence[CpuKernelCall], steps: Iterator[object]) -> CpuKernelCall:
+def _current(stretches: Sequence[_Stretch], steps: Iterator[object]) -> CpuKernelCall:
     """Return the call whose step was taken last.
 
     Asking the iterator what is left keeps a counter out of the loop that every request runs.
+    Compiled kernels raise nothing, so the first of a stretch is the only one that can have failed.
     """
-    return calls[len(calls) - length_hint(steps) - 1]
+    return stretches[len(stretches) - length_hint(steps) - 1].first
 
 
 def _fail(error: Exception, call: CpuKernelCall) -> NoReturn:

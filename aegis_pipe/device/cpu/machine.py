@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import threadpoolctl
 
+from aegis_pipe.device.cpu.kernels import native
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -99,4 +101,4 @@ def _summary(library: dict[str, object]) -> str:
 
 def library_versions(blas: BlasThreads) -> tuple[tuple[str, str], ...]:
     """Return the libraries that decide speed and bits, with their versions."""
-    return (("numpy", np.__version__), *blas.libraries)
+    return (("kernels", native.STATUS), ("numpy", np.__version__), *blas.libraries)

@@ -10,6 +10,11 @@ from aegis_pipe.device.cpu.kernels import (
     casting,
     channels_last,
     classic_ml,
+    compiled_convolution,
+    compiled_elementwise,
+    compiled_matrix_products,
+    compiled_normalisation,
+    compiled_pooling,
     convolution,
     decoder_attention,
     determinant,
@@ -47,6 +52,12 @@ from aegis_pipe.device.cpu.kernels import (
 from aegis_pipe.device.cpu.kernels.registry import KERNELS
 
 _FAMILIES = (
+    # Compiled kernels are asked before the NumPy kernels of the same operators.
+    compiled_convolution,
+    compiled_elementwise,
+    compiled_matrix_products,
+    compiled_normalisation,
+    compiled_pooling,
     attention,
     block_quantised,
     casting,

@@ -6,6 +6,7 @@ import threadpoolctl
 
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.cpu.context import CpuContext
+from aegis_pipe.device.cpu.kernels import native
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel, KernelTable
 from aegis_pipe.device.cpu.region import host_bytes
 from aegis_pipe.device.protocols import DeviceCapabilities
@@ -186,6 +187,7 @@ def test_description_and_capabilities() -> None:
         assert facts.alignment_bytes == 64
         versions = dict(facts.library_versions)
         assert versions["numpy"] == np.__version__
+        assert versions["kernels"] == native.STATUS
         assert any("threads=1" in version for version in versions.values())
         assert device.capabilities == DeviceCapabilities(async_copy=True, notifies_progress=True)
 

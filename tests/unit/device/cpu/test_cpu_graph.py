@@ -5,6 +5,7 @@ import pytest
 
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.cpu.graph import CpuGraph, CpuKernelCall
+from aegis_pipe.device.cpu.kernels import compiled_elementwise, native
 from aegis_pipe.device.cpu.stream import CpuStream, Progress
 from aegis_pipe.errors import KernelError
 
@@ -111,3 +112,30 @@ def test_closed_graph_asserts_but_finishes_what_was_launched(stream: CpuStream) 
 def test_calls_of_other_devices_assert() -> None:
     with pytest.raises(AssertionError, match="another device"):
         CpuGraph(["not a call"], SystemClock())
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason=f"compiled kernels {native.STATUS}")
+@pytest.mark.parametrize("stamped", [False, True])
+def test_compiled_kernels_run_between_others(stream: CpuStream, stamped: bool) -> None:
+    x = np.linspace(-1, 1, 40, dtype=np.float32)
+    y, z, w = (np.empty_like(x) for _ in range(3))
+    compiled = [
+        CpuKernelCall("native.map", "n", _native("negate", x, y)),
+        VIEW,
+        CpuKernelCall("native.map", "n", _native("relu", y, z)),
+        CpuKernelCall("double", "n", lambda: np.multiply(z, 2, out=w)),
+        CpuKernelCall("native.map", "n", _native("negate", w, w)),
+    ]
+    graph = CpuGraph([VIEW, *compiled, VIEW], SystemClock())
+    graph.launch(stream, stamped=stamped)
+    stream.synchronise()
+    assert w.tobytes() == (-2 * np.maximum(-x, 0)).tobytes()
+    if stamped:
+        times = np.array(_times(graph))
+        assert times.shape == (7, 2)
+        assert (np.diff(times.reshape(-1)) >= 0).all()
+
+
+def _native(function: str, x: np.ndarray, y: np.ndarray) -> native.NativeCall:
+    arguments = compiled_elementwise._Map(x.ctypes.data, y.ctypes.data, x.size, 0, 0)
+    return native.NativeCall(native.LIBRARY, f"aegis_{function}", arguments, (x, y))

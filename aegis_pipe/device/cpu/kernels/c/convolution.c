@@ -1,0 +1,386 @@
+/* Two-dimensional convolutions of float32 images laid out N, C, H, W.
+ *
+ * aegis_conv_pixels   1x1, no padding, many pixels: pixels lie in the lanes
+ * aegis_conv_channels everything but depthwise: output channels lie in the lanes
+ * aegis_conv_depthwise_pixels, aegis_conv_depthwise_channels
+ *                      one input and one output channel a group
+ *
+ * The order of every sum is the same in the first two: over kernel rows, kernel columns, channels.
+ */
+#include "columns.h"
+#include "step.h"
+#include "tile.h"
+
+typedef struct {
+    const float *x, *w, *bias; /* bias: [groups * maps], or NULL */
+    const float *residual; /* added to the result before it is clipped, or NULL */
+    float *y, *workspace;
+    int64_t batch, groups, depth, maps; /* a group has `depth` input and `maps` output channels */
+    int64_t height, width, out_height, out_width;
+    int64_t kernel_height, kernel_width, stride_height, stride_width;
+    int64_t dilation_height, dilation_width, pad_top, pad_left;
+    int64_t copy_height, copy_width; /* of the padded copy in the workspace */
+    float low, high;
+    int64_t clips;
+} convolution;
+
+/* `image` counts the groups of all images. */
+static epilogue finish(const convolution *c, int64_t image, int64_t addend_row, int64_t addend_column) {
+    const float *bias = c->bias ? c->bias + image % c->groups * c->maps : NULL;
+    int64_t results = c->maps * c->out_height * c->out_width;
+    const float *residual = c->residual ? c->residual + image * results : NULL;
+    return (epilogue){residual, bias, addend_row, addend_column, 1, 1, c->low, c->high, c->clips};
+}
+
+/* ---- pixels in the lanes -------------------------------------------------------------------
+ *
+ * Y[maps, pixels] = W[maps, depth] X[depth, pixels]; X is a plain matrix as it lies in memory.
+ *
+ * With a stride the pixels that count are copied next to each other first.
+ *
+ *     for each PANEL of pixels:  copy [depth][PANEL] next to each other (stays in cache)
+ *       for each tile of ROWS output channels
+ *
+ * W is packed [maps / ROWS][depth][ROWS]: what one tile broadcasts is contiguous.
+ */
+
+INLINE void pixels_tile(const convolution *c, const epilogue *end, const float *w, const float *b,
+                        int64_t b_step, float *y, int64_t map, int64_t pixel, int64_t pixels, int rows,
+                        int vectors) {
+    const float *a[ROWS];
+    UNROLL for (int r = 0; r < rows; r++) a[r] = w + map * c->depth + r;
+    vec sums[ROWS][VECTORS];
+    tile_clear(sums, rows, vectors);
+    tile_accumulate(sums, rows, vectors, a, ROWS, b, b_step, c->depth);
+    tile_store(end, sums, rows, vectors, y, pixels, map, pixel, pixels - pixel);
+}
+
+/* The pixels that a strided kernel meets, [depth][out_height][out_width]. */
+static void thin_image(const convolution *c, const float *x, float *to) {
+    for (int64_t channel = 0; channel < c->depth; channel++, x += c->height * c->width)
+        for (int64_t row = 0; row < c->out_height; row++, to += c->out_width) {
+            const float *from = x + row * c->stride_height * c->width;
+            int64_t column = 0;
+            if (c->stride_width == 2)
+                for (; 2 * (column + WIDE) <= c->width; column += WIDE) {
+                    wide low = wide_load(from + 2 * column), high = wide_load(from + 2 * column + WIDE);
+                    wide_store(to + column, wide_even(low, high));
+                }
+            for (; column < c->out_width; column++) to[column] = from[column * c->stride_width];
+        }
+}
+
+/* Copies `count` <= PANEL pixels of every channel; zeros fill the rest of the last register. */
+static void copy_pixels(const float *x, int64_t channels, int64_t pixels, int64_t count, float *panel) {
+    for (int64_t k = 0; k < channels; k++, x += pixels, panel += PANEL) {
+        if (count == PANEL) {
+            UNROLL for (int v = 0; v < VECTORS; v++) vec_store(panel + v * LANES, vec_load(x + v * LANES));
+        } else {
+            for (int64_t i = 0; i < PANEL; i++) panel[i] = i < count ? x[i] : 0;
+        }
+    }
+}
+
+KERNEL(aegis_conv_pixels, convolution) {
+    const convolution *c = arguments;
+    int64_t pixels = c->out_height * c->out_width;
+    int64_t packed_maps = ceil_divide(c->maps, ROWS) * ROWS;
+    int is_strided = c->stride_height > 1 || c->stride_width > 1;
+    float *thinned = c->workspace + c->depth * PANEL;
+    for (int64_t image = 0; image < c->batch * c->groups; image++) {
+        int64_t group = image % c->groups;
+        const float *x = c->x + image * c->depth * c->height * c->width;
+        const float *w = c->w + group * packed_maps * c->depth;
+        if (is_strided) {
+            thin_image(c, x, thinned);
+            x = thinned;
+        }
+        float *y = c->y + image * c->maps * pixels;
+        epilogue end = finish(c, image, 1, 0);
+        for (int64_t pixel = 0; pixel < pixels; pixel += PANEL) {
+            int64_t count = smaller(PANEL, pixels - pixel), vectors = ceil_divide(count, LANES);
+            copy_pixels(x + pixel, c->depth, pixels, count, c->workspace);
+            for (int64_t map = 0; map < c->maps; map += ROWS)
+                TILE_DISPATCH(pixels_tile, smaller(ROWS, c->maps - map), vectors, c, &end, w, c->workspace,
+                              PANEL, y, map, pixel, pixels)
+        }
+    }
+}
+
+/* ---- channels in the lanes -----------------------------------------------------------------
+ *
+ * Each image of each group is copied once to [copy_height][copy_width][depth], with its padding:
+ * then a pixel's window is, for each kernel row, one contiguous run of kernel_width * depth floats
+ * (with dilation: one run of `depth` a tap), and no tap needs a test.
+ *
+ *     for each block of pixels (its part of the copy stays in the second-level cache)
+ *       for each panel of output channels
+ *         for each tile of up to ROWS pixels of the block:
+ *           for each run: accumulate;  then turn the tile round and write it to Y[map][pixel]
+ *
+ * W is packed [maps / PANEL][kernel row][kernel column][depth][PANEL].
+ */
+
+enum { PIXEL_BLOCK_FLOATS = 32 << 10 };
+
+INLINE void channels_tile(const convolution *c, const epilogue *end, const float *copy, const float *panel,
+                          float *y, int64_t pixel, int64_t map, int rows, int vectors) {
+    const float *a[ROWS];
+    int64_t out_row = pixel / c->out_width, out_column = pixel % c->out_width;
+    UNROLL for (int r = 0; r < rows; r++) {
+        a[r] = copy + (out_row * c->stride_height * c->copy_width + out_column * c->stride_width) * c->depth;
+        if (++out_column == c->out_width) out_column = 0, out_row++;
+    }
+    int64_t runs = c->dilation_width == 1 ? 1 : c->kernel_width;
+    int64_t length = c->kernel_width / runs * c->depth;
+    vec sums[ROWS][VECTORS];
+    tile_clear(sums, rows, vectors);
+    for (int64_t row = 0; row < c->kernel_height; row++) {
+        for (int64_t run = 0; run < runs; run++, panel += length * PANEL) {
+            int64_t offset = (row * c->dilation_height * c->copy_width + run * c->dilation_width) * c->depth;
+            const float *tap[ROWS];
+            UNROLL for (int r = 0; r < rows; r++) tap[r] = a[r] + offset;
+            tile_accumulate(sums, rows, vectors, tap, 1, panel, PANEL, length);
+        }
+    }
+    int64_t pixels = c->out_height * c->out_width;
+    tile_store_transposed(end, sums, rows, vectors, y, pixels, pixel, map, c->maps - map);
+}
+
+INLINE void transpose_8x8(const float *from, int64_t from_row, float *to, int64_t to_row) {
+    eight turned[8];
+    UNROLL for (int i = 0; i < 8; i++) turned[i] = eight_load(from + i * from_row);
+    transpose_eight(turned);
+    UNROLL for (int i = 0; i < 8; i++) __builtin_memcpy(to + i * to_row, &turned[i], sizeof turned[i]);
+}
+
+/* 8 columns of fewer than 8 channels. Every column is stored as 8 floats, whose end the next one
+ * overwrites: the row must go on for 8 columns more. */
+INLINE void interleave_few(const float *x, int64_t plane, int64_t depth, float *to) {
+    eight turned[8];
+    UNROLL for (int i = 0; i < 8; i++) turned[i] = i < depth ? eight_load(x + i * plane) : (eight){};
+    transpose_eight(turned);
+    UNROLL for (int i = 0; i < 8; i++) __builtin_memcpy(to + i * depth, &turned[i], sizeof turned[i]);
+}
+
+/* One image row of all channels of a group, [depth][columns], to [columns][depth]. */
+static void copy_row(const convolution *c, const float *x, int64_t columns, float *to) {
+    int64_t plane = c->height * c->width, column = 0;
+    for (; column + 8 <= columns; column += 8) {
+        int64_t channel = 0;
+        for (; channel + 8 <= c->depth; channel += 8)
+            transpose_8x8(x + channel * plane + column, plane, to + column * c->depth + channel, c->depth);
+        if (c->depth < 8 && column + 16 <= columns) {
+            interleave_few(x + column, plane, c->depth, to + column * c->depth);
+            continue;
+        }
+        for (; channel < c->depth; channel++)
+            UNROLL for (int i = 0; i < 8; i++)
+                to[(column + i) * c->depth + channel] = x[channel * plane + column + i];
+    }
+    for (; column < columns; column++)
+        for (int64_t channel = 0; channel < c->depth; channel++)
+            to[column * c->depth + channel] = x[channel * plane + column];
+}
+
+/* One group of one image into the workspace. What lies around it has been cleared before. */
+static void copy_image(const convolution *c, const float *x) {
+    int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
+    int64_t columns = smaller(c->width, c->copy_width - c->pad_left);
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t at = (row + c->pad_top) * c->copy_width + c->pad_left;
+        copy_row(c, x + row * c->width, columns, c->workspace + at * c->depth);
+    }
+}
+
+KERNEL(aegis_conv_channels, convolution) {
+    const convolution *c = arguments;
+    int64_t pixels = c->out_height * c->out_width, tile = even_tile(pixels);
+    int64_t window = c->depth * c->kernel_width * c->stride_height;
+    int64_t block = larger(1, PIXEL_BLOCK_FLOATS / larger(1, window * tile)) * tile;
+    int64_t panel_floats = c->kernel_height * c->kernel_width * c->depth;
+    int64_t packed_maps = ceil_divide(c->maps, PANEL) * PANEL;
+    int is_padded = c->copy_height > c->height || c->copy_width > c->width || c->pad_top || c->pad_left;
+    /* The padding is the same for all images: cleared once, never written again. */
+    if (is_padded)
+        __builtin_memset(c->workspace, 0, (size_t)(c->copy_height * c->copy_width * c->depth) * sizeof(float));
+    for (int64_t image = 0; image < c->batch * c->groups; image++) {
+        int64_t group = image % c->groups;
+        epilogue end = finish(c, image, 0, 1);
+        const float *w = c->w + group * packed_maps * panel_floats;
+        float *y = c->y + image * c->maps * pixels;
+        copy_image(c, c->x + image * c->depth * c->height * c->width);
+        for (int64_t first = 0; first < pixels; first += block) {
+            int64_t last = smaller(first + block, pixels);
+            for (int64_t map = 0; map < c->maps; map += PANEL) {
+                int64_t vectors = ceil_divide(smaller(PANEL, c->maps - map), LANES);
+                for (int64_t pixel = first; pixel < last; pixel += tile)
+                    TILE_DISPATCH(channels_tile, smaller(tile, last - pixel), vectors, c, &end, c->workspace,
+                                  w + map * panel_floats, y, pixel, map)
+            }
+        }
+    }
+}
+
+/* ---- depthwise, pixels in the lanes --------------------------------------------------------
+ *
+ * A plane is copied with its padding into the workspace, its columns sorted by their remainder
+ * modulo the stride: [copy_height][stride_width][copy_width]. Then neighbouring results read
+ * neighbouring floats, whatever the stride.
+ *
+ *     for each plane
+ *       for each strip of 4 output rows
+ *         for each WIDE results of a row:  over the taps, weight * 16 neighbours
+ *
+ * copy_width has room for a whole last vector; of its results only those inside are written.
+ */
+
+/* `count` output rows' 16 results from one column on; the sums of several rows hide each other's
+ * latency. */
+INLINE void depthwise_strip(const convolution *c, const float *w, float bias, int64_t plane, int64_t row,
+                            int64_t column, int count, int64_t kernel_height, int64_t kernel_width) {
+    int64_t row_floats = c->stride_width * c->copy_width;
+    wide sums[4];
+    UNROLL for (int i = 0; i < count; i++) sums[i] = wide_of(0);
+    for (int64_t kh = 0; kh < kernel_height; kh++) {
+        const float *first = c->workspace + column;
+        first += (row * c->stride_height + kh * c->dilation_height) * row_floats;
+        sorted_tap tap = {0, 0};
+        for (int64_t kw = 0; kw < kernel_width; kw++) {
+            const float *x = first + tap.remainder * c->copy_width + tap.place;
+            tap = next_tap(tap, c->dilation_width, c->stride_width);
+            wide weight = wide_of(w[kh * kernel_width + kw]);
+            UNROLL for (int i = 0; i < count; i++)
+                sums[i] = multiply_add(wide_load(x + i * c->stride_height * row_floats), weight, sums[i]);
+        }
+    }
+    UNROLL for (int i = 0; i < count; i++) {
+        int64_t at = (plane * c->out_height + row + i) * c->out_width;
+        wide sum = sums[i] + bias;
+        if (c->residual) sum += row_load(c->residual + at, column, c->out_width);
+        if (c->clips) sum = wide_at_most(wide_at_least(sum, wide_of(c->low)), wide_of(c->high));
+        row_store(c->y + at, column, c->out_width, sum);
+    }
+}
+
+INLINE void depthwise_plane(const convolution *c, const float *w, float bias, int64_t plane,
+                            int64_t kernel_height, int64_t kernel_width) {
+    for (int64_t column = 0; column < c->out_width; column += WIDE) {
+        int64_t row = 0;
+        for (; row + 4 <= c->out_height; row += 4)
+            depthwise_strip(c, w, bias, plane, row, column, 4, kernel_height, kernel_width);
+        switch (c->out_height - row) {
+            case 3: depthwise_strip(c, w, bias, plane, row, column, 3, kernel_height, kernel_width); break;
+            case 2: depthwise_strip(c, w, bias, plane, row, column, 2, kernel_height, kernel_width); break;
+            case 1: depthwise_strip(c, w, bias, plane, row, column, 1, kernel_height, kernel_width); break;
+        }
+    }
+}
+
+KERNEL(aegis_conv_depthwise_pixels, convolution) {
+    const convolution *c = arguments;
+    int64_t row_floats = c->stride_width * c->copy_width;
+    int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
+    __builtin_memset(c->workspace, 0, (size_t)(c->copy_height * row_floats) * sizeof(float));
+    for (int64_t plane = 0; plane < c->batch * c->groups; plane++) {
+        int64_t channel = plane % c->groups;
+        const float *x = c->x + plane * c->height * c->width;
+        for (int64_t row = 0; row < rows; row++)
+            sort_columns(x + row * c->width, c->width, c->stride_width, c->pad_left, c->copy_width,
+                         c->workspace + (row + c->pad_top) * row_floats);
+        const float *w = c->w + channel * c->kernel_height * c->kernel_width;
+        float bias = c->bias ? c->bias[channel] : 0;
+        /* A 3x3 kernel known to the compiler has its taps unrolled. */
+        if (c->kernel_height == 3 && c->kernel_width == 3) depthwise_plane(c, w, bias, plane, 3, 3);
+        else depthwise_plane(c, w, bias, plane, c->kernel_height, c->kernel_width);
+    }
+}
+
+/* ---- depthwise, channels in the lanes -------------------------------------------------------
+ *
+ * For planes too small to fill registers with pixels. WIDE channels at a time are turned round to
+ * [height * width][WIDE], copied with their padding to [copy_height][copy_width][WIDE], summed into
+ * [out_height * out_width][WIDE], and turned back.
+ *
+ * W is packed [channels / WIDE][kernel row][kernel column][WIDE].
+ */
+
+/* Turns [rows][columns] round to [columns][rows]; rows <= WIDE, in lines of `from_row`, `to_row`. */
+static void turn(const float *from, int64_t rows, int64_t from_row, int64_t columns, float *to,
+                 int64_t to_row) {
+    for (int64_t row = 0; row < rows; row += 8)
+        for (int64_t column = 0; column < columns; column += 8) {
+            if (row + 8 <= rows && column + 8 <= columns) {
+                transpose_8x8(from + row * from_row + column, from_row, to + column * to_row + row, to_row);
+            } else {
+                for (int64_t c = column; c < smaller(column + 8, columns); c++)
+                    for (int64_t r = row; r < smaller(row + 8, rows); r++)
+                        to[c * to_row + r] = from[r * from_row + c];
+            }
+        }
+}
+
+/* [pixels][WIDE] to [channels][pixels]. */
+static void turn_back(const float *sums, int64_t pixels, int64_t channels, float *y) {
+    for (int64_t pixel = 0; pixel < pixels; pixel += 8)
+        turn(sums + pixel * WIDE, smaller(8, pixels - pixel), WIDE, channels, y + pixel, pixels);
+}
+
+INLINE void depthwise_pixels(const convolution *c, const float *copy, const float *w, wide bias, float *sums,
+                             int64_t row, int64_t column, int count, int64_t kernel_height,
+                             int64_t kernel_width) {
+    wide total[4];
+    UNROLL for (int i = 0; i < count; i++) total[i] = wide_of(0);
+    for (int64_t kh = 0; kh < kernel_height; kh++)
+        for (int64_t kw = 0; kw < kernel_width; kw++) {
+            int64_t at = (row * c->stride_height + kh * c->dilation_height) * c->copy_width +
+                         column * c->stride_width + kw * c->dilation_width;
+            wide weight = wide_load(w + (kh * kernel_width + kw) * WIDE);
+            UNROLL for (int i = 0; i < count; i++)
+                total[i] = multiply_add(wide_load(copy + (at + i * c->stride_width) * WIDE), weight, total[i]);
+        }
+    UNROLL for (int i = 0; i < count; i++) {
+        wide sum = total[i] + bias;
+        if (c->clips) sum = wide_at_most(wide_at_least(sum, wide_of(c->low)), wide_of(c->high));
+        wide_store(sums + (row * c->out_width + column + i) * WIDE, sum);
+    }
+}
+
+INLINE void depthwise_group(const convolution *c, const float *copy, const float *w, wide bias, float *sums,
+                            int64_t kernel_height, int64_t kernel_width) {
+    for (int64_t row = 0; row < c->out_height; row++) {
+        int64_t column = 0;
+        for (; column + 4 <= c->out_width; column += 4)
+            depthwise_pixels(c, copy, w, bias, sums, row, column, 4, kernel_height, kernel_width);
+        switch (c->out_width - column) {
+            case 3: depthwise_pixels(c, copy, w, bias, sums, row, column, 3, kernel_height, kernel_width); break;
+            case 2: depthwise_pixels(c, copy, w, bias, sums, row, column, 2, kernel_height, kernel_width); break;
+            case 1: depthwise_pixels(c, copy, w, bias, sums, row, column, 1, kernel_height, kernel_width); break;
+        }
+    }
+}
+
+KERNEL(aegis_conv_depthwise_channels, convolution) {
+    const convolution *c = arguments;
+    int64_t pixels = c->out_height * c->out_width, taps = c->kernel_height * c->kernel_width;
+    int64_t copied_floats = c->copy_height * c->copy_width * WIDE;
+    int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
+    int64_t columns = smaller(c->width, c->copy_width - c->pad_left);
+    float *copy = c->workspace, *sums = copy + copied_floats, *turned = sums + pixels * WIDE;
+    __builtin_memset(copy, 0, (size_t)copied_floats * sizeof(float));
+    for (int64_t image = 0; image < c->batch; image++)
+        for (int64_t channel = 0; channel < c->groups; channel += WIDE) {
+            int64_t channels = smaller(WIDE, c->groups - channel), plane = image * c->groups + channel;
+            const float *x = c->x + plane * c->height * c->width, *w = c->w + channel * taps;
+            turn(x, channels, c->height * c->width, c->height * c->width, turned, WIDE);
+            for (int64_t row = 0; row < rows; row++) {
+                int64_t at = (row + c->pad_top) * c->copy_width + c->pad_left;
+                copy_floats(copy + at * WIDE, turned + row * c->width * WIDE, columns * WIDE);
+            }
+            wide bias = wide_of(0);
+            if (c->bias) bias = row_load(c->bias, channel, c->groups);
+            if (c->kernel_height == 3 && c->kernel_width == 3) depthwise_group(c, copy, w, bias, sums, 3, 3);
+            else depthwise_group(c, copy, w, bias, sums, c->kernel_height, c->kernel_width);
+            turn_back(sums, pixels, channels, c->y + plane * pixels);
+        }
+}

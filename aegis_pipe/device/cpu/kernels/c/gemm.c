@@ -1,0 +1,90 @@
+/* Matrix products: Y[i] = scale * A[i] B[i] + addend_scale * addend, for a batch of i.
+ *
+ * B is in panels (see tile.h): packed once at load if it is constant, else packed here, once for
+ * each matrix of the batch, into the planned workspace.
+ *
+ *     for each block of rows of A (about 128 KiB: stays in the second-level cache)
+ *       for each panel of B (depth * PANEL floats, read once a block)
+ *         for each tile of the block's rows:  ROWS x PANEL results
+ */
+#include "step.h"
+#include "tile.h"
+
+typedef struct {
+    const float *a, *b; /* b: panels, or a plain matrix if `workspace` is there */
+    float *y, *workspace;
+    const int64_t *a_offsets, *b_offsets; /* in floats, one a matrix of the batch */
+    int64_t batch, rows, columns, depth;
+    int64_t a_row, a_step; /* strides of A: between rows, along the depth */
+    int64_t b_step, b_column; /* strides of a plain B: along the depth, between columns */
+    epilogue end;
+} gemm;
+
+enum { BLOCK_FLOATS = 32 << 10 };
+
+/* Packs a plain B into panels [columns / PANEL][depth][PANEL]. */
+static void pack_panels(const float *b, int64_t b_step, int64_t b_column, int64_t depth, int64_t columns,
+                        float *panels) {
+    for (int64_t first = 0; first < columns; first += PANEL, b += PANEL * b_column) {
+        int64_t count = smaller(PANEL, columns - first);
+        if (b_column == 1 && count == PANEL) {
+            for (int64_t k = 0; k < depth; k++, panels += PANEL)
+                UNROLL for (int v = 0; v < VECTORS; v++)
+                    vec_store(panels + v * LANES, vec_load(b + k * b_step + v * LANES));
+        } else {
+            /* Four depths at a time: if B is transposed, they are neighbours in memory. */
+            for (int64_t k = 0; k < depth; k += 4) {
+                int64_t depths = smaller(4, depth - k);
+                for (int64_t c = 0; c < PANEL; c++)
+                    for (int64_t i = 0; i < depths; i++)
+                        panels[(k + i) * PANEL + c] = c < count ? b[(k + i) * b_step + c * b_column] : 0;
+            }
+            panels += depth * PANEL;
+        }
+    }
+}
+
+INLINE void gemm_tile(const gemm *g, const float *a, const float *panel, float *y, int64_t row,
+                      int64_t column, int rows, int vectors) {
+    const float *a_rows[ROWS];
+    UNROLL for (int r = 0; r < rows; r++) a_rows[r] = a + (row + r) * g->a_row;
+    vec sums[ROWS][VECTORS];
+    tile_clear(sums, rows, vectors);
+    tile_accumulate(sums, rows, vectors, a_rows, g->a_step, panel, PANEL, g->depth);
+    tile_store(&g->end, sums, rows, vectors, y, g->columns, row, column, g->columns - column);
+}
+
+static void multiply(const gemm *g, const float *a, const float *panels, float *y) {
+    int64_t tile = even_tile(g->rows);
+    int64_t block = larger(1, BLOCK_FLOATS / larger(1, g->depth * tile)) * tile;
+    for (int64_t first = 0; first < g->rows; first += block) {
+        int64_t last = smaller(first + block, g->rows);
+        for (int64_t column = 0; column < g->columns; column += PANEL) {
+            const float *panel = panels + column * g->depth;
+            int64_t vectors = ceil_divide(smaller(PANEL, g->columns - column), LANES);
+            for (int64_t row = first; row < last; row += tile)
+                TILE_DISPATCH(gemm_tile, smaller(tile, last - row), vectors, g, a, panel, y, row, column)
+        }
+    }
+}
+
+KERNEL(aegis_gemm, gemm) {
+    const gemm *g = arguments;
+    for (int64_t i = 0; i < g->batch; i++) {
+        const float *panels = g->b + g->b_offsets[i];
+        if (g->workspace) {
+            if (i == 0 || g->b_offsets[i] != g->b_offsets[i - 1])
+                pack_panels(panels, g->b_step, g->b_column, g->depth, g->columns, g->workspace);
+            panels = g->workspace;
+        }
+        multiply(g, g->a + g->a_offsets[i], panels, g->y + i * g->rows * g->columns);
+    }
+}
+
+/* For load time: a constant B into panels. */
+EXPORT void aegis_pack_panels(const float *b, int64_t b_step, int64_t b_column, int64_t depth,
+                              int64_t columns, float *panels) {
+    pack_panels(b, b_step, b_column, depth, columns, panels);
+}
+EXPORT int64_t aegis_panel_columns(void) { return PANEL; }
+EXPORT int64_t aegis_tile_rows(void) { return ROWS; }

@@ -1,0 +1,114 @@
+/* Normalisations over rows that are contiguous in memory, and BatchNormalization.
+ *
+ * Sums run in 16 lanes (see vector.h), folded at the end of a row.
+ */
+#include "functions.h"
+#include "step.h"
+
+typedef struct {
+    const float *x;
+    float *y;
+    int64_t rows, count;
+} softmax;
+
+/* As row_load, with -inf behind the end: no maximum, and exp(-inf) adds nothing. */
+INLINE wide load_power(const float *row, int64_t i, int64_t count) {
+    if (i + WIDE <= count) return wide_load(row + i);
+    return wide_fill_behind(wide_load_part(row + i, count - i), count - i, -__builtin_inff());
+}
+
+/* A NaN may get lost here: the row's sum of powers has it anyway. */
+INLINE wide larger_lanes(wide a, wide b) { return wide_select(a > b, a, b); }
+
+/* exp(x - max) / sum; a row of -inf alone becomes NaN. */
+KERNEL(aegis_softmax, softmax) {
+    const softmax *s = arguments;
+    for (int64_t r = 0; r < s->rows; r++) {
+        const float *x = s->x + r * s->count;
+        float *y = s->y + r * s->count;
+        wide best = wide_of(-__builtin_inff());
+        for (int64_t i = 0; i < s->count; i += WIDE)
+            best = larger_lanes(best, load_power(x, i, s->count));
+        float largest = wide_largest(best);
+        wide sum = wide_of(0);
+        for (int64_t i = 0; i < s->count; i += WIDE) {
+            wide power = wide_exp_short(load_power(x, i, s->count) - largest);
+            sum += power;
+            row_store(y, i, s->count, power);
+        }
+        float total = wide_sum(sum);
+        wide factor = wide_of(1.0f / total);
+        for (int64_t i = 0; i < s->count; i += WIDE)
+            row_store(y, i, s->count, row_load(y, i, s->count) * factor);
+    }
+}
+
+typedef struct {
+    const float *x, *scale, *bias; /* scale and bias: [count]; bias may be NULL */
+    const float *skip, *skip_bias; /* added to x first: like x, and [count]; or NULL */
+    float *sum; /* where x + skip + skip_bias is wanted as well, or NULL */
+    float *y, *mean, *inverse_deviation; /* the last two: [rows], or NULL */
+    int64_t rows, count;
+    float epsilon;
+    int32_t centres; /* 0: RMSNormalization, the mean is not taken away */
+} layer_normalisation;
+
+INLINE void add_skip(const layer_normalisation *n, const float *x, const float *skip, float *to) {
+    for (int64_t i = 0; i < n->count; i += WIDE) {
+        wide v = row_load(x, i, n->count) + row_load(skip, i, n->count);
+        if (n->skip_bias) v += row_load(n->skip_bias, i, n->count);
+        row_store(to, i, n->count, v);
+    }
+}
+
+/* (x - mean) / sqrt(variance + epsilon) * scale + bias; two passes, so that a large mean does not
+ * cost the variance its digits. */
+KERNEL(aegis_layer_normalisation, layer_normalisation) {
+    const layer_normalisation *n = arguments;
+    int64_t count = n->count;
+    for (int64_t r = 0; r < n->rows; r++) {
+        const float *x = n->x + r * count;
+        float *y = n->y + r * count;
+        if (n->skip) {
+            float *skipped = n->sum ? n->sum + r * count : y;
+            add_skip(n, x, n->skip + r * count, skipped);
+            x = skipped;
+        }
+        wide sum = wide_of(0), squares = wide_of(0);
+        for (int64_t i = 0; n->centres && i < count; i += WIDE) sum += row_load(x, i, count);
+        float mean = wide_sum(sum) / (float)count;
+        for (int64_t i = 0; i < count; i += WIDE) {
+            wide d = row_load(x, i, count) - mean;
+            if (i + WIDE > count) d = wide_fill_behind(d, count - i, 0);
+            squares = multiply_add(d, d, squares);
+        }
+        float inverse = 1.0f / __builtin_sqrtf(wide_sum(squares) / (float)count + n->epsilon);
+        for (int64_t i = 0; i < count; i += WIDE) {
+            wide v = (row_load(x, i, count) - mean) * inverse * row_load(n->scale, i, count);
+            if (n->bias) v += row_load(n->bias, i, count);
+            row_store(y, i, count, v);
+        }
+        if (n->mean) n->mean[r] = mean;
+        if (n->inverse_deviation) n->inverse_deviation[r] = inverse;
+    }
+}
+
+typedef struct {
+    const float *x, *scale, *bias, *mean, *variance; /* all but x: [channels] */
+    float *y;
+    int64_t batch, channels, count; /* `count` elements a channel of an image */
+    float epsilon;
+} batch_normalisation;
+
+KERNEL(aegis_batch_normalisation, batch_normalisation) {
+    const batch_normalisation *n = arguments;
+    for (int64_t plane = 0; plane < n->batch * n->channels; plane++) {
+        int64_t c = plane % n->channels;
+        wide factor = wide_of(n->scale[c] / __builtin_sqrtf(n->variance[c] + n->epsilon));
+        wide shift = multiply_add(wide_of(-n->mean[c]), factor, wide_of(n->bias[c]));
+        const float *x = n->x + plane * n->count;
+        float *y = n->y + plane * n->count;
+        for (int64_t i = 0; i < n->count; i += WIDE)
+            row_store(y, i, n->count, multiply_add(row_load(x, i, n->count), factor, shift));
+    }
+}

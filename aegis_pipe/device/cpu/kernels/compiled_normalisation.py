@@ -1,0 +1,197 @@
+"""Compiled softmax and normalisations (`c/normalisation.c`).
+
+native.softmax              over the last dimensions, which are contiguous
+native.layer_normalisation  likewise; RMSNormalization is the same without the mean
+native.skip_normalisation   the sum of two operands, normalised likewise
+native.batch_normalisation  with the statistics given
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from aegis_pipe.device.cpu.kernels import compiled, native, operands
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.planned import elements_moved
+from aegis_pipe.device.cpu.kernels.registry import CpuKernel
+from aegis_pipe.kernel import KernelChoice, KernelRequest
+
+
+class _Softmax(ctypes.Structure):
+    """`softmax` of `c/normalisation.c`."""
+
+    _fields_ = (("x", POINTER), ("y", POINTER), ("rows", INTEGER), ("count", INTEGER))
+
+
+class _LayerNormalisation(ctypes.Structure):
+    """`layer_normalisation` of `c/normalisation.c`."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("x", "scale", "bias", "skip", "skip_bias", "sum")),
+        *((name, POINTER) for name in ("y", "mean", "inverse_deviation")),
+        *((name, INTEGER) for name in ("rows", "count")),
+        ("epsilon", FLOAT),
+        ("centres", ctypes.c_int32),
+    )
+
+
+class _BatchNormalisation(ctypes.Structure):
+    """`batch_normalisation` of `c/normalisation.c`."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("x", "scale", "bias", "mean", "variance", "y")),
+        *((name, INTEGER) for name in ("batch", "channels", "count")),
+        ("epsilon", FLOAT),
+    )
+
+
+_LAYERS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+
+_SKIPS = (
+    "com.microsoft.SkipLayerNormalization",
+    "com.microsoft.SkipSimplifiedLayerNormalization",
+)
+
+
+def _choose_softmax(request: KernelRequest) -> KernelChoice | None:
+    if native.LIBRARY is None or not compiled.is_float32(request):
+        return None
+    axes = operands.integers(request, "axes")
+    if not axes or axes[-1] != len(operands.input_spec(request, 0).shape) - 1:
+        return None
+    return KernelChoice(
+        kernel="native.softmax", in_place=((0, 0),), cost=4 * elements_moved(request)
+    )
+
+
+def _bind_softmax(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    assert native.LIBRARY is not None
+    x, y = operands.required(inputs), operands.required(outputs)
+    first = operands.integers(request, "axes")[0]
+    arguments = _Softmax(
+        native.address(x), native.address(y), math.prod(x.shape[:first]), math.prod(x.shape[first:])
+    )
+    return NativeCall(native.LIBRARY, "aegis_softmax", arguments, (x, y))
+
+
+def _choose_layer(request: KernelRequest) -> KernelChoice | None:
+    if native.LIBRARY is None or not compiled.is_float32(request):
+        return None
+    row = operands.input_spec(request, 0).shape[operands.integer(request, "axis") :]
+    for position in (1, 2):
+        # One value an element of a row: other forms broadcast.
+        if operands.has_input(request, position):
+            shape = operands.input_spec(request, position).shape
+            if math.prod(shape) != math.prod(row) or len(shape) < len(row):
+                return None
+    return KernelChoice(kernel="native.layer_normalisation", cost=3 * elements_moved(request))
+
+
+def _bind_layer(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    assert native.LIBRARY is not None
+    x = operands.required(inputs)
+    axis = operands.integer(request, "axis")
+    arguments = _LayerNormalisation(
+        native.address(x),
+        native.address(operands.required(inputs, 1)),
+        native.address(operands.optional(inputs, 2)),
+        *(None, None, None),
+        *(native.address(operands.optional(outputs, position)) for position in range(3)),
+        math.prod(x.shape[:axis]),
+        math.prod(x.shape[axis:]),
+        operands.number(request, "epsilon"),
+        request.operator == "LayerNormalization",
+    )
+    kept = (*inputs, *outputs)
+    return NativeCall(native.LIBRARY, "aegis_layer_normalisation", arguments, kept)
+
+
+def _choose_skip(request: KernelRequest) -> KernelChoice | None:
+    if native.LIBRARY is None or not compiled.is_float32(request):
+        return None
+    data, skip = operands.input_spec(request, 0), operands.input_spec(request, 1)
+    return (
+        KernelChoice(kernel="native.skip_normalisation", cost=4 * elements_moved(request))
+        if data == skip
+        else None
+    )
+
+
+def _bind_skip(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    assert native.LIBRARY is not None
+    x = operands.required(inputs)
+    arguments = _LayerNormalisation(
+        native.address(x),
+        native.address(operands.required(inputs, 2)),
+        native.address(operands.optional(inputs, 3)),
+        native.address(operands.required(inputs, 1)),
+        native.address(operands.optional(inputs, 4)),
+        native.address(operands.optional(outputs, 3)),
+        *(native.address(operands.optional(outputs, position)) for position in range(3)),
+        math.prod(x.shape[:-1]),
+        x.shape[-1],
+        operands.number(request, "epsilon"),
+        "Simplified" not in request.operator,
+    )
+    kept = (*inputs, *outputs)
+    return NativeCall(native.LIBRARY, "aegis_layer_normalisation", arguments, kept)
+
+
+def _choose_batch(request: KernelRequest) -> KernelChoice | None:
+    if native.LIBRARY is None or not compiled.is_float32(request):
+        return None
+    if operands.integer(request, "training_mode") or any(request.outputs[1:]):
+        return None
+    if len(operands.input_spec(request, 0).shape) < 2:
+        return None
+    return KernelChoice(
+        kernel="native.batch_normalisation", in_place=((0, 0),), cost=elements_moved(request)
+    )
+
+
+def _bind_batch(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    assert native.LIBRARY is not None
+    x, y = operands.required(inputs), operands.required(outputs)
+    arguments = _BatchNormalisation(
+        *(native.address(array) for array in (*inputs[:5], y)),
+        *x.shape[:2],
+        math.prod(x.shape[2:]),
+        operands.number(request, "epsilon"),
+    )
+    return NativeCall(native.LIBRARY, "aegis_batch_normalisation", arguments, (*inputs, y))
+
+
+KERNEL_FAMILY: tuple[CpuKernel, ...] = (
+    CpuKernel(("Softmax",), _choose_softmax, _bind_softmax),
+    CpuKernel(_LAYERS, _choose_layer, _bind_layer),
+    CpuKernel(_SKIPS, _choose_skip, _bind_skip),
+    CpuKernel(("BatchNormalization",), _choose_batch, _bind_batch),
+)

@@ -1,0 +1,136 @@
+"""The compiled kernels: which library is loaded, and how one of its functions becomes a call.
+
+The library is compiled from `c/` when the package is built (`tools/hatch_build.py`), once for each
+instruction set; the best one that the processor has is loaded at import. Without a library
+`LIBRARY` is None, the compiled families offer nothing, and the NumPy kernels do their work.
+
+A bound kernel is a `Step`, the address of a function and of its arguments. One step runs through
+`NativeCall`; `run_steps` runs many with one call out of Python. Both release the GIL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(__file__).parent / "lib"
+POINTER = ctypes.c_void_p
+INTEGER = ctypes.c_int64
+FLOAT = ctypes.c_float
+"""What the fields of the functions' arguments are."""
+
+
+class Step(ctypes.Structure):
+    """A function of the library and its arguments, both by address."""
+
+    _fields_ = (("function", POINTER), ("arguments", POINTER))
+
+
+class NativeLibrary:
+    """One loaded library."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        self.name = path.stem
+        """`x86_64_v4`."""
+        self._library.aegis_isa_level.restype = INTEGER
+        self.isa_level = int(self._library.aegis_isa_level())
+        """Level of the processor, not of the library; 0 where there are no levels."""
+        self.panel_columns = self._integer("aegis_panel_columns")
+        """Columns of one panel of a packed operand."""
+        self.tile_rows = self._integer("aegis_tile_rows")
+        self.run = self._library.aegis_run
+        """run(address of steps, count, address of int64[count, 2] or None)."""
+        self.run.argtypes = (POINTER, INTEGER, POINTER)
+        self.run.restype = None
+        self.pack_panels = self._library.aegis_pack_panels
+        self.pack_panels.argtypes = (POINTER, *(INTEGER,) * 4, POINTER)
+        self.pack_panels.restype = None
+
+    def step(self, function: str, arguments: ctypes.Structure) -> Step:
+        """Bind a function to its arguments, which have to outlive the step."""
+        size = ctypes.c_int64.in_dll(self._library, f"{function}_arguments_bytes").value
+        assert size == ctypes.sizeof(arguments), f"{function} takes {size} bytes of arguments"
+        address = ctypes.cast(getattr(self._library, function), POINTER)
+        return Step(address, ctypes.addressof(arguments))
+
+    def _integer(self, name: str) -> int:
+        function = getattr(self._library, name)
+        function.restype = INTEGER
+        return int(function())
+
+
+def load() -> tuple[NativeLibrary | None, str]:
+    """Return the best library for this processor, and a sentence about it."""
+    machine = platform.machine()
+    baseline = FOLDER / ("x86_64_v2.so" if machine == "x86_64" else f"{machine}.so")
+    if not baseline.exists():
+        return None, f"not built for {platform.system()} on {machine}; NumPy kernels do the work"
+    try:
+        library = NativeLibrary(baseline)
+        if library.isa_level > 2:
+            library = NativeLibrary(FOLDER / f"x86_64_v{library.isa_level}.so")
+    except OSError as error:
+        return None, f"not loaded: {error}; NumPy kernels do the work"
+    return library, f"compiled for {library.name}"
+
+
+LIBRARY, STATUS = load()
+
+
+class NativeCall:
+    """A bound kernel of the library; calling it runs it once."""
+
+    __slots__ = ("_address", "_kept", "_run", "step")
+
+    def __init__(
+        self,
+        library: NativeLibrary,
+        function: str,
+        arguments: ctypes.Structure,
+        kept: Sequence[np.ndarray | None] = (),
+    ) -> None:
+        self.step = library.step(function, arguments)
+        self._address = ctypes.addressof(self.step)
+        self._run = library.run
+        # The step holds addresses only: the arguments and what they point to live here.
+        self._kept = (arguments, *kept)
+
+    def __call__(self) -> None:
+        """Run the kernel."""
+        self._run(self._address, 1, None)
+
+
+class NativeBatch:
+    """Bound kernels run one after the other by a single call out of Python.
+
+    None stands for a call that has nothing to do; it has a row of stamps like any other.
+    """
+
+    __slots__ = ("_address", "_kept", "_run", "_steps")
+
+    def __init__(self, library: NativeLibrary, calls: Sequence[NativeCall | None]) -> None:
+        self._kept = tuple(calls)
+        self._steps = (Step * len(calls))(*(call.step if call else Step() for call in calls))
+        self._address = ctypes.addressof(self._steps)
+        self._run = library.run
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __call__(self) -> None:
+        """Run them all."""
+        self._run(self._address, len(self._kept), None)
+
+    def run_stamped(self, stamps_address: int) -> None:
+        """Run them all; write start and end of each, CLOCK_MONOTONIC ns, to int64[len, 2]."""
+        self._run(self._address, len(self._kept), stamps_address)
+
+
+def address(array: np.ndarray | None) -> int | None:
+    """Return where an array's elements are; None for None."""
+    return None if array is None else array.ctypes.data

@@ -1,0 +1,183 @@
+"""The compiled kernels against ONNX Runtime, NumPy's kernels, themselves and the edge of memory."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aegis_pipe.device.cpu.kernels import native
+from tests.unit.device.cpu.kernels.compiled_cases import CASES, Case, random
+from tests.unit.kernel_driver import drive, make_node, operator_node, run_onnxruntime
+
+pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=f"compiled kernels {native.STATUS}")
+
+ROOT = Path(__file__).parents[5]
+NATIVE_HIDDEN_BYTES_MAX = 1024
+"""A call through ctypes makes a few Python numbers."""
+
+
+def _outputs(case: Case) -> tuple[np.ndarray, ...]:
+    driven = drive(operator_node(case.node, case.opset), case.values, case.constants, compiled=True)
+    assert driven is not None, "no compiled kernel takes this"
+    assert driven.kernel == case.kernel
+    assert driven.hidden_bytes <= NATIVE_HIDDEN_BYTES_MAX
+    return tuple(output for output in driven.outputs if output is not None)
+
+
+def _assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Errors are measured against the largest result: single ones cancel."""
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(actual / scale, expected / scale, rtol=2e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_as_onnxruntime(name: str) -> None:
+    case = CASES[name]
+    expected = run_onnxruntime(case.node, case.values, case.opset)
+    for ours, theirs in zip(_outputs(case), expected, strict=True):
+        _assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_as_numpy_kernels(name: str) -> None:
+    case = CASES[name]
+    plain = drive(operator_node(case.node, case.opset), case.values, case.constants)
+    assert plain is not None, "no NumPy kernel takes this"
+    expected = [output for output in plain.outputs if output is not None]
+    for ours, theirs in zip(_outputs(case), expected, strict=True):
+        _assert_close(ours, theirs)
+
+
+def _libraries_that_fuse() -> list[native.NativeLibrary]:
+    """Libraries of this machine whose multiply-add rounds once: their bits have to agree."""
+    assert native.LIBRARY is not None
+    levels = range(3, native.LIBRARY.isa_level + 1)
+    return [native.NativeLibrary(native.FOLDER / f"x86_64_v{level}.so") for level in levels]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bits_do_not_depend_on_the_instruction_set(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = set()
+    for library in _libraries_that_fuse():
+        monkeypatch.setattr(native, "LIBRARY", library)
+        results.add(tuple(output.tobytes() for output in _outputs(CASES[name])))
+    assert len(results) <= 1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_baseline_build(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors without a fused multiply-add round twice."""
+    ours = _outputs(CASES[name])
+    baseline = min(native.FOLDER.glob("*.so"))
+    monkeypatch.setattr(native, "LIBRARY", native.NativeLibrary(baseline))
+    for here, there in zip(ours, _outputs(CASES[name]), strict=True):
+        _assert_close(there, here)
+
+
+def test_operands_may_touch_forbidden_memory() -> None:
+    """Each operand ends, then begins, at a page that must not be read; a crash fails the test."""
+    command = [sys.executable, "-m", "tests.unit.device.cpu.kernels.page_guard"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(len(CASES))]
+
+
+@pytest.mark.skipif(find_spec("ziglang") is None, reason="the compiler is not installed")
+def test_no_undefined_behaviour(tmp_path: Path) -> None:
+    """A build that traps on overflows and on arrays' bounds runs every case."""
+    spec = spec_from_file_location("hatch_build", ROOT / "tools" / "hatch_build.py")
+    assert spec is not None
+    recipe = module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    library = tmp_path / "trapping.so"
+    processor = next(iter(recipe.TARGETS[platform.machine()].values()))
+    command = recipe.compile_command(library, platform.machine(), processor)
+    subprocess.run(
+        [*command, "-O1", "-fsanitize=undefined", "-fsanitize-trap=undefined"], check=True
+    )
+    run = [sys.executable, "-m", "tests.unit.device.cpu.kernels.page_guard", str(library)]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(len(CASES))]
+
+
+@pytest.mark.parametrize("operator", ["Relu", "Sigmoid", "Tanh", "Exp", "Erf", "Sqrt"])
+def test_infinities_and_nan(operator: str) -> None:
+    values = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-40, 3e38, -3e38], np.float32)
+    case = Case("native.map", make_node(operator, 1), [values])
+    with np.errstate(all="ignore"):
+        plain = drive(operator_node(case.node, case.opset), case.values)
+    assert plain is not None
+    np.testing.assert_allclose(_outputs(case)[0], plain.outputs[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("operator", ["Max", "Min", "Add"])
+def test_nan_of_either_operand_wins(operator: str) -> None:
+    with_nan = random(40)
+    with_nan[::3] = np.nan
+    for values in ([with_nan, random(40)], [random(40), with_nan]):
+        result = _outputs(Case("native.pair", make_node(operator, 2), values))[0]
+        assert (np.isnan(result) == np.isnan(with_nan)).all()
+
+
+def test_softmax_of_masked_rows() -> None:
+    values = random(3, 20)
+    values[0, 3:] = -np.inf
+    values[1, :] = -np.inf
+    values[2, 5] = np.nan
+    result = _outputs(Case("native.softmax", make_node("Softmax", 1), [values]))[0]
+    assert (result[0, 3:] == 0).all()
+    assert result[0, :3].sum() == pytest.approx(1)
+    assert np.isnan(result[1:]).all()
+
+
+def test_exp_is_accurate_to_the_last_digits() -> None:
+    values = np.linspace(-103, 88.7, 100_000, dtype=np.float32)
+    result = _outputs(Case("native.map", make_node("Exp", 1), [values]))[0]
+    exact = np.exp(values.astype(np.float64))
+    normal = exact > 1.2e-38
+    assert np.abs(result[normal] / exact[normal] - 1).max() < 2.5e-7
+    assert np.abs(result[~normal] - exact[~normal]).max() <= 1.5e-45
+
+
+@pytest.mark.parametrize(
+    ("operator", "error_max"), [("Tanh", 3e-7), ("Erf", 3e-7), ("Sigmoid", 4e-7)]
+)
+def test_functions_are_accurate_in_relative_terms(operator: str, error_max: float) -> None:
+    import math
+
+    values = np.concatenate([np.linspace(-8, 8, 20_001), np.geomspace(1e-6, 1, 5_000)])
+    values = values[values != 0].astype(np.float32)
+    result = _outputs(Case("native.map", make_node(operator, 1), [values]))[0]
+    exact = {
+        "Tanh": np.tanh,
+        "Erf": np.vectorize(math.erf),
+        "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    }[operator](values.astype(np.float64))
+    assert np.abs(result / exact - 1).max() < error_max
+
+
+@pytest.mark.parametrize(
+    ("node", "values", "constants"),
+    [
+        (make_node("MatMul", 2), [random(5, 5).astype(np.float64)] * 2, ()),
+        (make_node("Conv", 2), [random(1, 2, 5, 5), random(2, 2, 3, 3)], ()),
+        (make_node("Conv", 2), [random(1, 2, 5, 5, 5), random(2, 2, 3, 3, 3)], (1,)),
+        (make_node("Softmax", 1, axis=0), [random(4, 5)], ()),
+        (make_node("MaxPool", 1, 2, kernel_shape=[2, 2]), [random(1, 2, 5, 5)], ()),
+        (make_node("Relu", 1), [random(0, 5)], ()),
+        (make_node("Add", 2), [random(8, 1, 8, 1, 8, 9), random(1, 8, 1, 8, 1, 9)], ()),
+        (make_node("Add", 2), [random(50, 50, 2), random(50, 50, 2)[:, :1]], ()),
+    ],
+)
+def test_what_is_not_covered_is_left_to_numpy(node, values, constants) -> None:
+    assert drive(operator_node(node, 22), values, constants, compiled=True) is None
