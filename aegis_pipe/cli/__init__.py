@@ -11,10 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from aegis_pipe.cli import doctor, init, plan, schema, up, validate
+from aegis_pipe.cli import doctor, init, plan, schema, up, validate, verify
 from aegis_pipe.errors import AegisError, ManifestError
 
-VERBS = (up, validate, plan, init, schema, doctor)
+VERBS = (up, validate, plan, verify, init, schema, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
