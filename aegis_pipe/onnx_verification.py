@@ -122,7 +122,7 @@ def verify_model(
     inputs = dict(options.inputs) if options.inputs else generate_inputs(graph, options.seed)
     with StandaloneGraph(graph, context, stream, clock) as standalone:
         found = standalone.run(inputs)
-    model = ReferenceModel(order, inputs)
+    model = _read_reference_model(order, inputs)
     expected, not_run = _run_references(model, _chosen(options.references))
     if not expected:
         reasons = "; ".join(f"{name} {reason}" for name, reason in not_run.items())
@@ -142,37 +142,24 @@ def verify_model(
     return replace(result, first_difference=search.first_difference(model, reference))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class ReferenceModel:
     """The model file as others run it: with its bound inputs as constants."""
 
-    def __init__(self, order: ModelOrder, inputs: Arrays) -> None:
-        data = order.path.read_bytes()
-        if is_saved_graph(data):
-            raise InvalidModelError(
-                "is a saved graph, which no other runtime reads",
-                context=str(order.path),
-                hint="verify the ONNX file it was made from",
-            )
-        source = read_onnx(data, order.path.parent).graph
-        bound = fixed_inputs(source, order.options)[1]
-        self.path: Path = order.path
-        self.inputs = inputs
-        self.proto = onnx.load(order.path)
-        self.edited = bool(bound)
-        """Whether the file is not what is to be run."""
-        if bound:
-            _bind(self.proto.graph, bound)
+    path: Path
+    proto: onnx.ModelProto
+    edited: bool
+    """Whether the file is not what is to be run."""
+    inputs: Mapping[str, np.ndarray]
 
     def with_outputs(self, tensors: Sequence[str]) -> ReferenceModel:
         """Return the model with other outputs: any tensors of its outermost graph."""
-        other = object.__new__(ReferenceModel)
-        other.path, other.inputs, other.edited = self.path, self.inputs, True
-        other.proto = onnx.ModelProto()
-        other.proto.CopyFrom(self.proto)
-        del other.proto.graph.output[:]
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        del proto.graph.output[:]
         # Types are left out: who runs the model infers them.
-        other.proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
-        return other
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
+        return replace(self, proto=proto, edited=True)
 
     @property
     def output_names(self) -> list[str]:
@@ -182,6 +169,21 @@ class ReferenceModel:
     def tensor_names(self) -> set[str]:
         """Return the tensors that nodes of the outermost graph write."""
         return {name for node in self.proto.graph.node for name in node.output if name}
+
+
+def _read_reference_model(order: ModelOrder, inputs: Mapping[str, np.ndarray]) -> ReferenceModel:
+    """Read the file anew, bound as the order says. Raises InvalidModelError for saved graphs."""
+    data = order.path.read_bytes()
+    if is_saved_graph(data):
+        raise InvalidModelError(
+            "is a saved graph, which no other runtime reads",
+            context=str(order.path),
+            hint="verify the ONNX file it was made from",
+        )
+    bound = fixed_inputs(read_onnx(data, order.path.parent).graph, order.options)[1]
+    proto = onnx.load(order.path)
+    _bind(proto.graph, bound)
+    return ReferenceModel(order.path, proto, bool(bound), inputs)
 
 
 def _bind(graph: onnx.GraphProto, bound: Arrays) -> None:
@@ -203,7 +205,7 @@ def _onnxruntime(model: ReferenceModel) -> Arrays:
     # From the file where it can be: it may be larger than one message.
     source = model.proto.SerializeToString() if model.edited else str(model.path)
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    values = session.run(model.output_names, model.inputs)
+    values = session.run(model.output_names, dict(model.inputs))
     return dict(zip(model.output_names, values, strict=True))
 
 

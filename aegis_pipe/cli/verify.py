@@ -12,7 +12,7 @@ import math
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of generated inputs (default 0)")
     parser.add_argument(
         "--shape",
+        type=_shape,
         action="append",
         default=[],
         metavar="INPUT=SIZES",
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--bind",
+        type=_binding,
         action="append",
         default=[],
         metavar="INPUT=VALUE",
@@ -64,8 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         action="append",
+        choices=["onnxruntime", "onnx"],
         default=[],
-        help="onnxruntime or onnx; default: both, as far as they are installed",
+        help="default: both, as far as they are installed",
     )
     parser.add_argument(
         "--device", choices=list(device_kinds()), help="default: the manifest's, or cpu"
@@ -152,37 +155,37 @@ def _model_work(options: argparse.Namespace) -> _Work:
         raise InvalidInputError("--only chooses among the models of a manifest")
     inputs = _read_inputs(options.inputs)
     shapes = {name: array.shape for name, array in (inputs or {}).items()}
-    shapes |= {name: _sizes(text) for name, text in map(_assignment, options.shape)}
-    bind = {name: _constant(text) for name, text in map(_assignment, options.bind)}
+    shapes |= dict(options.shape)
     path = options.path
-    order = ModelOrder(path.stem, path, LoadOptions(shapes, bind, path.stem))
+    order = ModelOrder(path.stem, path, LoadOptions(shapes, dict(options.bind), path.stem))
     return _Work(options.device or "cpu", 0, [(order, "fp32")], inputs)
 
 
-def _assignment(text: str) -> tuple[str, str]:
-    name, sign, value = text.rpartition("=")
-    if not sign or not name:
-        raise InvalidInputError(f"expected INPUT=VALUE, found `{text}`")
-    return name, value
-
-
-def _sizes(text: str) -> tuple[int, ...]:
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read `x=1,3,224,224`; a scalar is `x=`."""
+    name, sizes = _assignment(text)
     try:
-        return tuple(int(size) for size in text.split(",")) if text else ()
+        return name, tuple(int(size) for size in sizes.split(",")) if sizes else ()
     except ValueError as error:
-        raise InvalidInputError(
-            f"`{text}` is no shape", context="--shape", hint="write sizes as in 1,3,224,224"
-        ) from error
+        raise argparse.ArgumentTypeError(f"`{sizes}` is no shape such as 1,3,224,224") from error
 
 
-def _constant(text: str) -> Any:
-    """Read a constant as a manifest would."""
+def _binding(text: str) -> tuple[str, Any]:
+    """Read `sr=16000`, the constant written as in a manifest."""
+    name, constant = _assignment(text)
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return name, tomllib.loads(f"value = {constant}")["value"]
     except tomllib.TOMLDecodeError as error:
-        raise InvalidInputError(
-            f"`{text}` is no constant", context="--bind", hint="write a number, true, or a list"
-        ) from error
+        message = f"`{constant}` is no number, bool or list of them"
+        raise argparse.ArgumentTypeError(message) from error
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    # From the right: names may contain anything.
+    name, _, value = text.rpartition("=")
+    if not name:
+        raise argparse.ArgumentTypeError(f"expected INPUT=VALUE, found `{text}`")
+    return name, value
 
 
 def _read_inputs(path: Path | None) -> dict[str, np.ndarray] | None:
@@ -266,23 +269,15 @@ def as_json(result: ModelVerification) -> dict[str, Any]:
                 "passed": output.passed,
                 "note": output.note,
                 "references": {
-                    name: dict(_plain(_figures(difference)))
+                    name: dict(_plain({**asdict(difference), "passed": difference.passed}))
                     for name, difference in output.differences.items()
                 },
             }
             for output in result.outputs
         ],
         "not_run": dict(result.not_run),
-        "first_difference": first and dict(_plain(_fields(first))),
+        "first_difference": first and dict(_plain(asdict(first))),
     }
-
-
-def _figures(difference: Any) -> dict[str, Any]:
-    return {**_fields(difference), "passed": difference.passed}
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def _plain(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
