@@ -5,12 +5,16 @@
     Loop                its own does not start without a condition, and stacks scalars wrongly
     Scan                its own knows neither other axes than the first nor reverse directions
     Scatter             its own is missing (replaced by ScatterElements in opset 11)
+    Softmax, LogSoftmax, Hardmax
+                        before opset 13, `axis` splits the tensor into rows and counts from 1
 
 Imported by `reference_operators` only, when a reference operator is first called.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -145,9 +149,70 @@ class Scatter(OpRun):
         return (result,)
 
 
+class Softmax(OpRun):
+    """Exponentials along an axis, divided by their sum."""
+
+    op_domain = ""
+
+    def _run(self, x: Any, **_: Any) -> tuple[Any, ...]:
+        return (_along_axis(self, x, lambda rows, axis: np.exp(_log_softmax(rows, axis))),)
+
+
+class LogSoftmax(OpRun):
+    """The logarithm of Softmax."""
+
+    op_domain = ""
+
+    def _run(self, x: Any, **_: Any) -> tuple[Any, ...]:
+        return (_along_axis(self, x, _log_softmax),)
+
+
+class Hardmax(OpRun):
+    """One at the first largest value along an axis, zero elsewhere."""
+
+    op_domain = ""
+
+    def _run(self, x: Any, **_: Any) -> tuple[Any, ...]:
+        return (_along_axis(self, x, _hardmax),)
+
+
+def _along_axis(operator: OpRun, x: Any, function: Callable[[Any, int], Any]) -> Any:
+    """Apply a function along `axis`, or to rows as opsets before 13 have it."""
+    flattens = operator.run_params["opsets"][""] < 13
+    given = [a.i for a in operator.onnx_node.attribute if a.name == "axis"]
+    axis = given[0] if given else 1 if flattens else -1
+    if x.size == 0:
+        return x
+    if not flattens:
+        return function(x, axis).astype(x.dtype)
+    rows = x.reshape(math.prod(x.shape[: axis % x.ndim]), -1)
+    return function(rows, 1).astype(x.dtype).reshape(x.shape)
+
+
+def _log_softmax(x: Any, axis: int) -> Any:
+    # In double precision, as 16-bit types would not even hold the sum.
+    shifted = x.astype(np.float64) - x.max(axis=axis, keepdims=True).astype(np.float64)
+    return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+
+
+def _hardmax(x: Any, axis: int) -> Any:
+    result = np.zeros_like(x)
+    np.put_along_axis(result, np.expand_dims(x.argmax(axis=axis), axis), 1, axis)
+    return result
+
+
 def _stacked(values: list[Any]) -> Any:
     # Without iterations neither dtype nor shape of the elements is known here.
     return np.stack(values) if values else np.empty((0,), np.float32)
 
 
-CORRECTIONS = (BatchNormalization, GlobalMaxPool, Loop, Scan, Scatter)
+CORRECTIONS = (
+    BatchNormalization,
+    GlobalMaxPool,
+    Hardmax,
+    LogSoftmax,
+    Loop,
+    Scan,
+    Scatter,
+    Softmax,
+)
