@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -75,6 +75,12 @@ from aegis_pipe.scheduling.stream_pool import StreamPool
 from aegis_pipe.telemetry import Telemetry, TelemetryConfig, TelemetryReport
 from aegis_pipe.tensor import TensorSpec, dtype_named
 
+if TYPE_CHECKING:
+    from aegis_pipe.telemetry.sdk_sink import SpanExporter
+
+PRIORITY_MAX = 1000
+"""Largest priority of a request, as of the manifest's models."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInformation:
@@ -109,7 +115,7 @@ class RuntimeReport:
     statistics: RuntimeStatistics
     pipelines: tuple[PipelineReport, ...]
     telemetry: TelemetryReport | None
-    """None if the manifest sends telemetry nowhere."""
+    """None if telemetry goes nowhere."""
 
     @property
     def failed(self) -> bool:
@@ -146,15 +152,18 @@ def open_pipeline(
     manifest: str | Path | Manifest,
     *,
     listeners: Sequence[Listener] = (),
+    span_exporters: Sequence[SpanExporter] = (),
     write_line: Callable[[str], None] = print,
 ) -> Runtime:
     """Load a manifest and start it; use the result as a context manager.
 
-    `listeners` get every event; `write_line` takes what `console` sinks show. Raises ManifestError,
-    or the AegisError of whatever could not be loaded; nothing is left open then.
+    `listeners` get every event; `span_exporters`, written for the OpenTelemetry SDK, get the spans
+    beside the manifest's own destinations and are shut down at the end; `write_line` takes what
+    `console` sinks show. Raises ManifestError, or the AegisError of whatever could not be loaded;
+    nothing is left open then.
     """
     loaded = manifest if isinstance(manifest, Manifest) else check_manifest(manifest)
-    return Runtime(loaded, SystemClock(), listeners, write_line)
+    return Runtime(loaded, SystemClock(), listeners, span_exporters, write_line)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,6 +200,7 @@ class Runtime:
         manifest: Manifest,
         clock: Clock,
         listeners: Sequence[Listener],
+        span_exporters: Sequence[SpanExporter],
         write_line: Callable[[str], None],
     ) -> None:
         self.name = manifest.name
@@ -210,14 +220,14 @@ class Runtime:
         self._is_stamped: Callable[[int], bool] = _never
         self._end_ns: int | None = None
         try:
-            self._start()
+            self._start(span_exporters)
         except BaseException:
             self._closing.close()
             raise
 
-    def _start(self) -> None:
+    def _start(self, span_exporters: Sequence[SpanExporter]) -> None:
         manifest, clock, hub = self._manifest, self.clock, self._hub
-        self._start_telemetry()
+        self._start_telemetry(span_exporters)
         phases = PhaseRecorder(hub, clock)
         with phases.phase("runtime.start") as phase:
             phase.attributes["manifest"] = self.name
@@ -240,7 +250,8 @@ class Runtime:
                 phases=phases,
             )
         )
-        self._bound = self._deployment.slots[0]
+        # A copy: the deployment's own is emptied at the end, and `submit` is called even then.
+        self._bound = dict(self._deployment.slots[0])
         self.models = MappingProxyType(
             {model.name: _information(self._bound[model.name]) for model in manifest.models}
         )
@@ -260,11 +271,12 @@ class Runtime:
                 )
             )
 
-    def _start_telemetry(self) -> None:
+    def _start_telemetry(self, span_exporters: Sequence[SpanExporter]) -> None:
         config = _telemetry_config(self._manifest)
-        if not (config.otlp_endpoint or config.otlp_json_path or config.log_path):
+        destinations = (config.otlp_endpoint, config.otlp_json_path, config.log_path)
+        if not (any(destinations) or span_exporters):
             return
-        telemetry = Telemetry(config, self.clock)
+        telemetry = Telemetry(config, self.clock, span_exporters=span_exporters)
         telemetry.start()
         self._hub.add(telemetry.listener)
         self._is_stamped = telemetry.is_stamped
@@ -299,6 +311,8 @@ class Runtime:
                 if model.queue_capacity is not None
             },
             late={model.name: model.late for model in manifest.models},
+            preemption=True,
+            memory_of=_arena_groups(manifest),
         )
         loop = OrchestrationLoop(self._scheduler, launcher, self.clock, self._hub)
         context.set_progress_listener(loop.wake)
@@ -331,6 +345,8 @@ class Runtime:
         deadline_ns = None
         if deadline is not None:
             deadline_ns = self.clock.now_ns() + _duration_ns(deadline)
+        if priority is not None:
+            _check_priority(priority)
         return self._submit(model, inputs, priority=priority, deadline_ns=deadline_ns)
 
     def _submit(
@@ -594,7 +610,18 @@ def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceCont
         context,
         stream_count=manifest.streams.count,
         budget_bytes=manifest.device.memory_budget_bytes,
+        arena_groups=_arena_groups(manifest),
     )
+
+
+def _arena_groups(manifest: Manifest) -> dict[str, int]:
+    """Return which models share memory on a stream: those of one priority.
+
+    A request can then be paused at a segment boundary while one of a higher priority runs. With
+    `fifo` nobody is paused, and all share.
+    """
+    preempts = manifest.scheduler.policy != "fifo"
+    return {model.name: model.priority if preempts else 0 for model in manifest.models}
 
 
 def _make_policy(manifest: Manifest) -> SchedulingPolicy:
@@ -646,8 +673,25 @@ def _unknown_model(model: str, models: Mapping[str, ModelInformation]) -> Invali
     )
 
 
+def _check_priority(priority: int) -> None:
+    """Refuse what the queue could not compare: it would end the run for everybody."""
+    if not isinstance(priority, int) or not 0 <= priority <= PRIORITY_MAX:
+        raise InvalidInputError(
+            f"{priority!r} is not a whole number from 0 to {PRIORITY_MAX}",
+            context="priority",
+            hint="higher is more urgent; leave it out for the model's own",
+        )
+
+
 def _duration_ns(duration: float | str) -> int:
     if not isinstance(duration, str):
+        # Written so that a NaN is refused too.
+        if not 0 <= duration <= units.MAX_WHOLE / 1e9:
+            raise InvalidInputError(
+                f"{duration} is not a number of seconds from now",
+                context="deadline",
+                hint='give seconds, or a text such as "20 ms"',
+            )
         return round(duration * 1e9)
     try:
         return units.parse_duration(duration)

@@ -44,4 +44,6 @@ class SystemClock:
         """Block on `wake` with a timeout."""
         if instant_ns is None:
             return wake.wait()
-        return wake.wait(max(0, instant_ns - time.monotonic_ns()) / 1e9)
+        wait_s = (instant_ns - time.monotonic_ns()) / 1e9
+        # Over the maximum (292 years) `wait` would raise, and end whatever thread this is.
+        return wake.wait(min(max(0.0, wait_s), threading.TIMEOUT_MAX))

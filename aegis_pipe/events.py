@@ -130,7 +130,8 @@ class DecisionMade(NamedTuple):
     queue_depth: int
     """Requests waiting before the decision."""
     candidates: tuple[tuple[int, float], ...]
-    """The best few waiting requests as (request_id, score), best first; the winner is the first."""
+    """The best few waiting requests as (request_id, score), best first; of a `start` the winner
+    leads."""
     blocked_by: tuple[int, ...]
     """Requests that held the streams while this one waited."""
 

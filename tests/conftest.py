@@ -1,4 +1,9 @@
 import pytest
+from hypothesis import settings
+
+# Machines are shared and slow at times: what is slow is no failure, and every run tries the same.
+settings.register_profile("aegis", deadline=None, derandomize=True)
+settings.load_profile("aegis")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -43,6 +43,21 @@ Then open <http://127.0.0.1:16686>. A file of OTLP JSON lines can be dropped the
   device times. Viewers show whole microseconds; `aegis.duration_ns` is the true duration.
 - **Pipelines**: an item is one trace from source to sink; its requests lie below their stages.
 
+## OpenTelemetry SDK exporters
+
+What exports spans of the OpenTelemetry SDK can export these too, whatever the manifest says:
+
+```python
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter
+
+with aegis_pipe.open_pipeline("manifest.toml", span_exporters=[ConsoleSpanExporter()]) as runtime:
+    ...
+```
+
+Each exporter has a thread and a bounded queue of its own, gets every batch once, and is shut down
+when the runtime is closed. Spans have been sampled by then; the SDK's samplers and processors are
+not involved. For OTLP prefer `telemetry.otlp`, which costs a fifth of it.
+
 This file is generated: `python tools/generate_telemetry_docs.py`.
 """
 

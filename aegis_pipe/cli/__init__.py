@@ -6,15 +6,24 @@ Exit status: 0 done, 1 failed, 2 wrong usage or invalid manifest, 130 interrupte
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import sys
 from collections.abc import Sequence
 
-from aegis_pipe.cli import doctor, init, plan, schema, up, validate, verify
 from aegis_pipe.errors import AegisError, ManifestError
 
-VERBS = (up, validate, plan, verify, init, schema, doctor)
+VERBS = {
+    "up": "run a manifest: load its models, feed its pipelines, report at the end",
+    "validate": "check a manifest and the models it names; touches no device",
+    "plan": "show kernels, memory and schedule of a manifest; reserves nothing",
+    "verify": "compare a model's outputs with ONNX Runtime and ONNX's reference evaluator",
+    "init": "write a manifest for an ONNX model",
+    "schema": "print the JSON Schema of manifests",
+    "doctor": "say what this machine has",
+}
+"""Verbs with a line of help; each is a module of that name here, imported when it is used."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,13 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="show diagnostic messages")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for verb in VERBS:
-        name = verb.__name__.rpartition(".")[2]
-        summary = (verb.__doc__ or "").splitlines()[0]
-        own = verbs.add_parser(name, help=summary, description=verb.__doc__)
-        verb.add_arguments(own)
-        own.set_defaults(run=verb.run)
-    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    for name, summary in VERBS.items():
+        own = verbs.add_parser(name, help=summary)
+        if name in words:
+            verb = importlib.import_module(f"aegis_pipe.cli.{name}")
+            own.description = verb.__doc__
+            verb.add_arguments(own)
+            own.set_defaults(run=verb.run)
+    options = parser.parse_args(words)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.WARNING,
         format="%(levelname)s: %(message)s",

@@ -9,9 +9,9 @@ import platform
 import sys
 from importlib import metadata
 
-from aegis_pipe import units
+from aegis_pipe import __version__, units
 from aegis_pipe.clock import SystemClock
-from aegis_pipe.device.registry import device_kinds, open_device
+from aegis_pipe.device.registry import AUTO, device_kinds, open_device
 from aegis_pipe.errors import AegisError
 
 LIBRARIES = ("numpy", "onnx", "ml-dtypes", "opentelemetry-sdk", "grpcio", "pillow")
@@ -40,7 +40,7 @@ def findings() -> dict[str, dict[str, str]]:
     """Return facts by topic: `software`, `processor`, `devices`."""
     return {
         "software": {
-            "aegis-pipe": metadata.version("aegis-pipe"),
+            "aegis-pipe": __version__,
             "python": f"{platform.python_version()} ({sys.executable})",
             "system": platform.platform(),
             **{name: _version(name) for name in LIBRARIES},
@@ -49,7 +49,7 @@ def findings() -> dict[str, dict[str, str]]:
             "cores": str(len(os.sched_getaffinity(0))),
             "vector instructions": ", ".join(_vector_flags()) or "none known",
         },
-        "devices": {kind: _device(kind) for kind in device_kinds() if kind != "auto"},
+        "devices": {kind: _device(kind) for kind in device_kinds() if kind != AUTO},
     }
 
 

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     shapes, open_dimensions = chosen_shapes(facts)
     manifest = draft(options.model, target, shapes)
     try:
-        target.write_text(dump_manifest(manifest), encoding="utf-8")
+        target.write_text(dump_manifest(manifest, schema_line=""), encoding="utf-8")
     except OSError as error:
         raise PermanentError(f"`{target}` can not be written: {error.strerror}") from error
     print(f"wrote {target}; next: aegis-pipe up {target} --for 5s")

@@ -9,7 +9,7 @@ from typing import Any
 
 from aegis_pipe import units
 from aegis_pipe.app import PlannedDeployment, check_manifest, plan_deployment
-from aegis_pipe.cli.tables import milliseconds, table
+from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.manifest.model import ModelSection
 
@@ -43,7 +43,8 @@ def as_text(planned: PlannedDeployment, *, steps: bool) -> str:
         "",
         *_totals(planned),
         "",
-        f"schedule: policy {manifest.scheduler.policy}, {manifest.streams.count} streams, "
+        f"schedule: policy {manifest.scheduler.policy}, "
+        f"{counted(manifest.streams.count, 'stream')}, "
         f"queue of {manifest.scheduler.queue_capacity}, "
         f"segments of at most {milliseconds(manifest.streams.max_block_ns)} ms",
         _schedule_table(manifest.models),
@@ -81,9 +82,9 @@ def _size_or_dash(size_bytes: int | None) -> str:
 def _totals(planned: PlannedDeployment) -> list[str]:
     memory, size = planned.memory, units.format_size
     budget_bytes = planned.manifest.device.memory_budget_bytes
-    budget = "no budget" if budget_bytes is None else f"a budget of {size(budget_bytes)}"
+    budget = ", no budget" if budget_bytes is None else f" of a budget of {size(budget_bytes)}"
     return [
-        f"device total {size(memory.total_bytes)} of {budget}:",
+        f"device total {size(memory.total_bytes)}{budget}:",
         *[f"  {part}" for part in memory.parts],
         f"each model on its own would take {size(memory.separate_bytes)}; "
         f"sharing saves {size(memory.saved_bytes)}",
@@ -141,7 +142,7 @@ def as_json(planned: PlannedDeployment, *, steps: bool) -> dict[str, Any]:
             "budget_bytes": planned.manifest.device.memory_budget_bytes,
             "weights_bytes": memory.weights_bytes,
             "arena_bytes": memory.arena_bytes,
-            "arena_model": memory.arena_model,
+            "arena_models": list(memory.arena_models),
             "streams": memory.stream_count,
             "separate_bytes": memory.separate_bytes,
             "saved_bytes": memory.saved_bytes,

@@ -23,3 +23,8 @@ def milliseconds(duration_ns: int) -> str:
     """Format a duration for a column headed `ms`."""
     value = duration_ns / 1e6
     return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return "1 model", "2 models"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from aegis_pipe import units
 from aegis_pipe.app import Runtime, RuntimeReport, open_pipeline
-from aegis_pipe.cli.tables import milliseconds, table
+from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.errors import AegisError
 from aegis_pipe.scheduling.statistics import ModelStatistics
 from aegis_pipe.telemetry import TelemetryReport
@@ -154,8 +154,8 @@ class _Screen:
 def _headline(runtime: Runtime) -> str:
     report = runtime.report()
     return (
-        f"{report.name}: {len(report.statistics.models)} models on {report.device}, "
-        f"{report.streams} streams, policy {report.policy}\n"
+        f"{report.name}: {counted(len(report.statistics.models), 'model')} on {report.device}, "
+        f"{counted(report.streams, 'stream')}, policy {report.policy}\n"
         f"memory: {_planned(report)}"
     )
 
@@ -183,7 +183,7 @@ def summary(report: RuntimeReport) -> str:
     rows = [_summary_row(m) for m in report.statistics.models]
     lines = [
         f"{report.name}: {report.elapsed_ns / 1e9:.1f} s on {report.device}, "
-        f"{report.streams} streams, policy {report.policy}; times in ms",
+        f"{counted(report.streams, 'stream')}, policy {report.policy}; times in ms",
         "",
         table(SUMMARY_HEADER, rows),
         "",
@@ -216,7 +216,7 @@ def _memory_lines(report: RuntimeReport) -> list[str]:
     plan, size = report.plan, units.format_size
     return [
         f"memory: {_planned(report)}",
-        f"  weights {size(plan.weights_bytes)}, {plan.stream_count} arenas of "
+        f"  weights {size(plan.weights_bytes)}, {counted(plan.stream_count, 'arena')} of "
         f"{size(plan.arena_bytes)}; sharing saves {size(plan.saved_bytes)}",
         f"  {report.statistics.allocations_after_start} device allocations after start",
     ]

@@ -7,6 +7,7 @@ import dataclasses
 import json
 
 from aegis_pipe.app import check_manifest
+from aegis_pipe.cli.tables import counted
 from aegis_pipe.errors import ManifestError
 
 
@@ -32,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"ok": True, "problems": []}, indent=2))
     else:
-        counts = f"{len(manifest.models)} models, {len(manifest.pipelines)} pipelines"
+        counts = f"{counted(len(manifest.models), 'model')}, "
+        counts += counted(len(manifest.pipelines), "pipeline")
         print(f"{options.manifest}: ok ({counts})")
     return 0

@@ -83,11 +83,10 @@ class CompiledModel:
         """Bytes of this model's weights, each counted once."""
         return sum(weight.size_bytes for weight in self.weights.values())
 
-    @property
-    def memory(self) -> ModelMemory:
-        """What it needs on the device."""
+    def memory(self, arena_group: int = 0) -> ModelMemory:
+        """Return what it needs on the device, sharing arenas with the other models of a group."""
         sizes = {key: weight.size_bytes for key, weight in self.weights.items()}
-        return ModelMemory(self.name, sizes, self.plan.peak_bytes)
+        return ModelMemory(self.name, sizes, self.plan.peak_bytes, arena_group=arena_group)
 
     @property
     def reference_steps(self) -> tuple[CompiledStep, ...]:

@@ -103,10 +103,12 @@ def plan_models(
     *,
     stream_count: int,
     budget_bytes: int | None,
+    arena_groups: Mapping[str, int] | None = None,
 ) -> DevicePlan:
     """Plan the device as one; raises BudgetExceededError with the smallest cause.
 
-    `budgets_bytes` has each model's own budget, None where it has none.
+    `budgets_bytes` has each model's own budget, None where it has none; `arena_groups` says which
+    models share memory on a stream: all of them, unless some shall preempt others.
     """
     for model, model_budget_bytes in zip(loaded, budgets_bytes, strict=True):
         if model_budget_bytes is not None:
@@ -121,7 +123,10 @@ def plan_models(
             )
     description = context.description
     plan = DevicePlan.build(
-        [model.compiled.memory for model in loaded],
+        [
+            model.compiled.memory((arena_groups or {}).get(model.compiled.name, 0))
+            for model in loaded
+        ],
         stream_count=stream_count,
         alignment_bytes=description.alignment_bytes,
     )
@@ -169,8 +174,9 @@ class Deployment:
         for model in loaded:
             with self._phases.inside(model.phase):
                 self._write_weights(model.compiled, plan, weights_pool, regions)
+                base_bytes = plan.arena_base(model.compiled.name)
                 for index, arena in enumerate(arenas):
-                    steps = self._bind(model.compiled, regions, arena, index)
+                    steps = self._bind(model.compiled, regions, arena, base_bytes, index)
             self._phases.end(model.phase)
             self._announce(model, steps)
         for pool in self._pools:
@@ -207,6 +213,7 @@ class Deployment:
         compiled: CompiledModel,
         weights: Mapping[str, Region],
         arena: DeviceMemoryPool,
+        base_bytes: int,
         index: int,
     ) -> tuple[CompiledStep, ...]:
         """Bind a model to one stream's arena, warm it up, and record its segments."""
@@ -215,7 +222,7 @@ class Deployment:
             storages = {
                 each.tensor_id: arena.place(
                     str(each.tensor_id),
-                    compiled.plan.offsets[each.tensor_id],
+                    base_bytes + compiled.plan.offsets[each.tensor_id],
                     each.size_bytes,
                     name,
                 ).region

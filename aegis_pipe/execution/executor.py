@@ -73,7 +73,7 @@ def _enqueue(
 def check_inputs(
     model: str, tensors: Sequence[BoundTensor], given: Mapping[str, np.ndarray]
 ) -> list[np.ndarray]:
-    """Return the arrays in the model's order, made contiguous where they are not.
+    """Return the arrays in the model's order, made contiguous and of native byte order.
 
     Raises InvalidInputError for a missing or unknown name, a wrong shape or a wrong dtype; dtypes
     are not converted, because a silent conversion hides mistakes.
@@ -93,14 +93,15 @@ def _check_input(model: str, tensor: BoundTensor, given: Mapping[str, np.ndarray
     if tensor.name not in given:
         raise InvalidInputError("no value was given", context=context, hint=f"give {tensor.spec}")
     array = np.asarray(given[tensor.name])
-    if array.shape != tensor.spec.shape or array.dtype != tensor.spec.dtype:
+    is_of_dtype = array.dtype.newbyteorder("=") == tensor.spec.dtype
+    if array.shape != tensor.spec.shape or not is_of_dtype:
         found = f"{array.dtype.name}[{', '.join(map(str, array.shape))}]"
         raise InvalidInputError(
             f"expected {tensor.spec}, found {found}",
             context=context,
             hint="shapes are fixed at load by `shapes` in the manifest; convert dtypes yourself",
         )
-    return np.ascontiguousarray(array).reshape(array.shape)
+    return np.ascontiguousarray(array, tensor.spec.dtype).reshape(array.shape)
 
 
 def _names(tensors: Sequence[BoundTensor]) -> str:

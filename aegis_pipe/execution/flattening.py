@@ -21,7 +21,7 @@ from aegis_pipe.execution.partial_evaluation import (
     Value,
 )
 from aegis_pipe.execution.shape_inference import UnknownOperandError
-from aegis_pipe.execution.source_model import SourceNode, describe
+from aegis_pipe.execution.source_model import SourceGraph, SourceNode, describe
 from aegis_pipe.tensor import TensorId, TensorSpec
 
 _NO_BODY = {"body": Subgraph(b"", ())}
@@ -35,7 +35,7 @@ def _if(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
     known = frame.constant(condition)
     if known is None:
         return _if_unknown(frame, node, scope, path, condition)
-    branch = node.body("then_branch" if bool(known.item()) else "else_branch")
+    branch = node.body("then_branch" if _flag(known, node) else "else_branch")
     values = frame.run(branch, scope.new_child(), _inside(node, path))
     _bind(scope, node.outputs, values)
     return True
@@ -71,6 +71,7 @@ def _loop(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
     trip_count = frame.tensor(scope, names[0], node)
     condition = frame.tensor(scope, names[1], node)
     initial = [scope[name] for name in node.inputs[2:]]
+    _check_body_outputs(node.body("body"), 1 + len(initial), node)
     if _unroll_loop(frame, node, scope, path, trip_count, condition, initial):
         return True
     _keep_loop(frame, node, scope, path, trip_count, condition, initial)
@@ -88,13 +89,14 @@ def _unroll_loop(
 ) -> bool:
     """Write the iterations one after the other, if it is known how many there are."""
     limit = frame.constant(trip_count)
-    going = frame.constant(condition) if condition else np.array(True)
-    if going is None or (trip_count and limit is None):
+    start = frame.constant(condition) if condition else np.array(True)
+    if start is None or (trip_count and limit is None):
         return False
+    going, last = _flag(start, node), None if limit is None else _number(limit, node)
     body, mark = node.body("body"), frame.mark()
     stacks: list[list[Value]] = [[] for _ in body.outputs[1 + len(states) :]]
     iteration = 0
-    while bool(going.item()) and (limit is None or iteration < int(limit.item())):
+    while going and (last is None or iteration < last):
         inner, inside = scope.new_child(), f"{_inside(node, path)}{iteration}/"
         counter = frame.add_constant(np.array(iteration, np.int64), inside, "iteration")
         flag = frame.add_constant(np.array(True), inside, "condition")
@@ -104,7 +106,7 @@ def _unroll_loop(
         if known is None or len(frame.operators) - mark[0] > UNROLLED_OPERATORS_MAX:
             frame.roll_back(mark)
             return False
-        going, states = known, results[: len(states)]
+        going, states = _flag(known, node), results[: len(states)]
         for stack, value in zip(stacks, results[len(states) :], strict=True):
             stack.append(value)
         iteration += 1
@@ -134,7 +136,9 @@ def _keep_loop(
         *(body.add_input(frame.specs[tensor], inside, "state") for tensor in states),
     ]
     inner = scope.new_child()
-    _bind(inner, [value.name for value in source.inputs], inputs)
+    # Whenever the body runs, the condition it is given holds.
+    holds = body.add_constant(np.array(True), inside, "holds")
+    _bind(inner, [v.name for v in source.inputs], (inputs[0], holds, *inputs[2:]))
     operands = [trip_count, condition, *states]
     try:
         results = _tensors(body.run(source, inner, inside), node)
@@ -168,16 +172,25 @@ def _iterations(frame: Frame, body: Frame, operator: OperatorNode, going_on: Ten
     trip_count, condition = padded[:2]
     limit, going = frame.constant(trip_count), body.constant(going_on)
     start = frame.constant(condition) if condition else np.array(True)
-    always = going is not None and bool(going.item())
-    if start is not None and not bool(start.item()):
+    if start is not None and not _flag(start, operator):
         return 0
-    if limit is not None and (always or int(limit.item()) <= 1):
-        return max(0, int(limit.item()))
+    always = going is not None and _flag(going, operator)
+    count = None if limit is None else max(0, _number(limit, operator))
+    if count is not None and (always or count <= 1):
+        return count
     raise DynamicShapeError(
         "the number of iterations depends on data, and outputs are as long as that",
         context=describe(operator),
         hint="export the model with a fixed number of iterations",
     )
+
+
+def _check_body_outputs(body: SourceGraph, least: int, node: SourceNode) -> None:
+    if len(body.outputs) < least:
+        raise InvalidModelError(
+            f"its body has {len(body.outputs)} outputs, it needs at least {least}",
+            context=describe(node),
+        )
 
 
 def _raise_for_control(frame: Frame, operator: OperatorNode) -> None:
@@ -204,6 +217,11 @@ class _ScanShape:
         self.body = node.body("body")
         scanned_count = _int(node, "num_scan_inputs", 1)
         self.state_count = len(operands) - scanned_count
+        if scanned_count < 1 or self.state_count < 0:
+            raise InvalidModelError(
+                f"scans {scanned_count} of {len(operands)} inputs", context=describe(node)
+            )
+        _check_body_outputs(self.body, self.state_count, node)
         self.states = list(operands[: self.state_count])
         self.scanned = list(operands[self.state_count :])
         stacked_count = len(self.body.outputs) - self.state_count
@@ -364,7 +382,7 @@ def _split_to_sequence(frame: Frame, node: SourceNode, scope: Scope, path: str) 
             elements = [_reshape(frame, element, kept, inside) for element in elements]
     else:
         split = _known(frame, node, scope, 1)
-        step = int(split.item()) if split.ndim == 0 else 0
+        step = _number(split, node) if split.ndim == 0 else 0
         sizes = [min(step, size - s) for s in range(0, size, step)] if step else split.tolist()
         ends = np.cumsum(sizes)
         elements = [
@@ -462,13 +480,26 @@ def _known(frame: Frame, node: SourceNode, scope: Scope, operand: int) -> np.nda
 def _position(frame: Frame, node: SourceNode, scope: Scope, operand: int, last: int) -> int:
     """Return a known position in a sequence, counted from the front."""
     value = _known(frame, node, scope, operand)
-    position = int(value.item())
+    position = _number(value, node)
     length = last + 1 if node.operator != "SequenceInsert" else last
     if not -length <= position <= last:
         raise InvalidModelError(
             f"position {position} is outside of a sequence of {length}", context=describe(node)
         )
     return position if position >= 0 else position + length
+
+
+def _number(value: np.ndarray, node: SourceNode | OperatorNode) -> int:
+    if value.size != 1:
+        raise InvalidModelError(
+            f"an operand of shape {list(value.shape)} stands where one number has to",
+            context=describe(node),
+        )
+    return int(value.item())
+
+
+def _flag(value: np.ndarray, node: SourceNode | OperatorNode) -> bool:
+    return bool(_number(value, node))
 
 
 def _int(node: SourceNode, attribute: str, default: int) -> int:

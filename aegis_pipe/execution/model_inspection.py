@@ -10,10 +10,10 @@ from __future__ import annotations
 import difflib
 import math
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.execution.known_operators import KNOWN_OPERATORS
@@ -108,11 +108,11 @@ def _onnx_facts(data: memoryview) -> ModelFacts:
     operators = tuple(item for item in seen.operators if item[1] not in called)
     return ModelFacts(
         {
-            name: facts
-            for name, facts in map(_value_facts, graph.messages(11))
-            if name not in constant
+            value.text(1): _value_facts(value)
+            for value in graph.messages(11)
+            if value.text(1) not in constant
         },
-        dict(map(_value_facts, graph.messages(12))),
+        {value.text(1): _value_facts(value) for value in graph.messages(12)},
         seen.weight_bytes,
         operators,
         _unknown(operators, called),
@@ -120,26 +120,24 @@ def _onnx_facts(data: memoryview) -> ModelFacts:
     )
 
 
-class _Field(NamedTuple):
-    number: int
-    value: int
-    """A varint's value; where the content begins otherwise."""
-    end: int
-    """Where the content ends; -1 for a varint."""
+_Field = tuple[int, int]
+"""Where a field's content begins and ends; for a varint its value and -1."""
 
 
 class _Message:
-    """A message in the file; fields are found by walking over it once."""
+    """A message in the file; its fields are found by walking over it once, when first asked."""
 
     def __init__(self, data: memoryview, start: int, end: int) -> None:
         self._data = data
-        self.size_bytes = end - start
-        self._fields: dict[int, list[_Field]] = {}
-        for found in _fields(data, start, end):
-            self._fields.setdefault(found.number, []).append(found)
+        self._start = start
+        self._end = end
+
+    @cached_property
+    def _fields(self) -> dict[int, list[_Field]]:
+        return _walk(self._data, self._start, self._end)
 
     def messages(self, number: int) -> list[_Message]:
-        return [_Message(self._data, f.value, f.end) for f in self._content(number)]
+        return [_Message(self._data, *found) for found in self._content(number)]
 
     def message(self, number: int) -> _Message | None:
         found = self.messages(number)
@@ -152,26 +150,30 @@ class _Message:
         content = self._content(number)
         if not content:
             return ""
-        return bytes(self._data[content[-1].value : content[-1].end]).decode(errors="replace")
+        start, end = content[-1]
+        return str(self._data[start:end], "utf-8", "replace")
 
     def number(self, number: int) -> int:
         found = self._fields.get(number)
-        return _signed(found[-1].value) if found and found[-1].end < 0 else 0
+        return _signed(found[-1][0]) if found and found[-1][1] < 0 else 0
 
     def numbers(self, number: int) -> list[int]:
         """Return a repeated integer, packed or not."""
         result = []
-        for item in self._fields.get(number, ()):
-            position = item.value
-            if item.end < 0:
-                result.append(_signed(item.value))
-            while position < item.end:
-                value, position = _varint(self._data, position, item.end)
+        for position, end in self._fields.get(number, ()):
+            if end < 0:
+                result.append(_signed(position))
+            while position < end:
+                value, position = _varint(self._data, position, end)
                 result.append(_signed(value))
         return result
 
     def _content(self, number: int) -> list[_Field]:
-        return [item for item in self._fields.get(number, ()) if item.end >= 0]
+        return [found for found in self._fields.get(number, ()) if found[1] >= 0]
+
+
+_LOOKED_INTO = frozenset({"Constant", "If", "Loop", "Scan", "SequenceMap", "FlexAttention"})
+"""Operators of ai.onnx whose attributes hold tensors or bodies; of other domains, all may."""
 
 
 @dataclass(slots=True)
@@ -193,6 +195,8 @@ class _Seen:
             operator = node.text(4)
             name = node.text(3) or f"{operator}_{index}"
             self.operators.append((name, _qualified(node.text(7), operator)))
+            if operator not in _LOOKED_INTO and not _domain(node.text(7)):
+                continue
             for attribute in node.messages(5):
                 if operator == "Constant":
                     self.weight_bytes += sum(map(_tensor_bytes, attribute.messages(5)))
@@ -208,16 +212,16 @@ def _tensor_bytes(tensor: _Message) -> int:
 _KINDS = {4: "sequence", 5: "map", 8: "sparse tensor", 9: "optional"}
 
 
-def _value_facts(value: _Message) -> tuple[str, TensorFacts]:
+def _value_facts(value: _Message) -> TensorFacts:
     kind = value.message(2)
     tensor = kind.message(1) if kind else None
     if kind is None or tensor is None:
         what = next((text for n, text in _KINDS.items() if kind and kind.has(n)), "unknown")
-        return value.text(1), TensorFacts(what, ())
+        return TensorFacts(what, ())
     dtype = DTYPE_OF_ELEMENT_TYPE.get(tensor.number(1))
     shape = tensor.message(2)
     dimensions = tuple(map(_dimension, shape.messages(1))) if shape else ()
-    return value.text(1), TensorFacts(dtype.name if dtype else "unknown", dimensions)
+    return TensorFacts(dtype.name if dtype else "unknown", dimensions)
 
 
 def _dimension(dimension: _Message) -> int | str | None:
@@ -247,31 +251,43 @@ def _domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-def _fields(data: memoryview, position: int, end: int) -> Iterator[_Field]:
-    """Yield a message's fields without looking into them."""
+def _walk(data: memoryview, position: int, end: int) -> dict[int, list[_Field]]:
+    """Find a message's fields by their numbers, without looking into them.
+
+    One loop without helpers where it can: a model has tens of thousands of fields.
+    """
+    fields: dict[int, list[_Field]] = {}
     while position < end:
-        key, position = _varint(data, position, end)
-        number, wire = key >> 3, key & 7
-        if number == 0:
-            raise InvalidModelError("is not an ONNX model", hint=REEXPORT)
-        if wire == 0:
+        key = data[position]
+        position += 1
+        if key >= 0x80:
+            key, position = _varint(data, position - 1, end)
+        wire = key & 7
+        if wire == 2 and position < end:
+            length = data[position]
+            position += 1
+            if length >= 0x80:
+                length, position = _varint(data, position - 1, end)
+        elif wire == 0:
             value, position = _varint(data, position, end)
-            yield _Field(number, value, -1)
+            fields.setdefault(key >> 3, []).append((value, -1))
             continue
-        if wire == 2:
-            length, position = _varint(data, position, end)
         elif wire in (1, 5):
             length = 8 if wire == 1 else 4
         else:
             raise InvalidModelError("is not an ONNX model", hint=REEXPORT)
-        if position + length > end:
+        if key < 8 or position + length > end:
             raise InvalidModelError("is not an ONNX model, or is cut short", hint=REEXPORT)
-        yield _Field(number, position, position + length)
+        fields.setdefault(key >> 3, []).append((position, position + length))
         position += length
+    return fields
 
 
 def _varint(data: memoryview, position: int, end: int) -> tuple[int, int]:
     """Return a base-128 integer, and where it ends."""
+    # Nearly all are a single byte.
+    if position < end and data[position] < 0x80:
+        return data[position], position + 1
     value = shift = 0
     while position < end and shift < 70:
         byte = data[position]

@@ -23,19 +23,20 @@ from aegis_pipe.execution.known_operators import KNOWN_OPERATORS
 from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.operators.table import OperatorTable
 from aegis_pipe.execution.partial_evaluation import evaluate_model
-from aegis_pipe.execution.reference_operators import is_defined
-from aegis_pipe.execution.saved_ir import is_saved_graph, load_graph
+from aegis_pipe.execution.reference_operators import arity_of
+from aegis_pipe.execution.saved_ir import MAGIC, is_saved_graph, load_graph
 from aegis_pipe.execution.source_model import (
     REEXPORT,
     SourceGraph,
     SourceModel,
+    SourceNode,
     bodies_of,
     describe,
 )
 from aegis_pipe.tensor import TensorId
 
 if TYPE_CHECKING:
-    import onnx  # noqa: TID251 - a type only
+    from aegis_pipe.execution.onnx_reader import ModelProto
 
 __all__ = ["LoadOptions", "ModelLoader"]
 
@@ -54,22 +55,19 @@ class ModelLoader:
         """
         options = options or LoadOptions()
         try:
-            data = _read(path)
-            if is_saved_graph(data):
+            if is_saved_graph(_read(path, len(MAGIC))):
                 return _load_saved(path, options)
             # Only ONNX files need `onnx`; saved graphs load without the package.
             from aegis_pipe.execution.onnx_reader import read_onnx
 
-            model = read_onnx(data, path.parent)
+            model = read_onnx(_read(path), path.parent)
             return self._evaluate(model, options, options.name or path.stem)
         except (InvalidModelError, UnsupportedOperatorError, DynamicShapeError) as error:
             if str(path) not in error.context:
                 error.context = ": ".join(filter(None, (str(path), error.context)))
             raise
 
-    def load_proto(
-        self, model: onnx.ModelProto, options: LoadOptions | None = None
-    ) -> ExecutionGraph:
+    def load_proto(self, model: ModelProto, options: LoadOptions | None = None) -> ExecutionGraph:
         """Load a model that is in memory; the same as `load` otherwise."""
         from aegis_pipe.execution.onnx_reader import source_model_of
 
@@ -98,11 +96,12 @@ def _load_saved(path: Path, options: LoadOptions) -> ExecutionGraph:
     return graph
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, size_bytes: int = -1) -> bytes:
     if path.is_dir():
         raise InvalidModelError("is a directory", context=str(path), hint="name the file in it")
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(size_bytes)
     except OSError as error:
         raise InvalidModelError(
             f"can not be read: {error.strerror}", context=str(path), hint="check the path"
@@ -118,9 +117,11 @@ def _check_operators(graph: SourceGraph, opsets: Mapping[str, int], table: Opera
         for body in bodies_of(node):
             _check_operators(body, opsets, table)
         operator = node.qualified_operator
-        if table.get(operator) is not None or operator in RULES:
+        arity = arity_of(node.operator, opsets.get(node.domain, 1), node.domain)
+        if arity is not None:
+            _check_arity(node, *arity)
             continue
-        if is_defined(node.operator, opsets.get(node.domain, 1), node.domain):
+        if table.get(operator) is not None or operator in RULES:
             continue
         near = difflib.get_close_matches(operator, {*KNOWN_OPERATORS, *table.names()}, 1, 0.0)
         raise UnsupportedOperatorError(
@@ -129,3 +130,24 @@ def _check_operators(graph: SourceGraph, opsets: Mapping[str, int], table: Opera
             context=describe(node),
             hint=f"the nearest is `{near[0]}`; export the model with standard operators",
         )
+
+
+def _check_arity(node: SourceNode, inputs: range, outputs: range) -> None:
+    given = len(node.inputs)
+    # Left out at the end, an operand may be written as an empty name as well.
+    least = len([name for name in node.inputs if name])
+    if given >= inputs.stop or least < inputs.start or len(node.outputs) not in outputs:
+        raise InvalidModelError(
+            f"has {given} inputs and {len(node.outputs)} outputs; the operator takes "
+            f"{_counted(inputs)} and gives {_counted(outputs)}",
+            context=describe(node),
+            hint=REEXPORT,
+        )
+
+
+def _counted(counts: range) -> str:
+    if len(counts) == 1:
+        return str(counts.start)
+    return (
+        f"{counts.start} to {counts.stop - 1}" if len(counts) < 100 else f"{counts.start} or more"
+    )

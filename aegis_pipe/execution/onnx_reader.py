@@ -28,6 +28,8 @@ from aegis_pipe.execution.source_model import (
 
 OLDEST_OPSET = 7
 
+ModelProto = onnx.ModelProto
+
 
 def read_onnx(data: bytes, folder: Path) -> SourceModel:
     """Read a serialised model; `folder` is where its external data lies.
@@ -68,7 +70,7 @@ def _source_model(proto: onnx.ModelProto, folder: Path | None) -> SourceModel:
         )
     opsets = _opsets(proto)
     initialisers = {
-        tensor.name: partial(_array, tensor, folder) for tensor in proto.graph.initializer
+        _name(tensor.name): partial(_array, tensor, folder) for tensor in proto.graph.initializer
     }
     if proto.functions:
         proto = _inlined(proto)
@@ -88,6 +90,12 @@ def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
     opsets = {_domain(item.domain): item.version for item in proto.opset_import}
     newest = onnx.defs.onnx_opset_version()
     version = opsets.setdefault("", newest)
+    odd = [domain for domain, number in opsets.items() if not 0 < number < 1 << 31]
+    if odd:
+        raise InvalidModelError(
+            f"imports opset {opsets[odd[0]]} of `{odd[0] or 'ai.onnx'}`, which can not be",
+            hint=REEXPORT,
+        )
     if version > newest:
         raise InvalidModelError(
             f"opset {version} is newer than the newest known ({newest})",
@@ -101,8 +109,13 @@ def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
     return opsets
 
 
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
+def _domain(domain: str | bytes) -> str:
+    return "" if domain == "ai.onnx" else _name(domain)
+
+
+def _name(text: str | bytes) -> str:
+    """Return text of the file; protobuf hands out bytes where it is no UTF-8."""
+    return text if isinstance(text, str) else text.decode(errors="backslashreplace")
 
 
 def _metadata(proto: onnx.ModelProto) -> dict[str, str]:
@@ -111,7 +124,7 @@ def _metadata(proto: onnx.ModelProto) -> dict[str, str]:
         "ir_version": str(proto.ir_version),
         "opsets": ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in proto.opset_import),
     }
-    return facts | {item.key: item.value for item in proto.metadata_props}
+    return facts | {_name(item.key): _name(item.value) for item in proto.metadata_props}
 
 
 def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -160,34 +173,35 @@ def _calls(nodes: Iterable[onnx.NodeProto]) -> Iterable[tuple[str, str]]:
 
 def _graph(proto: onnx.GraphProto, folder: Path | None) -> SourceGraph:
     initialisers: dict[str, Callable[[], np.ndarray]] = {
-        tensor.name: partial(_array, tensor, folder) for tensor in proto.initializer
+        _name(tensor.name): partial(_array, tensor, folder) for tensor in proto.initializer
     }
     for sparse in proto.sparse_initializer:
-        initialisers[sparse.values.name] = partial(_dense, sparse, folder)
+        initialisers[_name(sparse.values.name)] = partial(_dense, sparse, folder)
     return SourceGraph(
-        proto.name,
+        _name(proto.name),
         tuple(_node(node, index, folder) for index, node in enumerate(proto.node)),
         initialisers,
         tuple(map(_value, proto.input)),
-        tuple(output.name for output in proto.output),
-        {info.name: _value(info) for info in (*proto.value_info, *proto.output)},
+        tuple(_name(output.name) for output in proto.output),
+        {_name(info.name): _value(info) for info in (*proto.value_info, *proto.output)},
     )
 
 
 def _node(proto: onnx.NodeProto, index: int, folder: Path | None) -> SourceNode:
-    name = proto.name or f"{proto.op_type}_{index}"
+    operator = _name(proto.op_type)
+    name = _name(proto.name) or f"{operator}_{index}"
     attributes = {
-        attribute.name: value
+        _name(attribute.name): value
         for attribute in proto.attribute
         if (value := _attribute(attribute, name, folder)) is not None
     }
     return SourceNode(
         name,
-        proto.op_type,
+        operator,
         _domain(proto.domain),
         attributes,
-        tuple(proto.input),
-        tuple(proto.output),
+        tuple(map(_name, proto.input)),
+        tuple(map(_name, proto.output)),
     )
 
 
@@ -247,14 +261,15 @@ def _value(proto: onnx.ValueInfoProto) -> SourceValue:
     shape: tuple[Dimension, ...] | None = None
     if tensor.HasField("shape"):
         shape = tuple(map(_dimension, tensor.shape.dim))
-    return SourceValue(proto.name, kind, DTYPE_OF_ELEMENT_TYPE.get(tensor.elem_type), shape)
+    return SourceValue(_name(proto.name), kind, DTYPE_OF_ELEMENT_TYPE.get(tensor.elem_type), shape)
 
 
 def _dimension(proto: onnx.TensorShapeProto.Dimension) -> Dimension:
     # Exporters write 0 or -1 for sizes they do not know; a true 0 can be pinned by `shapes`.
     if proto.HasField("dim_value") and proto.dim_value > 0:
         return int(proto.dim_value)
-    return None if proto.dim_param in UNNAMED_SYMBOLS else str(proto.dim_param)
+    symbol = _name(proto.dim_param)
+    return None if symbol in UNNAMED_SYMBOLS else symbol
 
 
 def _array(proto: onnx.TensorProto, folder: Path | None) -> np.ndarray:
@@ -275,14 +290,21 @@ def _array(proto: onnx.TensorProto, folder: Path | None) -> np.ndarray:
 
 
 def _external_array(proto: onnx.TensorProto, folder: Path | None) -> np.ndarray:
-    entries = {entry.key: entry.value for entry in proto.external_data}
+    entries = {_name(entry.key): _name(entry.value) for entry in proto.external_data}
     dtype, shape = DTYPE_OF_ELEMENT_TYPE[proto.data_type], tuple(proto.dims)
     data = _map_external(proto.name, entries.get("location", ""), folder)
-    offset = int(entries.get("offset", "0"))
-    length = int(entries.get("length", str(len(data) - offset)))
+    try:
+        offset = int(entries.get("offset", "0"))
+        length = int(entries.get("length", str(len(data) - offset)))
+    except ValueError as error:
+        raise InvalidModelError(
+            f"external data of tensor `{_name(proto.name)}` has no sound place: {error}",
+            hint=REEXPORT,
+        ) from error
     packed = proto.data_type in SUB_BYTE_TYPES
     needed = math.prod(shape) * dtype.itemsize
-    if offset + length > len(data) or (length < needed and not packed):
+    fits = offset >= 0 and length >= 0 and offset + length <= len(data)
+    if not fits or (length < needed and not packed):
         raise InvalidModelError(
             f"external data of tensor `{proto.name}` is cut short: "
             f"{entries['location']} has {len(data)} bytes",

@@ -1,12 +1,13 @@
 """Operators where ONNX's reference evaluator departs from the specification.
 
     BatchNormalization  before opset 14, its own normalises by a mixture with the batch's moments
+    DequantizeLinear    its own is missing before opset 19, which extends the earlier ones
     GlobalMaxPool       its own is right for two spatial axes only
     Loop                its own does not start without a condition, and stacks scalars wrongly
     Scan                its own knows neither other axes than the first nor reverse directions
     Scatter             its own is missing (replaced by ScatterElements in opset 11)
     Softmax, LogSoftmax, Hardmax
-                        before opset 13, `axis` splits the tensor into rows and counts from 1
+                        before opset 13 they work on the operand flattened to a matrix
 
 Imported by `reference_operators` only, when a reference operator is first called.
 """
@@ -14,11 +15,11 @@ Imported by `reference_operators` only, when a reference operator is first calle
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops import load_op
 
 
 class BatchNormalization(OpRun):
@@ -44,6 +45,17 @@ class BatchNormalization(OpRun):
         factor = scale / np.sqrt(variance + np.asarray(self.epsilon, variance.dtype))
         shifted = (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
         return (shifted.astype(x.dtype), *running)
+
+
+class DequantizeLinear(OpRun):
+    """The evaluator's own, of opset 19 at least."""
+
+    op_domain = ""
+
+    def __new__(cls, onnx_node: Any, run_params: dict[str, Any]) -> Any:
+        """Return an instance of the evaluator's own class."""
+        version = max(19, run_params["opsets"][""])
+        return load_op("", "DequantizeLinear", version)(onnx_node, run_params)
 
 
 class GlobalMaxPool(OpRun):
@@ -149,56 +161,48 @@ class Scatter(OpRun):
         return (result,)
 
 
-class Softmax(OpRun):
-    """Exponentials along an axis, divided by their sum."""
-
+class _Normaliser(OpRun):
     op_domain = ""
 
     def _run(self, x: Any, **_: Any) -> tuple[Any, ...]:
-        return (_along_axis(self, x, lambda rows, axis: np.exp(_log_softmax(rows, axis))),)
+        axis = next((a.i for a in self.onnx_node.attribute if a.name == "axis"), None)
+        if self.run_params["opsets"][""] >= 13:
+            return (self.along(x, -1 if axis is None else axis),)
+        split = 1 if axis is None else axis % max(1, x.ndim)
+        rows = x.reshape(math.prod(x.shape[:split]), -1)
+        return (self.along(rows, 1).reshape(x.shape),)
+
+    def along(self, x: Any, axis: int) -> Any:
+        raise NotImplementedError
 
 
-class LogSoftmax(OpRun):
-    """The logarithm of Softmax."""
+class Softmax(_Normaliser):
+    """Exponentials that add up to one."""
 
-    op_domain = ""
-
-    def _run(self, x: Any, **_: Any) -> tuple[Any, ...]:
-        return (_along_axis(self, x, _log_softmax),)
-
-
-class Hardmax(OpRun):
-    """One at the first largest value along an axis, zero elsewhere."""
-
-    op_domain = ""
-
-    def _run(self, x: Any, **_: Any) -> tuple[Any, ...]:
-        return (_along_axis(self, x, _hardmax),)
+    def along(self, x: Any, axis: int) -> Any:
+        """Normalise along one axis."""
+        powers = np.exp(x - x.max(axis=axis, keepdims=True))
+        return powers / powers.sum(axis=axis, keepdims=True)
 
 
-def _along_axis(operator: OpRun, x: Any, function: Callable[[Any, int], Any]) -> Any:
-    """Apply a function along `axis`, or to rows as opsets before 13 have it."""
-    flattens = operator.run_params["opsets"][""] < 13
-    given = [a.i for a in operator.onnx_node.attribute if a.name == "axis"]
-    axis = given[0] if given else 1 if flattens else -1
-    if x.size == 0:
-        return x
-    if not flattens:
-        return function(x, axis).astype(x.dtype)
-    rows = x.reshape(math.prod(x.shape[: axis % x.ndim]), -1)
-    return function(rows, 1).astype(x.dtype).reshape(x.shape)
+class LogSoftmax(_Normaliser):
+    """Logarithms of Softmax."""
+
+    def along(self, x: Any, axis: int) -> Any:
+        """Normalise along one axis."""
+        shifted = x - x.max(axis=axis, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
 
 
-def _log_softmax(x: Any, axis: int) -> Any:
-    # In double precision, as 16-bit types would not even hold the sum.
-    shifted = x.astype(np.float64) - x.max(axis=axis, keepdims=True).astype(np.float64)
-    return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+class Hardmax(_Normaliser):
+    """One at the first largest element, zero elsewhere."""
 
-
-def _hardmax(x: Any, axis: int) -> Any:
-    result = np.zeros_like(x)
-    np.put_along_axis(result, np.expand_dims(x.argmax(axis=axis), axis), 1, axis)
-    return result
+    def along(self, x: Any, axis: int) -> Any:
+        """Mark one element along one axis."""
+        result = np.zeros_like(x)
+        largest = np.expand_dims(np.argmax(x, axis=axis), axis)
+        np.put_along_axis(result, largest, np.array(1, x.dtype), axis=axis)
+        return result
 
 
 def _stacked(values: list[Any]) -> Any:
@@ -208,6 +212,7 @@ def _stacked(values: list[Any]) -> Any:
 
 CORRECTIONS = (
     BatchNormalization,
+    DequantizeLinear,
     GlobalMaxPool,
     Hardmax,
     LogSoftmax,

@@ -68,9 +68,15 @@ def reference_function(
     return evaluate
 
 
-def is_defined(operator: str, opset: int, domain: str) -> bool:
-    """Return whether ONNX defines an operator in an opset of its domain."""
-    return _find_schema(operator, opset, domain) is not None
+def arity_of(operator: str, opset: int, domain: str) -> tuple[range, range] | None:
+    """Return how many inputs and outputs an operator may have; None if ONNX does not define it."""
+    schema = _find_schema(operator, opset, domain)
+    if schema is None:
+        return None
+    return (
+        range(schema.min_input, schema.max_input + 1),
+        range(schema.min_output, schema.max_output + 1),
+    )
 
 
 def has_reference(node: OperatorNode) -> bool:
@@ -114,7 +120,12 @@ def infer_with_onnx(
         inferred = onnx.shape_inference.infer_node_outputs(
             schema, node_proto(node), types, data, opset_imports=_opset_imports(node)
         )
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+    except (
+        onnx.shape_inference.InferenceError,
+        onnx.checker.ValidationError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         raise InvalidModelError(
             f"the operands do not fit: {_first_line(error)}", context=describe(node)
         ) from error
@@ -333,8 +344,10 @@ def _attribute_proto(name: str, value: GraphAttribute, kind: Any) -> Any:
     if isinstance(value, np.ndarray):
         return onnx.helper.make_attribute(name, onnx.numpy_helper.from_array(value))
     if isinstance(value, tuple) and not value:
-        kind = kind.value if kind is not None else onnx.AttributeProto.INTS
-        return onnx.helper.make_attribute(name, [], attr_type=kind)
+        lists = (onnx.AttributeProto.FLOATS, onnx.AttributeProto.STRINGS)
+        known = kind.value if kind is not None else None
+        listed = known if known in lists else onnx.AttributeProto.INTS
+        return onnx.helper.make_attribute(name, [], attr_type=listed)
     return onnx.helper.make_attribute(name, value)
 
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from aegis_pipe.errors import DynamicShapeError
 from aegis_pipe.execution.graph import OperatorNode
 from aegis_pipe.execution.operators.table import OperatorContext, OperatorTable
 from aegis_pipe.execution.reference_operators import InferredType, infer_with_onnx
-from aegis_pipe.execution.source_model import SourceValue, describe
+from aegis_pipe.execution.source_model import Dimension, SourceValue, describe
 from aegis_pipe.tensor import TensorSpec
 
 SHAPE_OPERANDS: Mapping[str, tuple[int, ...]] = {
@@ -101,17 +99,27 @@ def infer_outputs(
     Raises OperandValueNeeded if one operand's value would decide, DynamicShapeError if the data
     would, InvalidModelError or UnsupportedOperatorError if the node can not be understood.
     """
-    node = context.node
-    entry = table.get(node.qualified_operator)
-    if entry is not None:
-        _require(context, entry.static_inputs)
+    entry = table.get(context.node.qualified_operator)
+    if entry is None:
+        return _infer_without_entry(context, declared)
+    _require(context, entry.static_inputs)
+    try:
         specs = tuple(entry.infer(context))
-        assert len(specs) >= len(node.outputs), f"{entry.name} infers too few outputs"
-        return tuple(s if t else None for s, t in zip(specs, node.outputs, strict=False))
-    inferred = infer_with_onnx(node, context.inputs, context.constants)
+    except DynamicShapeError:
+        if not any(value is not None and _is_fixed(value.shape) for value in declared):
+            raise
+        return _infer_without_entry(context, declared)
+    assert len(specs) >= len(context.node.outputs), f"{entry.name} infers too few outputs"
+    return tuple(s if t else None for s, t in zip(specs, context.node.outputs, strict=False))
+
+
+def _infer_without_entry(
+    context: OperatorContext, declared: Sequence[SourceValue | None]
+) -> tuple[TensorSpec | None, ...]:
+    inferred = infer_with_onnx(context.node, context.inputs, context.constants)
     return tuple(
         _settled(context, position, found, declared[position]) if tensor else None
-        for position, (tensor, found) in enumerate(zip(node.outputs, inferred, strict=True))
+        for position, (tensor, found) in enumerate(zip(context.node.outputs, inferred, strict=True))
     )
 
 
@@ -141,5 +149,5 @@ def _settled(
     )
 
 
-def _is_fixed(shape: Sequence[object]) -> bool:
-    return all(isinstance(size, int | np.integer) for size in shape)
+def _is_fixed(shape: Sequence[Dimension] | None) -> bool:
+    return shape is not None and all(isinstance(size, int) for size in shape)

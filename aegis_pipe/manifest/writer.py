@@ -16,15 +16,17 @@ _LINE_WIDTH = 100
 _INNERMOST_LIST = re.compile(r"\[\n((?: +[^\n]*,\n)+) *\]")
 
 
-def dump_manifest(manifest: Manifest) -> str:
+def dump_manifest(manifest: Manifest, *, schema_line: str = SCHEMA_LINE) -> str:
     """Return the manifest as TOML text that loads back to the same value.
 
-    Keys that have their default are left out. Paths stay as they were written, so the text
-    belongs in the folder that the manifest came from.
+    The first line tells editors where the schema is; empty for none. Keys that have their
+    default are left out. Paths stay as they were written, so the text belongs in the folder that
+    the manifest came from.
     """
     table = manifest_to_table(manifest)
     ordered = {key: table[key] for key in load_schema()["properties"] if key in table}
-    return f"{SCHEMA_LINE}\n{_INNERMOST_LIST.sub(_on_one_line, tomli_w.dumps(ordered))}"
+    head = f"{schema_line}\n" if schema_line else ""
+    return head + _INNERMOST_LIST.sub(_on_one_line, tomli_w.dumps(ordered))
 
 
 def _on_one_line(match: re.Match[str]) -> str:

@@ -38,14 +38,18 @@ class ModelMemory:
     """Peak of its plan: activations and workspaces of one request."""
     staging_bytes: int = 0
     """Buffers for its inputs and outputs outside the arena."""
+    arena_group: int = 0
+    """Models of one group share memory on a stream; those of different groups do not."""
 
 
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
     """One device's memory: weights once, one arena per stream, staging. Build with `build`.
 
-    An arena is as large as the largest model needs, because a stream runs one request at a time;
-    the scheduler's exclusivity is what makes that sound.
+    Models of one group share their part of an arena, which is as large as the largest of them
+    needs: a stream runs one request of a group at a time, and the scheduler's exclusivity is what
+    makes that sound. Groups stand side by side, so that a request of one can be paused while a
+    request of another runs.
     """
 
     models: tuple[ModelMemory, ...]
@@ -56,8 +60,10 @@ class DevicePlan:
     """Size of that pool, with the gaps that alignment leaves."""
     arena_bytes: int
     """Size of each stream's arena."""
-    arena_model: str
-    """The model that determines it (the first, if several do); empty without models."""
+    arena_offsets: Mapping[int, int]
+    """Where each group's part of an arena begins."""
+    arena_models: tuple[str, ...]
+    """The models that determine it, one per group (the first, if several do)."""
     staging_bytes: int
 
     @classmethod
@@ -71,16 +77,30 @@ class DevicePlan:
             if key not in offsets:
                 offsets[key] = _round_up(weights_end, alignment_bytes)
                 weights_end = offsets[key] + size_bytes
-        largest = max(models, key=lambda each: each.arena_bytes, default=None)
+        arena_offsets: dict[int, int] = {}
+        arena_models: list[str] = []
+        arena_end = 0
+        for group in sorted({each.arena_group for each in models}):
+            members = [each for each in models if each.arena_group == group]
+            largest = max(members, key=lambda each: each.arena_bytes)
+            arena_offsets[group] = arena_end
+            arena_models.append(largest.model)
+            arena_end += _round_up(largest.arena_bytes, alignment_bytes)
         return cls(
             models=tuple(models),
             stream_count=stream_count,
             weights_offsets=MappingProxyType(offsets),
             weights_bytes=weights_end,
-            arena_bytes=_round_up(largest.arena_bytes, alignment_bytes) if largest else 0,
-            arena_model=largest.model if largest else "",
+            arena_bytes=arena_end,
+            arena_offsets=MappingProxyType(arena_offsets),
+            arena_models=tuple(arena_models),
             staging_bytes=sum(each.staging_bytes for each in models),
         )
+
+    def arena_base(self, model: str) -> int:
+        """Return where a model's part of every arena begins, in bytes."""
+        group = next(each.arena_group for each in self.models if each.model == model)
+        return self.arena_offsets[group]
 
     @property
     def total_bytes(self) -> int:
@@ -110,8 +130,9 @@ class DevicePlan:
             seen.update(each.weights)
             parts.append(BudgetPart(f"weights of `{each.model}`", new))
         parts.append(BudgetPart("gaps for alignment", self.weights_bytes - _total(parts)))
+        setters = " + ".join(f"`{model}`" for model in self.arena_models)
         parts += [
-            BudgetPart(f"arena of stream {stream} (set by `{self.arena_model}`)", self.arena_bytes)
+            BudgetPart(f"arena of stream {stream} (set by {setters})", self.arena_bytes)
             for stream in range(self.stream_count)
         ]
         parts += [BudgetPart(f"staging of `{x.model}`", x.staging_bytes) for x in self.models]

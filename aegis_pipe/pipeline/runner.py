@@ -230,12 +230,16 @@ class PipelineRunner:
         for stage in stages:
             if item.error is not None:
                 return
+            # The wait for its inputs belongs to the model stages that make them.
+            inputs = self._inputs(item, stage)
+            if inputs is None:
+                return
             start_ns = self._clock.now_ns()
             try:
                 if stage.model:
-                    self._submit_stage(item, stage, start_ns)
+                    self._submit_stage(item, stage, inputs, start_ns)
                 else:
-                    self._transform(item, stage)
+                    self._transform(item, stage, inputs)
                     self._emit_stage(item, stage.name, "transform", start_ns)
             except AegisError as error:
                 item.error = error
@@ -243,9 +247,8 @@ class PipelineRunner:
                     item, stage.name, "model" if stage.model else "transform", start_ns
                 )
 
-    def _transform(self, item: _Item, stage: StagePlan) -> None:
+    def _transform(self, item: _Item, stage: StagePlan, inputs: Values) -> None:
         assert stage.transform is not None
-        inputs = self._inputs(item, stage)
         try:
             outputs = stage.transform(inputs)
         except AegisError:
@@ -257,8 +260,7 @@ class PipelineRunner:
             ) from error
         item.values.update({f"{stage.name}.{name}": value for name, value in outputs.items()})
 
-    def _submit_stage(self, item: _Item, stage: StagePlan, start_ns: int) -> None:
-        inputs = self._inputs(item, stage)
+    def _submit_stage(self, item: _Item, stage: StagePlan, inputs: Values, start_ns: int) -> None:
         plan = self._plan
         deadline_ns = None if plan.deadline_ns is None else item.start_ns + plan.deadline_ns
         while True:
@@ -276,9 +278,13 @@ class PipelineRunner:
                 self._clock.wait_until(self._clock.now_ns() + RETRY_NS, self._stopping)
         item.pending[stage.name] = (future, start_ns)
 
-    def _inputs(self, item: _Item, stage: StagePlan) -> Values:
-        for value in stage.inputs.values():
-            self._await(item, value)
+    def _inputs(self, item: _Item, stage: StagePlan) -> Values | None:
+        """Wait for a stage's inputs; None if one failed to come, which ends the item."""
+        try:
+            for value in stage.inputs.values():
+                self._await(item, value)
+        except AegisError:
+            return None
         return {operand: item.values[value] for operand, value in stage.inputs.items()}
 
     def _await(self, item: _Item, value: str) -> None:

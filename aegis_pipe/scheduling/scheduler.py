@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,8 +66,8 @@ class Scheduler:
 
     `late` says per model what a passed deadline means; "drop" unless named. A waiting request is
     dropped once its deadline has come; a running one at the end of its segment, if that came too
-    late. `preemption` allows preemption at segment boundaries: only sound if models that share
-    a stream keep their intermediate tensors apart.
+    late. `preemption` allows preemption at segment boundaries; of models that `memory_of` gives
+    the same value, whose intermediate tensors share memory on a stream, none preempts another.
 
     Everything but `admit` and `statistics` belongs to one thread.
     """
@@ -81,12 +81,14 @@ class Scheduler:
         model_capacity: Mapping[str, int] | None = None,
         late: Mapping[str, Late] | None = None,
         preemption: bool = False,
+        memory_of: Mapping[str, Hashable] | None = None,
     ) -> None:
         self.queue = BoundedQueue(policy, queue_capacity, model_capacity)
         self._policy = policy
         self._streams = streams
         self._runs_late = frozenset(model for model, what in (late or {}).items() if what == "run")
         self._preemption = preemption
+        self._sharing = _sharing(memory_of or {})
         self._requests: dict[int, ExecutionRequest] = {}
         # Streams whose holder is paused, waiting for `decide`.
         self._boundaries: set[int] = set()
@@ -428,8 +430,9 @@ class Scheduler:
     def _models_that_can_not_preempt(self, stream: int, paused: ExecutionRequest) -> frozenset[str]:
         if not self._preemption:
             return NO_MODELS
-        busy = {paused.model, *(request.model for request in self._suspended[stream])}
-        return self._streams.models_barred_from(stream) | busy
+        started = (paused, *self._suspended[stream])
+        busy = (self._sharing.get(each.model, frozenset((each.model,))) for each in started)
+        return self._streams.models_barred_from(stream).union(*busy)
 
     def _blockers(self, request: ExecutionRequest) -> tuple[int, ...]:
         """Return who held its streams at arrival, then the latest few to take one since."""
@@ -487,3 +490,11 @@ class Scheduler:
         decisions = tuple(self._decisions)
         self._decisions.clear()
         return decisions
+
+
+def _sharing(memory_of: Mapping[str, Hashable]) -> dict[str, frozenset[str]]:
+    """Return for each model all models that use the same memory, itself included."""
+    return {
+        model: frozenset(other for other, place in memory_of.items() if place == memory)
+        for model, memory in memory_of.items()
+    }

@@ -39,7 +39,8 @@ class LatencyHistogram:
         for bucket in sorted(self._buckets):
             seen += self._buckets[bucket]
             if seen >= rank:
-                return min(int(_GROWTH ** (bucket + 0.5)), self.largest_ns)
+                middle_ns: float = _GROWTH ** (bucket + 0.5)
+                return min(round(middle_ns), self.largest_ns)
         return 0
 
 

@@ -1,6 +1,6 @@
 """Telemetry: listens to events and turns them into traces and a log.
 
-    EventHub -> ring -> exporter thread -> assembler -> sinks (OTLP, OTLP JSON file)
+    EventHub -> ring -> exporter thread -> assembler -> sinks (OTLP, OTLP JSON file, SDK exporters)
                                         -> JSON-lines log
 
 See docs/telemetry.md for every event, span and attribute.

@@ -98,7 +98,8 @@ SPANS: Final[dict[str, tuple[str, str, str]]] = {
     "<kind> <stage>": (
         "host",
         "`pipeline`",
-        "A `source`, `transform`, `model` or `sink` stage; the parent of its request's `infer`.",
+        "A `source`, `transform`, `model` or `sink` stage; the parent of its request's `infer`. "
+        "The source is just `source`.",
     ),
     "model.load": ("host", "none, or the phase around it", "A model's way from file to streams."),
     "<phase>": (
@@ -138,7 +139,7 @@ ATTRIBUTES: Final[dict[str, tuple[str, str]]] = {
     POOL: ("string", "Name of the memory pool."),
     PRIORITY: ("int", "Higher is more urgent."),
     QUEUE_DEPTH: ("int", "Requests waiting: at submission, or before the decision."),
-    REASON: ("string", "Code of why it ended as it did."),
+    REASON: ("string", "Code of why it ended as it did; left out where there is nothing to say."),
     RECORD_STREAM: ("int", "Stream that recorded the event."),
     REQUEST_ID: ("int", "Number of the request within the run."),
     RULE: ("string", "Code of the rule by which the decision was made."),
@@ -152,6 +153,6 @@ ATTRIBUTES: Final[dict[str, tuple[str, str]]] = {
     TENSOR: ("string", "Name of the tensor."),
     WAIT_STREAM: ("int", "Stream that waited for the event."),
     WEIGHTS_BYTES: ("int", "Weights of the model, in bytes."),
-    WINNER: ("int", "The request that was chosen."),
+    WINNER: ("int", "The request that was chosen to start."),
 }
 """Attribute -> (type, meaning)."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aegis_pipe.clock import Clock
 from aegis_pipe.events import Listener
@@ -18,7 +19,11 @@ from aegis_pipe.telemetry.otlp import OtlpSink
 from aegis_pipe.telemetry.otlp_json import OtlpJsonSink
 from aegis_pipe.telemetry.resources import make_resources
 from aegis_pipe.telemetry.ring import EventRing
+from aegis_pipe.telemetry.sdk_sink import SdkSink
 from aegis_pipe.telemetry.sinks import SinkFeeder, SinkReport, SpanSink
+
+if TYPE_CHECKING:
+    from aegis_pipe.telemetry.sdk_sink import SpanExporter
 
 CLOSE_TIMEOUT_S: Final = 2.0
 
@@ -45,10 +50,19 @@ class Telemetry:
     """One run's telemetry. Add `listener` to the EventHub, `start`, run, `close`.
 
     `run_id` fixes the trace ids, for tests and for comparing runs; made up if it is not given.
+    `span_exporters` are OpenTelemetry's; they get the spans too and are shut down by `close`.
     """
 
-    def __init__(self, config: TelemetryConfig, clock: Clock, *, run_id: bytes = b"") -> None:
+    def __init__(
+        self,
+        config: TelemetryConfig,
+        clock: Clock,
+        *,
+        run_id: bytes = b"",
+        span_exporters: Sequence[SpanExporter] = (),
+    ) -> None:
         self._config = config
+        self._span_exporters = tuple(span_exporters)
         self._clock = clock
         self.run_id = run_id or os.urandom(16)
         self._ring = EventRing(config.ring_capacity)
@@ -116,6 +130,7 @@ class Telemetry:
             sinks.append(OtlpJsonSink(self._config.otlp_json_path, resources))
         if self._config.otlp_endpoint:
             sinks.append(OtlpSink(self._config, resources))
+        sinks += [SdkSink(exporter, resources) for exporter in self._span_exporters]
         return sinks
 
     def _left_s(self, deadline_ns: int) -> float:

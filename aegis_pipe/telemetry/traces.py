@@ -1,7 +1,7 @@
 """The shapes of the three kinds of trace: what events become which spans below which.
 
     infer <model>                      pipeline <name>            model.load
-      queue.wait                         source camera              onnx.load
+      queue.wait                         source                     onnx.load
       schedule.decide                    transform prepare          passes
       execute                            model detect                 pass.<name>
         schedule.decide (continue)         infer <model> ...        memory.plan
@@ -135,9 +135,10 @@ def _request_attributes(
         names.REQUEST_ID: finished.request_id,
         names.MODEL: finished.model,
         names.OUTCOME: finished.outcome,
-        names.REASON: finished.reason,
         names.DEADLINE_MISSED: finished.deadline_missed,
     }
+    if finished.reason:
+        values[names.REASON] = finished.reason
     if record.submitted is not None:
         values[names.PRIORITY] = record.submitted.priority
         values[names.QUEUE_DEPTH] = record.submitted.queue_depth
@@ -168,7 +169,9 @@ def _decision(decision: DecisionMade) -> SpanNode:
     if decision.candidates:
         node.attributes[names.CANDIDATE_IDS] = [other for other, _ in decision.candidates]
         node.attributes[names.CANDIDATE_SCORES] = [float(s) for _, s in decision.candidates]
-        node.attributes[names.WINNER] = decision.candidates[0][0]
+    # Candidates wait for a stream; only a `start` chooses among them, and what continues has one.
+    if decision.kind == "start":
+        node.attributes[names.WINNER] = decision.request_id
     if decision.blocked_by:
         node.attributes[names.BLOCKED_BY] = decision.blocked_by
     return node
@@ -365,13 +368,14 @@ def item_tree(
             names.PIPELINE: finished.pipeline,
             names.ITEM: finished.item,
             names.OUTCOME: finished.outcome,
-            names.REASON: _printable(finished.reason),
         },
         item_failure(finished),
     )
+    if finished.reason:
+        root.attributes[names.REASON] = _printable(finished.reason)
     for stage in stages:
         node = SpanNode(
-            f"{stage.kind} {stage.stage}",
+            stage.kind if stage.kind == stage.stage else f"{stage.kind} {stage.stage}",
             stage.start_ns,
             stage.end_ns,
             {names.STAGE: stage.stage, names.STAGE_KIND: stage.kind},

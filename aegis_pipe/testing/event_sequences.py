@@ -202,7 +202,7 @@ def item_events(item: int, request_id: int, start_ns: int) -> list[Event]:
         return StageFinished("camera", item, name, kind, start, end, of_request, "")
 
     return [
-        stage("images", "source", start_ns, start_ns + 20_000),
+        stage("source", "source", start_ns, start_ns + 20_000),
         stage("prepare", "transform", start_ns + 21_000, start_ns + 55_000),
         *request,
         stage("detect", "model", start_ns + 56_000, done_ns + 2_000, request_id),

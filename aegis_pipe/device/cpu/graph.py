@@ -104,13 +104,15 @@ def _current(calls: Sequence[CpuKernelCall], steps: Iterator[object]) -> CpuKern
 def _fail(error: Exception, call: CpuKernelCall) -> NoReturn:
     """Raise what a call raised, as an AegisError that names the call."""
     where = f"node `{call.node}`, kernel `{call.kernel}`"
+    hint = "check the values of the node's inputs; if they are valid, report this as a bug"
     if isinstance(error, AegisError):
         error.context = error.context or where
+        error.hint = error.hint or hint
         raise error
     raise KernelError(
         f"the kernel failed with {type(error).__name__}: {error}",
         context=where,
-        hint="check the values of the node's inputs; if they are valid, report this as a bug",
+        hint=hint,
     ) from error
 
 

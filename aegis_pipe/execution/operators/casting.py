@@ -40,11 +40,9 @@ def _lower(context: OperatorContext) -> Lowered:
     infer = _infer_cast_like if context.node.operator == "CastLike" else _infer_cast
     if infer(context)[0] == context.inputs[0]:
         return Lowered("Reshape", {}, (0,))
-    attributes = {
-        "saturate": reading.integer(context, "saturate", 1),
-        "round_mode": reading.text(context, "round_mode", "up"),
-    }
-    return Lowered("Cast", attributes, (0,))
+    saturate = reading.integer(context, "saturate", 1)
+    round_mode = reading.text(context, "round_mode", "up")
+    return Lowered("Cast", {"saturate": saturate, "round_mode": round_mode}, (0,))
 
 
 def _lower_bit_cast(context: OperatorContext) -> Lowered:

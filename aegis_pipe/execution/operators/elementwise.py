@@ -66,12 +66,12 @@ def same_as_first(context: OperatorContext) -> list[TensorSpec]:
     return [reading.operand(context, 0, "X")]
 
 
-def with_all_operands(operator: str, attributes: Mapping[str, Attribute] | None = None) -> Callable:
-    """Return a lowering that keeps all operands and has fixed attributes."""
+def with_all_operands(operator: str) -> Callable[[OperatorContext], Lowered]:
+    """Return a lowering that keeps all operands and has no attributes."""
 
     def lower(context: OperatorContext) -> Lowered:
         positions = reading.data_positions(context, len(context.inputs))
-        return Lowered(operator, attributes or {}, positions)
+        return Lowered(operator, {}, positions)
 
     return lower
 
@@ -167,7 +167,9 @@ def _lower_clip(context: OperatorContext) -> Lowered:
         bounds = {name: context.node.attributes.get(name) for name in ("min", "max")}
         infinite = {"min": -np.inf, "max": np.inf}
         known = {name: reading.number(context, name, infinite[name]) for name in bounds}
-        return Lowered("Clip", {n: v if bounds[n] is not None else None for n, v in known.items()}, (0, -1, -1))
+        return Lowered(
+            "Clip", {n: v if bounds[n] is not None else None for n, v in known.items()}, (0, -1, -1)
+        )
     attributes: dict[str, Attribute] = {"min": None, "max": None}
     positions = list(reading.data_positions(context, 3))
     for position, name in ((1, "min"), (2, "max")):

@@ -112,8 +112,8 @@ def _reduction(context: OperatorContext) -> str:
 
 
 def _lower_scatter_elements(context: OperatorContext) -> Lowered:
-    attributes = {"axis": _axis(context), "reduction": _reduction(context)}
-    return Lowered("ScatterElements", attributes, (0, 1, 2))
+    axis, reduction = _axis(context), _reduction(context)
+    return Lowered("ScatterElements", {"axis": axis, "reduction": reduction}, (0, 1, 2))
 
 
 def _infer_scatter_nd(context: OperatorContext) -> list[TensorSpec]:

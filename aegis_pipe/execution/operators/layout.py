@@ -23,6 +23,7 @@ import numpy as np
 
 from aegis_pipe.execution.operators import reading
 from aegis_pipe.execution.operators.table import Lowered, OperatorContext, OperatorEntry
+from aegis_pipe.kernel import Attribute
 from aegis_pipe.tensor import TensorSpec
 
 _SLICE_BY_OPERANDS_OPSET = 10
@@ -247,9 +248,11 @@ def _lower_pad(context: OperatorContext) -> Lowered:
     if not any(before) and not any(after):
         return _nothing_moves()
     mode = reading.text(context, "mode", "constant")
-    attributes = {"mode": mode, "before": before, "after": after}
+    attributes: dict[str, Attribute] = {"mode": mode, "before": before, "after": after}
     if context.node.opset < _PAD_BY_OPERANDS_OPSET:
-        return Lowered("Pad", attributes | {"value": reading.number(context, "value", 0.0)}, (0, -1))
+        return Lowered(
+            "Pad", attributes | {"value": reading.number(context, "value", 0.0)}, (0, -1)
+        )
     positions = reading.data_positions(context, 3)
     return Lowered("Pad", attributes | {"value": 0.0}, (0, positions[2]))
 

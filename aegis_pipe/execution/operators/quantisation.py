@@ -22,7 +22,9 @@ def _check_scale(context: OperatorContext) -> dict[str, Attribute]:
     data, scale = reading.operand(context, 0, "x"), reading.operand(context, 1, "scale")
     zero_point = reading.optional_operand(context, 2)
     reading.require(
-        zero_point is None or zero_point.shape == scale.shape,
+        zero_point is None
+        or zero_point.shape == scale.shape
+        or zero_point.element_count == scale.element_count == 1,
         context,
         f"zero point {zero_point} and scale {scale} differ in shape",
     )

@@ -59,8 +59,8 @@ def _infer_reduce(context: OperatorContext) -> list[TensorSpec]:
 
 
 def _lower_reduce(context: OperatorContext) -> Lowered:
-    attributes = {"axes": _axes(context), "keepdims": reading.integer(context, "keepdims", 1)}
-    return Lowered(context.node.operator, attributes, (0,))
+    axes, keepdims = _axes(context), reading.integer(context, "keepdims", 1)
+    return Lowered(context.node.operator, {"axes": axes, "keepdims": keepdims}, (0,))
 
 
 def _axis(context: OperatorContext, default: int) -> int:
@@ -129,7 +129,10 @@ def _lower_top_k(context: OperatorContext) -> Lowered:
 
 
 ENTRIES: tuple[OperatorEntry, ...] = (
-    *(OperatorEntry(name, _infer_reduce, _lower_reduce, static_inputs=(1,)) for name in _REDUCTIONS),
+    *(
+        OperatorEntry(name, _infer_reduce, _lower_reduce, static_inputs=(1,))
+        for name in _REDUCTIONS
+    ),
     *(OperatorEntry(name, _infer_arg, _lower_arg) for name in ("ArgMax", "ArgMin")),
     *(
         OperatorEntry(name, same_as_first, _lower_cumulative, static_inputs=(1,))

@@ -116,7 +116,7 @@ def test_a_device_stores_weights_once_and_an_arena_per_stream():
     plan = DevicePlan.build(two_models(), stream_count=2)
     assert plan.weights_bytes == 160 * MIB
     assert plan.weights_offsets == {"w1": 0, "shared": 100 * MIB, "w2": 150 * MIB}
-    assert (plan.arena_bytes, plan.arena_model) == (40 * MIB, "detector")
+    assert (plan.arena_bytes, plan.arena_models) == (40 * MIB, ("detector",))
     assert plan.total_bytes == (160 + 2 * 40 + 3) * MIB
     assert plan.separate_bytes == (210 + 2 * 70 + 3) * MIB
     assert plan.saved_bytes == 110 * MIB
@@ -179,3 +179,16 @@ def test_fewer_streams_are_not_offered_where_they_do_not_help():
 )
 def test_sizes_as_people_write_them(size, text):
     assert format_size(size) == text
+
+
+def test_groups_stand_side_by_side_in_an_arena():
+    models = [
+        ModelMemory("a", {}, 100, arena_group=0),
+        ModelMemory("b", {}, 300, arena_group=0),
+        ModelMemory("urgent", {}, 65, arena_group=10),
+    ]
+    plan = DevicePlan.build(models, stream_count=2, alignment_bytes=64)
+    assert plan.arena_offsets == {0: 0, 10: 320}
+    assert plan.arena_bytes == 320 + 128
+    assert plan.arena_models == ("b", "urgent")
+    assert plan.total_bytes == 2 * 448

@@ -230,6 +230,14 @@ def test_events_tell_every_stage_of_every_item(models) -> None:
     assert sum(isinstance(e, ItemFinished) for e in events) == 2
 
 
+def test_a_stage_begins_when_its_inputs_are_there(models) -> None:
+    events: list[object] = []
+    run(make_plan(Numbers(3), Collect()), models, listeners=[events.append])
+    stages = {(e.item, e.stage): e for e in events if isinstance(e, StageFinished)}
+    for item in range(3):
+        assert stages[item, "after"].start_ns >= stages[item, "model"].end_ns
+
+
 def test_a_cycle_is_refused() -> None:
     stage = StagePlan("a", {"input": "b.output"}, ("output",), transform=Double())
     other = StagePlan("b", {"input": "a.output"}, ("output",), transform=Double())

@@ -79,6 +79,14 @@ def test_request_has_the_documented_shape() -> None:
     ]
 
 
+def test_only_the_decision_to_start_has_a_winner() -> None:
+    spans = assemble(load_events() + request_events(1, START_NS + 200_000, kernels=3))
+    start, continuation = (span for span in spans if span.name == names.SCHEDULE_DECIDE)
+    assert start.attributes[names.WINNER] == 1
+    assert continuation.attributes[names.CANDIDATE_IDS]
+    assert names.WINNER not in continuation.attributes
+
+
 def test_load_has_the_documented_shape() -> None:
     spans = assemble(load_events())
     assert (
@@ -107,7 +115,7 @@ def test_item_is_one_trace_with_the_request_below_its_stage() -> None:
     lines = outline(item)
     assert lines[:6] == [
         "pipeline camera",
-        "  source images",
+        "  source",
         "  transform prepare",
         "  model detect",
         "    infer detector",

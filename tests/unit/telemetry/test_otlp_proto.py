@@ -9,43 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, Status, StatusCode, TraceFlags
 
-from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.assembler import TraceAssembler
 from aegis_pipe.telemetry.config import TelemetryConfig
 from aegis_pipe.telemetry.ids import Identifiers, SpanReference
 from aegis_pipe.telemetry.otlp_proto import encode_request
-from aegis_pipe.telemetry.resources import SCOPE_NAME, make_resources
+from aegis_pipe.telemetry.resources import make_resources
+from aegis_pipe.telemetry.sdk_sink import SdkSpans
 from aegis_pipe.telemetry.spans import Span, SpanEvent, SpanLink
 from aegis_pipe.testing.event_sequences import START_NS, request_events, run_events
 
 CONFIG = TelemetryConfig(ratio=1.0)
 RESOURCES = make_resources(CONFIG, b"run")
-FLAGS = TraceFlags(TraceFlags.SAMPLED)
-
-
-def to_readable(span: Span) -> ReadableSpan:
-    parent = SpanContext(span.trace_id, span.parent_id, span.parent_is_remote, FLAGS)
-    return ReadableSpan(
-        span.name,
-        context=SpanContext(span.trace_id, span.span_id, False, FLAGS),
-        parent=parent if span.parent_id else None,
-        resource=Resource(RESOURCES.device if span.on_device else RESOURCES.host),
-        attributes=span.attributes,
-        events=[Event(event.name, event.attributes, event.at_ns) for event in span.events],
-        links=[
-            Link(SpanContext(*link.target, False, FLAGS), {names.LINK: link.reason})
-            for link in span.links
-        ],
-        status=Status(StatusCode.ERROR, span.error) if span.error else Status(StatusCode.UNSET),
-        start_time=span.start_ns,
-        end_time=span.end_ns,
-        instrumentation_scope=InstrumentationScope(SCOPE_NAME),
-    )
+to_readable = SdkSpans(RESOURCES).convert
 
 
 def check(spans: Sequence[Span]) -> None:

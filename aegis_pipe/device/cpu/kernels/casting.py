@@ -87,10 +87,17 @@ def _bind(
     return convert_through_float32
 
 
+def finite_range(dtype: np.dtype) -> tuple[float, float]:
+    """Return the least and the greatest finite value."""
+    is_integer = dtype in INTEGERS | SMALL_INTEGERS
+    info = (ml_dtypes.iinfo if is_integer else ml_dtypes.finfo)(dtype)
+    return float(info.min), float(info.max)
+
+
 def _limits(dtype: np.dtype, saturate: bool) -> tuple[float | None, float | None]:
     """Return what to clip to before converting, or None; integers keep their lowest bits."""
     if dtype in FLOAT8 and saturate:
-        return float(ml_dtypes.finfo(dtype).min), float(ml_dtypes.finfo(dtype).max)
+        return finite_range(dtype)
     return None, None
 
 

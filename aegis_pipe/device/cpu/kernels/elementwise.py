@@ -18,6 +18,7 @@ from aegis_pipe.device.cpu.kernels.pointwise import (
     SIGNED,
     UNSIGNED,
     Define,
+    Dtypes,
     Pointwise,
     as_mask,
     pointwise_kernel,
@@ -25,16 +26,15 @@ from aegis_pipe.device.cpu.kernels.pointwise import (
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
-_Dtypes = frozenset[np.dtype]
 _BOOL = frozenset({BOOL})
 
 
-def _one_pass(ufunc: np.ufunc, dtypes: _Dtypes) -> Define:
+def _one_pass(ufunc: np.ufunc, dtypes: Dtypes) -> Define:
     function = Pointwise(ufunc, whole=True)
     return lambda request: function if operands.input_spec(request, 0).dtype in dtypes else None
 
 
-_UFUNCS: Mapping[str, tuple[np.ufunc, _Dtypes]] = {
+_UFUNCS: Mapping[str, tuple[np.ufunc, Dtypes]] = {
     "Add": (np.add, NUMBERS),
     "Sub": (np.subtract, NUMBERS),
     "Mul": (np.multiply, NUMBERS),
@@ -75,8 +75,9 @@ def _define_mod(request: KernelRequest) -> Pointwise | None:
 
 
 def _define_shift(request: KernelRequest) -> Pointwise | None:
-    if operands.input_spec(request, 0).dtype not in UNSIGNED:
+    if operands.input_spec(request, 0).dtype not in INTEGERS:
         return None
+    # NumPy shifts by too much, or by a negative amount, as ONNX does: only sign bits are left.
     is_left = operands.text(request, "direction") == "LEFT"
     return Pointwise(np.left_shift if is_left else np.right_shift, whole=True)
 
@@ -101,7 +102,9 @@ def _define_pow(request: KernelRequest) -> Pointwise | None:
     constant = request.constants.get(1)
     if base.dtype in FLOATS:
         is_known = constant is not None and constant.size == 1 and base.dtype == exponent.dtype
-        special = _POWERS.get(float(constant.reshape(()))) if constant is not None and is_known else None
+        special = (
+            _POWERS.get(float(constant.reshape(()))) if constant is not None and is_known else None
+        )
         if special is not None and operands.output_spec(request).shape == base.shape:
             return special
         is_same = base.dtype == exponent.dtype
@@ -136,7 +139,7 @@ def _mean(*arrays: np.ndarray) -> None:
     np.divide(arrays[-1], len(arrays) - 1, out=arrays[-1])
 
 
-def _define_variadic(compute: Callable[..., None], dtypes: _Dtypes) -> Define:
+def _define_variadic(compute: Callable[..., None], dtypes: Dtypes) -> Define:
     def define(request: KernelRequest) -> Pointwise | None:
         is_known = operands.input_spec(request, 0).dtype in dtypes
         return Pointwise(compute) if is_known else None
@@ -144,7 +147,7 @@ def _define_variadic(compute: Callable[..., None], dtypes: _Dtypes) -> Define:
     return define
 
 
-_VARIADIC: Mapping[str, tuple[Callable[..., None], _Dtypes]] = {
+_VARIADIC: Mapping[str, tuple[Callable[..., None], Dtypes]] = {
     "Max": (functools.partial(_chain, np.maximum), NUMBERS),
     "Min": (functools.partial(_chain, np.minimum), NUMBERS),
     "Sum": (functools.partial(_chain, np.add), FLOATS),

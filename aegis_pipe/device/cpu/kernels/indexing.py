@@ -248,9 +248,7 @@ def _bind_gather_nd(
     data, indices = operands.required(inputs), operands.required(inputs, 1)
     result, batch = operands.required(outputs), operands.integer(request, "batch_dims")
     end = batch + indices.shape[-1]
-    positions = _row_positions(
-        request, indices, data.shape[batch:end], data.shape[:batch], scratch
-    )
+    positions = _row_positions(request, indices, data.shape[batch:end], data.shape[:batch], scratch)
     width = int(np.prod(data.shape[end:], dtype=np.int64))
     source = data.reshape(int(np.prod(data.shape[:end], dtype=np.int64)), width)
     target = result.reshape(scratch[0].size, width)

@@ -141,9 +141,7 @@ def _pad(
     return copies
 
 
-def _pad_axis(
-    part: np.ndarray, axis: int, core: slice, mode: str, value: np.ndarray
-) -> Copies:
+def _pad_axis(part: np.ndarray, axis: int, core: slice, mode: str, value: np.ndarray) -> Copies:
     size = part.shape[axis]
     if mode == "constant":
         borders = (slice(0, core.start), slice(core.stop, size))
@@ -153,7 +151,9 @@ def _pad_axis(
     return [
         (
             part[along(axis, slice(i, i + 1))],
-            part[along(axis, slice(j := core.start + _mirror(i - core.start, length, mode), j + 1))],
+            part[
+                along(axis, slice(j := core.start + _mirror(i - core.start, length, mode), j + 1))
+            ],
         )
         for i in border
         if length

@@ -52,6 +52,13 @@ def texts(request: KernelRequest, name: str) -> tuple[str, ...]:
     return tuple(str(each) for each in value)
 
 
+def array(request: KernelRequest, name: str) -> np.ndarray:
+    """Return an array attribute."""
+    value = request.attributes[name]
+    assert isinstance(value, np.ndarray), name
+    return value
+
+
 def input_spec(request: KernelRequest, position: int) -> TensorSpec:
     """Return the spec of a required operand."""
     spec = request.inputs[position]

@@ -21,16 +21,18 @@ from aegis_pipe.device.cpu.kernels.tiles import tile_size, tile_views
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 from aegis_pipe.tensor import TensorSpec
 
-FLOAT32 = np.dtype(np.float32)
-FLOAT64 = np.dtype(np.float64)
-BOOL = np.dtype(np.bool_)
-HALF_FLOATS = frozenset({np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)})
-WIDE_FLOATS = frozenset({FLOAT32, FLOAT64})
-FLOATS = HALF_FLOATS | WIDE_FLOATS
-SIGNED = frozenset(np.dtype(f"i{width}") for width in (1, 2, 4, 8))
-UNSIGNED = frozenset(np.dtype(f"u{width}") for width in (1, 2, 4, 8))
-INTEGERS = SIGNED | UNSIGNED
-NUMBERS = FLOATS | INTEGERS
+Dtypes = frozenset[np.dtype]
+
+FLOAT32: np.dtype = np.dtype(np.float32)
+FLOAT64: np.dtype = np.dtype(np.float64)
+BOOL: np.dtype = np.dtype(np.bool_)
+HALF_FLOATS: Dtypes = frozenset({np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)})
+WIDE_FLOATS: Dtypes = frozenset({FLOAT32, FLOAT64})
+FLOATS: Dtypes = HALF_FLOATS | WIDE_FLOATS
+SIGNED: Dtypes = frozenset(np.dtype(f"i{width}") for width in (1, 2, 4, 8))
+UNSIGNED: Dtypes = frozenset(np.dtype(f"u{width}") for width in (1, 2, 4, 8))
+INTEGERS: Dtypes = SIGNED | UNSIGNED
+NUMBERS: Dtypes = FLOATS | INTEGERS
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import operands
-from aegis_pipe.device.cpu.kernels.casting import FLOAT8, SMALL_INTEGERS
+from aegis_pipe.device.cpu.kernels.casting import FLOAT8, SMALL_INTEGERS, finite_range
 from aegis_pipe.device.cpu.kernels.pointwise import FLOAT32, FLOATS
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.device.cpu.kernels.scratch import kernel_with_scratch
@@ -80,12 +80,7 @@ def _accepts_quantise(request: KernelRequest) -> bool:
 
 
 def _range(dtype: np.dtype, saturate: bool) -> tuple[float, float] | None:
-    if dtype in _QUANTISED_INTEGERS:
-        integers = ml_dtypes.iinfo(dtype)
-        return float(integers.min), float(integers.max)
-    if dtype in FLOAT8 and not saturate:
-        return None
-    return float(ml_dtypes.finfo(dtype).min), float(ml_dtypes.finfo(dtype).max)
+    return None if dtype in FLOAT8 and not saturate else finite_range(dtype)
 
 
 def _bind_quantise(
@@ -176,16 +171,14 @@ def _bind_dynamic(
         # The range always holds 0, so that 0 is exact.
         low = np.minimum.reduce(source, axis=None, initial=0)
         high = np.maximum.reduce(source, axis=None, initial=0)
-        step = np.float32((high - low) / np.float32(255))
-        offset = np.float32(0) if step == 0 else np.rint(np.clip(-low / step, 0, 255))
+        # Nothing but zeros has no range; any scale will do.
+        step = (high - low) / np.float32(255) if high > low else np.float32(1)
+        offset = np.rint(np.clip(-low / step, 0, 255))
         scale[...] = step
         zero_point[...] = offset
         for read, wide, written in steps:
-            if step == 0:
-                wide.fill(0)
-            else:
-                np.divide(read, step, out=wide)
-                np.rint(wide, out=wide)
+            np.divide(read, step, out=wide)
+            np.rint(wide, out=wide)
             np.add(wide, offset, out=wide)
             np.maximum(wide, 0, out=wide)
             np.minimum(wide, 255, out=wide)

@@ -13,17 +13,15 @@ import numpy as np
 
 from aegis_pipe.device.cpu.kernels import operands
 from aegis_pipe.device.cpu.kernels.planned import planned_kernel
-from aegis_pipe.device.cpu.kernels.pointwise import BOOL, INTEGERS, NUMBERS, WIDE_FLOATS
+from aegis_pipe.device.cpu.kernels.pointwise import BOOL, INTEGERS, NUMBERS, WIDE_FLOATS, Dtypes
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.device.cpu.kernels.scratch import kernel_with_scratch
 from aegis_pipe.device.cpu.kernels.tiles import TILE
 from aegis_pipe.kernel import KernelRequest
 from aegis_pipe.tensor import TensorSpec
 
-_Dtypes = frozenset[np.dtype]
 
-
-def _accepts(dtypes: _Dtypes) -> Callable[[KernelRequest], bool]:
+def _accepts(dtypes: Dtypes) -> Callable[[KernelRequest], bool]:
     return lambda request: operands.input_spec(request, 0).dtype in dtypes
 
 
@@ -46,13 +44,13 @@ def _highest(dtype: np.dtype) -> object:
     return np.iinfo(dtype).max if dtype in INTEGERS else np.inf
 
 
-_PLAIN: Mapping[str, tuple[np.ufunc, Callable[[np.dtype], object] | None, _Dtypes]] = {
-    "ReduceSum": (np.add, None, INTEGERS | WIDE_FLOATS),
-    "ReduceProd": (np.multiply, None, INTEGERS | WIDE_FLOATS),
+_PLAIN: Mapping[str, tuple[np.ufunc, Callable[[np.dtype], object], Dtypes]] = {
+    "ReduceSum": (np.add, lambda _dtype: 0, INTEGERS | WIDE_FLOATS),
+    "ReduceProd": (np.multiply, lambda _dtype: 1, INTEGERS | WIDE_FLOATS),
     "ReduceMax": (np.maximum, _lowest, INTEGERS | WIDE_FLOATS | {BOOL}),
     "ReduceMin": (np.minimum, _highest, INTEGERS | WIDE_FLOATS | {BOOL}),
 }
-"""Function, what an empty reduction gives where the function has no identity, dtypes."""
+"""Function, what it starts from, dtypes."""
 
 
 def _plain_kernel(operator: str) -> CpuKernel:
@@ -67,12 +65,10 @@ def _plain_kernel(operator: str) -> CpuKernel:
         data = operands.required(inputs)
         result = operands.required(outputs).reshape(_kept_shape(request))
         axes = operands.integers(request, "axes")
-        options = {"axis": axes, "dtype": data.dtype, "out": result, "keepdims": True}
-        if empty is not None:
-            options["initial"] = empty(data.dtype)
+        start = empty(data.dtype)
 
         def run() -> None:
-            ufunc.reduce(data, **options)  # type: ignore[call-overload]  # options by name
+            ufunc.reduce(data, axes, data.dtype, result, keepdims=True, initial=start)
 
         return run
 
@@ -83,7 +79,7 @@ def _plain_kernel(operator: str) -> CpuKernel:
 class _Sum:
     """What a sum maps before, and does to the result after."""
 
-    dtypes: _Dtypes
+    dtypes: Dtypes
     before: Callable[..., object] | None = None
     after: Callable[[np.ndarray, int], object] | None = None
 

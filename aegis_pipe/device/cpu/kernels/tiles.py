@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -38,9 +37,9 @@ def tile_views(
         return
     step = max(limit // inner, 1)
     starts = range(0, merged[axis - 1], step)
-    for *outer, start in itertools.product(*(range(n) for n in merged[: axis - 1]), starts):
-        index = (*outer, slice(start, start + step))
-        yield tuple(view[index] for view in views)
+    for outer in np.ndindex(merged[: axis - 1]):
+        rows = [view[outer] for view in views]
+        yield from (tuple(row[start : start + step] for row in rows) for start in starts)
 
 
 def _merge_axes(shape: Sequence[int], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -58,5 +57,12 @@ def _merge_axes(shape: Sequence[int], arrays: Sequence[np.ndarray]) -> list[np.n
             merged.append(size)
             strides.append(steps)
     return [
-        as_strided(array, merged, [steps[i] for steps in strides]) for i, array in enumerate(arrays)
+        _strided(array, merged, [steps[i] for steps in strides]) for i, array in enumerate(arrays)
     ]
+
+
+def _strided(array: np.ndarray, shape: Sequence[int], strides: Sequence[int]) -> np.ndarray:
+    # `as_strided` goes through a description of the dtype that one-byte floats have not.
+    if array.dtype.itemsize > 1:
+        return as_strided(array, shape, strides)
+    return as_strided(array.view(np.uint8), shape, strides).view(array.dtype)

@@ -14,6 +14,7 @@ from aegis_pipe.device.cpu.kernels.pointwise import (
     INTEGERS,
     NUMBERS,
     Define,
+    Dtypes,
     Pointwise,
     as_mask,
     pointwise_kernel,
@@ -21,9 +22,7 @@ from aegis_pipe.device.cpu.kernels.pointwise import (
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelRequest
 
-_Dtypes = frozenset[np.dtype]
-
-_UFUNCS: Mapping[str, tuple[np.ufunc, _Dtypes]] = {
+_UFUNCS: Mapping[str, tuple[np.ufunc, Dtypes]] = {
     "Abs": (np.absolute, NUMBERS),
     "Neg": (np.negative, NUMBERS),
     "Sign": (np.sign, NUMBERS),
@@ -98,7 +97,7 @@ def _mish(x: np.ndarray, out: np.ndarray, s: np.ndarray, t: np.ndarray) -> None:
     np.multiply(x, s, out=out)
 
 
-_COMPOSED: Mapping[str, tuple[Pointwise, _Dtypes]] = {
+_COMPOSED: Mapping[str, tuple[Pointwise, Dtypes]] = {
     "Relu": (Pointwise(_relu, whole=True), NUMBERS),
     "Sigmoid": (Pointwise(_sigmoid), FLOATS),
     "Softplus": (Pointwise(_softplus, scratch=1), FLOATS),
@@ -191,11 +190,11 @@ _PARAMETRIC: Mapping[str, tuple[Callable[..., None], tuple[str, ...], int]] = {
 """Function, the attributes it begins with, and how many scratch tiles it wants."""
 
 
-def _one_pass(ufunc: np.ufunc, dtypes: _Dtypes) -> Define:
+def _one_pass(ufunc: np.ufunc, dtypes: Dtypes) -> Define:
     return _fixed(Pointwise(ufunc, whole=True), dtypes)
 
 
-def _fixed(function: Pointwise, dtypes: _Dtypes) -> Define:
+def _fixed(function: Pointwise, dtypes: Dtypes) -> Define:
     return lambda request: function if operands.input_spec(request, 0).dtype in dtypes else None
 
 

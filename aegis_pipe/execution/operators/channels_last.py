@@ -1,0 +1,70 @@
+"""Operators on images with channels last: N, spatial..., C.
+
+Canonical form: the attributes and operands of the operator with channels first, weights included:
+
+    com.microsoft.NhwcMaxPool(X)                        as MaxPool
+    com.microsoft.NhwcFusedConv(X, W[M, C / group, kernel...], B?, Z?)
+        as com.microsoft.FusedConv; Z, channels last too, is added before the activation
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from aegis_pipe.execution.operators import convolution, pooling, reading
+from aegis_pipe.execution.operators.table import Lowered, OperatorContext, OperatorEntry
+from aegis_pipe.tensor import TensorSpec
+
+_CHANNELS_FIRST = {entry.name: entry for entry in (*pooling.ENTRIES, *convolution.ENTRIES)}
+_IMAGES = {"NhwcMaxPool": (0,), "NhwcFusedConv": (0, 3)}
+
+
+def channels_first(spec: TensorSpec) -> TensorSpec:
+    """Return the spec with the last dimension moved to position 1."""
+    return reading.like(spec, (*spec.shape[:1], *spec.shape[-1:], *spec.shape[1:-1]))
+
+
+def channels_last(spec: TensorSpec) -> TensorSpec:
+    """Return the spec with dimension 1 moved to the end."""
+    return reading.like(spec, (*spec.shape[:1], *spec.shape[2:], *spec.shape[1:2]))
+
+
+def as_channels_first(
+    context: OperatorContext, operator: str, domain: str, images: tuple[int, ...]
+) -> OperatorContext:
+    """Return the context of another operator, with these operands as channels first."""
+    for position in images:
+        spec = reading.optional_operand(context, position)
+        fits = spec is None or len(spec.shape) > 2
+        reading.require(fits, context, f"input {spec} is not N, spatial..., C")
+    specs = [
+        channels_first(spec) if spec is not None and position in images else spec
+        for position, spec in enumerate(context.inputs)
+    ]
+    node = replace(context.node, operator=operator, domain=domain)
+    return replace(context, node=node, inputs=tuple(specs))
+
+
+def _counterpart(context: OperatorContext) -> tuple[OperatorEntry, OperatorContext]:
+    images = _IMAGES[context.node.operator]
+    if context.node.operator == "NhwcMaxPool":
+        return _CHANNELS_FIRST["MaxPool"], as_channels_first(context, "MaxPool", "", images)
+    inner = as_channels_first(context, "FusedConv", "com.microsoft", images)
+    return _CHANNELS_FIRST["com.microsoft.FusedConv"], inner
+
+
+def _infer(context: OperatorContext) -> list[TensorSpec]:
+    entry, inner = _counterpart(context)
+    return [channels_last(spec) for spec in entry.infer(inner)]
+
+
+def _lower(context: OperatorContext) -> Lowered:
+    entry, inner = _counterpart(context)
+    lowered = entry.lower(inner)
+    return Lowered(context.node.qualified_operator, lowered.attributes, lowered.data_inputs)
+
+
+ENTRIES: tuple[OperatorEntry, ...] = (
+    OperatorEntry("com.microsoft.NhwcMaxPool", _infer, _lower),
+    OperatorEntry("com.microsoft.NhwcFusedConv", _infer, _lower),
+)

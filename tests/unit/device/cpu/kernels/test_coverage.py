@@ -1,0 +1,44 @@
+"""Crosses the operator table with the CPU's kernels: what this device leaves to the reference."""
+
+from __future__ import annotations
+
+from aegis_pipe.device.cpu.kernels import KERNELS
+from aegis_pipe.execution.operators import OPERATORS
+
+# What an operator becomes in canonical form, where that has another name.
+RENAMED = {
+    "CastLike": "Cast",
+    "EyeLike": "Constant",
+    "Flatten": "Reshape",
+    "Gelu": "com.microsoft.BiasGelu",
+    "Identity": "Reshape",
+    "Scatter": "ScatterElements",
+    "Shape": "Constant",
+    "Size": "Constant",
+    "Squeeze": "Reshape",
+    "Unsqueeze": "Reshape",
+    "Upsample": "Resize",
+    "ai.onnx.ml.ArrayFeatureExtractor": "Gather",
+    "com.microsoft.FastGelu": "com.microsoft.BiasGelu",
+    "com.microsoft.Gelu": "com.microsoft.BiasGelu",
+    "com.microsoft.MultiHeadAttention": "Attention",
+    "com.microsoft.QuickGelu": "Swish",
+}
+
+# Gelu waits for the transformer blocks; the shapes of the others depend on data, so that no
+# device has kernels for them.
+LACKING = ["Gelu", "NonMaxSuppression", "NonZero", "Unique"]
+
+
+def _lacking() -> list[str]:
+    known = set(KERNELS.operators())
+    return [name for name in OPERATORS.names() if RENAMED.get(name, name) not in known]
+
+
+def test_every_operator_but_these_has_a_kernel() -> None:
+    assert _lacking() == LACKING
+
+
+def test_every_kernel_can_be_reached() -> None:
+    canonical = {RENAMED.get(name, name) for name in OPERATORS.names()}
+    assert set(KERNELS.operators()) <= canonical

@@ -1,0 +1,540 @@
+"""The public interface through the real thing: files, CPU, threads, no stand-ins.
+
+What depends on who is quicker is settled by a `Latch`, which holds the scheduling thread right
+after it has started a request.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import aegis_pipe
+from aegis_pipe.app import PRIORITY_MAX
+from aegis_pipe.events import DecisionMade, Event, RequestSubmitted
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ROOT / "manifests" / "quickstart" / "digits.onnx"
+SQUEEZENET = "package://onnx/backend/test/data/light/light_squeezenet.onnx"
+WAIT_S = 60
+
+RNG = np.random.default_rng(0)
+WEIGHT = RNG.standard_normal((64, 64)).astype(np.float32)
+
+Save = Callable[..., str]
+Open = Callable[..., aegis_pipe.Runtime]
+
+
+class Latch:
+    """A listener that holds the scheduling thread once it has started a request."""
+
+    def __init__(self) -> None:
+        self.started: list[int] = []
+        self.submitted: list[RequestSubmitted] = []
+        self.reached = threading.Event()
+        self._released = threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RequestSubmitted):
+            self.submitted.append(event)
+        if isinstance(event, DecisionMade) and event.kind == "start":
+            self.started.append(event.request_id)
+            self.reached.set()
+            assert self._released.wait(WAIT_S)
+
+    def release(self) -> None:
+        self._released.set()
+
+
+@pytest.fixture
+def latch() -> Iterator[Latch]:
+    held = Latch()
+    yield held
+    held.release()
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """Save a model; inputs and outputs are given as name=(element type, shape)."""
+
+    def make(
+        name: str,
+        nodes: list[onnx.NodeProto],
+        inputs: dict[str, tuple[int, list[int]]],
+        outputs: dict[str, tuple[int, list[int]]],
+        **weights: np.ndarray,
+    ) -> str:
+        graph = helper.make_graph(
+            nodes,
+            name,
+            [helper.make_tensor_value_info(key, *value) for key, value in inputs.items()],
+            [helper.make_tensor_value_info(key, *value) for key, value in outputs.items()],
+            [numpy_helper.from_array(array, key) for key, array in weights.items()],
+        )
+        opsets = [helper.make_opsetid("", 17)]
+        onnx.save(
+            helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / f"{name}.onnx"
+        )
+        return f"{name}.onnx"
+
+    return make
+
+
+FLOAT_ROW = (TensorProto.FLOAT, [1, 64])
+
+
+@pytest.fixture
+def product(save: Save) -> str:
+    """`x` float32[1, 64] -> MatMul -> Relu -> `y` float32[1, 64]."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["product"]),
+        helper.make_node("Relu", ["product"], ["y"]),
+    ]
+    return save("product", nodes, {"x": FLOAT_ROW}, {"y": FLOAT_ROW}, weight=WEIGHT)
+
+
+@pytest.fixture
+def take(save: Save) -> str:
+    """`rows` int64[2] -> Gather from four rows -> `y` float32[2, 64]."""
+    node = helper.make_node("Gather", ["table", "rows"], ["y"], name="look_up")
+    rows, found = (TensorProto.INT64, [2]), (TensorProto.FLOAT, [2, 64])
+    return save("take", [node], {"rows": rows}, {"y": found}, table=WEIGHT[:4])
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a manifest with these models (name=path) and more lines."""
+
+    def make(*lines: str, **models: str) -> Path:
+        path = tmp_path / "manifest.toml"
+        text = ["manifest_version = 1", 'name = "test"', *lines]
+        for name, file in models.items():
+            text += ["[[models]]", f'name = "{name}"', f'path = "{file}"']
+        path.write_text("\n".join(text), encoding="utf-8")
+        return path
+
+    return make
+
+
+@pytest.fixture
+def opened(write: Callable[..., Path]) -> Iterator[Open]:
+    """Open a manifest of these models; closed at the end of the test."""
+    with ExitStack() as stack:
+
+        def make(*lines: str, listeners: Any = (), **models: str) -> aegis_pipe.Runtime:
+            path = write(*lines, **models)
+            return stack.enter_context(aegis_pipe.open_pipeline(path, listeners=listeners))
+
+        yield make
+
+
+def row(seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((1, 64)).astype(np.float32)
+
+
+def image() -> np.ndarray:
+    return np.random.default_rng(3).random((1, 1, 8, 8), np.float32)
+
+
+def error_of(future: Future[Any]) -> BaseException:
+    error = future.exception(WAIT_S)
+    assert error is not None
+    return error
+
+
+# --- opening ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [Path, str, aegis_pipe.load_manifest])
+def test_a_manifest_is_a_path_a_text_or_loaded(
+    form: Callable[[Path], Any], write: Callable[..., Path], product: str
+) -> None:
+    with aegis_pipe.open_pipeline(form(write(m=product))) as runtime:
+        (y,) = runtime.infer("m", {"x": row()}).values()
+    np.testing.assert_allclose(y, np.maximum(row() @ WEIGHT, 0), rtol=1e-5, atol=1e-5)
+
+
+def test_models_tell_their_inputs_and_outputs(opened: Open, product: str, take: str) -> None:
+    runtime = opened(first=product, second=take)
+    assert list(runtime.models) == ["first", "second"]
+    inputs, outputs = runtime.models["second"].inputs, runtime.models["second"].outputs
+    assert {name: str(spec) for name, spec in inputs.items()} == {"rows": "int64[2]"}
+    assert {name: str(spec) for name, spec in outputs.items()} == {"y": "float32[2, 64]"}
+    with pytest.raises(TypeError):
+        runtime.models["third"] = runtime.models["first"]  # type: ignore[index]  # must not work
+
+
+def test_a_manifest_with_problems_lists_them_all(write: Callable[..., Path]) -> None:
+    path = write("[scheduler]", 'policy = "prioritty"', "queue_capacity = 0", m="gone.onnx")
+    with pytest.raises(aegis_pipe.ManifestError) as caught:
+        aegis_pipe.open_pipeline(path)
+    assert {problem.path for problem in caught.value.problems} == {
+        "scheduler.policy",
+        "scheduler.queue_capacity",
+        "models[0].path",
+    }
+
+
+def test_a_model_over_its_budget_is_refused_with_the_cause(
+    write: Callable[..., Path], product: str
+) -> None:
+    # Twice: what was opened before the refusal must have been given back.
+    path = write(m=product)
+    path.write_text(path.read_text() + '\nmemory_budget = "16 KiB"\n')
+    for _ in range(2):
+        with pytest.raises(aegis_pipe.BudgetExceededError) as caught:
+            aegis_pipe.open_pipeline(path)
+    error = caught.value
+    assert error.context == "model `m`"
+    assert error.message.startswith("budget 16 KiB, needs 16.")
+    assert "weights 16 KiB" in error.message
+    assert error.hint.startswith("raise `memory_budget` to 17")
+    assert error.hint.endswith("for model `m`")
+
+
+# --- what a caller hands in ---------------------------------------------------------------------
+
+
+def refusal(runtime: aegis_pipe.Runtime, model: str, **inputs: Any) -> str:
+    with pytest.raises(aegis_pipe.InvalidInputError) as caught:
+        runtime.submit(model, inputs)
+    return str(caught.value)
+
+
+def test_what_does_not_fit_is_refused_by_name(opened: Open, product: str) -> None:
+    runtime = opened(detector=product)
+    assert "did you mean `detector`?" in refusal(runtime, "detectr", x=row())
+    assert "the models are `detector`" in refusal(runtime, "zzz", x=row())
+    assert refusal(runtime, "detector", x=row().T).startswith(
+        "model `detector`, input `x`: expected float32[1, 64], found float32[64, 1]\n  hint: "
+    )
+    assert "found float64[1, 64]" in refusal(runtime, "detector", x=row().astype(np.float64))
+    assert "no value was given\n  hint: give float32[1, 64]" in refusal(runtime, "detector")
+    assert "no input `z`\n  hint: its inputs are `x`" in refusal(runtime, "detector", x=row(), z=1)
+    assert runtime.statistics().models[0].submitted == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"priority": "high"},
+        {"priority": 1.5},
+        {"priority": -1},
+        {"priority": PRIORITY_MAX + 1},
+        {"deadline": -0.1},
+        {"deadline": float("nan")},
+        {"deadline": float("inf")},
+        {"deadline": "20 parsecs"},
+        {"deadline": ""},
+    ],
+)
+def test_a_priority_or_deadline_that_is_none_is_refused_and_harms_nobody(
+    opened: Open, product: str, options: dict[str, Any]
+) -> None:
+    runtime = opened(m=product)
+    with pytest.raises(aegis_pipe.InvalidInputError) as caught:
+        runtime.submit("m", {"x": row()}, **options)
+    assert caught.value.context in options
+    assert runtime.infer("m", {"x": row()})["y"].shape == (1, 64)
+
+
+def test_a_deadline_after_all_of_us_is_no_trouble(opened: Open, product: str) -> None:
+    runtime = opened(m=product)
+    far = runtime.submit("m", {"x": row()}, deadline="2000000 h")
+    assert far.result(WAIT_S)["y"].shape == (1, 64)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.repeat(row(), 2, axis=1)[:, ::2],
+        np.flip(np.flip(row(), 1).copy(), 1),
+        np.asfortranarray(row()),
+        row().astype(">f4"),
+        np.broadcast_to(row(), (3, 1, 64))[1],
+        row().tobytes(),
+    ],
+    ids=["strided", "reversed", "fortran", "big-endian", "broadcast", "read-only"],
+)
+def test_arrays_may_lie_in_memory_as_they_like(
+    opened: Open, product: str, array: np.ndarray | bytes
+) -> None:
+    if isinstance(array, bytes):
+        array = np.frombuffer(array, np.float32).reshape(1, 64)
+    runtime = opened(m=product)
+    expected = runtime.infer("m", {"x": row()})["y"]
+    np.testing.assert_array_equal(runtime.infer("m", {"x": array})["y"], expected)
+
+
+def test_results_belong_to_the_caller(opened: Open, product: str) -> None:
+    runtime = opened(m=product)
+    first = runtime.infer("m", {"x": row(1)})["y"]
+    kept = first.copy()
+    second = runtime.infer("m", {"x": row(2)})["y"]
+    np.testing.assert_array_equal(first, kept)
+    second[:] = 0
+    np.testing.assert_array_equal(runtime.infer("m", {"x": row(1)})["y"], kept)
+
+
+# --- queueing -----------------------------------------------------------------------------------
+
+
+def test_priority_decides_who_is_next(opened: Open, product: str, latch: Latch) -> None:
+    runtime = opened("[scheduler]", 'ageing = "1 h"', m=product, listeners=[latch])
+    futures = [runtime.submit("m", {"x": row()})]
+    assert latch.reached.wait(WAIT_S)
+    futures += [runtime.submit("m", {"x": row()}, priority=level) for level in (1, 5, 0, 5)]
+    latch.release()
+    for future in futures:
+        future.result(WAIT_S)
+    assert latch.started == [1, 3, 5, 2, 4]
+
+
+def test_a_full_queue_says_so_at_once_and_takes_more_later(
+    opened: Open, product: str, latch: Latch
+) -> None:
+    runtime = opened("[scheduler]", "queue_capacity = 2", m=product, listeners=[latch])
+    accepted = [runtime.submit("m", {"x": row()})]
+    assert latch.reached.wait(WAIT_S)
+    accepted += [runtime.submit("m", {"x": row()}) for _ in range(2)]
+    with pytest.raises(aegis_pipe.QueueFullError, match="2 requests wait") as caught:
+        runtime.submit("m", {"x": row()})
+    assert caught.value.category is aegis_pipe.ErrorCategory.TRANSIENT
+    assert runtime.statistics().queue_depth == 2
+    latch.release()
+    for future in accepted:
+        future.result(WAIT_S)
+    runtime.infer("m", {"x": row()})
+    figures = runtime.statistics().models[0]
+    assert (figures.submitted, figures.rejected) == (5, 1)
+
+
+@pytest.mark.parametrize("deadline", [0.0, "0 ms", 1e-9])
+def test_a_request_expires_in_the_queue(
+    opened: Open, product: str, latch: Latch, deadline: float | str
+) -> None:
+    runtime = opened(m=product, listeners=[latch])
+    first = runtime.submit("m", {"x": row()})
+    assert latch.reached.wait(WAIT_S)
+    late = runtime.submit("m", {"x": row()}, deadline=deadline)
+    latch.release()
+    assert first.result(WAIT_S)
+    error = error_of(late)
+    assert isinstance(error, aegis_pipe.DeadlineExceededError)
+    assert "while it waited in the queue" in error.message
+    assert error.hint
+
+
+@pytest.mark.parametrize("deadline", [5.0, 5, "5 s", "5000 ms", np.float32(5)])
+def test_deadlines_count_from_now(
+    opened: Open, product: str, latch: Latch, deadline: float | str
+) -> None:
+    latch.release()
+    runtime = opened(m=product, listeners=[latch])
+    before_ns = runtime.clock.now_ns()
+    future = runtime.submit("m", {"x": row()}, deadline=deadline)
+    after_ns = runtime.clock.now_ns()
+    future.exception(WAIT_S)
+    (submitted,) = latch.submitted
+    assert before_ns + 5 * 10**9 <= submitted.deadline_ns <= after_ns + 5 * 10**9
+
+
+def test_cancelling_in_the_queue(opened: Open, product: str, latch: Latch) -> None:
+    runtime = opened(m=product, listeners=[latch])
+    first, second = (runtime.submit("m", {"x": row()}) for _ in range(2))
+    assert latch.reached.wait(WAIT_S)
+    assert second.cancel()
+    latch.release()
+    assert isinstance(error_of(second), aegis_pipe.RequestCancelledError)
+    assert first.result(WAIT_S)
+    assert not first.cancel()
+    assert not second.cancel()
+    assert runtime.statistics().models[0].cancelled == 1
+
+
+def test_cancelling_on_the_stream(opened: Open, latch: Latch) -> None:
+    # In several segments: a request that runs is stopped where the next one would begin.
+    runtime = opened("[streams]", 'max_block = "10 us"', m=SQUEEZENET, listeners=[latch])
+    (spec,) = runtime.models["m"].inputs.values()
+    inputs = {name: np.zeros(spec.shape, spec.dtype) for name in runtime.models["m"].inputs}
+    running = runtime.submit("m", inputs)
+    assert latch.reached.wait(WAIT_S)
+    assert running.cancel()
+    latch.release()
+    assert isinstance(error_of(running), aegis_pipe.RequestCancelledError)
+    assert len(runtime.infer("m", inputs)) == 1
+
+
+# --- the end ------------------------------------------------------------------------------------
+
+
+def test_after_close_nothing_is_taken_and_closing_again_is_harmless(
+    opened: Open, product: str
+) -> None:
+    runtime = opened(m=product)
+    runtime.infer("m", {"x": row()})
+    runtime.close()
+    for call in (runtime.submit, runtime.infer):
+        with pytest.raises(aegis_pipe.RuntimeStoppedError):
+            call("m", {"x": row()})
+    runtime.close()
+    report = runtime.report()
+    assert report.statistics.models[0].completed == 1
+    assert report.statistics.allocations_after_start == 0
+
+
+def test_closing_finishes_what_was_taken(opened: Open, product: str, latch: Latch) -> None:
+    runtime = opened(m=product, listeners=[latch])
+    futures = [runtime.submit("m", {"x": row(i)}) for i in range(20)]
+    assert latch.reached.wait(WAIT_S)
+    latch.release()
+    runtime.close()
+    assert all(future.done() for future in futures)
+    for i, future in enumerate(futures):
+        expected = np.maximum(row(i) @ WEIGHT, 0)
+        np.testing.assert_allclose(future.result()["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+# --- failures -----------------------------------------------------------------------------------
+
+
+def test_a_refusing_kernel_fails_its_own_request_only(opened: Open, take: str) -> None:
+    runtime = opened(m=take)
+    good = {"rows": np.array([3, -4])}
+    futures = [
+        runtime.submit("m", {"rows": np.array([0, 9])} if i % 2 else good) for i in range(10)
+    ]
+    for i, future in enumerate(futures):
+        if i % 2:
+            error = error_of(future)
+            assert isinstance(error, aegis_pipe.KernelError)
+            assert "look_up" in error.context
+            assert error.hint
+        else:
+            np.testing.assert_array_equal(future.result(WAIT_S)["y"], WEIGHT[[3, 0]])
+    figures = runtime.statistics().models[0]
+    assert (figures.completed, figures.failed) == (5, 5)
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def test_weights_of_several_files_are_stored_once(opened: Open, save: Save, product: str) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["a", "other_name"], ["sum"]),
+        helper.make_node("Tanh", ["sum"], ["b"]),
+    ]
+    tanh = save("tanh", nodes, {"a": FLOAT_ROW}, {"b": FLOAT_ROW}, other_name=WEIGHT)
+    runtime = opened(one=product, two=tanh, three=product)
+    assert runtime.plan.weights_bytes == WEIGHT.nbytes
+    assert runtime.plan.saved_bytes >= 2 * WEIGHT.nbytes
+    expected = row() @ WEIGHT
+    relu = np.maximum(expected, 0)
+    np.testing.assert_allclose(runtime.infer("one", {"x": row()})["y"], relu, 1e-5, 1e-5)
+    np.testing.assert_allclose(
+        runtime.infer("two", {"a": row()})["b"], np.tanh(expected), 1e-5, 1e-5
+    )
+    np.testing.assert_allclose(runtime.infer("three", {"x": row()})["y"], relu, 1e-5, 1e-5)
+
+
+def test_outputs_may_be_inputs_and_constants(opened: Open, save: Save) -> None:
+    nodes = [
+        helper.make_node("Identity", ["x"], ["same"]),
+        helper.make_node("Identity", ["table"], ["copy"]),
+        helper.make_node("Relu", ["x"], ["y"]),
+    ]
+    table = (TensorProto.FLOAT, [64, 64])
+    outputs = {"x": FLOAT_ROW, "same": FLOAT_ROW, "table": table, "copy": table, "y": FLOAT_ROW}
+    runtime = opened(m=save("through", nodes, {"x": FLOAT_ROW}, outputs, table=WEIGHT))
+    for seed in (1, 2):
+        found = runtime.infer("m", {"x": row(seed)})
+        assert list(found) == list(outputs)
+        for name in ("x", "same"):
+            np.testing.assert_array_equal(found[name], row(seed))
+        for name in ("table", "copy"):
+            np.testing.assert_array_equal(found[name], WEIGHT)
+        np.testing.assert_array_equal(found["y"], np.maximum(row(seed), 0))
+        # The next request must not see what a caller does to its results.
+        for array in found.values():
+            array[:] = -1
+
+
+def test_a_model_without_inputs_and_without_work(opened: Open, save: Save) -> None:
+    node = helper.make_node("Identity", ["table"], ["y"])
+    path = save("constant", [node], {}, {"y": (TensorProto.FLOAT, [64, 64])}, table=WEIGHT)
+    np.testing.assert_array_equal(opened(m=path).infer("m", {})["y"], WEIGHT)
+
+
+# --- the same bits ------------------------------------------------------------------------------
+
+
+@contextmanager
+def kept_busy(runtime: aegis_pipe.Runtime, model: str) -> Iterator[None]:
+    """Keep two requests of a model under way, from another thread."""
+    stop = threading.Event()
+    information = runtime.models[model]
+    inputs = {name: np.ones(spec.shape, spec.dtype) for name, spec in information.inputs.items()}
+    first = [runtime.submit(model, inputs) for _ in range(2)]
+
+    def submit() -> None:
+        futures = first
+        while not stop.is_set():
+            futures = [*futures[1:], runtime.submit(model, inputs)]
+            futures[0].result(WAIT_S)
+
+    thread = threading.Thread(target=submit)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def results(runtime: aegis_pipe.Runtime, count: int) -> set[bytes]:
+    """Return the different results of the same request, in parallel as far as it goes."""
+    futures = [runtime.submit("digits", {"image": image()}) for _ in range(count)]
+    return {
+        b"".join(array.tobytes() for array in future.result(WAIT_S).values()) for future in futures
+    }
+
+
+def test_the_same_request_gives_the_same_bits_whatever_goes_on(opened: Open) -> None:
+    runtime = opened(digits=str(DIGITS))
+    found = results(runtime, 200)
+    runtime.close()
+    runtime = opened("[streams]", "count = 2", digits=str(DIGITS), busy=SQUEEZENET)
+    found |= results(runtime, 50)
+    with kept_busy(runtime, "busy"):
+        found |= results(runtime, 20)
+    assert len(found) == 1
+
+
+def test_cutting_a_model_into_segments_changes_no_bit(opened: Open) -> None:
+    outputs, segments = [], []
+    for max_block in ("1 h", "1 ms", "10 us"):
+        decisions: list[DecisionMade] = []
+
+        def note(event: Event, decisions: list[DecisionMade] = decisions) -> None:
+            if isinstance(event, DecisionMade):
+                decisions.append(event)
+
+        runtime = opened("[streams]", f'max_block = "{max_block}"', m=SQUEEZENET, listeners=[note])
+        ((name, spec),) = runtime.models["m"].inputs.items()
+        array = np.random.default_rng(4).random(spec.shape, np.float32)
+        (output,) = runtime.infer("m", {name: array}).values()
+        runtime.close()
+        outputs.append(output.tobytes())
+        segments.append(len(decisions))
+    assert segments[0] == 1
+    assert 1 < segments[1] <= segments[2]
+    assert len(set(outputs)) == 1
