@@ -5,8 +5,8 @@
     onnx          the reference evaluator of the `onnx` package, with the operators corrected in
                   which it departs from the specification
 
-Where an output parts from a reference, every tensor that both sides have becomes an output, and
-the first operator whose error jumps is named.
+Where an output parts from a reference (be it one that the other contradicts), every tensor that
+both sides have becomes an output, and the first operator whose error jumps is named.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class FirstDifference:
     """Where two computations part."""
 
     reference: str
-    node: str
-    """Empty if they agree in everything once every tensor is kept."""
+    node: str = ""
+    """Empty if they agree in everything once every tensor is kept, or if `tensor` is constant."""
     operator: str = ""
     kernel: str = ""
     tensor: str = ""
@@ -135,10 +135,10 @@ def verify_model(
         _verify_output(name, found[name], expected, arithmetic) for name in graph.outputs
     )
     result = ModelVerification(order.name, arithmetic, outputs, not_run)
-    if result.passed:
+    reference = _disagreeing(outputs)
+    if reference is None:
         return result
     search = _Search(graph, context, stream, clock, inputs, arithmetic)
-    reference = _disagreeing(outputs)
     return replace(result, first_difference=search.first_difference(model, reference))
 
 
@@ -282,10 +282,13 @@ def _agree(one: np.ndarray, other: np.ndarray, arithmetic: Arithmetic) -> bool:
     return compare(one, other, arithmetic).passed
 
 
-def _disagreeing(outputs: Sequence[OutputVerification]) -> str:
-    """Return the reference that the first failing output parts from."""
-    failing = next(output for output in outputs if not output.passed)
-    return next(name for name, each in failing.differences.items() if not each.passed)
+def _disagreeing(outputs: Sequence[OutputVerification]) -> str | None:
+    """Return the reference that is missed first; by outputs that failed, if there are any."""
+    for output in sorted(outputs, key=lambda each: each.passed):
+        for name, difference in output.differences.items():
+            if not difference.passed:
+                return name
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,9 +325,12 @@ class _Search:
             tensor: compare(found[tensor], np.asarray(expected[reference][tensor]), self.arithmetic)
             for tensor in kept
         }
+        constant = [t for t in kept if t in graph.constants and not differences[t].passed]
+        if constant:
+            return FirstDifference(reference, tensor=constant[0])
         first = _first_jump(graph, differences)
         if first is None:
-            return FirstDifference(reference, "")
+            return FirstDifference(reference)
         return replace(first, reference=reference, kernel=kernels.get(first.node, ""))
 
 

@@ -241,6 +241,11 @@ def _figure(value: float, style: str = ".2e") -> str:
 
 
 def _where(first: FirstDifference) -> str:
+    if not first.node and first.tensor:
+        return (
+            f"parts from {first.reference} while loading: `{first.tensor}` does not depend on "
+            "the inputs here, and was computed then"
+        )
     if not first.node:
         return (
             f"with every tensor kept, all agree with {first.reference}: suspect memory that is "

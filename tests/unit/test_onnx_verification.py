@@ -128,6 +128,24 @@ def test_a_difference_that_vanishes_when_tensors_are_kept_names_no_node(
     result = verify(BATCH, references=("onnx",))
     assert not result.passed
     assert result.first_difference.node == ""
+    assert result.first_difference.tensor == ""
+
+
+def test_a_constant_that_differs_was_computed_while_loading(
+    verify, monkeypatch, tmp_path: Path
+) -> None:
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [8, 8]) for n in "xyz"]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["y"]),
+        helper.make_node("Exp", ["w1"], ["z"]),
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [weight("w1", 0.1)])
+    path = tmp_path / "constant.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[OPSET], ir_version=9), path)
+    monkeypatch.setitem(onnx_verification.REFERENCES, "onnx", wrong("w1"))
+    result = verify(LoadOptions(), path, references=("onnx",))
+    assert [output.passed for output in result.outputs] == [True, False]
+    assert (result.first_difference.node, result.first_difference.tensor) == ("", "z")
 
 
 def test_one_reference_against_the_other(verify, monkeypatch) -> None:
@@ -138,6 +156,7 @@ def test_one_reference_against_the_other(verify, monkeypatch) -> None:
     assert not y.differences["onnx"].passed
     assert y.note == "the references differ; this is as onnxruntime has it"
     assert a.note == ""
+    assert result.first_difference.node == "second"
 
 
 def test_two_references_that_agree_outvote_us(verify, monkeypatch) -> None:
