@@ -25,6 +25,7 @@ CHECKS: dict[str, list[str]] = {
     "types": ["-m", "mypy"],
     "imports": ["-c", "from importlinter.cli import lint_imports_command as c; c()"],
     "reference": ["tools/generate_manifest_reference.py", "--check"],
+    "conformance": ["tools/generate_conformance.py", "--check"],
     "tests": ["-m", "pytest", "-q", "-n", "2"],
 }
 

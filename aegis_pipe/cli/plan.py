@@ -15,9 +15,10 @@ from aegis_pipe.manifest.model import ModelSection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the manifest, `--kernels` and `--json`."""
+    """Take the manifest, `--kernels`, `--passes` and `--json`."""
     parser.add_argument("manifest", help="path of the TOML file")
     parser.add_argument("--kernels", action="store_true", help="list every step with its kernel")
+    parser.add_argument("--passes", action="store_true", help="list what was rewritten before")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
@@ -25,13 +26,13 @@ def run(options: argparse.Namespace) -> int:
     """Plan and print; a plan over budget raises BudgetExceededError (exit status 1)."""
     planned = plan_deployment(check_manifest(options.manifest))
     if options.json:
-        print(json.dumps(as_json(planned, steps=options.kernels), indent=2))
+        print(json.dumps(as_json(planned, steps=options.kernels, passes=options.passes), indent=2))
     else:
-        print(as_text(planned, steps=options.kernels))
+        print(as_text(planned, steps=options.kernels, passes=options.passes))
     return 0
 
 
-def as_text(planned: PlannedDeployment, *, steps: bool) -> str:
+def as_text(planned: PlannedDeployment, *, steps: bool, passes: bool) -> str:
     """Format the plan for a terminal."""
     manifest = planned.manifest
     lines = [
@@ -52,6 +53,8 @@ def as_text(planned: PlannedDeployment, *, steps: bool) -> str:
         "kernels",
         *[_kernel_line(model) for model in planned.models],
     ]
+    if passes:
+        lines += [line for model in planned.models for line in ("", *_pass_lines(model))]
     if steps:
         lines += [line for model in planned.models for line in ("", *_step_lines(model))]
     return "\n".join(lines)
@@ -127,7 +130,12 @@ def _step_lines(model: CompiledModel) -> list[str]:
     return [f"{model.name}", table(("step", "operator", "kernel", "output", "node"), rows, left=5)]
 
 
-def as_json(planned: PlannedDeployment, *, steps: bool) -> dict[str, Any]:
+def _pass_lines(model: CompiledModel) -> list[str]:
+    rows = [(one.name, str(one.nodes_before), str(one.nodes_after)) for one in model.passes]
+    return [model.name, table(("pass", "operators before", "after"), rows)]
+
+
+def as_json(planned: PlannedDeployment, *, steps: bool, passes: bool) -> dict[str, Any]:
     """Return the plan as plain values; sizes in bytes, durations in nanoseconds."""
     memory = planned.memory
     return {
@@ -154,13 +162,15 @@ def as_json(planned: PlannedDeployment, *, steps: bool) -> dict[str, Any]:
             "max_block_ns": planned.manifest.streams.max_block_ns,
         },
         "models": [
-            _model_json(model, section, steps)
+            _model_json(model, section, steps, passes)
             for model, section in zip(planned.models, planned.manifest.models, strict=True)
         ],
     }
 
 
-def _model_json(model: CompiledModel, section: ModelSection, steps: bool) -> dict[str, Any]:
+def _model_json(
+    model: CompiledModel, section: ModelSection, steps: bool, passes: bool
+) -> dict[str, Any]:
     plan = model.plan
     described: dict[str, Any] = {
         "name": model.name,
@@ -178,6 +188,8 @@ def _model_json(model: CompiledModel, section: ModelSection, steps: bool) -> dic
         "outputs": {name: str(model.graph.spec(name)) for name in model.graph.outputs},
         "reference_kernels": [step.node for step in model.reference_steps],
     }
+    if passes:
+        described["passes"] = [one._asdict() for one in model.passes]
     if steps:
         described["steps"] = [
             {

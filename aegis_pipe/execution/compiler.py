@@ -17,6 +17,7 @@ from aegis_pipe.events import PhaseRecorder
 from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph
 from aegis_pipe.execution.lowering import ReferenceFactory, lower_node
 from aegis_pipe.execution.operators.table import OperatorTable
+from aegis_pipe.execution.passes import PassReport
 from aegis_pipe.execution.program import BoundTensor
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 from aegis_pipe.memory import (
@@ -77,6 +78,8 @@ class CompiledModel:
     memory_steps: tuple[MemoryStep, ...]
     analysis: MemoryAnalysis
     plan: AllocationPlan
+    passes: tuple[PassReport, ...] = ()
+    """What was done to the graph before, in order."""
 
     @property
     def weight_bytes(self) -> int:

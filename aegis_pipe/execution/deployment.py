@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -25,7 +25,7 @@ from aegis_pipe.execution.executor import Executor
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
 from aegis_pipe.execution.operators import OPERATORS
-from aegis_pipe.execution.passes import PASSES, run_passes
+from aegis_pipe.execution.passes import PASSES, PassReport, run_passes
 from aegis_pipe.execution.program import BoundModel, build_program
 from aegis_pipe.execution.reference_operators import reference_function
 from aegis_pipe.memory import (
@@ -83,17 +83,22 @@ def compile_graph(
 ) -> CompiledModel:
     """Run the passes over a graph, choose its kernels and plan its memory."""
     with phases.phase("passes", model=graph.name):
-        graph = _run_passes(graph, phases)
-    return compile_model(graph, context, OPERATORS, reference_function, phases)
+        graph, reports = _run_passes(graph, phases)
+    compiled = compile_model(graph, context, OPERATORS, reference_function, phases)
+    return replace(compiled, passes=reports)
 
 
-def _run_passes(graph: ExecutionGraph, phases: PhaseRecorder) -> ExecutionGraph:
+def _run_passes(
+    graph: ExecutionGraph, phases: PhaseRecorder
+) -> tuple[ExecutionGraph, tuple[PassReport, ...]]:
+    reports = []
     for one in PASSES:
         with phases.phase(f"pass.{one.name}", model=graph.name) as phase:
             graph, (report,) = run_passes(graph, (one,))
             phase.attributes["nodes_before"] = report.nodes_before
             phase.attributes["nodes_after"] = report.nodes_after
-    return graph
+        reports.append(report)
+    return graph, tuple(reports)
 
 
 def plan_models(

@@ -151,11 +151,11 @@ def test_an_image_that_is_none(model_file: Path, write_manifest, tmp_path: Path)
 def test_ctrl_c_during_the_run_is_a_clean_end(model_file: Path, write_manifest, tmp_path) -> None:
     load = LOAD.replace("count = 20", 'rate = "100/s"')
     telemetry = '[telemetry]\nfile = "traces.jsonl"\n'
-    process = start("up", write_manifest(load, telemetry))
-    assert process.stderr is not None
-    assert "models on cpu" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=30)
+    with start("up", write_manifest(load, telemetry)) as process:
+        assert process.stderr is not None
+        assert "1 model on cpu" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "pipeline load:" in output
     assert "0 lost" in output
@@ -170,11 +170,11 @@ def test_ctrl_c_during_loading_ends_at_once(tmp_path: Path, write_manifest) -> N
     chain += [helper.make_node("MatMul", ["t20000", "weight"], ["y"])]
     save_model(tmp_path / "model.onnx", chain, weights)
     telemetry = '[telemetry]\nfile = "traces.jsonl"\nlog = { path = "events.jsonl" }\n'
-    process = start("up", write_manifest(LOAD, telemetry))
-    while not (tmp_path / "events.jsonl").exists():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    with start("up", write_manifest(LOAD, telemetry)) as process:
+        while not (tmp_path / "events.jsonl").exists():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "interrupted" in errors
     assert "Traceback" not in errors

@@ -14,7 +14,15 @@ from aegis_pipe.execution.passes import (
     common_subexpressions,
     constant_folding,
     dead_code,
+    fold_batch_normalisation,
+    fuse_convolution,
+    fuse_gelu,
+    fuse_gemm,
+    fuse_layer_normalisation,
+    fuse_skip,
+    fuse_swish,
     identity_elimination,
+    sink_transposes,
 )
 
 
@@ -43,9 +51,19 @@ PASSES: tuple[Pass, ...] = (
     identity_elimination,
     constant_folding,
     common_subexpressions,
+    fuse_layer_normalisation,
+    fuse_gelu,
+    fuse_swish,
+    fold_batch_normalisation,
+    fuse_convolution,
+    fuse_gemm,
+    fuse_skip,
+    sink_transposes,
+    identity_elimination,
+    common_subexpressions,
     dead_code,
 )
-"""All passes, in order."""
+"""All passes, in order. What fusing leaves behind (reshapes, for one) is cleaned up once more."""
 
 
 def run_passes(

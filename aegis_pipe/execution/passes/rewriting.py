@@ -44,6 +44,60 @@ def rewritten(
     )
 
 
+class GraphEdit:
+    """Operators of a graph to replace by others, and the new tensors these need."""
+
+    def __init__(self, graph: ExecutionGraph) -> None:
+        self._graph = graph
+        self._replaced: dict[str, tuple[OperatorNode, ...]] = {}
+        self._constants: dict[TensorId, np.ndarray] = {}
+        self._specs: dict[TensorId, TensorSpec] = {}
+        self._names = {node.name for node in graph.operators}
+
+    def is_replaced(self, *nodes: OperatorNode) -> bool:
+        """Return whether one of the nodes is to be replaced already."""
+        return any(node.name in self._replaced for node in nodes)
+
+    def replace(self, old: Sequence[OperatorNode], *new: OperatorNode) -> None:
+        """Put new nodes in the place of the last old one; the old ones go."""
+        assert not self.is_replaced(*old), f"{old[-1].name} is replaced twice"
+        self._replaced |= {node.name: () for node in old}
+        self._replaced[old[-1].name] = new
+
+    def constant(self, name: str, array: np.ndarray) -> TensorId:
+        """Add a constant; return its final name."""
+        tensor = self.tensor(name, TensorSpec(array.dtype, array.shape))
+        self._constants[tensor] = array
+        return tensor
+
+    def tensor(self, name: str, spec: TensorSpec) -> TensorId:
+        """Add a tensor; return its final name."""
+        while name in self._graph.tensors or name in self._specs:
+            name += "_"
+        self._specs[TensorId(name)] = spec
+        return TensorId(name)
+
+    def node_name(self, name: str) -> str:
+        """Return a name for one more node."""
+        while name in self._names:
+            name += "_"
+        self._names.add(name)
+        return name
+
+    def reshape(
+        self, name: str, opset: int, source: TensorId, target: TensorId, shape: Sequence[int]
+    ) -> OperatorNode:
+        """Return a Reshape of `source` to `target`, whose `shape` has no 0."""
+        wanted = self.constant(f"{name}.shape", np.array(shape, np.int64))
+        return OperatorNode(name, "Reshape", "", opset, {}, (source, wanted), (target,))
+
+    def result(self) -> ExecutionGraph:
+        """Return the new graph."""
+        nodes = self._graph.operators
+        operators = [new for node in nodes for new in self._replaced.get(node.name, (node,))]
+        return rewritten(self._graph, operators, constants=self._constants, specs=self._specs)
+
+
 def rename(node: OperatorNode, names: Mapping[TensorId, TensorId]) -> OperatorNode:
     """Return the node with tensors replaced, also those its bodies capture."""
     if not names:

@@ -21,10 +21,14 @@ from aegis_pipe.device.cpu.kernels.pointwise import (
     Dtypes,
     Pointwise,
     as_mask,
+    integer_range,
     pointwise_kernel,
 )
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
-from aegis_pipe.kernel import KernelChoice, KernelRequest
+from aegis_pipe.device.cpu.kernels.scratch import anything_numeric, kernel_with_scratch
+from aegis_pipe.device.cpu.kernels.tiles import tile_size, tile_views
+from aegis_pipe.kernel import KernelRequest
+from aegis_pipe.tensor import TensorSpec
 
 _BOOL = frozenset({BOOL})
 
@@ -167,65 +171,67 @@ def _define_prelu(request: KernelRequest) -> Pointwise | None:
     return Pointwise(_prelu, scratch=1, in_place=(0,)) if dtype in NUMBERS else None
 
 
-def _clip(
-    low: float | None, high: float | None, has_low: bool, has_high: bool
-) -> Callable[..., None]:
-    """Return a function of X, the bounds that are operands, and the result."""
-
-    def compute(x: np.ndarray, *bounds_and_out: np.ndarray) -> None:
-        *given, out = bounds_and_out
-        bounds = iter(given)
-        least, most = next(bounds) if has_low else low, next(bounds) if has_high else high
-        source = x
-        if least is not None:
-            source = np.maximum(source, least, out=out)
-        if most is not None:
-            source = np.minimum(source, most, out=out)
-        if source is x:
-            np.copyto(out, x)
-
-    return compute
-
-
-def _bound(request: KernelRequest, name: str) -> int | float | None:
+def _bound(request: KernelRequest, name: str, position: int) -> int | float | None:
+    """Return a bound known at load, widest if there is none; None if it is an operand."""
     value = request.attributes[name]
+    if operands.has_input(request, position):
+        return None
+    dtype = operands.input_spec(request, 0).dtype
+    low, high = (-math.inf, math.inf) if dtype in FLOATS else integer_range(dtype)
     assert value is None or isinstance(value, int | float), name
-    is_float = operands.input_spec(request, 0).dtype in FLOATS
-    return value if value is None or is_float or not math.isinf(value) else None
+    return max(low, min(high, value)) if value is not None else low if name == "min" else high
 
 
 def _define_clip(request: KernelRequest) -> Pointwise | None:
     if operands.input_spec(request, 0).dtype not in NUMBERS:
         return None
-    low, high = _bound(request, "min"), _bound(request, "max")
-    has_low, has_high = operands.has_input(request, 1), operands.has_input(request, 2)
-    return Pointwise(_clip(low, high, has_low, has_high), in_place=(0,))
+    low, high = _bound(request, "min", 1), _bound(request, "max", 2)
+
+    def clip(x: np.ndarray, *bounds_and_out: np.ndarray) -> None:
+        *given, out = bounds_and_out
+        bounds = iter(given)
+        least, most = (next(bounds) if known is None else known for known in (low, high))
+        x.clip(least, most, out=out)
+
+    return Pointwise(clip, whole=True, in_place=(0,))
 
 
-def _choose_where(request: KernelRequest) -> KernelChoice | None:
+_SELECTED_WIDTHS = (1, 2, 4, 8)
+
+
+def _accepts_where(request: KernelRequest) -> bool:
+    has_width = operands.output_spec(request).dtype.itemsize in _SELECTED_WIDTHS
+    return has_width and anything_numeric(request)
+
+
+def _where_scratch(request: KernelRequest) -> list[TensorSpec]:
     result = operands.output_spec(request)
-    if result.dtype.hasobject:
-        return None
-    return KernelChoice(
-        kernel="elementwise.Where",
-        in_place=((2, 0),) if request.inputs[2] == result else (),
-        cost=4.0 * result.element_count,
-    )
+    bits = np.dtype(f"u{result.dtype.itemsize}")
+    return [TensorSpec(bits, (tile_size(result.shape),)) for _ in range(2)]
 
 
 def _bind_where(
     request: KernelRequest,
-    choice: KernelChoice,
     inputs: Sequence[np.ndarray | None],
     outputs: Sequence[np.ndarray | None],
-    workspace: np.ndarray | None,
+    scratch: Sequence[np.ndarray],
 ) -> Callable[[], None]:
-    condition, chosen, otherwise = (operands.required(inputs, i) for i in range(3))
+    """Bind y ^ ((x ^ y) & mask): without branches, and the bits of NaN are nothing special."""
+    condition, *values = (operands.required(inputs, i) for i in range(3))
     result = operands.required(outputs)
+    views = [array.view(scratch[0].dtype) for array in (*values, result)]
+    steps = [
+        (*tile, *(array[: tile[-1].size].reshape(tile[-1].shape) for array in scratch))
+        for tile in tile_views(result.shape, [condition, *views])
+    ]
 
     def run() -> None:
-        np.copyto(result, otherwise)
-        np.copyto(result, chosen, where=condition)
+        for is_chosen, chosen, otherwise, written, mask, changed in steps:
+            np.copyto(mask, is_chosen)
+            np.negative(mask, out=mask)
+            np.bitwise_xor(chosen, otherwise, out=changed)
+            np.bitwise_and(changed, mask, out=changed)
+            np.bitwise_xor(otherwise, changed, out=written)
 
     return run
 
@@ -239,5 +245,11 @@ KERNEL_FAMILY: tuple[CpuKernel, ...] = (
     pointwise_kernel("BitShift", _define_shift),
     pointwise_kernel("PRelu", _define_prelu),
     pointwise_kernel("Clip", _define_clip),
-    CpuKernel(("Where",), _choose_where, _bind_where),
+    kernel_with_scratch(
+        "Where",
+        _bind_where,
+        accepts=_accepts_where,
+        scratch=_where_scratch,
+        in_place=((1, 0), (2, 0)),
+    ),
 )

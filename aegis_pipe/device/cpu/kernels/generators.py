@@ -12,19 +12,13 @@ from aegis_pipe.device.cpu.kernels.scratch import kernel_with_scratch
 from aegis_pipe.kernel import KernelRequest
 
 
-def _array(request: KernelRequest, name: str) -> np.ndarray:
-    value = request.attributes[name]
-    assert isinstance(value, np.ndarray), name
-    return value
-
-
 def _bind_copy(
     request: KernelRequest,
     inputs: Sequence[np.ndarray | None],
     outputs: Sequence[np.ndarray | None],
     scratch: Sequence[np.ndarray],
 ) -> Callable[[], None]:
-    value, result = _array(request, "value"), operands.required(outputs)
+    value, result = operands.array(request, "value"), operands.required(outputs)
 
     def run() -> None:
         np.copyto(result, value)
@@ -38,7 +32,7 @@ def _bind_range(
     outputs: Sequence[np.ndarray | None],
     scratch: Sequence[np.ndarray],
 ) -> Callable[[], None]:
-    start, delta = _array(request, "start"), _array(request, "delta")
+    start, delta = operands.array(request, "start"), operands.array(request, "delta")
     result = operands.required(outputs)
     steps = np.arange(result.size, dtype=np.int64)
 

@@ -51,10 +51,21 @@ def along(axis: int, part: slice | int) -> tuple[slice | int, ...]:
     return (*[slice(None)] * axis, part)
 
 
+_CACHED_BYTES = 1 << 20
+_COLUMNS = 16
+"""Columns of a large result that are filled at a time: each is a cache line apart in the source,
+and the lines are still there when the next row wants their next elements."""
+
+
 def _transpose(
     request: KernelRequest, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray | None]
 ) -> Copies:
-    return [(operands.required(outputs), inputs[0].transpose(operands.integers(request, "perm")))]
+    result = operands.required(outputs)
+    source = inputs[0].transpose(operands.integers(request, "perm"))
+    size = result.shape[-1]
+    width = _COLUMNS if result.nbytes > _CACHED_BYTES and source.strides[-1] > 64 else size
+    parts = [(..., slice(start, start + width)) for start in range(0, size, max(width, 1))]
+    return [(result[part], source[part]) for part in parts]
 
 
 def _concat(

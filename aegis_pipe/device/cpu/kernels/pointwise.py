@@ -59,6 +59,11 @@ def widened(dtype: np.dtype) -> np.dtype:
     return FLOAT32 if dtype in HALF_FLOATS else dtype
 
 
+def integer_range(dtype: np.dtype) -> tuple[int, int]:
+    """Return the least and the greatest integer of a dtype."""
+    return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+
+
 def as_mask(scratch: np.ndarray) -> np.ndarray:
     """Return the first bytes of a scratch tile as a boolean tile."""
     return scratch.reshape(-1).view(np.bool_)[: scratch.size].reshape(scratch.shape)

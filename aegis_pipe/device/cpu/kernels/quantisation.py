@@ -103,15 +103,16 @@ def _bind_quantise(
         for to, parameter in zip(parameters, given, strict=True):
             np.copyto(to, parameter, casting="unsafe")
         for read, wide, written, (scale, *zero_point) in steps:
-            np.copyto(wide, read, casting="unsafe")
-            np.divide(wide, scale, out=wide)
+            if read.dtype != FLOAT32:
+                np.copyto(wide, read, casting="unsafe")
+                read = wide
+            np.divide(read, scale, out=wide)
             if is_integer:
                 np.rint(wide, out=wide)
             for zero in zero_point:
                 np.add(wide, zero, out=wide)
             if limits is not None:
-                np.maximum(wide, limits[0], out=wide)
-                np.minimum(wide, limits[1], out=wide)
+                wide.clip(*limits, out=wide)
             np.copyto(written, wide, casting="unsafe")
 
     return run
@@ -180,8 +181,7 @@ def _bind_dynamic(
             np.divide(read, step, out=wide)
             np.rint(wide, out=wide)
             np.add(wide, offset, out=wide)
-            np.maximum(wide, 0, out=wide)
-            np.minimum(wide, 255, out=wide)
+            wide.clip(0, 255, out=wide)
             np.copyto(written, wide, casting="unsafe")
 
     return run

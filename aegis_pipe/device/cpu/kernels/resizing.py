@@ -162,7 +162,10 @@ def _scratch(request: KernelRequest) -> list[TensorSpec]:
     spec = operands.input_spec(request, 0)
     shape = list(spec.shape)
     between, taps = [], []
-    for resized in _passes(request):
+    passes = _passes(request)
+    if _repeats(passes, shape) is not None:
+        return []
+    for resized in passes:
         shape[resized.axis] = resized.size
         between.append(TensorSpec(spec.dtype, tuple(shape)))
         inner = int(np.prod(shape[resized.axis :], dtype=np.int64))
@@ -222,12 +225,23 @@ def _repeats(passes: Sequence[_Axis], shape: Sequence[int]) -> list[int] | None:
 def _bind_repeat(
     source: np.ndarray, result: np.ndarray, repeats: Sequence[int]
 ) -> Callable[[], None]:
+    """Bind: spread the last axis element by element, then copy ever larger stretches."""
     pairs = zip(source.shape, repeats, strict=True)
     target = result.reshape([size for pair in pairs for size in pair])
+    firsts = (slice(None), slice(0, 1)) * source.ndim
     spread = source.reshape([size for n in source.shape for size in (n, 1)])
+    copies = []
+    for axis in reversed(range(source.ndim)):
+        others = (*firsts[: 2 * axis + 1], slice(1, None))
+        if axis == source.ndim - 1:
+            parts = [target[(*firsts[:-1], slice(i, i + 1))] for i in range(repeats[axis])]
+            copies += [(part, spread) for part in parts]
+        elif repeats[axis] > 1:
+            copies.append((target[others], target[firsts[: 2 * axis + 2]]))
 
     def run() -> None:
-        np.copyto(target, spread)
+        for written, read in copies:
+            np.copyto(written, read)
 
     return run
 

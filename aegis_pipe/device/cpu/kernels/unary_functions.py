@@ -51,15 +51,27 @@ _UFUNCS: Mapping[str, tuple[np.ufunc, Dtypes]] = {
 }
 
 
-def _relu(x: np.ndarray, out: np.ndarray) -> None:
-    np.maximum(x, 0, out=out)
+def _positive(x: np.ndarray, out: np.ndarray) -> None:
+    # `clip` is several times as fast as `maximum` with a scalar.
+    x.clip(0, np.inf, out=out)
+
+
+def _negative(x: np.ndarray, out: np.ndarray) -> None:
+    x.clip(-np.inf, 0, out=out)
+
+
+def _define_relu(request: KernelRequest) -> Pointwise | None:
+    dtype = operands.input_spec(request, 0).dtype
+    if dtype in FLOATS:
+        return Pointwise(_positive, whole=True)
+    return Pointwise(lambda x, out: np.maximum(x, 0, out=out)) if dtype in INTEGERS else None
 
 
 def _sigmoid(x: np.ndarray, out: np.ndarray) -> None:
     np.negative(x, out=out)
     np.exp(out, out=out)
     np.add(out, 1, out=out)
-    np.reciprocal(out, out=out)
+    np.divide(1, out, out=out)
 
 
 def _softplus(x: np.ndarray, out: np.ndarray, s: np.ndarray) -> None:
@@ -68,7 +80,7 @@ def _softplus(x: np.ndarray, out: np.ndarray, s: np.ndarray) -> None:
     np.negative(s, out=s)
     np.exp(s, out=s)
     np.log1p(s, out=s)
-    np.maximum(x, 0, out=out)
+    _positive(x, out)
     np.add(out, s, out=out)
 
 
@@ -81,14 +93,13 @@ def _softsign(x: np.ndarray, out: np.ndarray, s: np.ndarray) -> None:
 def _hard_swish(x: np.ndarray, out: np.ndarray, s: np.ndarray) -> None:
     np.multiply(x, 1 / 6, out=s)
     np.add(s, 0.5, out=s)
-    np.maximum(s, 0, out=s)
-    np.minimum(s, 1, out=s)
+    s.clip(0, 1, out=s)
     np.multiply(x, s, out=out)
 
 
 def _mish(x: np.ndarray, out: np.ndarray, s: np.ndarray, t: np.ndarray) -> None:
     # With e = e^x: tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2), which is 1 from x = 20 on.
-    np.minimum(x, 20, out=s)
+    x.clip(-np.inf, 20, out=s)
     np.exp(s, out=s)
     np.add(s, 2, out=t)
     np.multiply(s, t, out=s)
@@ -98,7 +109,6 @@ def _mish(x: np.ndarray, out: np.ndarray, s: np.ndarray, t: np.ndarray) -> None:
 
 
 _COMPOSED: Mapping[str, tuple[Pointwise, Dtypes]] = {
-    "Relu": (Pointwise(_relu, whole=True), NUMBERS),
     "Sigmoid": (Pointwise(_sigmoid), FLOATS),
     "Softplus": (Pointwise(_softplus, scratch=1), FLOATS),
     "Softsign": (Pointwise(_softsign, scratch=1), FLOATS),
@@ -110,18 +120,22 @@ _COMPOSED: Mapping[str, tuple[Pointwise, Dtypes]] = {
 
 def _positive_plus(x: np.ndarray, out: np.ndarray, negative: np.ndarray) -> None:
     """Write max(x, 0) + negative: how all the leaky rectifiers end."""
-    np.maximum(x, 0, out=out)
+    _positive(x, out)
     np.add(out, negative, out=out)
 
 
 def _leaky_relu(alpha: float, x: np.ndarray, out: np.ndarray, s: np.ndarray) -> None:
-    np.minimum(x, 0, out=s)
+    if 0 <= alpha <= 1:
+        np.multiply(x, alpha, out=s)
+        np.maximum(x, s, out=out)
+        return
+    _negative(x, s)
     np.multiply(s, alpha, out=s)
     _positive_plus(x, out, s)
 
 
 def _elu(alpha: float, x: np.ndarray, out: np.ndarray, s: np.ndarray) -> None:
-    np.minimum(x, 0, out=s)
+    _negative(x, s)
     np.expm1(s, out=s)
     np.multiply(s, alpha, out=s)
     _positive_plus(x, out, s)
@@ -129,7 +143,7 @@ def _elu(alpha: float, x: np.ndarray, out: np.ndarray, s: np.ndarray) -> None:
 
 def _celu(alpha: float, x: np.ndarray, out: np.ndarray, s: np.ndarray) -> None:
     np.divide(x, alpha, out=s)
-    np.minimum(s, 0, out=s)
+    _negative(s, s)
     np.expm1(s, out=s)
     np.multiply(s, alpha, out=s)
     _positive_plus(x, out, s)
@@ -143,8 +157,7 @@ def _selu(alpha: float, gamma: float, x: np.ndarray, out: np.ndarray, s: np.ndar
 def _hard_sigmoid(alpha: float, beta: float, x: np.ndarray, out: np.ndarray) -> None:
     np.multiply(x, alpha, out=out)
     np.add(out, beta, out=out)
-    np.maximum(out, 0, out=out)
-    np.minimum(out, 1, out=out)
+    out.clip(0, 1, out=out)
 
 
 def _thresholded_relu(alpha: float, x: np.ndarray, out: np.ndarray, s: np.ndarray) -> None:
@@ -227,4 +240,5 @@ KERNEL_FAMILY: tuple[CpuKernel, ...] = (
     *(pointwise_kernel(name, _fixed(*composed)) for name, composed in _COMPOSED.items()),
     *(pointwise_kernel(name, _parametric(*p)) for name, p in _PARAMETRIC.items()),
     pointwise_kernel("IsInf", _define_is_inf),
+    pointwise_kernel("Relu", _define_relu),
 )

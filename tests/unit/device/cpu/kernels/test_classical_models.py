@@ -88,7 +88,7 @@ def _official_cases() -> dict[str, object]:
         for case in every
         if len(case.model.graph.node) == 1
         and case.model.graph.node[0].domain == DOMAIN
-        and case.model.graph.node[0].op_type != "ArrayFeatureExtractor"
+        and case.model.graph.node[0].op_type.startswith(("LabelEncoder", "TreeEnsemble"))
         and all(
             value.type.tensor_type.elem_type not in (0, onnx.TensorProto.STRING)
             for value in (*case.model.graph.input, *case.model.graph.output)
@@ -459,39 +459,6 @@ def test_linear_support_vector_classification() -> None:
 # Features
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.int32])
-def test_scaler(dtype: type) -> None:
-    data = (_random(20, 3) * 9).astype(dtype)
-    per_feature = {"offset": [1.0, -2.0, 0.5], "scale": [0.1, 3.0, 7.0]}
-    _compare("Scaler", [data], [FLOAT], per_feature, opset=1)
-    _compare("Scaler", [data], [FLOAT], {"offset": [1.5], "scale": [0.3]}, opset=1)
-
-
-@pytest.mark.parametrize("norm", ["MAX", "L1", "L2"])
-@pytest.mark.parametrize("dtype", [np.float32, np.int64])
-def test_normalizer(norm: str, dtype: type) -> None:
-    data = (np.abs(_random(20, 3)) * 9).astype(dtype)
-    data[4] = 0
-    _compare("Normalizer", [data], [FLOAT], {"norm": norm}, opset=1)
-    if norm != "MAX":
-        _compare("Normalizer", [-data], [FLOAT], {"norm": norm}, opset=1)
-
-
-def test_binarizer() -> None:
-    data = np.array([[-1, 0.25, 0.5, 2]], np.float32)
-    _compare("Binarizer", [data], [FLOAT], {"threshold": 0.25}, opset=1)
-
-
-def test_imputer() -> None:
-    data = np.array([[1, np.nan, 3], [np.nan, 0.1, np.nan]], np.float32)
-    of_nan = {"replaced_value_float": np.nan, "imputed_value_floats": [7.0, 8.0, 9.0]}
-    _compare("Imputer", [data], [FLOAT], of_nan, opset=1)
-    of_number = {"replaced_value_float": 0.1, "imputed_value_floats": [4.0]}
-    _compare("Imputer", [data], [FLOAT], of_number, opset=1)
-    of_integer = {"replaced_value_int64": -1, "imputed_value_int64s": [5]}
-    _compare("Imputer", [np.array([[1, -1], [-1, 3]])], [INT64], of_integer, opset=1)
-
-
 def test_feature_vectorizer() -> None:
     values = [_random(3, 2), _random(3, 4, seed=1)]
     _compare("FeatureVectorizer", values, [FLOAT], {"inputdimensions": [2, 4]}, opset=1)
@@ -513,3 +480,23 @@ def test_label_encoder() -> None:
     reverse = {"keys_floats": [0.5, np.nan], "values_int64s": [1, 2], "default_int64": 3}
     data = np.array([0.5, np.nan, 0.1], np.float32)
     _compare("LabelEncoder", [data], [INT64], reverse, opset=4)
+
+
+@pytest.mark.parametrize("operator", ["LinearClassifier", "SVMClassifier", "LabelEncoder"])
+def test_nothing_large_is_hidden(operator: str) -> None:
+    data = _random(20_000, 8)
+    attributes: dict[str, object] = {"classlabels_ints": [0, 1, 2]}
+    if operator == "LabelEncoder":
+        data = np.arange(160_000) % 700
+        attributes = {"keys_int64s": list(range(500)), "values_floats": [0.5] * 500}
+    elif operator == "LinearClassifier":
+        attributes |= {"coefficients": _random(24).tolist(), "intercepts": [0.0] * 3}
+        attributes |= {"post_transform": "SOFTMAX"}
+    else:
+        attributes |= {"coefficients": _random(18).tolist(), "rho": [0.0] * 3}
+        attributes |= {"support_vectors": _random(72).tolist(), "vectors_per_class": [3, 3, 3]}
+        attributes |= {"kernel_type": "RBF", "kernel_params": [0.1, 0.0, 3.0]}
+        attributes |= {"prob_a": [-1.0] * 3, "prob_b": [0.0] * 3}
+    count = 1 if operator == "LabelEncoder" else 2
+    driven = _driven(make_node(operator, 1, count, domain=DOMAIN, **attributes), [data])
+    assert driven.hidden_bytes < 400 << 10

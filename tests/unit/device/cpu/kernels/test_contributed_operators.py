@@ -343,3 +343,47 @@ def test_group_query_attention_checks_its_operands() -> None:
     values[0] = values[0][:, :, :50]
     with pytest.raises(InvalidModelError, match="does not hold 4 heads for 2 key heads"):
         lower(operator_node(proto, 1), values)
+
+
+HIDDEN_BYTES_MAX = 200 << 10
+IMAGE = _bytes(np.uint8, 2, 64, 64, 64)
+SCALE, ZERO = _scalar(0.02), _scalar(120, np.uint8)
+LEVELS = [IMAGE, SCALE, ZERO, SCALE, ZERO]
+WORDS = _random(4, 100, 512)
+LARGE = {
+    "QLinearSigmoid": ({}, LEVELS),
+    "QLinearSoftmax": ({"axis": 1}, LEVELS),
+    "QLinearAveragePool": ({"kernel_shape": [2, 2], "channels_last": 1}, LEVELS),
+    "QLinearConcat": ({"axis": 1}, [SCALE, ZERO, *LEVELS[:3], *LEVELS[:3]]),
+    "MatMulIntegerToFloat": (
+        {},
+        [_bytes(np.uint8, 400, 512), _bytes(np.int8, 512, 600), SCALE, SCALE],
+    ),
+    "DynamicQuantizeMatMul": ({}, [WORDS, _bytes(np.int8, 512, 600), SCALE]),
+    "MatMulNBits": (
+        {"K": 512, "N": 600, "bits": 4, "block_size": 32},
+        [WORDS, _bytes(np.uint8, 600, 16, 16), _random(9600)],
+    ),
+    "GatherBlockQuantized": (
+        {"bits": 4, "block_size": 32},
+        [_bytes(np.uint8, 90, 512), np.arange(90), _random(90, 32)],
+    ),
+    "NhwcMaxPool": ({"kernel_shape": [2, 2]}, [IMAGE]),
+    "RotaryEmbedding": ({}, [WORDS, np.array([3]), *_caches(200, 32)]),
+}
+
+
+@pytest.mark.parametrize("operator", LARGE)
+def test_nothing_large_is_hidden(operator: str) -> None:
+    attributes, values = LARGE[operator]
+    driven = drive(operator_node(_node(operator, len(values), **attributes), 1), values)
+    assert driven is not None
+    assert driven.outputs[0].nbytes + values[0].nbytes > HIDDEN_BYTES_MAX
+    assert driven.hidden_bytes < HIDDEN_BYTES_MAX
+
+
+def test_group_query_attention_hides_nothing_large() -> None:
+    proto, values = _group_query(40, 0, rotary=True)
+    driven = drive(operator_node(proto, 1), values)
+    assert driven is not None
+    assert driven.hidden_bytes < HIDDEN_BYTES_MAX

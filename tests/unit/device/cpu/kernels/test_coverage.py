@@ -7,11 +7,15 @@ from aegis_pipe.execution.operators import OPERATORS
 
 # What an operator becomes in canonical form, where that has another name.
 RENAMED = {
+    "BlackmanWindow": "Constant",
     "CastLike": "Cast",
     "EyeLike": "Constant",
     "Flatten": "Reshape",
     "Gelu": "com.microsoft.BiasGelu",
+    "HammingWindow": "Constant",
+    "HannWindow": "Constant",
     "Identity": "Reshape",
+    "MelWeightMatrix": "Constant",
     "Scatter": "ScatterElements",
     "Shape": "Constant",
     "Size": "Constant",
@@ -19,15 +23,18 @@ RENAMED = {
     "Unsqueeze": "Reshape",
     "Upsample": "Resize",
     "ai.onnx.ml.ArrayFeatureExtractor": "Gather",
+    "ai.onnx.ml.TreeEnsembleRegressor": "ai.onnx.ml.TreeEnsemble",
+    "com.microsoft.DynamicQuantizeMatMul": "com.microsoft.QGemm",
     "com.microsoft.FastGelu": "com.microsoft.BiasGelu",
     "com.microsoft.Gelu": "com.microsoft.BiasGelu",
+    "com.microsoft.GridSample": "GridSample",
+    "com.microsoft.MatMulIntegerToFloat": "com.microsoft.QGemm",
     "com.microsoft.MultiHeadAttention": "Attention",
     "com.microsoft.QuickGelu": "Swish",
 }
 
-# Gelu waits for the transformer blocks; the shapes of the others depend on data, so that no
-# device has kernels for them.
-LACKING = ["Gelu", "NonMaxSuppression", "NonZero", "Unique"]
+# Their shapes depend on data, so that no device has kernels for them.
+LACKING = ["NonMaxSuppression", "NonZero", "Unique"]
 
 
 def _lacking() -> list[str]:

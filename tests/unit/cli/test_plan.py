@@ -1,0 +1,52 @@
+"""What `plan` says about passes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from aegis_pipe.cli import main
+from aegis_pipe.execution.passes import PASSES
+from tests.unit.pass_driver import model_of
+
+MANIFEST = """\
+manifest_version = 1
+name = "one-model"
+[device]
+kind = "cpu"
+[[models]]
+name = "net"
+path = "net.onnx"
+"""
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> str:
+    text = "(float[1,3,5,5] x) => (float[1,4,3,3] y) { h = Conv(x, w) y = Relu(h) }"
+    onnx.save(model_of(text, {"w": np.ones((4, 3, 3, 3), np.float32)}), tmp_path / "net.onnx")
+    (tmp_path / "manifest.toml").write_text(MANIFEST)
+    return str(tmp_path / "manifest.toml")
+
+
+def test_passes_as_table(manifest: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", manifest, "--passes"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["fuse_convolution", "2", "1"] in rows
+    assert ["dead_code", "1", "1"] in rows
+
+
+def test_passes_as_json(manifest: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", manifest, "--passes", "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    assert [one["name"] for one in model["passes"]] == [one.name for one in PASSES]
+    assert {"name": "fuse_convolution", "nodes_before": 2, "nodes_after": 1} in model["passes"]
+
+
+def test_passes_only_when_asked_for(manifest: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", manifest, "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    assert "passes" not in model
