@@ -17,10 +17,10 @@ CASES = 1884
 REASONS = {
     "sequence": "sequences and optionals enter or leave the graph; only tensors can",
     "string": "tensors of text; only numbers and bools are planned",
-    "data-dependent shape": "the shape of an output depends on data: refused when the model is loaded",
+    "data-dependent shape": "an output's shape depends on data: refused at load",
     "random": "random operators: the case expects one generator's numbers",
     "opset too old": "opset 1; 7 is the oldest that is read",
-    "bodies only of If, Loop and Scan": "the operator has a body that only the newest opset defines",
+    "bodies only of If, Loop and Scan": "its body is defined by the newest opset only",
 }
 
 
@@ -34,14 +34,15 @@ def page() -> str:
     lines = [
         "# Conformance",
         "",
-        "What ONNX's own test suite (onnx 1.23, `onnx.backend.test`) says of the CPU device, through",
-        "`aegis_pipe.onnx_backend`. `tests/conformance` runs it and fails if anything differs from here.",
+        "What ONNX's own test suite (onnx 1.23, `onnx.backend.test`) says of the CPU device,",
+        "through `aegis_pipe.onnx_backend`. `tests/conformance` runs it and fails if anything",
+        "differs from what is listed here.",
         "",
         f"- Node cases: **{CASES - len(pairs):,} of {CASES:,} pass**.",
         "- Real models: all nine `light_*` networks give their shipped outputs.",
         "",
-        "Operands that decide shapes (a reshape's target, a slice's bounds) are inputs in many cases;",
-        "they are bound as constants, as `bind` does in a manifest.",
+        "Operands that decide shapes (a reshape's target, a slice's bounds) are inputs in many",
+        "cases; they are bound as constants, as `bind` does in a manifest.",
         "",
         "| cases | not passed because |",
         "|---|---|",
