@@ -183,7 +183,7 @@ def plan_deployment(manifest: Manifest) -> PlannedDeployment:
     phases = PhaseRecorder(EventHub(), clock)
     opened = _open_device(manifest, clock)
     with opened.context as context:
-        loaded = compile_models(_model_orders(manifest), context, phases)
+        loaded = compile_models(model_orders(manifest), context, phases)
         plan = _plan(manifest, loaded, context)
         models = tuple(model.compiled for model in loaded)
         return PlannedDeployment(manifest, context.description, opened.reason, models, plan)
@@ -235,7 +235,7 @@ class Runtime:
                 opened = _open_device(manifest, clock)
             context = self._closing.enter_context(opened.context)
             self.device = context.description
-        loaded = compile_models(_model_orders(manifest), context, phases)
+        loaded = compile_models(model_orders(manifest), context, phases)
         self.plan = _plan(manifest, loaded, context)
         streams = [context.create_stream(index) for index in range(manifest.streams.count)]
         self._deployment = self._closing.enter_context(
@@ -582,7 +582,8 @@ def _open_device(manifest: Manifest, clock: Clock) -> OpenedDevice:
     )
 
 
-def _model_orders(manifest: Manifest) -> list[ModelOrder]:
+def model_orders(manifest: Manifest) -> list[ModelOrder]:
+    """Return what a manifest asks to be loaded, in its order."""
     return [
         ModelOrder(
             name=section.name,

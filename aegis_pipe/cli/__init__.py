@@ -18,6 +18,7 @@ VERBS = {
     "up": "run a manifest: load its models, feed its pipelines, report at the end",
     "validate": "check a manifest and the models it names; touches no device",
     "plan": "show kernels, memory and schedule of a manifest; reserves nothing",
+    "verify": "compare a model's outputs with ONNX Runtime and ONNX's reference evaluator",
     "init": "write a manifest for an ONNX model",
     "schema": "print the JSON Schema of manifests",
     "doctor": "say what this machine has",

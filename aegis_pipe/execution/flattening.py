@@ -51,7 +51,11 @@ def _if_unknown(
     for attribute in ("then_branch", "else_branch"):
         body = frame.body()
         inner = _inside(node, path) + attribute + "/"
-        values = body.run(node.body(attribute), scope.new_child(), inner)
+        try:
+            values = body.run(node.body(attribute), scope.new_child(), inner)
+        except InvalidModelError as error:
+            _hint_at_binding(error, frame.deciding_inputs(condition))
+            raise
         outputs = _tensors(values, node)
         subgraph = body.as_subgraph(attribute, (), outputs, captured)
         captured += len(subgraph.captures)
@@ -64,6 +68,13 @@ def _if_unknown(
     frame.keep(operator, specs[0])
     _bind(scope, node.outputs, outputs_of_node)
     return True
+
+
+def _hint_at_binding(error: InvalidModelError, inputs: Sequence[str]) -> None:
+    """Say what to do about a branch that is wrong because these shapes never lead into it."""
+    if inputs:
+        named = ", ".join(f"`{name}`" for name in inputs)
+        error.hint = f"{named} decides whether this branch runs; `bind` it, and only one is loaded"
 
 
 def _loop(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:

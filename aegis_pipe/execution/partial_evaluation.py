@@ -246,7 +246,7 @@ class Frame:
         self, node: OperatorNode, position: int, operand: TensorId
     ) -> UnknownOperandError:
         """Return the error for an operand whose value has to be known, with what decides it."""
-        return UnknownOperandError(node, position, operand, self._deciding_inputs(operand))
+        return UnknownOperandError(node, position, operand, self.deciding_inputs(operand))
 
     def body(self) -> Frame:
         """Return a frame for a body that stays a graph of its own."""
@@ -371,8 +371,8 @@ class Frame:
                 self.specs[tensor] = TensorSpec(value.dtype, value.shape)
                 self.constants[tensor] = value
 
-    def _deciding_inputs(self, tensor: TensorId) -> tuple[str, ...]:
-        """Graph inputs whose values decide a tensor's value, in order of discovery."""
+    def deciding_inputs(self, tensor: TensorId) -> tuple[str, ...]:
+        """Return the graph inputs whose values decide a tensor's value, as they are found."""
         found: dict[str, None] = {}
         seen = {tensor}
         pending = [tensor]

@@ -38,6 +38,7 @@ class StandaloneGraph:
             clock=clock,
             phases=phases,
         )
+        self.compiled = loaded.compiled
         self._bound = self._deployment.slots[0][loaded.compiled.name]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -414,7 +414,8 @@ def resolve_path(path_text: str, directory: Path) -> Path:
 
 def _package_folders(package: str) -> list[Path]:
     # A dotted name would make find_spec import the parent; only top-level names are looked up.
-    if not package.isidentifier():
+    # Packages that hold but data may have a hyphen in their name.
+    if not package.replace("-", "_").isidentifier():
         return []
     spec = importlib.util.find_spec(package)
     return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]

@@ -130,9 +130,17 @@ class ModelCheck:
             self.problems.add((*self.path, "shapes", name), what, "leave it out of `shapes`")
 
     def _check_open_inputs(self) -> None:
-        settled = {*self.model.get("shapes", {}), *self.model.get("bind", {})}
+        shapes = self.model.get("shapes", {})
+        settled = {*shapes, *self.model.get("bind", {})}
+        # A shape also settles the symbols that other inputs share with it.
+        symbols = {
+            dimension
+            for name, tensor in self.facts.inputs.items()
+            for dimension in tensor.shape
+            if name in shapes and isinstance(dimension, str)
+        }
         for name, tensor in self.facts.inputs.items():
-            is_open = not all(isinstance(dimension, int) for dimension in tensor.shape)
+            is_open = not all(isinstance(d, int) or d in symbols for d in tensor.shape)
             if is_open and name not in settled:
                 example = [d if isinstance(d, int) else 1 for d in tensor.shape]
                 what = f"the model leaves input {found(name)} open: {shape_text(tensor.shape)}"

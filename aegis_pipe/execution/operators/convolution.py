@@ -55,6 +55,7 @@ def _infer_conv(weights_at: int, result: np.dtype | None) -> _Infer:
             f"input {data}, weights {weights} and group {group} do not fit",
         )
         spatial = geometry.output_shape(data.shape[2:])
+        windows.require_windows(context, data, spatial)
         dtype = result or data.dtype
         return [TensorSpec(dtype, (data.shape[0], weights.shape[0], *spatial))]
 

@@ -33,7 +33,16 @@ def _infer_pool(context: OperatorContext) -> list[TensorSpec]:
     data = reading.operand(context, 0, "X")
     # SAME already has room for exactly ceil(size / stride) windows.
     ceil_mode = bool(reading.integer(context, "ceil_mode", 0))
-    spatial = _geometry(context).output_shape(data.shape[2:], ceil_mode=ceil_mode)
+    geometry = _geometry(context)
+    counts = geometry.output_shape(data.shape[2:], ceil_mode=ceil_mode)
+    missing = geometry.missing(data.shape[2:])
+    # ONNX's own inference divides towards zero: a single window that lacks less than a stride
+    # counts, with or without ceil mode. Models rely on it when they are given small images.
+    spatial = tuple(
+        1 if 0 < lacking < stride else count
+        for count, lacking, stride in zip(counts, missing, geometry.strides, strict=True)
+    )
+    windows.require_windows(context, data, spatial)
     pooled = reading.like(data, (*data.shape[:2], *spatial))
     return [pooled, TensorSpec(np.dtype(np.int64), pooled.shape)][: len(context.node.outputs)]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from aegis_pipe.execution.operators import reading
 from aegis_pipe.execution.operators.table import OperatorContext
 from aegis_pipe.kernel import Attribute
+from aegis_pipe.tensor import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Windows:
         }
 
     def output_shape(self, spatial: Sequence[int], *, ceil_mode: bool = False) -> tuple[int, ...]:
-        """Return the number of windows along each dimension.
+        """Return the number of whole windows along each dimension.
 
         With `ceil_mode` a last, partial window counts if it starts within the input or the
         padding before it.
@@ -54,6 +55,15 @@ class Windows:
             )
         )
 
+    def missing(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """Return how many elements the first window reaches beyond input and pads, or 0."""
+        return tuple(
+            max(0, extent - size - begin - end)
+            for size, extent, begin, end in zip(
+                spatial, self.extents, self.pads_begin, self.pads_end, strict=True
+            )
+        )
+
 
 def _window_count(start_room: int, extent: int, stride: int, end: int, ceil_mode: bool) -> int:
     """Count windows; `start_room` is where windows may start: padding before, and the input."""
@@ -62,6 +72,14 @@ def _window_count(start_room: int, extent: int, stride: int, end: int, ceil_mode
     if ceil_mode and (count - 1) * stride >= start_room:
         count -= 1
     return max(count, 0)
+
+
+def require_windows(context: OperatorContext, data: TensorSpec, counts: Sequence[int]) -> None:
+    """Raise InvalidModelError if not one window fits into an operand that is not empty."""
+    if 0 in counts and data.element_count:
+        error = reading.invalid(context, f"its windows are larger than its input {data}")
+        error.hint = "give the model larger inputs (`shapes`)"
+        raise error
 
 
 def read_windows(

@@ -134,6 +134,23 @@ def test_a_branch_not_taken_is_not_even_inferred() -> None:
     assert operators_of(load(text)) == ["Relu", "Identity"]
 
 
+def test_a_branch_that_can_not_run_names_what_leads_into_it() -> None:
+    text = """
+    agraph (float[4] x, int64 rate) => (float[4] y) {
+        known = Constant <value = int64 {16000}> ()
+        flag = Equal (rate, known)
+        y = If (flag) <
+            then_branch = one () => (float[4] p) { p = Relu (x) },
+            else_branch = two () => (float[4] q) { w = Conv (x, x) q = Relu (w) }
+        >
+    }
+    """
+    with pytest.raises(InvalidModelError) as caught:
+        load(text)
+    assert "`rate` decides whether this branch runs" in caught.value.hint
+    assert operators_of(load(text, bind={"rate": 16000}))[0] == "Relu"
+
+
 def test_branches_of_different_shapes_need_the_condition() -> None:
     text = """
     agraph (float[4] x, bool flag) => (float[N] y) {

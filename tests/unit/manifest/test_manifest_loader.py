@@ -9,7 +9,9 @@ from aegis_pipe.manifest.model import (
     ImagesSource,
     ImageToTensor,
     Manifest,
+    ModelFacts,
     StageSection,
+    TensorFacts,
     TopK,
 )
 
@@ -123,8 +125,9 @@ def _write(path: Path, text: str, prefix: str) -> Path:
     return path
 
 
-def test_package_paths(folder: Path) -> None:
-    package = folder / "brought_by_a_package"
+@pytest.mark.parametrize("name", ["brought_by_a_package", "data-of-a-package"])
+def test_package_paths(folder: Path, name: str) -> None:
+    package = folder / name
     package.mkdir()
     (package / "__init__.py").write_text("raise AssertionError('nobody should import this')")
     (folder / "models" / "classifier.onnx").rename(package / "classifier.onnx")
@@ -133,9 +136,30 @@ def test_package_paths(folder: Path) -> None:
         manifest = _load(
             folder,
             'manifest_version = 1\nname = "a"\n[[models]]\nname = "b"\n'
-            'path = "package://brought_by_a_package/classifier.onnx"\n',
+            f'path = "package://{name}/classifier.onnx"\n',
         )
         assert manifest.resolve(manifest.models[0].path) == package / "classifier.onnx"
+
+
+SENTENCE = ModelFacts(
+    inputs={name: TensorFacts("int64", ("batch", "length")) for name in ("ids", "mask")},
+    outputs={},
+    weight_bytes=0,
+)
+
+
+def test_shapes_settle_the_symbols_that_other_inputs_share(folder: Path) -> None:
+    head = (
+        'manifest_version = 1\nname = "a"\n'
+        '[[models]]\nname = "b"\npath = "models/classifier.onnx"\n'
+    )
+
+    def inspect(path: Path) -> ModelFacts:
+        return SENTENCE
+
+    manifest = _load(folder, head + "shapes = { ids = [1, 32] }\n", inspect)
+    assert manifest.models[0].shapes == {"ids": (1, 32)}
+    assert len(_problems(folder, head, inspect)) == 2
 
 
 @pytest.mark.parametrize("name", ["no-such.toml", "no-such-folder/manifest.toml"])

@@ -45,6 +45,22 @@ def test_auto_pad_becomes_pads(
     assert (request.attributes["pads"], request.outputs[0].shape[2:]) == (pads, spatial)
 
 
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool", "LpPool"])
+@pytest.mark.parametrize("ceil_mode", [0, 1])
+def test_a_single_window_may_lack_less_than_a_stride(operator: str, ceil_mode: int) -> None:
+    attributes = {"kernel_shape": [3, 1], "strides": [2, 1], "ceil_mode": ceil_mode}
+    assert _lower(operator, (1, 1, 2, 5), **attributes).outputs[0].shape == (1, 1, 1, 5)
+    with pytest.raises(InvalidModelError, match="windows are larger") as caught:
+        _lower(operator, (1, 1, 1, 5), **attributes)
+    assert "larger inputs" in caught.value.hint
+
+
+def test_a_convolution_needs_a_whole_window() -> None:
+    with pytest.raises(InvalidModelError, match="windows are larger"):
+        _lower("Conv", (1, 1, 2, 5), (1, 1, 3, 1), strides=[2, 1])
+    assert _lower("Conv", (0, 1, 2, 5), (1, 1, 1, 1)).outputs[0].shape == (0, 1, 2, 5)
+
+
 def test_ceil_mode_drops_a_window_that_starts_in_the_padding_after() -> None:
     attributes = {"kernel_shape": [1], "strides": [2], "pads": [0, 1], "ceil_mode": 1}
     assert _lower("MaxPool", (1, 1, 2), **attributes).outputs[0].shape == (1, 1, 1)

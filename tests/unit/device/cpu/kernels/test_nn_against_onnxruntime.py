@@ -168,6 +168,7 @@ POOLS = {
         {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1},
     ),
     "dilated": ((1, 3, 20, 19), {"kernel_shape": [3, 3], "dilations": [2, 3]}),
+    "lacking_a_row": ((1, 3, 2, 13), {"kernel_shape": [3, 3], "strides": [2, 2]}),
     "same": ((1, 2, 11, 10), {"kernel_shape": [4, 3], "strides": [3, 2], "auto_pad": "SAME_UPPER"}),
     "one_dimension": ((2, 3, 40), {"kernel_shape": [5], "strides": [3], "pads": [2, 2]}),
     "three_dimensions": (

@@ -1,0 +1,360 @@
+"""Compares a model's outputs with those of others who run the same file.
+
+    onnxruntime   ONNX Runtime with graph optimisations off, on one thread (they change results,
+                  and have been seen to change them wrongly)
+    onnx          the reference evaluator of the `onnx` package, with the operators corrected in
+                  which it departs from the specification
+
+Where an output parts from a reference (be it one that the other contradicts), every tensor that
+both sides have becomes an output, and the first operator whose error jumps is named.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from aegis_pipe.clock import Clock
+from aegis_pipe.device.protocols import DeviceContext, DeviceStream
+from aegis_pipe.errors import InvalidInputError, InvalidModelError, PermanentError
+from aegis_pipe.execution.deployment import ModelOrder
+from aegis_pipe.execution.graph import ExecutionGraph
+from aegis_pipe.execution.input_binding import fixed_inputs
+from aegis_pipe.execution.input_generation import generate_inputs
+from aegis_pipe.execution.model_loader import ModelLoader
+from aegis_pipe.execution.onnx_reader import read_onnx
+from aegis_pipe.execution.output_comparison import Arithmetic, Difference, arithmetic_of, compare
+from aegis_pipe.execution.passes import run_passes
+from aegis_pipe.execution.reference_corrections import CORRECTIONS
+from aegis_pipe.execution.saved_ir import is_saved_graph
+from aegis_pipe.execution.standalone import StandaloneGraph
+from aegis_pipe.tensor import TensorSpec
+
+ERROR_JUMP = 10.0
+"""An error so many times that of an operator's operands is the operator's own."""
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationOptions:
+    """What to compare, and how strictly."""
+
+    inputs: Mapping[str, np.ndarray] | None = None
+    """None: generated from the seed."""
+    seed: int = 0
+    tolerance: float | None = None
+    """Standard deviations; None: what the model's arithmetic allows."""
+    references: tuple[str, ...] = ()
+    """Names in `REFERENCES`; empty: all that are installed."""
+    precision: str = "fp32"
+    """What the device is asked to compute with."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputVerification:
+    """One output beside its references."""
+
+    name: str
+    spec: TensorSpec
+    differences: Mapping[str, Difference]
+    """By reference."""
+    passed: bool
+    note: str = ""
+    """What else to know of the verdict."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstDifference:
+    """Where two computations part."""
+
+    reference: str
+    node: str = ""
+    """Empty if they agree in everything once every tensor is kept, or if `tensor` is constant."""
+    operator: str = ""
+    kernel: str = ""
+    tensor: str = ""
+    before: float = 0.0
+    """Largest error among the operands, in standard deviations."""
+    after: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVerification:
+    """The verdict on one model."""
+
+    model: str
+    arithmetic: Arithmetic
+    outputs: tuple[OutputVerification, ...]
+    not_run: Mapping[str, str] = field(default_factory=dict)
+    """References that gave no outputs, and why."""
+    first_difference: FirstDifference | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output passed."""
+        return all(output.passed for output in self.outputs)
+
+
+def verify_model(
+    order: ModelOrder,
+    context: DeviceContext,
+    stream: DeviceStream,
+    clock: Clock,
+    options: VerificationOptions,
+) -> ModelVerification:
+    """Run a model here and with the references, and compare.
+
+    Raises the AegisError of a model that does not load or run here, InvalidInputError for inputs
+    that do not fit, and PermanentError if no reference could run the model.
+    """
+    graph = ModelLoader().load(order.path, order.options)
+    arithmetic = arithmetic_of(graph, options.precision)
+    if options.tolerance is not None:
+        arithmetic = arithmetic.with_tolerance(options.tolerance)
+    inputs = dict(options.inputs) if options.inputs else generate_inputs(graph, options.seed)
+    with StandaloneGraph(graph, context, stream, clock) as standalone:
+        found = standalone.run(inputs)
+    model = _read_reference_model(order, inputs)
+    expected, not_run = _run_references(model, _chosen(options.references))
+    if not expected:
+        reasons = "; ".join(f"{name} {reason}" for name, reason in not_run.items())
+        raise PermanentError(
+            f"no reference could run the model: {reasons}",
+            context=f"model `{order.name}`",
+            hint="`pip install onnxruntime` brings the one that runs most models",
+        )
+    outputs = tuple(
+        _verify_output(name, found[name], expected, arithmetic) for name in graph.outputs
+    )
+    result = ModelVerification(order.name, arithmetic, outputs, not_run)
+    reference = _disagreeing(outputs)
+    if reference is None:
+        return result
+    search = _Search(graph, context, stream, clock, inputs, arithmetic)
+    return replace(result, first_difference=search.first_difference(model, reference))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReferenceModel:
+    """The model file as others run it: with its bound inputs as constants."""
+
+    path: Path
+    proto: onnx.ModelProto
+    edited: bool
+    """Whether the file is not what is to be run."""
+    inputs: Mapping[str, np.ndarray]
+
+    def with_outputs(self, tensors: Sequence[str]) -> ReferenceModel:
+        """Return the model with other outputs: any tensors of its outermost graph."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        del proto.graph.output[:]
+        # Types are left out: who runs the model infers them.
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
+        return replace(self, proto=proto, edited=True)
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs, in order."""
+        return [output.name for output in self.proto.graph.output]
+
+    def tensor_names(self) -> set[str]:
+        """Return the tensors that nodes of the outermost graph write."""
+        return {name for node in self.proto.graph.node for name in node.output if name}
+
+
+def _read_reference_model(order: ModelOrder, inputs: Mapping[str, np.ndarray]) -> ReferenceModel:
+    """Read the file anew, bound as the order says. Raises InvalidModelError for saved graphs."""
+    data = order.path.read_bytes()
+    if is_saved_graph(data):
+        raise InvalidModelError(
+            "is a saved graph, which no other runtime reads",
+            context=str(order.path),
+            hint="verify the ONNX file it was made from",
+        )
+    bound = fixed_inputs(read_onnx(data, order.path.parent).graph, order.options)[1]
+    proto = onnx.load(order.path)
+    _bind(proto.graph, bound)
+    return ReferenceModel(order.path, proto, bool(bound), inputs)
+
+
+def _bind(graph: onnx.GraphProto, bound: Arrays) -> None:
+    inputs = [value for value in graph.input if value.name not in bound]
+    initialisers = [tensor for tensor in graph.initializer if tensor.name not in bound]
+    del graph.input[:], graph.initializer[:]
+    graph.input.extend(inputs)
+    graph.initializer.extend(initialisers)
+    graph.initializer.extend(onnx.numpy_helper.from_array(a, name) for name, a in bound.items())
+
+
+def _onnxruntime(model: ReferenceModel) -> Arrays:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # From the file where it can be: it may be larger than one message.
+    source = model.proto.SerializeToString() if model.edited else str(model.path)
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    values = session.run(model.output_names, dict(model.inputs))
+    return dict(zip(model.output_names, values, strict=True))
+
+
+def _reference_evaluator(model: ReferenceModel) -> Arrays:
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(model.proto, new_ops=list(CORRECTIONS))
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        values = evaluator.run(None, dict(model.inputs))
+    return dict(zip(model.output_names, values, strict=True))
+
+
+REFERENCES: dict[str, Callable[[ReferenceModel], Arrays]] = {
+    "onnxruntime": _onnxruntime,
+    "onnx": _reference_evaluator,
+}
+"""Whom to compare with; each is the name of the package it needs."""
+
+
+def _chosen(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the references to run. Raises PermanentError if one asked for is not installed."""
+    for name in names:
+        if name not in REFERENCES:
+            raise InvalidInputError(
+                f"there is no reference `{name}`", hint=f"there are {', '.join(REFERENCES)}"
+            )
+        if not _is_installed(name):
+            raise PermanentError(f"`{name}` is not installed", hint=f"`pip install {name}`")
+    return names or tuple(REFERENCES)
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _run_references(
+    model: ReferenceModel, names: Sequence[str]
+) -> tuple[dict[str, Arrays], dict[str, str]]:
+    """Return the outputs by reference, and why others gave none."""
+    outputs, not_run = {}, {}
+    for name in names:
+        if not _is_installed(name):
+            not_run[name] = f"is not installed (`pip install {name}`)"
+            continue
+        try:
+            outputs[name] = REFERENCES[name](model)
+        except Exception as error:  # Others' code: it raises what it likes, and we pass it on.
+            text = str(error).strip() or "no message"
+            not_run[name] = f"failed with {type(error).__name__}: {text.splitlines()[0]}"
+    return outputs, not_run
+
+
+def _verify_output(
+    name: str, found: np.ndarray, expected: Mapping[str, Arrays], arithmetic: Arithmetic
+) -> OutputVerification:
+    """Judge one output: all references have to be met, unless they contradict each other."""
+    values = {reference: np.asarray(outputs[name]) for reference, outputs in expected.items()}
+    differences = {
+        reference: compare(found, value, arithmetic) for reference, value in values.items()
+    }
+    met = [reference for reference, difference in differences.items() if difference.passed]
+    missed = [reference for reference in differences if reference not in met]
+    passed = not missed
+    constant = found.size > 1 and bool((found == found.flat[0]).all())
+    note = "all its values are equal, so this says little" if constant else ""
+    # A reference may be wrong itself; that shows where another one contradicts it.
+    if missed and met and not any(_agree(values[met[0]], values[m], arithmetic) for m in missed):
+        passed, note = True, f"the references differ; this is as {met[0]} has it"
+    return OutputVerification(name, TensorSpec(found.dtype, found.shape), differences, passed, note)
+
+
+def _agree(one: np.ndarray, other: np.ndarray, arithmetic: Arithmetic) -> bool:
+    return compare(one, other, arithmetic).passed
+
+
+def _disagreeing(outputs: Sequence[OutputVerification]) -> str | None:
+    """Return the reference that is missed first; by outputs that failed, if there are any."""
+    for output in sorted(outputs, key=lambda each: each.passed):
+        for name, difference in output.differences.items():
+            if not difference.passed:
+                return name
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Finds the first operator whose result differs."""
+
+    graph: ExecutionGraph
+    context: DeviceContext
+    stream: DeviceStream
+    clock: Clock
+    inputs: Arrays
+    arithmetic: Arithmetic
+
+    def first_difference(self, model: ReferenceModel, reference: str) -> FirstDifference | None:
+        """Compare all tensors; None if the reference can not show them."""
+        # After the passes, so that operators they made are looked at as they run.
+        graph = run_passes(self.graph)[0]
+        named = model.tensor_names()
+        tensors = [
+            tensor
+            for node in graph.operators
+            for tensor in node.outputs
+            if tensor in named and tensor in graph.tensors
+        ]
+        kept = tuple(dict.fromkeys((*tensors, *graph.outputs)))
+        expected, _ = _run_references(model.with_outputs(kept), (reference,))
+        if not expected:
+            return None
+        watched = replace(graph, outputs=kept)
+        with StandaloneGraph(watched, self.context, self.stream, self.clock) as standalone:
+            found = standalone.run(self.inputs)
+            kernels = {step.node: step.choice.kernel for step in standalone.compiled.steps}
+        differences: dict[str, Difference] = {
+            tensor: compare(found[tensor], np.asarray(expected[reference][tensor]), self.arithmetic)
+            for tensor in kept
+        }
+        constant = [t for t in kept if t in graph.constants and not differences[t].passed]
+        if constant:
+            return FirstDifference(reference, tensor=constant[0])
+        first = _first_jump(graph, differences)
+        if first is None:
+            return FirstDifference(reference)
+        return replace(first, reference=reference, kernel=kernels.get(first.node, ""))
+
+
+def _first_jump(
+    graph: ExecutionGraph, differences: Mapping[str, Difference]
+) -> FirstDifference | None:
+    """Return the first failing tensor whose error is no heritage; else the first failing one."""
+    failing = []
+    for node in graph.operators:
+        before = max(
+            (_error(differences[name]) for name in node.inputs if name in differences), default=0.0
+        )
+        for tensor in node.outputs:
+            if tensor in differences and not differences[tensor].passed:
+                after = _error(differences[tensor])
+                found = FirstDifference(
+                    "", node.name, node.qualified_operator, "", tensor, before, after
+                )
+                if after > ERROR_JUMP * before:
+                    return found
+                failing.append(found)
+    return failing[0] if failing else None
+
+
+def _error(difference: Difference) -> float:
+    """Return the error in deviations; infinite where the tensors can not be compared."""
+    return math.inf if math.isnan(difference.deviations) else difference.deviations

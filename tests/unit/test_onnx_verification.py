@@ -1,0 +1,252 @@
+"""Models beside their references; references that are wrong, missing, or contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from aegis_pipe import onnx_verification
+from aegis_pipe.clock import SystemClock
+from aegis_pipe.device.registry import open_device
+from aegis_pipe.errors import InvalidInputError, InvalidModelError, PermanentError
+from aegis_pipe.execution.deployment import ModelOrder
+from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
+from aegis_pipe.execution.saved_ir import save_graph
+from aegis_pipe.onnx_verification import (
+    ModelVerification,
+    ReferenceModel,
+    VerificationOptions,
+    verify_model,
+)
+
+OPSET = helper.make_opsetid("", 17)
+
+
+@pytest.fixture
+def verify(model_path: Path) -> Iterator:
+    clock = SystemClock()
+    with open_device("cpu", clock=clock).context as context:
+        stream = context.create_stream(0)
+
+        def run(
+            load: LoadOptions | None = None, path: Path = model_path, **options
+        ) -> ModelVerification:
+            order = ModelOrder("m", path, load or LoadOptions())
+            return verify_model(order, context, stream, clock, VerificationOptions(**options))
+
+        yield run
+        stream.close()
+
+
+def weight(name: str, value: float) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.full((8, 8), value, np.float32), name)
+
+
+@pytest.fixture
+def model_path(tmp_path: Path) -> Path:
+    """`x` -> first -> Tanh -> second -> Tanh -> `y`, `x` of open batch; an output of `first`."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"], name="first"),
+        helper.make_node("Tanh", ["a"], ["b"], name="bend"),
+        helper.make_node("MatMul", ["b", "w2"], ["c"], name="second"),
+        helper.make_node("Tanh", ["c"], ["y"], name="last"),
+    ]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 8]) for n in "xya"]
+    graph = helper.make_graph(
+        nodes, "g", values[:1], values[1:], [weight("w1", 0.1), weight("w2", 0.2)]
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[OPSET], ir_version=9), path)
+    return path
+
+
+BATCH = LoadOptions({"x": (3, 8)})
+
+
+def test_both_references_agree(verify) -> None:
+    result = verify(BATCH)
+    assert result.passed
+    assert [output.name for output in result.outputs] == ["y", "a"]
+    assert set(result.outputs[0].differences) == {"onnxruntime", "onnx"}
+    assert result.outputs[0].differences["onnx"].correlation > 0.999
+    assert result.not_run == {}
+    assert result.first_difference is None
+
+
+def test_given_inputs_are_used(verify) -> None:
+    result = verify(BATCH, inputs={"x": np.zeros((3, 8), np.float32)})
+    assert result.outputs[0].differences["onnx"].max_absolute == 0
+    assert result.outputs[0].note == "all its values are equal, so this says little"
+    with pytest.raises(InvalidInputError, match=r"expected float32\[3, 8\]"):
+        verify(BATCH, inputs={"x": np.zeros((2, 8), np.float32)})
+
+
+def wrong(initialiser: str):
+    """Return a reference that runs the model with another weight."""
+
+    def run(model: ReferenceModel) -> dict[str, np.ndarray]:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model.proto)
+        for tensor in proto.graph.initializer:
+            if tensor.name == initialiser:
+                tensor.CopyFrom(weight(initialiser, 0.3))
+        return onnx_verification._reference_evaluator(replace(model, proto=proto))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("initialiser", "node", "tensor"), [("w1", "first", "a"), ("w2", "second", "c")]
+)
+def test_the_first_node_that_differs_is_named(
+    verify, monkeypatch, initialiser: str, node: str, tensor: str
+) -> None:
+    monkeypatch.setitem(onnx_verification.REFERENCES, "onnx", wrong(initialiser))
+    result = verify(BATCH, references=("onnx",))
+    assert not result.passed
+    first = result.first_difference
+    assert (first.reference, first.node, first.tensor) == ("onnx", node, tensor)
+    assert first.operator == "MatMul"
+    assert first.kernel
+    assert first.before < 1e-5 < 0.1 < first.after
+
+
+def test_a_difference_that_vanishes_when_tensors_are_kept_names_no_node(
+    verify, monkeypatch
+) -> None:
+    def run(model: ReferenceModel) -> dict[str, np.ndarray]:
+        outputs = onnx_verification._reference_evaluator(model)
+        return outputs if model.edited else {name: -value for name, value in outputs.items()}
+
+    monkeypatch.setitem(onnx_verification.REFERENCES, "onnx", run)
+    result = verify(BATCH, references=("onnx",))
+    assert not result.passed
+    assert result.first_difference.node == ""
+    assert result.first_difference.tensor == ""
+
+
+def test_a_constant_that_differs_was_computed_while_loading(
+    verify, monkeypatch, tmp_path: Path
+) -> None:
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [8, 8]) for n in "xyz"]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["y"]),
+        helper.make_node("Exp", ["w1"], ["z"]),
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [weight("w1", 0.1)])
+    path = tmp_path / "constant.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[OPSET], ir_version=9), path)
+    monkeypatch.setitem(onnx_verification.REFERENCES, "onnx", wrong("w1"))
+    result = verify(LoadOptions(), path, references=("onnx",))
+    assert [output.passed for output in result.outputs] == [True, False]
+    assert (result.first_difference.node, result.first_difference.tensor) == ("", "z")
+
+
+def test_one_reference_against_the_other(verify, monkeypatch) -> None:
+    monkeypatch.setitem(onnx_verification.REFERENCES, "onnx", wrong("w2"))
+    result = verify(BATCH)
+    y, a = result.outputs
+    assert result.passed
+    assert not y.differences["onnx"].passed
+    assert y.note == "the references differ; this is as onnxruntime has it"
+    assert a.note == ""
+    assert result.first_difference.node == "second"
+
+
+def test_two_references_that_agree_outvote_us(verify, monkeypatch) -> None:
+    for name in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(onnx_verification.REFERENCES, name, wrong("w2"))
+    assert not verify(BATCH).passed
+
+
+def test_the_tolerance_given_replaces_that_of_the_arithmetic(verify, monkeypatch) -> None:
+    monkeypatch.setitem(onnx_verification.REFERENCES, "onnx", wrong("w2"))
+    assert verify(BATCH, references=("onnx",), tolerance=10.0).passed
+
+
+def test_a_reference_that_fails_is_reported(verify, monkeypatch) -> None:
+    def run(model: ReferenceModel) -> dict[str, np.ndarray]:
+        raise LookupError("no such kernel\nat all")
+
+    monkeypatch.setitem(onnx_verification.REFERENCES, "onnxruntime", run)
+    result = verify(BATCH)
+    assert result.passed
+    assert result.not_run == {"onnxruntime": "failed with LookupError: no such kernel"}
+    monkeypatch.setitem(onnx_verification.REFERENCES, "onnx", run)
+    with pytest.raises(PermanentError, match="no reference could run the model"):
+        verify(BATCH)
+
+
+def test_a_reference_that_is_not_installed(verify, monkeypatch) -> None:
+    monkeypatch.setattr(onnx_verification, "_is_installed", lambda name: name == "onnx")
+    result = verify(BATCH)
+    assert result.passed
+    assert result.not_run == {"onnxruntime": "is not installed (`pip install onnxruntime`)"}
+    with pytest.raises(PermanentError, match="`onnxruntime` is not installed") as caught:
+        verify(BATCH, references=("onnxruntime",))
+    assert "pip install" in caught.value.hint
+    monkeypatch.setattr(onnx_verification, "_is_installed", lambda name: False)
+    with pytest.raises(PermanentError, match="no reference could run"):
+        verify(BATCH)
+
+
+def test_an_unknown_reference(verify) -> None:
+    with pytest.raises(InvalidInputError, match="no reference `torch`"):
+        verify(BATCH, references=("torch",))
+
+
+def test_bound_inputs_are_constants_for_the_references_too(verify, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Equal", ["rate", "known"], ["is"], name="is"),
+        helper.make_node(
+            "If",
+            ["is"],
+            ["y"],
+            name="if",
+            then_branch=_branch("Neg"),
+            else_branch=_branch("Abs"),
+        ),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [4]),
+            helper.make_tensor_value_info("rate", TensorProto.INT64, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])],
+        [numpy_helper.from_array(np.array(16000), "known")],
+    )
+    path = tmp_path / "bound.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[OPSET], ir_version=9), path)
+    result = verify(LoadOptions(bind={"rate": 16000}), path)
+    assert result.passed
+    assert set(result.outputs[0].differences) == {"onnxruntime", "onnx"}
+
+
+def _branch(operator: str) -> onnx.GraphProto:
+    output = helper.make_tensor_value_info("result", TensorProto.FLOAT, [4])
+    return helper.make_graph(
+        [helper.make_node(operator, ["x"], ["result"])], operator, [], [output]
+    )
+
+
+def test_a_saved_graph_has_no_reference(verify, model_path: Path) -> None:
+    path = model_path.with_suffix(".aegis")
+    save_graph(ModelLoader().load(model_path, BATCH), path)
+    with pytest.raises(InvalidModelError, match="no other runtime reads"):
+        verify(LoadOptions(), path)
+
+
+def test_weights_in_a_file_of_their_own(verify, model_path: Path) -> None:
+    path = model_path.with_name("external.onnx")
+    onnx.save(
+        onnx.load(model_path), path, save_as_external_data=True, size_threshold=0, location="w.data"
+    )
+    assert verify(BATCH, path).passed
