@@ -323,6 +323,9 @@ class Runtime:
 
     def _stop_loop(self, loop: OrchestrationLoop, timeout_ns: int) -> None:
         drained = loop.stop(drain=True, timeout_ns=timeout_ns)
+        # Everything has been counted by now, and the memory to be told of is still there.
+        self._end_ns = self.clock.now_ns()
+        self._final_statistics = self.statistics()
         if self._hub.enabled:
             self._hub.emit(RuntimeStopped(self.clock.now_ns(), self.name, drained))
 
@@ -432,9 +435,6 @@ class Runtime:
             runner.stop()
         for runner in self._runners:
             runner.join()
-        if self._end_ns is None:
-            self._end_ns = self.clock.now_ns()
-            self._final_statistics = self.statistics()
         self._closing.close()
 
     def report(self) -> RuntimeReport:
@@ -664,7 +664,7 @@ def _information(bound: BoundModel) -> ModelInformation:
 
 
 def _unknown_model(model: str, models: Mapping[str, ModelInformation]) -> InvalidInputError:
-    close = difflib.get_close_matches(model, models, n=1)
+    close = difflib.get_close_matches(str(model), models, n=1)
     known = ", ".join(f"`{name}`" for name in models)
     return InvalidInputError(
         f"there is no model `{model}`",

@@ -26,6 +26,7 @@ CHECKS: dict[str, list[str]] = {
     "imports": ["-c", "from importlinter.cli import lint_imports_command as c; c()"],
     "reference": ["tools/generate_manifest_reference.py", "--check"],
     "kernels": ["tools/hatch_build.py"],
+    "conformance": ["tools/generate_conformance.py", "--check"],
     "tests": ["-m", "pytest", "-q", "-n", "2"],
 }
 

@@ -75,13 +75,19 @@ def check_inputs(
 ) -> list[np.ndarray]:
     """Return the arrays in the model's order, made contiguous and of native byte order.
 
-    Raises InvalidInputError for a missing or unknown name, a wrong shape or a wrong dtype; dtypes
-    are not converted, because a silent conversion hides mistakes.
+    Raises InvalidInputError for a missing or unknown name, a wrong shape or a wrong dtype, and for
+    what is no array; dtypes are not converted, because a silent conversion hides mistakes.
     """
+    if not isinstance(given, Mapping):
+        raise InvalidInputError(
+            f"inputs are given by name, not as {type(given).__name__}",
+            context=f"model `{model}`",
+            hint=f"give a dict of arrays; the model's inputs are {_names(tensors)}",
+        )
     unknown = given.keys() - {tensor.name for tensor in tensors}
     if unknown:
         raise InvalidInputError(
-            f"the model has no input `{min(unknown)}`",
+            f"the model has no input `{min(unknown, key=str)}`",
             context=f"model `{model}`",
             hint=f"its inputs are {_names(tensors)}",
         )
@@ -92,7 +98,12 @@ def _check_input(model: str, tensor: BoundTensor, given: Mapping[str, np.ndarray
     context = f"model `{model}`, input `{tensor.name}`"
     if tensor.name not in given:
         raise InvalidInputError("no value was given", context=context, hint=f"give {tensor.spec}")
-    array = np.asarray(given[tensor.name])
+    try:
+        array = np.asarray(given[tensor.name])
+    except ValueError as error:
+        raise InvalidInputError(
+            f"this is no array: {error}", context=context, hint=f"give {tensor.spec}"
+        ) from error
     is_of_dtype = array.dtype.newbyteorder("=") == tensor.spec.dtype
     if array.shape != tensor.spec.shape or not is_of_dtype:
         found = f"{array.dtype.name}[{', '.join(map(str, array.shape))}]"

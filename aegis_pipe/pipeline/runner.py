@@ -194,7 +194,7 @@ class PipelineRunner:
             item.error = error
         except Exception as error:
             item.error = self._fail(f"pipeline `{self.name}`, source", error)
-        self._emit_stage(item, SOURCE, "source", start_ns)
+        self._emit_stage(item, self._plan.source_kind, "source", start_ns)
         return item
 
     def _offer(self, item: _Item) -> None:

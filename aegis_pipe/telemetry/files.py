@@ -37,6 +37,12 @@ class LineFile:
         except OSError as error:
             self.problem = error.strerror or str(error)
             return False
+        except ValueError:
+            # Another thread closes it when the time for the end is over.
+            if not self._file.closed:
+                raise
+            self.problem = "it was closed before all was written"
+            return False
         return True
 
     def close(self) -> None:

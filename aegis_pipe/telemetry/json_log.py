@@ -37,7 +37,7 @@ def event_name(kind: type[Event]) -> str:
 
 
 class JsonLogFormat:
-    """Formats events; remembers priorities, so that decisions can be logged with them."""
+    """Formats events; remembers priorities of open requests, to log decisions with them."""
 
     def __init__(self, to_unix_ns: Callable[[int], int]) -> None:
         self._to_unix_ns = to_unix_ns
@@ -53,6 +53,8 @@ class JsonLogFormat:
             self._priorities[event.request_id] = event.priority
         if isinstance(event, DecisionMade):
             values["priority"] = self._priorities.get(event.request_id)
+        if isinstance(event, RequestFinished):
+            self._priorities.pop(event.request_id, None)
         values["timestamp"] = self._to_unix_ns(_instant_ns(event))
         return json.dumps(values, separators=(",", ":"), allow_nan=False)
 

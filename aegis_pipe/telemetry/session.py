@@ -109,12 +109,12 @@ class Telemetry:
         """Export what there is, for no longer than that, and report; once, and after `start`."""
         assert self._exporter is not None
         deadline_ns = self._clock.now_ns() + round(timeout_s * 1e9)
-        is_done = self._exporter.close(timeout_s)
+        self._exporter.close(timeout_s)
         for feeder in self._feeders:
             feeder.finish()
         sinks = tuple(feeder.close(self._left_s(deadline_ns)) for feeder in self._feeders)
-        if is_done:
-            self._close_log()
+        # Even if the exporter still writes: its time is over, and the file must not stay open.
+        self._close_log()
         report = self._report(sinks)
         if report.dropped_events:
             _log.warning(

@@ -20,8 +20,8 @@ def reason_of(name: str, outcome: Outcome) -> str:
         return "random"
     if ("bf16" in name or "fp16" in name) and outcome.kind == "Mismatch":
         return "rounded once, in float32, where the case rounds after every step"
-    if "stft" in name and outcome.kind == "KernelError":
-        return "inferred as two-sided by ONNX"
+    if "dft" in name and outcome.kind == "Mismatch":
+        return "values of 0 come out as 2e-6, the case allows 1e-7"
     words = {
         "sequence": ("sequence", "optional"),
         "string": ("text tensor", "strings"),
@@ -57,6 +57,7 @@ def test_exactly_the_listed_cases_do_not_pass(found: dict[str, str]) -> None:
 
 
 def test_nearly_all_pass(found: dict[str, str]) -> None:
+    assert len(node_cases()) == 1884
     assert len(node_cases()) - len(found) >= 1750, Counter(found.values())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import aegis_pipe
 from aegis_pipe.app import PRIORITY_MAX
@@ -201,6 +202,22 @@ def test_a_model_over_its_budget_is_refused_with_the_cause(
     assert error.hint.endswith("for model `m`")
 
 
+def test_exporters_of_the_opentelemetry_sdk_get_the_spans(
+    write: Callable[..., Path], product: str
+) -> None:
+    exporter = InMemorySpanExporter()
+    with aegis_pipe.open_pipeline(write(m=product), span_exporters=[exporter]) as runtime:
+        for _ in range(3):
+            runtime.infer("m", {"x": row()})
+    names = [span.name for span in exporter.get_finished_spans()]
+    assert names.count("model.load") == 1
+    assert names.count("infer m") == names.count("execute") == 3
+    assert {"com.microsoft.FusedGemm", "stream 0", "queue.wait"} <= set(names)
+    telemetry = runtime.report().telemetry
+    assert telemetry is not None
+    assert (telemetry.exported_spans, telemetry.dropped_spans) == (len(names), 0)
+
+
 # --- what a caller hands in ---------------------------------------------------------------------
 
 
@@ -220,6 +237,10 @@ def test_what_does_not_fit_is_refused_by_name(opened: Open, product: str) -> Non
     assert "found float64[1, 64]" in refusal(runtime, "detector", x=row().astype(np.float64))
     assert "no value was given\n  hint: give float32[1, 64]" in refusal(runtime, "detector")
     assert "no input `z`\n  hint: its inputs are `x`" in refusal(runtime, "detector", x=row(), z=1)
+    assert "this is no array" in refusal(runtime, "detector", x=[[1], [1, 2]])
+    assert "no model `None`" in refusal(runtime, None)  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(aegis_pipe.InvalidInputError, match="by name, not as list"):
+        runtime.submit("detector", [row()])  # type: ignore[arg-type]  # wrong on purpose
     assert runtime.statistics().models[0].submitted == 0
 
 
@@ -402,6 +423,62 @@ def test_closing_finishes_what_was_taken(opened: Open, product: str, latch: Latc
     for i, future in enumerate(futures):
         expected = np.maximum(row(i) @ WEIGHT, 0)
         np.testing.assert_allclose(future.result()["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_closing_while_others_submit_leaves_no_future_open(opened: Open, product: str) -> None:
+    runtime = opened("[scheduler]", "queue_capacity = 100000", m=product)
+    futures: list[list[Future[Any]]] = [[] for _ in range(4)]
+    under_way = threading.Barrier(len(futures) + 1)
+
+    def submit(own: list[Future[Any]]) -> None:
+        own.append(runtime.submit("m", {"x": row()}))
+        under_way.wait(WAIT_S)
+        try:
+            while True:
+                own.append(runtime.submit("m", {"x": row()}))
+        except aegis_pipe.RuntimeStoppedError:
+            return
+
+    threads = [threading.Thread(target=submit, args=(own,)) for own in futures]
+    for thread in threads:
+        thread.start()
+    under_way.wait(WAIT_S)
+    runtime.close()
+    for thread in threads:
+        thread.join(WAIT_S)
+    everyone = [future for own in futures for future in own]
+    assert all(future.done() for future in everyone)
+    assert len({future.result()["y"].tobytes() for future in everyone}) == 1
+    assert runtime.report().statistics.models[0].completed == len(everyone)
+
+
+def test_two_runtimes_beside_each_other(opened: Open, product: str, take: str) -> None:
+    one = opened(m=product)
+    other = opened(m=take)
+    futures = [
+        (one.submit("m", {"x": row(i)}), other.submit("m", {"rows": np.array([i, 0])}))
+        for i in range(4)
+    ]
+    one.close()
+    for i, (first, second) in enumerate(futures):
+        expected = np.maximum(row(i) @ WEIGHT, 0)
+        np.testing.assert_allclose(first.result(WAIT_S)["y"], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(second.result(WAIT_S)["y"], WEIGHT[[i, 0]])
+
+
+def test_everyone_gets_their_own_result(opened: Open, product: str) -> None:
+    runtime = opened("[streams]", "count = 3", m=product)
+
+    def check(first: int) -> None:
+        rows = [row(first + i) for i in range(40)]
+        futures = [runtime.submit("m", {"x": x}) for x in rows]
+        for x, future in zip(rows, futures, strict=True):
+            expected = np.maximum(x @ WEIGHT, 0)
+            np.testing.assert_allclose(future.result(WAIT_S)["y"], expected, rtol=1e-5, atol=1e-5)
+
+    with ThreadPoolExecutor(5) as callers:
+        for done in [callers.submit(check, 100 * caller) for caller in range(5)]:
+            done.result(WAIT_S)
 
 
 # --- failures -----------------------------------------------------------------------------------

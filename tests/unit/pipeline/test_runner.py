@@ -223,7 +223,7 @@ def test_events_tell_every_stage_of_every_item(models) -> None:
     events: list[object] = []
     run(make_plan(Numbers(2), Collect()), models, listeners=[events.append])
     stages = [e.stage for e in events if isinstance(e, StageFinished) and e.item == 1]
-    assert sorted(stages) == ["after", "again", "before", "model", "sink", "source"]
+    assert sorted(stages) == ["after", "again", "before", "model", "numbers", "sink"]
     assert all(e.end_ns >= e.start_ns for e in events)
     requests = [e.request_id for e in events if isinstance(e, StageFinished) and e.kind == "model"]
     assert len(set(requests)) == 4

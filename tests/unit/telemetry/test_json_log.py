@@ -3,7 +3,13 @@ from __future__ import annotations
 import json
 from typing import Any, get_args
 
-from aegis_pipe.events import DecisionMade, Event, RequestFinished, StageFinished
+from aegis_pipe.events import (
+    DecisionMade,
+    Event,
+    RequestFinished,
+    RequestSubmitted,
+    StageFinished,
+)
 from aegis_pipe.telemetry.json_log import JsonLogFormat, event_name
 from aegis_pipe.testing.event_sequences import START_NS, run_events
 
@@ -61,3 +67,11 @@ def test_what_there_is_none_of_is_null() -> None:
     assert (ended["start_ns"], ended["deadline_ns"]) == (None, None)
     assert (expired["stream_id"], expired["priority"]) == (None, None)
     assert passed["request_id"] is None
+
+
+def test_a_finished_request_is_forgotten() -> None:
+    submitted = RequestSubmitted(1, 7, "m", 10, 0, 1, "")
+    finished = RequestFinished(9, 7, "m", "completed", "", "", 1, 2, 0, False)
+    decision = DecisionMade(1, 2, 3, "start", 7, "m", "fifo", "first", 0, 1, (), ())
+    before, _, after = to_lines([submitted, decision, finished, decision])[1:]
+    assert (before["priority"], after["priority"]) == (10, None)

@@ -94,3 +94,10 @@ def test_a_full_disk_costs_the_spans_and_no_exception() -> None:
     assert not sink.export(make_spans()[:1])
     assert "space" in sink.problem
     sink.close()
+
+
+def test_what_comes_after_the_end_is_lost_and_no_exception(tmp_path: Path) -> None:
+    sink = OtlpJsonSink(tmp_path / "trace.json", RESOURCES)
+    sink.close()
+    assert not sink.export(make_spans()[:1])
+    assert "closed" in sink.problem

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 
 from aegis_pipe.clock import SystemClock
@@ -80,6 +81,18 @@ def test_a_full_disk_costs_the_lines_only(caplog: pytest.LogCaptureFixture) -> N
     report = run(TelemetryConfig(log_path=Path("/dev/full")))
     assert report.lost_log_lines == len(run_events())
     assert "events are not logged to /dev/full" in caplog.text
+
+
+def test_no_file_stays_open_when_the_time_for_the_end_is_over(tmp_path: Path) -> None:
+    log, trace = tmp_path / "events.jsonl", tmp_path / "trace.json"
+    config = TelemetryConfig(ratio=1.0, log_path=log, otlp_json_path=trace)
+    telemetry = Telemetry(config, StoppedClock())
+    telemetry.start()
+    for event in run_events(2_000):
+        telemetry.listener(event)
+    telemetry.close(timeout_s=0)
+    still_open = {file.path for file in psutil.Process().open_files()}
+    assert still_open.isdisjoint({str(log), str(trace)})
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,15 @@ from aegis_pipe.execution.operators import OPERATORS
 
 # What an operator becomes in canonical form, where that has another name.
 RENAMED = {
+    "BlackmanWindow": "Constant",
     "CastLike": "Cast",
     "EyeLike": "Constant",
     "Flatten": "Reshape",
     "Gelu": "com.microsoft.BiasGelu",
+    "HammingWindow": "Constant",
+    "HannWindow": "Constant",
     "Identity": "Reshape",
+    "MelWeightMatrix": "Constant",
     "Scatter": "ScatterElements",
     "Shape": "Constant",
     "Size": "Constant",
@@ -23,6 +27,7 @@ RENAMED = {
     "com.microsoft.DynamicQuantizeMatMul": "com.microsoft.QGemm",
     "com.microsoft.FastGelu": "com.microsoft.BiasGelu",
     "com.microsoft.Gelu": "com.microsoft.BiasGelu",
+    "com.microsoft.GridSample": "GridSample",
     "com.microsoft.MatMulIntegerToFloat": "com.microsoft.QGemm",
     "com.microsoft.MultiHeadAttention": "Attention",
     "com.microsoft.QuickGelu": "Swish",

@@ -13,6 +13,7 @@ from onnx.backend.test.case import node as node_cases
 from aegis_pipe.errors import DynamicShapeError
 from aegis_pipe.execution.operators import (
     casting,
+    classic_ml,
     data_dependent,
     elementwise,
     generators,
@@ -27,6 +28,7 @@ from tests.unit.kernel_driver import drive, lower, operator_node
 
 FAMILIES = (
     casting,
+    classic_ml,
     data_dependent,
     elementwise,
     generators,
@@ -44,6 +46,9 @@ ELSEWHERE = frozenset({"Gelu"})
 
 WITHOUT_OFFICIAL_CASE = frozenset(
     {
+        "ai.onnx.ml.Imputer",
+        "ai.onnx.ml.Normalizer",
+        "ai.onnx.ml.Scaler",
         "com.microsoft.QuickGelu",
     }
 )

@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Write docs/conformance.md from the pinned list of ONNX cases that do not pass.
+
+python tools/generate_conformance.py [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PINNED = ROOT / "tests" / "conformance" / "not_passed.txt"
+PAGE = ROOT / "docs" / "conformance.md"
+CASES = 1884
+
+REASONS = {
+    "sequence": "sequences and optionals enter or leave the graph; only tensors can",
+    "string": "tensors of text; only numbers and bools are planned",
+    "data-dependent shape": "an output's shape depends on data: refused at load",
+    "random": "random operators: the case expects one generator's numbers",
+    "opset too old": "opset 1; 7 is the oldest that is read",
+    "bodies only of If, Loop and Scan": "its body is defined by the newest opset only",
+}
+
+
+def page() -> str:
+    """Return the page's text."""
+    pairs = [line.split(": ", 1) for line in PINNED.read_text("utf-8").splitlines() if line]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in pairs:
+        by_reason.setdefault(reason, []).append(name)
+    ordered = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
+    lines = [
+        "# Conformance",
+        "",
+        "What ONNX's own test suite (onnx 1.23, `onnx.backend.test`) says of the CPU device,",
+        "through `aegis_pipe.onnx_backend`. `tests/conformance` runs it and fails if anything",
+        "differs from what is listed here.",
+        "",
+        f"- Node cases: **{CASES - len(pairs):,} of {CASES:,} pass**.",
+        "- Real models: all nine `light_*` networks give their shipped outputs.",
+        "",
+        "Operands that decide shapes (a reshape's target, a slice's bounds) are inputs in many",
+        "cases; they are bound as constants, as `bind` does in a manifest.",
+        "",
+        "| cases | not passed because |",
+        "|---|---|",
+        *(f"| {len(names)} | {REASONS.get(reason, reason)} |" for reason, names in ordered),
+        "",
+    ]
+    for reason, names in ordered:
+        lines += [f"## {reason[0].upper()}{reason[1:]}", ""]
+        lines += [f"`{name}`" + ("," if name != names[-1] else "") for name in sorted(names)]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Write the page, or with `--check` say whether it is up to date."""
+    text = page()
+    if "--check" in sys.argv[1:]:
+        if PAGE.exists() and PAGE.read_text("utf-8") == text:
+            return 0
+        print(f"{PAGE.relative_to(ROOT)} is not up to date: run tools/generate_conformance.py")
+        return 1
+    PAGE.write_text(text, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
