@@ -25,8 +25,8 @@ CHECKS: dict[str, list[str]] = {
     "types": ["-m", "mypy"],
     "imports": ["-c", "from importlinter.cli import lint_imports_command as c; c()"],
     "reference": ["tools/generate_manifest_reference.py", "--check"],
-    "kernels": ["tools/hatch_build.py"],
     "conformance": ["tools/generate_conformance.py", "--check"],
+    "kernels": ["tools/hatch_build.py"],
     "tests": ["-m", "pytest", "-q", "-n", "2"],
 }
 
