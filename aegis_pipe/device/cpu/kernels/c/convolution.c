@@ -235,23 +235,25 @@ KERNEL(aegis_conv_channels, convolution) {
  * copy_width has room for a whole last vector; of its results only those inside are written.
  */
 
-/* `count` output rows' 16 results from one column on; the sums of several rows hide each other's
- * latency. */
+/* What a depthwise kernel is like; a constant wherever it is known to the compiler. */
+typedef struct { int64_t height, width, stride_height, stride_width, dilation_height, dilation_width; } window;
+
+/* `count` output rows' 16 results from one column on. The sums of several rows hide each other's
+ * latency, and with a known window what neighbouring rows share is loaded once. */
 INLINE void depthwise_strip(const convolution *c, const float *w, float bias, int64_t plane, int64_t row,
-                            int64_t column, int count, int64_t kernel_height, int64_t kernel_width) {
-    int64_t row_floats = c->stride_width * c->copy_width;
+                            int64_t column, int count, window k) {
+    int64_t row_floats = k.stride_width * c->copy_width;
+    const float *corner = c->workspace + row * k.stride_height * row_floats + column;
     wide sums[4];
     UNROLL for (int i = 0; i < count; i++) sums[i] = wide_of(0);
-    for (int64_t kh = 0; kh < kernel_height; kh++) {
-        const float *first = c->workspace + column;
-        first += (row * c->stride_height + kh * c->dilation_height) * row_floats;
+    for (int64_t kh = 0; kh < k.height; kh++) {
         sorted_tap tap = {0, 0};
-        for (int64_t kw = 0; kw < kernel_width; kw++) {
-            const float *x = first + tap.remainder * c->copy_width + tap.place;
-            tap = next_tap(tap, c->dilation_width, c->stride_width);
-            wide weight = wide_of(w[kh * kernel_width + kw]);
+        for (int64_t kw = 0; kw < k.width; kw++) {
+            const float *x = corner + kh * k.dilation_height * row_floats + tap.remainder * c->copy_width + tap.place;
+            tap = next_tap(tap, k.dilation_width, k.stride_width);
+            wide weight = wide_of(w[kh * k.width + kw]);
             UNROLL for (int i = 0; i < count; i++)
-                sums[i] = multiply_add(wide_load(x + i * c->stride_height * row_floats), weight, sums[i]);
+                sums[i] = multiply_add(wide_load(x + i * k.stride_height * row_floats), weight, sums[i]);
         }
     }
     UNROLL for (int i = 0; i < count; i++) {
@@ -263,22 +265,23 @@ INLINE void depthwise_strip(const convolution *c, const float *w, float bias, in
     }
 }
 
-INLINE void depthwise_plane(const convolution *c, const float *w, float bias, int64_t plane,
-                            int64_t kernel_height, int64_t kernel_width) {
+INLINE void depthwise_plane(const convolution *c, const float *w, float bias, int64_t plane, window k) {
     for (int64_t column = 0; column < c->out_width; column += WIDE) {
         int64_t row = 0;
-        for (; row + 4 <= c->out_height; row += 4)
-            depthwise_strip(c, w, bias, plane, row, column, 4, kernel_height, kernel_width);
+        for (; row + 4 <= c->out_height; row += 4) depthwise_strip(c, w, bias, plane, row, column, 4, k);
         switch (c->out_height - row) {
-            case 3: depthwise_strip(c, w, bias, plane, row, column, 3, kernel_height, kernel_width); break;
-            case 2: depthwise_strip(c, w, bias, plane, row, column, 2, kernel_height, kernel_width); break;
-            case 1: depthwise_strip(c, w, bias, plane, row, column, 1, kernel_height, kernel_width); break;
+            case 3: depthwise_strip(c, w, bias, plane, row, column, 3, k); break;
+            case 2: depthwise_strip(c, w, bias, plane, row, column, 2, k); break;
+            case 1: depthwise_strip(c, w, bias, plane, row, column, 1, k); break;
         }
     }
 }
 
 KERNEL(aegis_conv_depthwise_pixels, convolution) {
     const convolution *c = arguments;
+    window k = {c->kernel_height, c->kernel_width, c->stride_height,
+                c->stride_width, c->dilation_height, c->dilation_width};
+    int is_3x3 = k.height == 3 && k.width == 3 && k.dilation_height == 1 && k.dilation_width == 1;
     int64_t row_floats = c->stride_width * c->copy_width;
     int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
     __builtin_memset(c->workspace, 0, (size_t)(c->copy_height * row_floats) * sizeof(float));
@@ -290,9 +293,12 @@ KERNEL(aegis_conv_depthwise_pixels, convolution) {
                          c->workspace + (row + c->pad_top) * row_floats);
         const float *w = c->w + channel * c->kernel_height * c->kernel_width;
         float bias = c->bias ? c->bias[channel] : 0;
-        /* A 3x3 kernel known to the compiler has its taps unrolled. */
-        if (c->kernel_height == 3 && c->kernel_width == 3) depthwise_plane(c, w, bias, plane, 3, 3);
-        else depthwise_plane(c, w, bias, plane, c->kernel_height, c->kernel_width);
+        if (is_3x3 && k.stride_height == 1 && k.stride_width == 1)
+            depthwise_plane(c, w, bias, plane, (window){3, 3, 1, 1, 1, 1});
+        else if (is_3x3 && k.stride_height == 2 && k.stride_width == 2)
+            depthwise_plane(c, w, bias, plane, (window){3, 3, 2, 2, 1, 1});
+        else
+            depthwise_plane(c, w, bias, plane, k);
     }
 }
 
