@@ -27,7 +27,7 @@ from aegis_pipe import units
 from aegis_pipe.clock import Clock, SystemClock
 from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, DeviceStream
 from aegis_pipe.device.registry import OpenedDevice, open_device
-from aegis_pipe.errors import AegisError, InvalidInputError, PipelineError
+from aegis_pipe.errors import AegisError, InvalidInputError, PermanentError, PipelineError
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
 from aegis_pipe.execution import model_inspection
 from aegis_pipe.execution.compiler import CompiledModel
@@ -130,6 +130,34 @@ def check_manifest(path: str | Path) -> Manifest:
     return load_manifest(path, inspect_model=inspect_model)
 
 
+def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
+    """Return a line for each key of the manifest that this version does not act on yet.
+
+    Nothing is passed over in silence: `up` and `plan` show them.
+    """
+    lines = []
+    if manifest.scheduler.admission != "off":
+        lines.append(
+            f'`scheduler.admission = "{manifest.scheduler.admission}"`: deadlines are kept by '
+            "timers, but not proven at start yet"
+        )
+    if manifest.serve is not None:
+        lines.append("`serve`: this version does not listen to clients yet")
+    if manifest.device.staging_budget_bytes is not None:
+        lines.append("`device.staging_budget`: the CPU device has no staging memory")
+    return tuple(lines)
+
+
+def _check_precisions(manifest: Manifest) -> None:
+    for section in manifest.models:
+        if section.precision in ("fp16", "bf16"):
+            raise PermanentError(
+                f"precision `{section.precision}` is not supported yet",
+                context=f"model `{section.name}`",
+                hint='write `precision = "fp32"`, or leave it out',
+            )
+
+
 def inspect_model(path: Path) -> ModelFacts:
     """Look into a model file without loading its weights; raises what the loader would."""
     facts = model_inspection.inspect_model(path)
@@ -179,6 +207,7 @@ class PlannedDeployment:
 
 def plan_deployment(manifest: Manifest) -> PlannedDeployment:
     """Compile and plan all models of a manifest; reserves no device memory."""
+    _check_precisions(manifest)
     clock = SystemClock()
     phases = PhaseRecorder(EventHub(), clock)
     opened = _open_device(manifest, clock)
@@ -205,6 +234,7 @@ class Runtime:
     ) -> None:
         self.name = manifest.name
         self.policy = manifest.scheduler.policy
+        self.unmet_wishes = unmet_wishes(manifest)
         self.stream_count = manifest.streams.count
         self.clock = clock
         self._manifest = manifest
@@ -227,6 +257,7 @@ class Runtime:
 
     def _start(self, span_exporters: Sequence[SpanExporter]) -> None:
         manifest, clock, hub = self._manifest, self.clock, self._hub
+        _check_precisions(manifest)
         self._start_telemetry(span_exporters)
         phases = PhaseRecorder(hub, clock)
         with phases.phase("runtime.start") as phase:

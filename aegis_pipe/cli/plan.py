@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 from aegis_pipe import units
-from aegis_pipe.app import PlannedDeployment, check_manifest, plan_deployment
+from aegis_pipe.app import PlannedDeployment, check_manifest, plan_deployment, unmet_wishes
 from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.manifest.model import ModelSection
@@ -55,6 +55,7 @@ def as_text(planned: PlannedDeployment, *, steps: bool, passes: bool) -> str:
     ]
     if passes:
         lines += [line for model in planned.models for line in ("", *_pass_lines(model))]
+    lines += [f"note: {wish}" for wish in unmet_wishes(manifest)]
     if steps:
         lines += [line for model in planned.models for line in ("", *_step_lines(model))]
     return "\n".join(lines)

@@ -66,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
         # From here on ctrl-C ends the run in good order; before, it ends the loading.
         stack.enter_context(_signals(stop))
         screen.line(_headline(runtime))
+        for wish in runtime.unmet_wishes:
+            screen.line(f"note: {wish}")
         runtime.start_pipelines(on_error=screen.failure)
         _wait(runtime, stop, options.duration_ns, screen)
         runtime.close()

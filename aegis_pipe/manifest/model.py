@@ -55,7 +55,7 @@ class SchedulerSection:
     policy: str = "priority"
     """`fifo`, `priority`, `fairness`, `edf` or `package.module:Class`."""
     queue_capacity: int = 256
-    admission: Literal["off", "report", "enforce"] = "enforce"
+    admission: Literal["off", "report", "enforce"] = "off"
     ageing_ns: int = 100_000_000
     """Waiting time that raises a request by one priority level; 0: waiting does not count."""
     drain_timeout_ns: int = 5_000_000_000

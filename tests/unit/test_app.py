@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from onnx import TensorProto, helper, numpy_helper
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import aegis_pipe
-from aegis_pipe.app import PRIORITY_MAX
+from aegis_pipe.app import PRIORITY_MAX, unmet_wishes
 from aegis_pipe.events import DecisionMade, Event, RequestSubmitted
+from aegis_pipe.manifest.model import ServeSection
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "manifests" / "quickstart" / "digits.onnx"
@@ -615,3 +617,27 @@ def test_cutting_a_model_into_segments_changes_no_bit(opened: Open) -> None:
     assert segments[0] == 1
     assert 1 < segments[1] <= segments[2]
     assert len(set(outputs)) == 1
+
+
+# --- what this version does not do yet ----------------------------------------------------------
+
+
+def test_keys_that_do_nothing_yet_are_told(write: Callable[..., Path], product: str) -> None:
+    manifest = aegis_pipe.load_manifest(write(m=product))
+    assert unmet_wishes(manifest) == ()
+    wishing = replace(
+        manifest,
+        scheduler=replace(manifest.scheduler, admission="enforce"),
+        serve=ServeSection(http="127.0.0.1:8000"),
+    )
+    lines = unmet_wishes(wishing)
+    assert len(lines) == 2
+    assert "not proven" in lines[0]
+    assert "does not listen" in lines[1]
+
+
+def test_a_precision_that_is_not_there_is_refused(write: Callable[..., Path], product: str) -> None:
+    manifest = aegis_pipe.load_manifest(write(m=product))
+    half = replace(manifest, models=(replace(manifest.models[0], precision="fp16"),))
+    with pytest.raises(aegis_pipe.PermanentError, match="precision `fp16` is not supported yet"):
+        aegis_pipe.open_pipeline(half)
