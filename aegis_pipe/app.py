@@ -9,12 +9,10 @@ Builds, wires and hands down; decides nothing.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import itertools
-import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,7 @@ from aegis_pipe import units
 from aegis_pipe.clock import Clock, SystemClock
 from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, DeviceStream
 from aegis_pipe.device.registry import OpenedDevice, open_device
-from aegis_pipe.errors import AegisError, InvalidInputError, PermanentError, PipelineError
+from aegis_pipe.errors import AegisError, InvalidInputError, PermanentError
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
 from aegis_pipe.execution import model_inspection
 from aegis_pipe.execution.compiler import CompiledModel
@@ -45,20 +43,11 @@ from aegis_pipe.manifest import load_manifest
 from aegis_pipe.manifest.model import (
     Manifest,
     ModelFacts,
-    PipelineSection,
-    SinkSection,
-    SourceSection,
     TensorFacts,
 )
-from aegis_pipe.manifest.model import SyntheticSource as SyntheticSection
 from aegis_pipe.memory import DevicePlan
-from aegis_pipe.pipeline import PipelinePlan, PipelineReport, PipelineRunner, SinkPlan, StagePlan
-from aegis_pipe.pipeline.arrivals import make_arrivals
-from aegis_pipe.pipeline.parts import Sink, Source
-from aegis_pipe.pipeline.sinks import SINKS
-from aegis_pipe.pipeline.sources import SOURCES
-from aegis_pipe.pipeline.sources.synthetic import SyntheticTensor
-from aegis_pipe.pipeline.transforms import TRANSFORMS
+from aegis_pipe.pipeline import PipelineReport, PipelineRunner
+from aegis_pipe.pipeline_builder import PipelineBuilder, arrivals_of, written_path
 from aegis_pipe.scheduling.device_launcher import (
     DeviceLauncher,
     InferenceFuture,
@@ -73,7 +62,7 @@ from aegis_pipe.scheduling.scheduler import Scheduler
 from aegis_pipe.scheduling.statistics import ModelStatistics, RequestStatistics
 from aegis_pipe.scheduling.stream_pool import StreamPool
 from aegis_pipe.telemetry import Telemetry, TelemetryConfig, TelemetryReport
-from aegis_pipe.tensor import TensorSpec, dtype_named
+from aegis_pipe.tensor import TensorSpec
 
 if TYPE_CHECKING:
     from aegis_pipe.telemetry.sdk_sink import SpanExporter
@@ -431,10 +420,16 @@ class Runtime:
         self, *, on_error: Callable[[str, AegisError], None] = lambda pipeline, error: None
     ) -> None:
         """Begin to feed the manifest's pipelines; `on_error` hears of failing items and sinks."""
-        plans = [self._pipeline(section) for section in self._manifest.pipelines]
+        builder = PipelineBuilder(
+            self._manifest,
+            {name: information.inputs for name, information in self.models.items()},
+            {name: tuple(information.outputs) for name, information in self.models.items()},
+            self._write_line,
+        )
+        plans = [builder.build(section) for section in self._manifest.pipelines]
         self._runners = [
             PipelineRunner(
-                plan, _arrivals(section), self._submit, self.clock, self._hub, on_error=on_error
+                plan, arrivals_of(section), self._submit, self.clock, self._hub, on_error=on_error
             )
             for plan, section in zip(plans, self._manifest.pipelines, strict=True)
         ]
@@ -490,83 +485,6 @@ class Runtime:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _pipeline(self, section: PipelineSection) -> PipelinePlan:
-        """Make a pipeline's parts; raises PipelineError with the pipeline's name."""
-        try:
-            source = self._source(section.source)
-            stages = tuple(
-                self._stage(section, index, source) for index in range(len(section.stages))
-            )
-            sinks = tuple(
-                SinkPlan(f"{sink.kind}.{index}", self._sink(sink), sink.input)
-                for index, sink in enumerate(section.sinks)
-            )
-        except PipelineError as error:
-            error.context = f"pipeline `{section.name}`, {error.context}"
-            raise
-        return PipelinePlan(
-            name=section.name,
-            source=source,
-            source_kind=section.source.kind,
-            stages=stages,
-            sinks=sinks,
-            queue_capacity=section.queue_capacity,
-            drop_when_full=section.full == "drop",
-            priority=section.priority,
-            deadline_ns=section.deadline_ns,
-        )
-
-    def _source(self, section: SourceSection) -> Source:
-        """Make a source; options are its section's fields in the source's own terms."""
-        options = _options(section)
-        for timing in ("rate_per_s", "arrivals"):
-            options.pop(timing, None)
-        if "path" in options:
-            options["path"] = self._manifest.resolve(options["path"])
-        if "repeat" in options:
-            options["passes"] = _passes(options.pop("repeat"))
-        if isinstance(section, SyntheticSection):
-            options = {
-                "tensors": self._synthetic_tensors(section),
-                "seed": section.seed,
-                "count": section.count or 0,
-            }
-        return SOURCES[section.kind](**options)
-
-    def _synthetic_tensors(self, section: SyntheticSection) -> dict[str, SyntheticTensor]:
-        if section.like is not None:
-            inputs = self.models[section.like].inputs
-            return {name: SyntheticTensor(spec) for name, spec in inputs.items()}
-        return {
-            name: SyntheticTensor(
-                TensorSpec(dtype_named(tensor.dtype), tensor.shape), tensor.low, tensor.high
-            )
-            for name, tensor in section.outputs.items()
-        }
-
-    def _stage(self, section: PipelineSection, index: int, source: Source) -> StagePlan:
-        stage = section.stages[index]
-        if stage.model is not None:
-            information = self.models[stage.model]
-            inputs = section.inputs_of(index, tuple(information.inputs))
-            return StagePlan(stage.name, inputs, tuple(information.outputs), model=stage.model)
-        assert stage.transform is not None
-        options = _options(stage.transform)
-        if options.get("labels"):
-            options["labels"] = _read_lines(self._manifest.resolve(options["labels"]))
-        transform = TRANSFORMS[stage.transform.kind](**options)
-        inputs = section.inputs_of(index, transform.inputs)
-        return StagePlan(stage.name, inputs, transform.outputs, transform=transform)
-
-    def _sink(self, section: SinkSection) -> Sink:
-        options = _options(section)
-        options["inputs"] = options.pop("input")
-        if "path" in options:
-            options["path"] = _written_path(self._manifest, options["path"])
-        if section.kind == "console":
-            options["write_line"] = self._write_line
-        return SINKS[section.kind](**options)
-
 
 def _close_all(streams: Sequence[DeviceStream]) -> None:
     for stream in streams:
@@ -576,34 +494,6 @@ def _close_all(streams: Sequence[DeviceStream]) -> None:
 def _never(request_id: int) -> bool:
     """Without telemetry no kernel is stamped."""
     return False
-
-
-def _options(section: Any) -> dict[str, Any]:
-    """Return a section's fields as keyword arguments, without what was left out."""
-    fields = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _passes(repeat: bool | int) -> int:
-    """Return how many times to go through a source's files; 0 for ever."""
-    if repeat is True:
-        return 0
-    return max(1, repeat)
-
-
-def _arrivals(section: PipelineSection) -> Iterator[int]:
-    source = section.source
-    kind = getattr(source, "arrivals", "periodic")
-    return make_arrivals(kind, source.rate_per_s, getattr(source, "seed", 0))
-
-
-def _read_lines(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(
-            f"`{path}` can not be read: {error}", context="transform `top_k`, `labels`"
-        ) from error
 
 
 def _open_device(manifest: Manifest, clock: Clock) -> OpenedDevice:
@@ -671,8 +561,8 @@ def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
         otlp_protocol=otlp.protocol if otlp else "grpc",
         otlp_headers=tuple(otlp.headers.items()) if otlp else (),
         otlp_timeout_ns=otlp.timeout_ns if otlp else 750_000_000,
-        otlp_json_path=_written_path(manifest, section.file) if section.file else None,
-        log_path=_written_path(manifest, section.log.path) if section.log else None,
+        otlp_json_path=written_path(manifest, section.file) if section.file else None,
+        log_path=written_path(manifest, section.log.path) if section.log else None,
         ratio=traces.ratio,
         always=traces.always,
         slow_ns=traces.slow_ns or 0,
@@ -680,11 +570,6 @@ def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
         max_spans=traces.max_spans,
         ring_capacity=section.ring_capacity,
     )
-
-
-def _written_path(manifest: Manifest, path_text: str) -> Path:
-    """Return where a file is written, without the detours that only a reader would see."""
-    return Path(os.path.normpath(manifest.resolve(path_text)))
 
 
 def _information(bound: BoundModel) -> ModelInformation:

@@ -227,9 +227,14 @@ def _memory_lines(report: RuntimeReport) -> list[str]:
 def _telemetry_lines(report: TelemetryReport | None) -> list[str]:
     if report is None:
         return ["telemetry: none (the manifest names no destination)"]
-    lost = report.dropped_spans + report.dropped_events
-    told = f"{report.exported_spans} spans exported, {lost} lost"
-    return [f"telemetry: {told}", *[f"  {place}" for place in report.where]]
+    sinks = [
+        f"  {sink.where}: {counted(sink.exported_spans, 'span')}, {sink.dropped_spans} lost"
+        for sink in report.sinks
+    ]
+    others = [
+        f"  {place}" for place in report.where if place not in {s.where for s in report.sinks}
+    ]
+    return [f"telemetry: {counted(report.dropped_events, 'event')} lost", *sinks, *others]
 
 
 def _reasons(reasons: Any) -> str:
