@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aegis_pipe.errors import InvalidModelError
-from tests.unit.nn_driver import lower, make_node, operator_node
+from tests.unit.kernel_driver import lower, make_node, operator_node
 
 FLOAT32 = np.float32
 

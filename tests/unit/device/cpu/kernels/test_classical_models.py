@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from onnx.backend.test.case import node as node_cases
 
 from aegis_pipe.errors import InvalidModelError, KernelError
-from tests.unit.nn_driver import Driven, drive, lower, make_node, operator_node
+from tests.unit.kernel_driver import Driven, drive, lower, make_node, operator_node
 
 DOMAIN = "ai.onnx.ml"
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from aegis_pipe.errors import InvalidModelError, KernelError
-from tests.unit.nn_driver import drive, lower, make_node, operator_node, run_onnxruntime
+from tests.unit.kernel_driver import drive, lower, make_node, operator_node, run_onnxruntime
 
 DOMAIN = "com.microsoft"
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.unit.nn_driver import drive, make_node, operator_node, run_onnxruntime
+from tests.unit.kernel_driver import drive, make_node, operator_node, run_onnxruntime
 
 OPSET = 21
 

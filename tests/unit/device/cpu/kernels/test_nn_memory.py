@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.unit.nn_driver import drive, make_node, operator_node
+from tests.unit.kernel_driver import drive, make_node, operator_node
 
 HIDDEN_BYTES_MAX = 200 << 10
 """NumPy's loops buffer up to 8192 elements of each of their operands."""

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 from onnx.backend.test.case import node as node_cases
 
-from tests.unit.nn_driver import drive, operator_node
+from tests.unit.kernel_driver import drive, operator_node
 
 _NAMES = """
     Attention AveragePool BatchNormalization Col2Im Conv ConvInteger ConvTranspose DepthToSpace

@@ -10,7 +10,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from aegis_pipe.errors import InvalidModelError, KernelError
-from tests.unit.nn_driver import drive, lower, make_node, operator_node, run_onnxruntime
+from tests.unit.kernel_driver import drive, lower, make_node, operator_node, run_onnxruntime
 
 HIDDEN_BYTES_MAX = 200 << 10
 
