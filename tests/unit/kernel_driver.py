@@ -160,7 +160,8 @@ def drive(
     call()
     first = [None if array is None else array.copy() for array in outputs]
     _spoil(workspace.bytes, *(memory.bytes for memory in memories if memory))
-    hidden_bytes = _peak_bytes(call)
+    # What a call holds itself it holds every time; other threads of the process do not.
+    hidden_bytes = min(_peak_bytes(call) for _ in range(3))
     for once, again in zip(first, outputs, strict=True):
         assert once is None or once.tobytes() == again.tobytes(), "a second run differs"
     assert all(memory.is_intact() for memory in (*guards, workspace, *filter(None, memories)))
