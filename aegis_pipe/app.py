@@ -4,7 +4,6 @@ Builds, wires and hands down; decides nothing.
 
     open_pipeline(path) -> Runtime     everything running; a context manager
     plan_deployment(manifest)          the same up to memory's plan; nothing reserved
-    check_manifest(path)               the manifest with all its cross-checks; no device
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, Device
 from aegis_pipe.device.registry import OpenedDevice, open_device
 from aegis_pipe.errors import AegisError, InvalidInputError, PermanentError
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
-from aegis_pipe.execution import model_inspection
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.deployment import (
     Deployment,
@@ -39,12 +37,10 @@ from aegis_pipe.execution.deployment import (
 from aegis_pipe.execution.executor import check_inputs
 from aegis_pipe.execution.model_loader import LoadOptions
 from aegis_pipe.execution.program import BoundModel
-from aegis_pipe.manifest import load_manifest
 from aegis_pipe.manifest.model import (
     Manifest,
-    ModelFacts,
-    TensorFacts,
 )
+from aegis_pipe.manifest_check import check_manifest
 from aegis_pipe.memory import DevicePlan
 from aegis_pipe.pipeline import PipelineReport, PipelineRunner
 from aegis_pipe.pipeline_builder import PipelineBuilder, arrivals_of, written_path
@@ -114,11 +110,6 @@ class RuntimeReport:
         )
 
 
-def check_manifest(path: str | Path) -> Manifest:
-    """Load a manifest and look into its models; raises ManifestError with all problems."""
-    return load_manifest(path, inspect_model=inspect_model)
-
-
 def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
     """Return a line for each key of the manifest that this version does not act on yet.
 
@@ -145,24 +136,6 @@ def _check_precisions(manifest: Manifest) -> None:
                 context=f"model `{section.name}`",
                 hint='write `precision = "fp32"`, or leave it out',
             )
-
-
-def inspect_model(path: Path) -> ModelFacts:
-    """Look into a model file without loading its weights; raises what the loader would."""
-    facts = model_inspection.inspect_model(path)
-    return ModelFacts(
-        inputs=_tensor_facts(facts.inputs),
-        outputs=_tensor_facts(facts.outputs),
-        weight_bytes=facts.weight_bytes,
-        operators=facts.operators,
-        unknown_operators=facts.unknown_operators,
-    )
-
-
-def _tensor_facts(
-    facts: Mapping[str, model_inspection.TensorFacts],
-) -> dict[str, TensorFacts]:
-    return {name: TensorFacts(tensor.dtype, tensor.shape) for name, tensor in facts.items()}
 
 
 def open_pipeline(

@@ -7,7 +7,6 @@ import hashlib
 import os
 from pathlib import Path
 
-from aegis_pipe.app import inspect_model
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.manifest.model import (
     DeviceSection,
@@ -19,6 +18,7 @@ from aegis_pipe.manifest.model import (
     SyntheticSource,
 )
 from aegis_pipe.manifest.writer import dump_manifest
+from aegis_pipe.manifest_check import inspect_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,10 +8,11 @@ from collections import Counter
 from typing import Any
 
 from aegis_pipe import units
-from aegis_pipe.app import PlannedDeployment, check_manifest, plan_deployment, unmet_wishes
+from aegis_pipe.app import PlannedDeployment, plan_deployment, unmet_wishes
 from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.manifest.model import ModelSection
+from aegis_pipe.manifest_check import check_manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

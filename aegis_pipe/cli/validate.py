@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 import json
 
-from aegis_pipe.app import check_manifest
 from aegis_pipe.cli.tables import counted
 from aegis_pipe.errors import ManifestError
+from aegis_pipe.manifest_check import check_manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

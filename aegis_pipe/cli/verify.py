@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aegis_pipe.app import check_manifest, model_orders
+from aegis_pipe.app import model_orders
 from aegis_pipe.cli.tables import table
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.registry import device_kinds, open_device
 from aegis_pipe.errors import InvalidInputError, PermanentError
 from aegis_pipe.execution.deployment import ModelOrder
 from aegis_pipe.execution.model_loader import LoadOptions
+from aegis_pipe.manifest_check import check_manifest
 
 if TYPE_CHECKING:
     from aegis_pipe.onnx_verification import (
