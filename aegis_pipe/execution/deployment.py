@@ -8,6 +8,7 @@ Deployment       reserves the pools, writes the weights, binds and records every
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,8 @@ from aegis_pipe.memory import (
     check_device_budget,
     check_model_budget,
 )
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +259,8 @@ class Deployment:
     def _warm_up(self, bound: BoundModel, stream: DeviceStream) -> list[int]:
         """Run once on zeros, so that nothing is imported or faulted in later; return durations.
 
-        Zeros may be bad data for a model (an index, a divisor): an error of theirs says nothing.
+        Zeros may be bad data for a model (an index, a divisor): then there are no durations, the
+        model stays in one piece, and the log says so.
         """
         inputs = [np.zeros(tensor.spec.shape, tensor.spec.dtype) for tensor in bound.inputs]
         outputs = [np.empty(tensor.spec.shape, tensor.spec.dtype) for tensor in bound.outputs]
@@ -265,7 +269,13 @@ class Deployment:
         Executor.launch_segment(bound, 0, [stream], inputs, outputs, stamped=True)
         try:
             stream.synchronise()
-        except PermanentError:
+        except PermanentError as error:
+            if self._max_block_ns is not None:
+                _log.warning(
+                    "model `%s` can not be cut into segments: its warm-up on zeros failed (%s)",
+                    bound.name,
+                    error.message,
+                )
             return []
         times = np.frombuffer(graph.kernel_times(), np.int64).reshape(-1, 2)
         return [int(end - start) for start, end in times]

@@ -1,8 +1,9 @@
 """What sources, transforms and sinks are: three small protocols.
 
-Adding one is one new file in `sources/`, `transforms/` or `sinks/` and one line in that folder's
-table. Factories take the manifest's options as keyword arguments; they check what they can at
-once and raise PipelineError with a hint.
+Adding one is one new file in `sources/`, `transforms/` or `sinks/`, one line in that folder's
+table, and its keys: a section in `manifest/model.py` and a part of the schema. Factories take the
+manifest's options as keyword arguments; they check what they can at once and raise PipelineError
+with a hint.
 """
 
 from __future__ import annotations

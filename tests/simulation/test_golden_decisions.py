@@ -1,6 +1,6 @@
 """Whole decision logs, compared byte for byte.
 
-Run with AEGIS_REWRITE_GOLDEN=1 to write them anew; then read the difference.
+Run with --rewrite-golden to write them anew; then read the difference.
 """
 
 import contextlib
@@ -81,10 +81,10 @@ def decision_log(scenario):
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_golden_decision_log(scenario):
+def test_golden_decision_log(scenario, rewrite_golden):
     path = GOLDEN / f"{scenario}.jsonl"
     log = decision_log(scenario)
-    if os.environ.get("AEGIS_REWRITE_GOLDEN"):
+    if rewrite_golden:
         path.write_text(log, encoding="utf-8")
     assert log == path.read_text(encoding="utf-8")
 

@@ -641,3 +641,19 @@ def test_a_precision_that_is_not_there_is_refused(write: Callable[..., Path], pr
     half = replace(manifest, models=(replace(manifest.models[0], precision="fp16"),))
     with pytest.raises(aegis_pipe.PermanentError, match="precision `fp16` is not supported yet"):
         aegis_pipe.open_pipeline(half)
+
+
+def test_a_model_that_can_not_be_warmed_up_is_told_and_runs(
+    save: Save, opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = [
+        helper.make_node("Sub", ["rows", "base"], ["shifted"]),
+        helper.make_node("Gather", ["table", "shifted"], ["y"], name="look_up"),
+    ]
+    inputs, outputs = {"rows": (TensorProto.INT64, [2])}, {"y": (TensorProto.FLOAT, [2, 64])}
+    base = np.array([1000, 1000], np.int64)
+    model = save("shifted", nodes, inputs, outputs, table=WEIGHT[:4], base=base)
+    runtime = opened(m=model)
+    assert "`m` can not be cut into segments: its warm-up on zeros failed" in caplog.text
+    rows = runtime.infer("m", {"rows": np.array([1003, 1000])})["y"]
+    np.testing.assert_array_equal(rows, WEIGHT[[3, 0]])
