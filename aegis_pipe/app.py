@@ -128,7 +128,15 @@ def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _check_precisions(manifest: Manifest) -> None:
+def _check_supported(manifest: Manifest) -> None:
+    """Refuse what this version can not do before anything is loaded."""
+    if manifest.scheduler.policy in ("fairness", "edf"):
+        raise PermanentError(
+            f"policy `{manifest.scheduler.policy}` is not supported yet",
+            context="scheduler.policy",
+            hint="write `priority` or `fifo`, or a class of your own as `package.module:Class`",
+        )
+    _make_policy(manifest)
     for section in manifest.models:
         if section.precision in ("fp16", "bf16"):
             raise PermanentError(
@@ -169,7 +177,7 @@ class PlannedDeployment:
 
 def plan_deployment(manifest: Manifest) -> PlannedDeployment:
     """Compile and plan all models of a manifest; reserves no device memory."""
-    _check_precisions(manifest)
+    _check_supported(manifest)
     clock = SystemClock()
     phases = PhaseRecorder(EventHub(), clock)
     opened = _open_device(manifest, clock)
@@ -219,7 +227,7 @@ class Runtime:
 
     def _start(self, span_exporters: Sequence[SpanExporter]) -> None:
         manifest, clock, hub = self._manifest, self.clock, self._hub
-        _check_precisions(manifest)
+        _check_supported(manifest)
         self._start_telemetry(span_exporters)
         phases = PhaseRecorder(hub, clock)
         with phases.phase("runtime.start") as phase:

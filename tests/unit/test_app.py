@@ -657,3 +657,13 @@ def test_a_model_that_can_not_be_warmed_up_is_told_and_runs(
     assert "`m` can not be cut into segments: its warm-up on zeros failed" in caplog.text
     rows = runtime.infer("m", {"rows": np.array([1003, 1000])})["y"]
     np.testing.assert_array_equal(rows, WEIGHT[[3, 0]])
+
+
+@pytest.mark.parametrize("policy", ["fairness", "edf"])
+def test_a_policy_that_is_not_there_is_refused_before_loading(
+    write: Callable[..., Path], product: str, policy: str
+) -> None:
+    manifest = aegis_pipe.load_manifest(write(m=product))
+    unmade = replace(manifest, scheduler=replace(manifest.scheduler, policy=policy))
+    with pytest.raises(aegis_pipe.PermanentError, match=f"policy `{policy}` is not supported yet"):
+        aegis_pipe.open_pipeline(unmade)
