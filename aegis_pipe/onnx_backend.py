@@ -78,6 +78,15 @@ class AegisBackendRep(BackendRep):
         results = standalone.run({name: arrays[name] for name in graph.inputs})
         return tuple(results[name] for name in graph.outputs)
 
+    @property
+    def reference_operators(self) -> tuple[str, ...]:
+        """Operators that run as reference kernels in what has been compiled so far."""
+        return tuple(
+            step.operator
+            for _, standalone in self._compiled.values()
+            for step in standalone.compiled.reference_steps
+        )
+
     def _named(self, inputs: Any) -> dict[str, np.ndarray]:
         if not isinstance(inputs, Mapping):
             values = list(inputs) if isinstance(inputs, list | tuple) else [inputs]

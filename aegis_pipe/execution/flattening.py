@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from aegis_pipe.errors import DynamicShapeError, InvalidModelError
+from aegis_pipe.execution.decompositions import DECOMPOSITIONS
 from aegis_pipe.execution.graph import NO_TENSOR, OperatorNode, Subgraph
 from aegis_pipe.execution.partial_evaluation import (
     EmptyOptional,
@@ -44,29 +45,31 @@ def _if(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
 def _if_unknown(
     frame: Frame, node: SourceNode, scope: Scope, path: str, condition: TensorId
 ) -> bool:
-    """Keep both branches as bodies; their results have to be alike."""
-    bodies = {}
-    specs: list[list[TensorSpec]] = []
-    captured = 0
+    """Run both branches and select; their results have to be alike.
+
+    Which branch a request takes, nobody knows when memory is planned: both have their place, and
+    the time of a request does not hang on its data.
+    """
+    branches: list[list[TensorId]] = []
     for attribute in ("then_branch", "else_branch"):
-        body = frame.body()
         inner = _inside(node, path) + attribute + "/"
         try:
-            values = body.run(node.body(attribute), scope.new_child(), inner)
+            values = frame.run(node.body(attribute), scope.new_child(), inner)
         except InvalidModelError as error:
             _hint_at_binding(error, frame.deciding_inputs(condition))
             raise
-        outputs = _tensors(values, node)
-        subgraph = body.as_subgraph(attribute, (), outputs, captured)
-        captured += len(subgraph.captures)
-        bodies[attribute] = subgraph
-        specs.append([body.specs[tensor] for tensor in outputs])
-    outputs_of_node = _new_outputs(frame, node, path)
-    operator = frame.operator_node(node, [condition], outputs_of_node, path, bodies)
-    if specs[0] != specs[1]:
-        raise frame.unknown_operand(operator, 0, condition)
-    frame.keep(operator, specs[0])
-    _bind(scope, node.outputs, outputs_of_node)
+        branches.append(_tensors(values, node))
+    for pair in zip(*branches, strict=True):
+        if frame.specs[pair[0]] != frame.specs[pair[1]]:
+            stand_in = frame.operator_node(node, [condition], (), path, _NO_BODY)
+            raise frame.unknown_operand(stand_in, 0, condition)
+    flag = condition
+    if frame.specs[condition].shape:
+        flag = _reshape(frame, condition, (), _inside(node, path))
+    for name, pair in zip(node.outputs, zip(*branches, strict=True), strict=True):
+        if name:
+            output = frame.new_tensor(path, name)
+            scope[name] = frame.emit("Where", [flag, *pair], output)
     return True
 
 
@@ -582,4 +585,5 @@ RULES: dict[str, Rule] = {
     "SequenceLength": _sequence_length,
     "SequenceMap": _sequence_map,
     "SplitToSequence": _split_to_sequence,
+    **DECOMPOSITIONS,
 }

@@ -257,9 +257,8 @@ class Frame:
         name: str,
         inputs: Sequence[TensorId],
         outputs: Sequence[TensorId],
-        captures_before: int = 0,
     ) -> Subgraph:
-        """Write this frame as a body; `captures_before`: of the node's bodies before this one."""
+        """Write this frame as a body."""
         local = self.specs.maps[0]
         reads = itertools.chain(*map(reads_of, self.operators), outputs)
         captures = tuple(t for t in dict.fromkeys(reads) if t not in local)
@@ -269,7 +268,7 @@ class Frame:
             self.operators,
             self.constants.maps[0],
             outputs,
-            {tensor: captures_before + i for i, tensor in enumerate(captures)},
+            {tensor: position for position, tensor in enumerate(captures)},
         )
         return Subgraph(serialised, captures)
 
