@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tests.unit.device.cpu.kernels.case import Case, random
+from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
 from tests.unit.device.cpu.kernels.recurrent_cases import RECURRENT
 from tests.unit.kernel_driver import make_node
 
@@ -280,5 +281,6 @@ CASES: dict[str, Case] = {
     **elementwise(),
     **pools(),
     **normalisations(),
+    **QUANTISED,
     **RECURRENT,
 }

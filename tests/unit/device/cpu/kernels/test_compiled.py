@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aegis_pipe.device.cpu.kernels import native
+from aegis_pipe.device.cpu.kernels import byte_units, native
 from tests.unit.device.cpu.kernels.case import Case, random
 from tests.unit.device.cpu.kernels.compiled_cases import CASES
 from tests.unit.kernel_driver import drive, make_node, operator_node, run_onnxruntime
@@ -83,6 +83,20 @@ def test_baseline_build(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "LIBRARY", native.NativeLibrary(baseline))
     for here, there in zip(ours, _outputs(CASES[name]), strict=True):
         _assert_close(CASES[name], there, here)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "bytes" in CASES[name].kernel])
+def test_integers_do_not_depend_on_the_unit(name: str) -> None:
+    """Whatever instructions multiply the bytes, the bits are the same."""
+    assert native.LIBRARY is not None
+    results = set()
+    try:
+        for highest in range(len(byte_units.UNITS)):
+            native.LIBRARY.choose_byte_unit(highest)
+            results.add(tuple(output.tobytes() for output in _outputs(CASES[name])))
+    finally:
+        native.LIBRARY.choose_byte_unit(native.HIGHEST_BYTE_UNIT)
+    assert len(results) == 1
 
 
 def test_operands_may_touch_forbidden_memory() -> None:
