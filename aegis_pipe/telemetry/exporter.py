@@ -103,3 +103,5 @@ class Exporter:
             # One trace may take as long to build as a request to run: let others have the
             # interpreter in between, unless this is the end.
             self._stop.wait(BREATH_S)
+        for feeder in self._feeders:
+            feeder.wake()
