@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from aegis_pipe.events import Event
+from aegis_pipe.events import Event, instant_ns
 
 
 class _ThreadRing:
@@ -60,8 +60,9 @@ class EventRing:
         return ring
 
     def drain(self) -> list[Event]:
-        """Return the events so far, each thread's oldest first; for the one draining thread."""
+        """Return the events so far, in the order of their instants; for the one draining thread."""
         events: list[Event] = []
+        sources = 0
         with self._lock:
             rings = list(self._rings)
         for ring in rings:
@@ -70,8 +71,11 @@ class EventRing:
             taken = [ring.events.popleft() for _ in range(len(ring.events))]
             ring.drained += len(taken)
             events += taken
+            sources += bool(taken)
             if is_over:
                 self._forget(ring)
+        if sources > 1:
+            events.sort(key=instant_ns)
         return events
 
     def _forget(self, ring: _ThreadRing) -> None:

@@ -88,7 +88,8 @@ def test_a_failed_batch_is_not_tried_again_and_said_once(
         threading.Event().wait(0.001)
     report = feeder.close(10)
     assert report == SinkReport("memory", BATCH_SPANS + 1, 2 * BATCH_SPANS, 2)
-    (record,) = caplog.records
+    # Of this module alone: an exporter that another test ran out of time for may still complain.
+    (record,) = [record for record in caplog.records if record.name == sinks.__name__]
     assert record.levelno == logging.WARNING
     assert "said no" in record.getMessage()
 
