@@ -254,7 +254,7 @@ def instant_ns(event: Event) -> int:
     try:
         return event.at_ns  # type: ignore[union-attr]
     except AttributeError:
-        return event.end_ns  # type: ignore[union-attr,no-any-return]
+        return event.end_ns  # type: ignore[union-attr]
 
 
 _log = logging.getLogger(__name__)

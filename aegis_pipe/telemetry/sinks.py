@@ -69,6 +69,7 @@ class SinkFeeder:
         self._taken = 0
         self._exported = 0
         self._failed_exports = 0
+        self._failed_spans = 0
         self._pause_s = 0.0
         """Above 0 after a failure, until an export succeeds."""
         self._ready = threading.Event()
@@ -107,6 +108,11 @@ class SinkFeeder:
         exported = self._exported
         dropped = self._offered - exported
         return SinkReport(self._sink.where, exported, dropped, self._failed_exports)
+
+    @property
+    def lost_spans(self) -> int:
+        """Return how many spans are lost for good so far."""
+        return self._overflowed + self._failed_spans
 
     @property
     def _waiting(self) -> int:
@@ -166,4 +172,5 @@ class SinkFeeder:
                 self._sink.problem,
             )
         self._failed_exports += 1
+        self._failed_spans += span_count(batch)
         self._pause_s = min(max(PAUSE_MIN_S, 2 * self._pause_s), PAUSE_MAX_S)

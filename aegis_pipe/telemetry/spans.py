@@ -132,7 +132,7 @@ Trace = Sequence[Span | SpanBlock]
 
 def span_count(trace: Trace) -> int:
     """Return how many spans a trace has, those of blocks included."""
-    return sum(1 if type(part) is Span else len(part.span_ids) for part in trace)
+    return sum(1 if isinstance(part, Span) else len(part.span_ids) for part in trace)
 
 
 def expand(trace: Trace) -> Iterator[Span]:
