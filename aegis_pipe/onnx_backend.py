@@ -76,7 +76,7 @@ class AegisBackendRep(BackendRep):
         arrays = self._named(inputs)
         graph, standalone = self._specialised(arrays)
         results = standalone.run({name: arrays[name] for name in graph.inputs})
-        return tuple(results[name] for name in graph.outputs)
+        return tuple(results[name] for name in graph.results)
 
     @property
     def reference_operators(self) -> tuple[str, ...]:

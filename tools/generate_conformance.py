@@ -17,7 +17,7 @@ CASES = {"node": 1884, "simple": 23, "pytorch-converted": 82, "pytorch-operator"
 REASONS = {
     "sequence": "sequences and optionals enter or leave the graph; only tensors can",
     "string": "tensors of text; only numbers and bools are planned",
-    "data-dependent shape": "an output's shape depends on data: refused at load",
+    "reference kernel": "rounded after every step in bfloat16: only the reference kernel does",
     "random": "random operators: the case expects one generator's numbers",
     "Scan before opset 9": "it scans batches then, as no exporter does",
     "gradients": "gradients of a graph are not made",

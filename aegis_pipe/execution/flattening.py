@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from aegis_pipe.errors import DynamicShapeError, InvalidModelError
+from aegis_pipe.execution import bounded
 from aegis_pipe.execution.decompositions import DECOMPOSITIONS
 from aegis_pipe.execution.graph import NO_TENSOR, OperatorNode, Subgraph
 from aegis_pipe.execution.partial_evaluation import (
@@ -175,7 +176,7 @@ def _keep_loop(
     if stacked:
         count = _iterations(frame, body, operator, results[0])
         specs += [_stacked_spec(body.specs[tensor], count, 0) for tensor in stacked]
-    frame.keep(operator, specs)
+    bounded.keep_with_body(frame, operator, specs)
     _bind(scope, node.outputs, outputs)
 
 
@@ -309,7 +310,7 @@ def _keep_scan(frame: Frame, node: SourceNode, scope: Scope, path: str, scan: _S
         _stacked_spec(body.specs[tensor], scan.length, axis)
         for tensor, axis in zip(stacked, scan.stacked_axes, strict=True)
     ]
-    frame.keep(operator, specs)
+    bounded.keep_with_body(frame, operator, specs)
     _bind(scope, node.outputs, outputs)
 
 
@@ -567,7 +568,26 @@ def _stacked_spec(spec: TensorSpec, count: int, axis: int) -> TensorSpec:
     return TensorSpec(spec.dtype, (*spec.shape[:axis], count, *spec.shape[axis:]))
 
 
+def _counted(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
+    """Plan a result for the most it can be, unless its operands are known and so is its size."""
+    operands = [frame.tensor(scope, name, node) for name in node.inputs]
+    decides = operands[1:2] if node.operator in ("TopK", "Compress") else operands
+    if all(frame.constant(tensor) is not None for tensor in filter(None, decides)):
+        return False
+    if node.operator == "TopK" and len(node.inputs) < 2:
+        return False
+    outputs = _new_outputs(frame, node, path)
+    operator = frame.operator_node(node, operands, outputs, path)
+    if node.operator == "TopK":
+        bounded.add_top_k(frame, operator)
+    else:
+        bounded.add_counted(frame, operator, outputs, path)
+    scope.update((n, t) for n, t in zip(node.outputs, outputs, strict=True) if n)
+    return True
+
+
 RULES: dict[str, Rule] = {
+    **dict.fromkeys((*bounded.COUNTED, "TopK"), _counted),
     "ConcatFromSequence": _concat_from_sequence,
     "Constant": _constant,
     "Identity": _identity,

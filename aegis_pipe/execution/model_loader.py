@@ -16,6 +16,7 @@ from aegis_pipe.errors import (
     InvalidModelError,
     UnsupportedOperatorError,
 )
+from aegis_pipe.execution.bounded import apply_bounded
 from aegis_pipe.execution.flattening import RULES
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.input_binding import LoadOptions, fixed_inputs
@@ -77,7 +78,7 @@ class ModelLoader:
     def _evaluate(self, model: SourceModel, options: LoadOptions, name: str) -> ExecutionGraph:
         _check_operators(model.graph, model.opsets, self._table)
         inputs, bound = fixed_inputs(model.graph, options)
-        return evaluate_model(model, self._table, RULES, inputs, bound, name)
+        return evaluate_model(model, self._table, RULES, apply_bounded, inputs, bound, name)
 
 
 def _load_saved(path: Path, options: LoadOptions) -> ExecutionGraph:
