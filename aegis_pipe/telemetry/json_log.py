@@ -25,7 +25,7 @@ from aegis_pipe.events import (
     instant_ns,
 )
 from aegis_pipe.telemetry.bounded import BoundedDict
-from aegis_pipe.telemetry.otlp_json import json_number
+from aegis_pipe.telemetry.numbers import json_number
 
 _REQUESTS_MAX: Final = 65_536
 _NONE_IF_ZERO: Final = (
