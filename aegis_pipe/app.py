@@ -129,12 +129,6 @@ def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
 
 def _check_supported(manifest: Manifest) -> None:
     """Refuse what this version can not do before anything is loaded."""
-    if manifest.scheduler.policy in ("fairness", "edf"):
-        raise PermanentError(
-            f"policy `{manifest.scheduler.policy}` is not supported yet",
-            context="scheduler.policy",
-            hint="write `priority` or `fifo`, or a class of your own as `package.module:Class`",
-        )
     _make_policy(manifest)
     for section in manifest.models:
         if section.precision in ("fp16", "bf16"):
@@ -526,19 +520,30 @@ def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceCont
 
 
 def _arena_groups(manifest: Manifest) -> dict[str, int]:
-    """Return which models share memory on a stream: those of one priority.
+    """Return which models share memory on a stream: those that never preempt each other.
 
-    A request can then be paused at a segment boundary while one of a higher priority runs. With
-    `fifo` nobody is paused, and all share.
+    A request can be paused at a segment boundary while another one runs only if the two keep
+    their intermediate tensors apart. With `edf` what comes later preempts only what leaves more
+    time, so models of equal deadlines share; with `fifo` and `fairness` nobody is paused, and all
+    share; otherwise those of one priority.
     """
-    preempts = manifest.scheduler.policy != "fifo"
-    return {model.name: model.priority if preempts else 0 for model in manifest.models}
+    policy = manifest.scheduler.policy
+    if policy in ("fifo", "fairness"):
+        return {model.name: 0 for model in manifest.models}
+    if policy == "edf":
+        deadlines_ns = sorted({model.deadline_ns or 0 for model in manifest.models})
+        groups = {deadline_ns: group for group, deadline_ns in enumerate(deadlines_ns)}
+        return {model.name: groups[model.deadline_ns or 0] for model in manifest.models}
+    return {model.name: model.priority for model in manifest.models}
 
 
 def _make_policy(manifest: Manifest) -> SchedulingPolicy:
     section = manifest.scheduler
-    options = {"ageing_ns": section.ageing_ns} if section.policy == "priority" else {}
-    return make_policy(section.policy, **options)
+    options: dict[str, dict[str, object]] = {
+        "priority": {"ageing_ns": section.ageing_ns},
+        "fairness": {"weights": {model.name: model.weight for model in manifest.models}},
+    }
+    return make_policy(section.policy, **options.get(section.policy, {}))
 
 
 def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
