@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
 import aegis_pipe
 from aegis_pipe.cli import main
@@ -235,3 +236,17 @@ def test_a_page_of_a_hundred_thousand_events_is_drawn(tmp_path: Path) -> None:
     # Far off, what falls on one pixel is drawn once; near, every kernel of the stretch is.
     assert 1_000 < int(whole[1]) < 10_000
     assert 20 < int(near[1]) < 200
+
+
+def test_every_line_of_a_runs_log_keeps_to_the_schema(
+    recorded: tuple[Path, list[DecisionMade]],
+) -> None:
+    schema = json.loads((ROOT / "schemas" / "events.schema.json").read_text())
+    validator = Draft202012Validator(schema)
+    lines = (recorded[0].parent / "events.jsonl").read_text().splitlines()
+    for line in lines:
+        values = json.loads(line)
+        # Against its own kind first: that says what is wrong.
+        own = Draft202012Validator({**schema, "oneOf": [{"$ref": f"#/$defs/{values['event']}"}]})
+        assert [error.message for error in own.iter_errors(values)] == []
+    validator.validate(json.loads(lines[0]))
