@@ -115,6 +115,8 @@ class TraceAssembler:
         self._judged: dict[int, _Unit] = {}
         """The held units by their requests."""
         self._given_up = 0
+        self.dropped_events = 0
+        """Events that are known to have been lost; traces say so."""
 
     @property
     def abandoned(self) -> int:
@@ -306,6 +308,8 @@ class TraceAssembler:
             parent = caller.span if caller is not None else None
         else:
             tree = self._item_tree(unit.item, trees)
+        if self.dropped_events:
+            tree.attributes[names.DROPPED_EVENTS] = self.dropped_events
         return flatten(tree, self._unit_span(unit), self._to_unix_ns, parent=parent)
 
     def _infer(self, record: RequestRecord) -> SpanNode:
