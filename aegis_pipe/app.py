@@ -210,6 +210,7 @@ class Runtime:
         self.policy = manifest.scheduler.policy
         self.unmet_wishes = unmet_wishes(manifest)
         self.stream_count = manifest.streams.count
+        self.queue_capacity = manifest.scheduler.queue_capacity
         self.clock = clock
         self._manifest = manifest
         self._write_line = write_line
