@@ -80,3 +80,8 @@ def parse_traceparent(text: str) -> Caller | None:
     if version == 0xFF or not trace_id or not span_id:
         return None
     return Caller(SpanReference(trace_id, span_id), bool(flags & 1))
+
+
+def format_traceparent(caller: Caller) -> str:
+    """Write a W3C `traceparent` (w3.org/TR/trace-context, version 00)."""
+    return f"00-{caller.span.trace_id:032x}-{caller.span.span_id:016x}-{int(caller.is_sampled):02x}"

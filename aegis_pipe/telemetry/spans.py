@@ -317,7 +317,8 @@ def _enclose(node: SpanNode) -> None:
             _enclose(child)
     if len(node.children) > 1:
         node.children.sort(key=_by_time)
-    for part in (*node.children, *node.blocks):
+    parts: list[SpanNode | KernelBlock] = [*node.children, *node.blocks]
+    for part in parts:
         if part.start_ns < node.start_ns:
             node.start_ns = part.start_ns
         if part.end_ns > node.end_ns:
