@@ -351,8 +351,8 @@ class Runtime:
         from now, or a text such as "20 ms") replace the model's own. `traceparent` is the caller's
         W3C trace context: the request's trace continues it; what is not valid counts as none.
         Raises InvalidInputError for inputs that do not fit, QueueFullError if there is no room,
-        RuntimeStoppedError after `close`. The future raises DeadlineExceededError, RequestCancelledError or what a kernel
-        raised.
+        RuntimeStoppedError after `close`. The future raises DeadlineExceededError,
+        RequestCancelledError or what a kernel raised.
         """
         deadline_ns = None
         if deadline is not None:

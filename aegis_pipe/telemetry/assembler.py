@@ -230,7 +230,7 @@ class TraceAssembler:
 
     def _unit(self, requests: Sequence[RequestRecord], item: _Item | None, ended_ns: int) -> _Unit:
         unit = _Unit(requests, item, ended_ns)
-        unit.blockers = tuple(blocker for record in requests for blocker in record.blocked_by)
+        unit.blockers = tuple([blocker for record in requests for blocker in record.blocked_by])
         ends = [record.finished for record in requests]
         is_special = any(map(self._is_special, ends)) or (
             item is not None and self._is_special(item.finished)
