@@ -17,6 +17,8 @@ from aegis_pipe.telemetry.spans import AttributeValue, Span
 _REQUESTS: Final = 1
 _DEVICE: Final = 2
 _LOADING: Final = 3
+_FIRST_STREAM: Final = 100
+"""Thread of stream 0; one of the same number as its process would be shown as the main thread."""
 _PROCESSES: Final = {_REQUESTS: "requests", _DEVICE: "device", _LOADING: "loading"}
 
 
@@ -39,7 +41,7 @@ def to_events(traces: Iterable[Sequence[Span]]) -> Iterator[dict[str, Any]]:
         yield {
             "ph": "M",
             "pid": _DEVICE,
-            "tid": stream + 1,
+            "tid": _FIRST_STREAM + stream,
             "name": "thread_name",
             "args": {"name": f"stream {stream}"},
         }
@@ -50,7 +52,7 @@ def _host(trace: Sequence[Span], span: Span, origin_ns: int) -> Iterator[dict[st
     is_load = not root.name.startswith((f"{names.INFER} ", f"{names.PIPELINE_ITEM} "))
     common = {
         "cat": root.name.partition(" ")[0],
-        "id": f"0x{span.trace_id:032x}",
+        "id2": {"local": f"0x{span.trace_id:032x}"},
         "pid": _LOADING if is_load else _REQUESTS,
         "tid": 1,
         "name": span.name,
@@ -82,7 +84,7 @@ def _complete(span: Span, origin_ns: int, stream: int) -> dict[str, Any]:
     return {
         "ph": "X",
         "pid": _DEVICE,
-        "tid": stream + 1,
+        "tid": _FIRST_STREAM + stream,
         "name": span.name,
         "ts": _us(span.start_ns, origin_ns),
         "dur": (span.end_ns - span.start_ns) / 1000,
