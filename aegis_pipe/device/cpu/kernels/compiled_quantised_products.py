@@ -241,22 +241,16 @@ def _scales(
         *_signs(request, at, result),
         byte_units.size_of(given["b_zero"]),
         byte_units.size_of(given["b_scale"]),
-        _kind(result),
+        byte_units.result_kind(result),
         operands.number(request, "alpha") if "alpha" in request.attributes else 1.0,
         byte_units.has_zeros(request, at.b, at.b_zero),
-        *(byte_units.level_bounds(result.dtype) if result.dtype.itemsize == 1 else (0.0, 0.0)),
+        *byte_units.result_bounds(request),
     )
 
 
 def _signs(request: KernelRequest, at: _Positions, result: TensorSpec) -> Sequence[bool]:
     specs = (operands.input_spec(request, 0), operands.input_spec(request, at.b), result)
     return [byte_units.is_signed(spec) for spec in specs]
-
-
-def _kind(result: TensorSpec) -> int:
-    if result.dtype.itemsize == 1:
-        return byte_units.BYTE_RESULT
-    return byte_units.FLOAT_RESULT if result.dtype.kind == "f" else byte_units.INTEGER_RESULT
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

@@ -143,8 +143,7 @@ INLINE wide mapped(int64_t function, wide x, float alpha) {
     }
 }
 
-KERNEL(aegis_byte_map, byte_map) {
-    const byte_map *m = arguments;
+static void map_bytes(const byte_map *m) {
     wide zero = wide_of(zero_point(m->x_zero, 0, m->x_is_signed)), scale = wide_of(*m->x_scale);
     wide y_scale = wide_of(*m->y_scale);
     float y_zero = zero_point(m->y_zero, 0, m->y_is_signed);
@@ -157,4 +156,11 @@ KERNEL(aegis_byte_map, byte_map) {
             store_bytes(y + i, quantised_levels(level, y_zero, m->low, m->high), m->count - i);
         }
     }
+}
+
+typedef struct { const byte_map *maps; int64_t count; } byte_maps;
+
+KERNEL(aegis_byte_map, byte_maps) {
+    const byte_maps *m = arguments;
+    for (int64_t i = 0; i < m->count; i++) map_bytes(&m->maps[i]);
 }

@@ -7,6 +7,7 @@
  *       its rows are made ready: unsigned, padded, their sums taken where they count
  *       for each pair of panels of B:  a block of sums;  for each row: results
  */
+#include "byte_images.h"
 #include "byte_products.h"
 #include "byte_results.h"
 #include "quantise.h"
@@ -42,10 +43,6 @@ EXPORT int64_t aegis_byte_gemm_workspace(int64_t depth, int64_t columns, int64_t
     return b_is_plain ? bytes + byte_panels_size(depth, columns) : bytes;
 }
 
-INLINE void copy_moved(const uint8_t *from, int64_t count, uint8_t moved, uint8_t *to) {
-    for (int64_t i = 0; i < count; i++) to[i] = from[i] ^ moved;
-}
-
 /* Rows from `first` on, as they can be multiplied. */
 static const uint8_t *ready_rows(const byte_gemm *g, const void *a, byte_grid grid, int64_t first,
                                  int64_t count, uint8_t *buffer) {
@@ -72,12 +69,7 @@ static void multiply_rows(const byte_gemm *g, byte_block *block, const byte_resu
         block->panels = panels + column * block->padded_depth;
         block->panel_count = left > BYTE_PANEL ? 2 : 1;
         multiply_bytes(block);
-        for (int64_t i = 0; i < block->rows; i++) {
-            const int32_t *sums = block->sums + i * BYTE_BLOCK_COLUMNS;
-            store_results(r, sums, row_sums[i], column, left, y + i * y_row);
-            if (left > BYTE_PANEL)
-                store_results(r, sums + BYTE_PANEL, row_sums[i], column + BYTE_PANEL, left - BYTE_PANEL, y + i * y_row);
-        }
+        store_block(r, block, row_sums, column, left, y + column * result_size(r->kind), y_row);
     }
 }
 
@@ -104,7 +96,7 @@ static void multiply_matrix(const byte_gemm *g, const void *a, byte_grid grid, c
 KERNEL(aegis_byte_gemm, byte_gemm) {
     const byte_gemm *g = arguments;
     working w = carve(g);
-    int64_t y_row = g->columns * (g->scales.kind == RESULT_BYTE ? 1 : 4);
+    int64_t y_row = g->columns * result_size(g->scales.kind);
     int64_t panels_bytes = padded_byte_depth(g->depth) * padded_byte_columns(g->columns);
     byte_grid grid = {1, 0};
     /* One grid for all of A, also where it is a batch. */
