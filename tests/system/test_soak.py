@@ -32,6 +32,8 @@ TELEMETRY = {
     "off": "",
     "on": """
 [telemetry]
+# Room for a whole window: a busy machine may hold the exporter up, which is not the matter here.
+ring_capacity = 1048576
 file = "traces.jsonl"
 log = { path = "events.jsonl" }
 traces = { ratio = 0.1 }
