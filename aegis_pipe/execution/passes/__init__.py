@@ -19,9 +19,11 @@ from aegis_pipe.execution.passes import (
     fuse_gelu,
     fuse_gemm,
     fuse_layer_normalisation,
+    fuse_quantised,
     fuse_skip,
     fuse_swish,
     identity_elimination,
+    quantised_channels_last,
     sink_transposes,
 )
 
@@ -49,6 +51,8 @@ class PassReport(NamedTuple):
 
 PASSES: tuple[Pass, ...] = (
     identity_elimination,
+    # Before the weights it computes with are folded into floats.
+    fuse_quantised,
     constant_folding,
     common_subexpressions,
     fuse_layer_normalisation,
@@ -58,6 +62,7 @@ PASSES: tuple[Pass, ...] = (
     fuse_convolution,
     fuse_gemm,
     fuse_skip,
+    quantised_channels_last,
     sink_transposes,
     identity_elimination,
     common_subexpressions,

@@ -110,6 +110,7 @@ def result_bounds(request: KernelRequest) -> tuple[float, float]:
     result = operands.output_spec(request)
     if result.dtype.itemsize != 1:
         return 0.0, 0.0
-    bounds = request.attributes.get("levels") or level_bounds(result.dtype)
-    low, high = bounds
+    if not request.attributes.get("levels"):
+        return level_bounds(result.dtype)
+    low, high = operands.integers(request, "levels")
     return float(low), float(high)

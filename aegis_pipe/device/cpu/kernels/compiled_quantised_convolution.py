@@ -1,4 +1,4 @@
-"""Compiled two-dimensional convolutions of bytes (`c/quantised_convolution.c`); 1D is a height of 1.
+"""Compiled convolutions of bytes (`c/quantised_convolution.c`), two-dimensional; 1D has height 1.
 
 native.bytes.conv            products of bytes
 native.bytes.conv_depthwise  one input and one output channel a group
@@ -189,7 +189,7 @@ def _choose_depthwise(request: KernelRequest) -> KernelChoice | None:
     columns = compiled.round_up(shape.groups, 16)
     packed = PackedConstant(
         layout=f"byte_taps.{byte_units.digest(zero)}",
-        size_bytes=4 * shape.taps * columns,
+        size_bytes=4 * (shape.taps + 1) * columns,
         pack=lambda array: _pack_depthwise(shape, array, zero, columns),
     )
     return _choice(request, shape, "native.bytes.conv_depthwise", packed)
@@ -198,13 +198,14 @@ def _choose_depthwise(request: KernelRequest) -> KernelChoice | None:
 def _pack_depthwise(
     shape: _Convolution, array: np.ndarray, zero: np.ndarray | None, columns: int
 ) -> np.ndarray:
-    """Return float32 [taps, channels], weights less their zero points."""
+    """Return float32 [taps, channels], weights less their zero points; then their sums as int32."""
     taps = array.reshape(shape.groups, shape.taps).astype(np.float32)
     if zero is not None:
         taps -= zero.reshape(-1, 1).astype(np.float32)
     padded = np.zeros((shape.taps, columns), np.float32)
     padded[:, : shape.groups] = taps.T
-    return compiled.as_bytes(padded)
+    sums = padded.sum(axis=0).astype(np.int32)
+    return np.concatenate([compiled.as_bytes(padded), compiled.as_bytes(sums)])
 
 
 def _choice(

@@ -247,7 +247,7 @@ def _bind_map(
                 *(x.size // count, count, y_row),
                 *(byte_units.is_signed(x), byte_units.is_signed(y)),
                 _FUNCTIONS.index(request.operator),
-                float(request.attributes.get("alpha", 0.0)),
+                operands.number(request, "alpha") if "alpha" in request.attributes else 0.0,
                 *byte_units.level_bounds(y.dtype),
             )
         )

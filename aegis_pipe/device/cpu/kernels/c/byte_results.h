@@ -34,12 +34,19 @@ typedef struct {
 
 INLINE int64_t result_size(int64_t kind) { return kind == RESULT_BYTE ? 1 : 4; }
 
+/* Where levels lie: bounds as distances from the zero point. */
+typedef struct { float low, high; uint8_t zero; } level_range;
+
+INLINE level_range range_of_levels(float zero, float low, float high) {
+    return (level_range){low - zero, high - zero, (uint8_t)(int32_t)zero};
+}
+
 /* The same, made ready: arrays are as long as the columns, padded to whole panels. */
 typedef struct {
     int32_t *correction, *zeros;
     float *factor;
     const float *addend;
-    float y_zero, low, high;
+    level_range levels;
     int64_t kind, has_zeros;
 } byte_results;
 
@@ -77,20 +84,33 @@ INLINE byte_results ready_results(const byte_scales *s, const float *a_scale, co
     for (int64_t c = columns; c < padded; c++) r.correction[c] = 0, r.zeros[c] = 0, r.factor[c] = 0;
     if (s->kind == RESULT_BYTE) {
         uint8_t zero = s->y_zero ? *s->y_zero : 0;
-        r.y_zero = s->y_is_signed ? (float)(int8_t)zero : (float)zero;
-        r.low = s->low;
-        r.high = s->high;
+        r.levels = range_of_levels(s->y_is_signed ? (float)(int8_t)zero : (float)zero, s->low, s->high);
     }
     return r;
 }
 
 INLINE wide_int wide_int_load(const int32_t *p) { wide_int v; __builtin_memcpy(&v, p, sizeof v); return v; }
 
-/* Rounded to even and saturated; the low byte of each is the result. */
-INLINE wide_bytes quantised_levels(wide x, float zero, float low, float high) {
-    wide level = __builtin_elementwise_roundeven(x) + zero;
-    level = wide_at_most(wide_at_least(level, wide_of(low)), wide_of(high));
-    return __builtin_convertvector(__builtin_convertvector(level, wide_int), wide_bytes);
+/* To the nearest integer, the even one of two; x fits into 32 bits. */
+INLINE wide_int wide_rounded(wide x) {
+#if defined(__AVX512F__)
+    return (wide_int)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+    typedef int32_t eight_int __attribute__((vector_size(32)));
+    eight low = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
+    eight high = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    eight_int a = (eight_int)_mm256_cvtps_epi32((__m256)low), b = (eight_int)_mm256_cvtps_epi32((__m256)high);
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+    return __builtin_convertvector(__builtin_elementwise_roundeven(x), wide_int);
+#endif
+}
+
+/* Saturated and rounded to even. Bounds are whole numbers, so it makes no difference that they come
+ * before the rounding; the zero point is added last, to bytes. */
+INLINE wide_bytes quantised_levels(wide x, level_range r) {
+    wide level = wide_at_most(wide_at_least(x, wide_of(r.low)), wide_of(r.high));
+    return __builtin_convertvector(wide_rounded(level), wide_bytes) + (int8_t)r.zero;
 }
 
 INLINE void store_bytes(uint8_t *to, wide_bytes bytes, int64_t count) {
@@ -124,7 +144,7 @@ INLINE void store_strip(const byte_results *r, const int32_t *sums, const int32_
         }
         wide real = __builtin_convertvector(total, wide) * factor;
         if (kind == RESULT_FLOAT) store_floats((float *)(void *)y, real + addend, count);
-        else store_bytes((uint8_t *)y, quantised_levels(real, r->y_zero, r->low, r->high), count);
+        else store_bytes((uint8_t *)y, quantised_levels(real, r->levels), count);
     }
 }
 

@@ -39,8 +39,7 @@ EXPORT int64_t aegis_byte_conv_workspace(const byte_convolution *c) {
     return copy_bytes(c) + rows_bytes(c) + byte_results_size(c->maps);
 }
 EXPORT int64_t aegis_byte_conv_depthwise_workspace(const byte_convolution *c) {
-    int64_t no_sums = padded_byte_columns(c->groups) * (int64_t)sizeof(int32_t);
-    return copy_bytes(c) + byte_results_size(c->groups) + no_sums;
+    return copy_bytes(c) + byte_results_size(c->groups);
 }
 
 /* How an image is read: channels last, `row` bytes from row to row. */
@@ -177,34 +176,38 @@ KERNEL(aegis_byte_conv, byte_convolution) {
 
 /* ---- depthwise ------------------------------------------------------------------------------
  *
- * Bytes less their zero points are multiplied and summed as floats: exactly, because the sums of a
- * window stay below 2^24, and as fast as the machine multiplies floats.
+ * Bytes are multiplied and summed as floats: exactly, because the sums of a window stay below 2^24,
+ * and as fast as the machine multiplies floats.
  *
  *     for each 16 channels
  *       for each output row, by up to 32 pixels:  sums of 4 pixels at a time, then results
  *
- * W is packed [taps][channels rounded up to 16], floats, less their zero points.
+ * W is packed [taps][channels rounded up to 16], floats less their zero points; behind them the sums
+ * over each channel's taps, int32.
  */
 
-INLINE wide centred_bytes(const uint8_t *p, int64_t count, wide zero) {
+INLINE wide bytes_as_floats(const uint8_t *p, int64_t count) {
     typedef uint8_t lanes __attribute__((vector_size(WIDE)));
     lanes bytes = {};
     if (count >= WIDE) __builtin_memcpy(&bytes, p, WIDE);
     else for (int64_t i = 0; i < count; i++) bytes[i] = p[i];
-    return __builtin_convertvector(__builtin_convertvector(bytes, wide_int), wide) - zero;
+    return __builtin_convertvector(__builtin_convertvector(bytes, wide_int), wide);
 }
 
+/* Sums of `count` neighbouring pixels. Where stride and dilation are known to be 1 they share what
+ * they load. */
 INLINE void depthwise_pixels(const byte_convolution *c, const uint8_t *corner, int64_t row_bytes, const float *w,
-                             int64_t w_row, wide zero, int64_t channels, int32_t *sums, int count,
-                             int64_t kernel_height, int64_t kernel_width, int64_t dilation_width) {
+                             int64_t w_row, int64_t channels, int32_t *sums, int count, int64_t kernel_height,
+                             int64_t kernel_width, int64_t stride, int64_t dilation) {
     wide total[4];
     UNROLL for (int i = 0; i < count; i++) total[i] = wide_of(0);
-    for (int64_t row = 0; row < kernel_height; row++)
+    for (int64_t row = 0; row < kernel_height; row++, corner += c->dilation_height * row_bytes)
         for (int64_t tap = 0; tap < kernel_width; tap++, w += w_row) {
-            const uint8_t *x = corner + row * c->dilation_height * row_bytes + tap * dilation_width * c->groups;
             wide weight = wide_load(w);
-            UNROLL for (int i = 0; i < count; i++)
-                total[i] = multiply_add(centred_bytes(x + i * c->stride_width * c->groups, channels, zero), weight, total[i]);
+            UNROLL for (int i = 0; i < count; i++) {
+                wide x = bytes_as_floats(corner + (i * stride + tap * dilation) * c->groups, channels);
+                total[i] = multiply_add(x, weight, total[i]);
+            }
         }
     UNROLL for (int i = 0; i < count; i++) {
         wide_int whole = __builtin_convertvector(total[i], wide_int);
@@ -212,17 +215,41 @@ INLINE void depthwise_pixels(const byte_convolution *c, const uint8_t *corner, i
     }
 }
 
+/* The same for 3 x 3 taps with stride 1: six columns of pixels serve four sums. */
+INLINE void depthwise_3x3(const byte_convolution *c, const uint8_t *corner, int64_t row_bytes, const wide w[9],
+                          int32_t *sums) {
+    wide total[4];
+    UNROLL for (int i = 0; i < 4; i++) total[i] = wide_of(0);
+    UNROLL for (int row = 0; row < 3; row++) {
+        UNROLL for (int column = 0; column < 6; column++) {
+            wide x = bytes_as_floats(corner + row * row_bytes + column * c->groups, WIDE);
+            UNROLL for (int i = 0; i < 4; i++)
+                if (column >= i && column < i + 3) total[i] = multiply_add(x, w[3 * row + column - i], total[i]);
+        }
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        wide_int whole = __builtin_convertvector(total[i], wide_int);
+        __builtin_memcpy(sums + i * BYTE_BLOCK_COLUMNS, &whole, sizeof whole);
+    }
+}
+
 /* Sums of up to BYTE_ROWS pixels of an output row. */
 INLINE void depthwise_run(const byte_convolution *c, const uint8_t *corner, int64_t row_bytes, const float *w,
-                          int64_t w_row, wide zero, int64_t channels, int32_t *sums, int64_t count, int64_t height,
-                          int64_t width, int64_t dilation) {
-    int64_t step = c->stride_width * c->groups, i = 0;
+                          int64_t w_row, int64_t channels, int32_t *sums, int64_t count, int64_t height,
+                          int64_t width, int64_t stride, int64_t dilation) {
+    int64_t step = stride * c->groups, i = 0;
+    if (height == 3 && width == 3 && stride == 1 && dilation == 1 && c->dilation_height == 1 && channels == WIDE) {
+        wide known[9];
+        UNROLL for (int tap = 0; tap < 9; tap++) known[tap] = wide_load(w + tap * w_row);
+        for (; i + 4 <= count; i += 4)
+            depthwise_3x3(c, corner + i * step, row_bytes, known, sums + i * BYTE_BLOCK_COLUMNS);
+    }
     for (; i + 4 <= count; i += 4)
-        depthwise_pixels(c, corner + i * step, row_bytes, w, w_row, zero, channels, sums + i * BYTE_BLOCK_COLUMNS, 4,
-                         height, width, dilation);
+        depthwise_pixels(c, corner + i * step, row_bytes, w, w_row, channels, sums + i * BYTE_BLOCK_COLUMNS, 4,
+                         height, width, stride, dilation);
     for (; i < count; i++)
-        depthwise_pixels(c, corner + i * step, row_bytes, w, w_row, zero, channels, sums + i * BYTE_BLOCK_COLUMNS, 1,
-                         height, width, dilation);
+        depthwise_pixels(c, corner + i * step, row_bytes, w, w_row, channels, sums + i * BYTE_BLOCK_COLUMNS, 1,
+                         height, width, stride, dilation);
 }
 
 static void depthwise_strip(const byte_convolution *c, image from, const byte_results *r, int64_t channel, char *y) {
@@ -230,7 +257,6 @@ static void depthwise_strip(const byte_convolution *c, image from, const byte_re
     int64_t channels = smaller(WIDE, c->groups - channel), w_row = padded_byte_columns(c->groups);
     int64_t size = result_size(r->kind), pixels = c->out_height * c->out_width, y_row = c->groups * size;
     const float *w = (const float *)(const void *)c->w + channel;
-    wide zero = wide_of((float)moved_a_zero(&c->scales));
     int is_3x3 = c->kernel_height == 3 && c->kernel_width == 3 && c->dilation_width == 1;
     byte_block block = {.panel_count = 1, .sums = sums};
     for (int64_t row = 0; row < c->out_height; row++)
@@ -238,11 +264,13 @@ static void depthwise_strip(const byte_convolution *c, image from, const byte_re
             block.rows = smaller(BYTE_ROWS, c->out_width - column);
             const uint8_t *corner = from.pixels + row * c->stride_height * from.row +
                                     column * c->stride_width * c->groups + channel;
-            if (is_3x3 && channels == WIDE)
-                depthwise_run(c, corner, from.row, w, w_row, zero, WIDE, sums, block.rows, 3, 3, 1);
+            if (is_3x3 && channels == WIDE && c->stride_width == 1)
+                depthwise_run(c, corner, from.row, w, w_row, WIDE, sums, block.rows, 3, 3, 1, 1);
+            else if (is_3x3 && channels == WIDE)
+                depthwise_run(c, corner, from.row, w, w_row, WIDE, sums, block.rows, 3, 3, c->stride_width, 1);
             else
-                depthwise_run(c, corner, from.row, w, w_row, zero, channels, sums, block.rows, c->kernel_height,
-                              c->kernel_width, c->dilation_width);
+                depthwise_run(c, corner, from.row, w, w_row, channels, sums, block.rows, c->kernel_height,
+                              c->kernel_width, c->stride_width, c->dilation_width);
             int64_t pixel = row * c->out_width + column;
             if (c->y_is_planar) {
                 int32_t turned[BYTE_ROWS * BYTE_BLOCK_COLUMNS] __attribute__((aligned(64)));
@@ -258,10 +286,10 @@ KERNEL(aegis_byte_conv_depthwise, byte_convolution) {
     const byte_convolution *c = arguments;
     int64_t size = result_size(c->scales.kind);
     uint8_t *after_copy = c->workspace + copy_bytes(c);
-    int32_t *no_sums = (int32_t *)(void *)(after_copy + byte_results_size(c->groups));
-    __builtin_memset(no_sums, 0, (size_t)padded_byte_columns(c->groups) * sizeof *no_sums);
-    /* The taps are centred: nothing is left to put right. */
-    byte_results r = ready_results(&c->scales, c->scales.a_scale, c->scales.a_zero, no_sums, 0, 0, c->groups, after_copy);
+    /* Taps are less their zero points already; of the data's the sums of the taps take care. */
+    const int32_t *tap_sums = (const int32_t *)(const void *)(c->w + c->kernel_height * c->kernel_width *
+                                                              padded_byte_columns(c->groups) * (int64_t)sizeof(float));
+    byte_results r = ready_results(&c->scales, c->scales.a_scale, c->scales.a_zero, tap_sums, 0, 0, c->groups, after_copy);
     r.has_zeros = 0;
     for (int64_t i = 0; i < c->batch; i++) {
         image from = read_image(c, i);

@@ -51,7 +51,7 @@ static const uint8_t *ready_rows(const byte_gemm *g, const void *a, byte_grid gr
     for (int64_t r = 0; r < count; r++) {
         uint8_t *to = buffer + r * padded;
         int64_t from = (first + r) * g->depth;
-        if (g->a_is_float) quantise_row((const float *)a + from, g->depth, grid.scale, grid.zero, 0, 255, to);
+        if (g->a_is_float) quantise_row((const float *)a + from, g->depth, grid.scale, range_of_levels(grid.zero, 0, 255), to);
         else copy_moved((const uint8_t *)a + from, g->depth, g->scales.a_is_signed ? 0x80 : 0, to);
         __builtin_memset(to + g->depth, 0, (size_t)(padded - g->depth));
     }
