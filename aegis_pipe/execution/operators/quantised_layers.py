@@ -4,6 +4,7 @@ Canonical form, with scales (float32) and zero points scalars, zero points left 
 
     com.microsoft.QLinearSigmoid(X, x_scale, x_zero?, y_scale, y_zero?)
     com.microsoft.QLinearLeakyRelu(the same)            `alpha`
+    aegis.QLinearClip(the same)                         `levels`; made by our own passes
     com.microsoft.QLinearSoftmax(the same)              the attributes of Softmax
     com.microsoft.QLinearAveragePool(the same)          those of AveragePool, and `channels_last`
     com.microsoft.QLinearGlobalAveragePool(the same)    `channels_last`
@@ -50,6 +51,8 @@ def _lower_unary(context: OperatorContext) -> Lowered:
     attributes: dict[str, Attribute] = {}
     if context.node.operator == "QLinearLeakyRelu":
         attributes["alpha"] = reading.number(context, "alpha", 0.01)
+    if context.node.operator == "QLinearClip":
+        attributes["levels"] = reading.integers(context, "levels", ())
     return Lowered(context.node.qualified_operator, attributes, reading.data_positions(context, 5))
 
 
@@ -149,6 +152,7 @@ def _lower_lstm(context: OperatorContext) -> Lowered:
 ENTRIES: tuple[OperatorEntry, ...] = (
     OperatorEntry("com.microsoft.QLinearSigmoid", _infer_same, _lower_unary),
     OperatorEntry("com.microsoft.QLinearLeakyRelu", _infer_same, _lower_unary),
+    OperatorEntry("aegis.QLinearClip", _infer_same, _lower_unary),
     OperatorEntry("com.microsoft.QLinearSoftmax", _infer_same, _lower_softmax),
     OperatorEntry("com.microsoft.QLinearAveragePool", _infer_pool, _lower_pool),
     OperatorEntry("com.microsoft.QLinearGlobalAveragePool", _infer_pool, _lower_pool),

@@ -16,6 +16,7 @@ from aegis_pipe.execution.passes import (
     dead_code,
     fold_batch_normalisation,
     fuse_convolution,
+    fuse_dynamic_quantisation,
     fuse_gelu,
     fuse_gemm,
     fuse_layer_normalisation,
@@ -53,6 +54,7 @@ PASSES: tuple[Pass, ...] = (
     identity_elimination,
     # Before the weights it computes with are folded into floats.
     fuse_quantised,
+    fuse_dynamic_quantisation,
     constant_folding,
     common_subexpressions,
     fuse_layer_normalisation,

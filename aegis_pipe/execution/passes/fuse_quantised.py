@@ -6,8 +6,9 @@
     Reshape, Transpose, MaxPool ...     themselves, on bytes, if both scales are the same
 
 A Relu or Clip before the QuantizeLinear becomes bounds of the result's levels, which is exact:
-quantising never changes an order. Sums of integers do not round, so results may differ from the
-floats' by one level where a float sum lies at the edge between two.
+quantising never changes an order. On its own it becomes aegis.QLinearClip. Sums of integers do not
+round, so results may differ from the floats' by one level where a float sum lies at the edge
+between two.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from aegis_pipe.execution.passes.rewriting import GraphEdit
 from aegis_pipe.tensor import TensorId
 
 name = "fuse_quantised"
+
+OWN = "aegis"
+"""Domain of operators that only this project's passes make."""
 
 _EIGHT_BITS = (np.dtype(np.int8), np.dtype(np.uint8))
 _MOVERS = frozenset({"Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
@@ -116,7 +120,7 @@ class _Fuser:
         grid = self._grid(reader, result)
         if grid is None or grid.axis is not None:
             return None
-        levels = self._levels(grid, bounds) if bounds else ()
+        levels = self.levels(grid, bounds) if bounds else ()
         return _End((*between, reader), grid, levels)
 
     def _grid(self, node: OperatorNode, levels: TensorId) -> _Quantised | None:
@@ -139,7 +143,7 @@ class _Fuser:
         known = self.graph.constants.get(tensor)
         return self.edit.added(tensor) if known is None else known
 
-    def _levels(self, grid: _Quantised, bounds: tuple[float, float]) -> tuple[int, int]:
+    def levels(self, grid: _Quantised, bounds: tuple[float, float]) -> tuple[int, int]:
         """Return the levels of an activation's bounds."""
         zero, scale = self.value(grid.zero), float(self.value(grid.scale).reshape(()))
         limits = np.iinfo(zero.dtype)
@@ -188,10 +192,11 @@ class _Fuser:
         if end and end.levels:
             attributes = {**attributes, "levels": end.levels}
         is_onnx = operator in _MOVERS or operator == "QLinearMatMul"
+        domain = OWN if operator == "QLinearClip" else CONTRIBUTED
         new = OperatorNode(
             name=nodes[-1].name,
             operator=operator,
-            domain="" if is_onnx else CONTRIBUTED,
+            domain="" if is_onnx else domain,
             opset=node.opset if is_onnx else 1,
             attributes=attributes,
             inputs=inputs,
@@ -256,8 +261,8 @@ def _matmul(fuser: _Fuser, node: OperatorNode) -> None:
         return
     if end.levels:
         return
-    inputs = (*_parameters(left, right), end.grid.scale, end.grid.zero)
-    fuser.replace(node, end, ("QLinearMatMul", inputs, {}))
+    quantised = (*_parameters(left, right), end.grid.scale, end.grid.zero)
+    fuser.replace(node, end, ("QLinearMatMul", quantised, {}))
 
 
 def _gemm(fuser: _Fuser, node: OperatorNode) -> None:
@@ -288,7 +293,7 @@ def _as_gemm(
     bias: TensorId,
     attributes: dict[str, GraphAttribute],
 ) -> None:
-    inputs = (*_parameters(left, right), bias)
+    inputs: tuple[TensorId, ...] = (*_parameters(left, right), bias)
     if end is not None:
         inputs = (*inputs, end.grid.scale, end.grid.zero)
     fuser.replace(node, end, ("QGemm", inputs, attributes))
@@ -314,6 +319,17 @@ def _unary(fuser: _Fuser, node: OperatorNode) -> None:
         attributes["opset"] = node.opset
     inputs = (*_parameters(data), end.grid.scale, end.grid.zero)
     fuser.replace(node, end, (_UNARY[node.operator], inputs, attributes))
+
+
+def _clip(fuser: _Fuser, node: OperatorNode) -> None:
+    data, end, bounds = fuser.input(node.inputs[0]), fuser.end(node), _bounds(fuser.graph, node)
+    if data is None or end is None or bounds is None or data.axis is not None:
+        return
+    if fuser.graph.spec(data.tensor).dtype != fuser.graph.spec(end.grid.tensor).dtype:
+        return
+    attributes: dict[str, GraphAttribute] = {"levels": fuser.levels(end.grid, bounds)}
+    inputs = (*_parameters(data), end.grid.scale, end.grid.zero)
+    fuser.replace(node, end, ("QLinearClip", inputs, attributes))
 
 
 def _concat(fuser: _Fuser, node: OperatorNode) -> None:
@@ -346,7 +362,9 @@ def _mover(fuser: _Fuser, node: OperatorNode) -> None:
 _RULES: dict[str, Callable[[_Fuser, OperatorNode], None]] = {
     "Conv": _convolution,
     "MatMul": _matmul,
+    "Clip": _clip,
     "Gemm": _gemm,
+    "Relu": _clip,
     "Concat": _concat,
     **dict.fromkeys(_PAIRS, _pair),
     **dict.fromkeys(_UNARY, _unary),

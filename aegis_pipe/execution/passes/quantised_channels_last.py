@@ -24,8 +24,9 @@ _TRANSPOSE_OPSET = 13
 _CONVOLUTIONS = ("QLinearConv", "com.microsoft.QLinearConv")
 _PAIRS = ("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul")
 _POOLS = ("com.microsoft.QLinearAveragePool", "com.microsoft.QLinearGlobalAveragePool")
-_MAPS = ("com.microsoft.QLinearLeakyRelu", "com.microsoft.QLinearSigmoid")
+_MAPS = ("aegis.QLinearClip", "com.microsoft.QLinearLeakyRelu", "com.microsoft.QLinearSigmoid")
 _CONCAT = "com.microsoft.QLinearConcat"
+_CAPABLE = frozenset((*_CONVOLUTIONS, *_PAIRS, *_POOLS, *_MAPS, _CONCAT, "MaxPool"))
 
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
@@ -46,7 +47,9 @@ def _is_convolution(node: OperatorNode) -> bool:
 def _images(graph: ExecutionGraph, node: OperatorNode) -> tuple[TensorId, ...]:
     """Return the operands that are images; none if the node can not have channels last."""
     operator, inputs = node.qualified_operator, node.inputs
-    if node.attributes.get("channels_last") or len(graph.spec(node.outputs[0]).shape) != _RANK:
+    if operator not in _CAPABLE or node.attributes.get("channels_last"):
+        return ()
+    if len(graph.spec(node.outputs[0]).shape) != _RANK:
         return ()
     if operator in _CONVOLUTIONS or operator in _POOLS or operator in _MAPS:
         return inputs[:1]
@@ -82,8 +85,7 @@ class _Turner:
         self._twins[result] = self._twin(result)
         self._made.add(result)
         turned = replace(
-            node,
-            **_form(node),
+            _with_channels_last(node),
             inputs=tuple(twins.get(tensor, tensor) for tensor in node.inputs),
             outputs=(self._twins[result],),
         )
@@ -102,9 +104,7 @@ class _Turner:
         shape = tuple(spec.shape[axis] for axis in _TO_LAST)
         return self._edit.tensor(f"{tensor}.channels_last", TensorSpec(spec.dtype, shape))
 
-    def _transpose(
-        self, source: TensorId, target: TensorId, axes: tuple[int, ...]
-    ) -> OperatorNode:
+    def _transpose(self, source: TensorId, target: TensorId, axes: tuple[int, ...]) -> OperatorNode:
         own_name = self._edit.node_name(f"{target}.transpose")
         attributes: dict[str, GraphAttribute] = {"perm": axes}
         return OperatorNode(
@@ -112,14 +112,14 @@ class _Turner:
         )
 
 
-def _form(node: OperatorNode) -> dict[str, object]:
-    """Return what changes of a node whose images have their channels last."""
+def _with_channels_last(node: OperatorNode) -> OperatorNode:
+    """Return the operator that does the same to images with their channels last."""
     operator = node.qualified_operator
     if operator == "MaxPool":
-        return {"operator": "NhwcMaxPool", "domain": CONTRIBUTED, "opset": 1}
+        return replace(node, operator="NhwcMaxPool", domain=CONTRIBUTED, opset=1)
     if operator == _CONCAT:
-        return {"attributes": {**node.attributes, "axis": _RANK - 1}}
+        return replace(node, attributes={**node.attributes, "axis": _RANK - 1})
     if operator in _CONVOLUTIONS or operator in _POOLS:
         attributes = {**node.attributes, "channels_last": 1}
-        return {"attributes": attributes, "domain": CONTRIBUTED, "opset": 1}
-    return {}
+        return replace(node, attributes=attributes, domain=CONTRIBUTED, opset=1)
+    return node

@@ -24,9 +24,13 @@ _RANK = broadcasting.RANK
 _SHORT_RUN = 4
 """Shorter runs of the last dimension leave most lanes empty."""
 _CONCAT = "com.microsoft.QLinearConcat"
-_MAPS = ("com.microsoft.QLinearLeakyRelu", "com.microsoft.QLinearSigmoid")
-_FUNCTIONS = (_CONCAT, *_MAPS)
-"""In the order of the enumeration in `c/quantised_elementwise.c`."""
+_FUNCTIONS = {
+    _CONCAT: 0,
+    "aegis.QLinearClip": 0,
+    "com.microsoft.QLinearLeakyRelu": 1,
+    "com.microsoft.QLinearSigmoid": 2,
+}
+"""Numbers of the enumeration in `c/quantised_elementwise.c`."""
 
 
 class _Rescaling(ctypes.Structure):
@@ -246,9 +250,9 @@ def _bind_map(
                 native.address(operands.optional(inputs, y_zero)),
                 *(x.size // count, count, y_row),
                 *(byte_units.is_signed(x), byte_units.is_signed(y)),
-                _FUNCTIONS.index(request.operator),
+                _FUNCTIONS[request.operator],
                 operands.number(request, "alpha") if "alpha" in request.attributes else 0.0,
-                *byte_units.level_bounds(y.dtype),
+                *byte_units.result_bounds(request),
             )
         )
         start += count
@@ -261,5 +265,5 @@ KERNEL_FAMILY: tuple[CpuKernel, ...] = (
     CpuKernel(("QuantizeLinear", "DequantizeLinear"), _choose_rescaling, _bind_rescaling),
     CpuKernel(("DynamicQuantizeLinear",), _choose_dynamic, _bind_dynamic),
     CpuKernel(("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul"), _choose_pair, _bind_pair),
-    CpuKernel(_FUNCTIONS, _choose_map, _bind_map),
+    CpuKernel(tuple(_FUNCTIONS), _choose_map, _bind_map),
 )

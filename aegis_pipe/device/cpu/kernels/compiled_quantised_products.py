@@ -57,7 +57,7 @@ class _Gemm(ctypes.Structure):
         *((name, POINTER) for name in ("a", "b", "y", "workspace", "a_offsets", "b_offsets")),
         *((name, INTEGER) for name in ("batch", "rows", "columns", "depth")),
         *((name, INTEGER) for name in ("b_step", "b_column")),
-        *((name, INTEGER) for name in ("b_is_plain", "a_is_float", "a_is_ready")),
+        *((name, INTEGER) for name in ("b_is_plain", "a_is_float", "a_bytes")),
         ("scales", byte_units.Scales),
     )
 
@@ -204,7 +204,6 @@ def _bind(
     a_offsets = product.a_matrices * product.rows * product.depth
     b_offsets = product.b_matrices * matrix_bytes
     is_float = left.dtype == compiled.FLOAT32
-    is_ready = not is_float and not byte_units.is_signed(left) and product.depth % 64 == 0
     arguments = _Gemm(
         native.address(operands.required(inputs, 0)),
         native.address(operands.required(inputs, at.b)),
@@ -217,7 +216,7 @@ def _bind(
         *b_strides,
         not choice.packed,
         is_float,
-        is_ready,
+        left.size_bytes,
         _scales(request, at, inputs),
     )
     kept = (*inputs, *outputs, workspace, a_offsets, b_offsets)

@@ -113,9 +113,17 @@ INLINE wide_bytes quantised_levels(wide x, level_range r) {
     return __builtin_convertvector(wide_rounded(level), wide_bytes) + (int8_t)r.zero;
 }
 
+/* The first `count` of 16 bytes. */
 INLINE void store_bytes(uint8_t *to, wide_bytes bytes, int64_t count) {
-    if (count >= WIDE) __builtin_memcpy(to, &bytes, WIDE);
-    else for (int64_t i = 0; i < count; i++) to[i] = (uint8_t)bytes[i];
+    if (count >= WIDE) {
+        __builtin_memcpy(to, &bytes, WIDE);
+        return;
+    }
+#if defined(__AVX512F__)
+    _mm_mask_storeu_epi8(to, (__mmask16)((1u << count) - 1), (__m128i)bytes);
+#else
+    for (int64_t i = 0; i < count; i++) to[i] = (uint8_t)bytes[i];
+#endif
 }
 
 INLINE void store_integers(int32_t *to, wide_int v, int64_t count) {
@@ -134,6 +142,8 @@ INLINE void store_strip(const byte_results *r, const int32_t *sums, const int32_
                         int64_t column, int64_t count, char *y, int64_t y_row, int64_t kind, int has_zeros) {
     wide_int correction = wide_int_load(r->correction + column), zeros = wide_int_load(r->zeros + column);
     wide factor = wide_load(r->factor + column), addend = wide_of(0);
+    /* Bytes may lie anywhere, as far as the compiler knows: what they could change is read before. */
+    const level_range levels = r->levels;
     if (r->addend) addend = count >= WIDE ? wide_load(r->addend + column) : wide_load_part(r->addend + column, count);
     for (int64_t i = 0; i < rows; i++, sums += BYTE_BLOCK_COLUMNS, y += y_row) {
         wide_int total = wide_int_load(sums) + correction;
@@ -144,7 +154,7 @@ INLINE void store_strip(const byte_results *r, const int32_t *sums, const int32_
         }
         wide real = __builtin_convertvector(total, wide) * factor;
         if (kind == RESULT_FLOAT) store_floats((float *)(void *)y, real + addend, count);
-        else store_bytes((uint8_t *)y, quantised_levels(real, r->levels), count);
+        else store_bytes((uint8_t *)y, quantised_levels(real, levels), count);
     }
 }
 

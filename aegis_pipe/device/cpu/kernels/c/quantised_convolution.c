@@ -97,10 +97,25 @@ static const uint8_t *gather(const byte_convolution *c, image from, int64_t grou
 }
 
 /* Whether windows are rows of the image as it lies there. */
-INLINE int is_ready(const byte_convolution *c) {
+INLINE int is_in_place(const byte_convolution *c) {
     return c->kernel_height == 1 && c->kernel_width == 1 && c->stride_height == 1 && c->stride_width == 1 &&
-           c->groups == 1 && c->depth % BYTE_DEPTH == 0 &&
-           (!c->copy_width || (c->copy_width == c->width && c->pad_left == 0 && c->pad_top == 0));
+           c->groups == 1 && (!c->copy_width || (c->copy_width == c->width && !c->pad_left && !c->pad_top));
+}
+
+/* The rows of A of a block of pixels. In place, the padding of a row is the next one's beginning:
+ * what is multiplied with it is zero. It must not lie behind the end of the input, though. */
+static void ready_rows(const byte_convolution *c, image from, int64_t group, int64_t first, uint8_t *buffer,
+                       byte_block *block) {
+    const uint8_t *end = c->x + c->batch * c->groups * c->depth * c->height * c->width;
+    const uint8_t *a = from.pixels + first * c->depth;
+    int64_t reach = (block->rows - 1) * c->depth + block->padded_depth;
+    if (is_in_place(c) && (c->copy_width || reach <= end - a)) {
+        block->a = a;
+        block->a_row = c->depth;
+    } else {
+        block->a = gather(c, from, group, first, block->rows, buffer);
+        block->a_row = block->padded_depth;
+    }
 }
 
 /* Turns a block of results, [rows][BYTE_BLOCK_COLUMNS], round into planes of `pixels`. */
@@ -150,11 +165,10 @@ static void convolve(const byte_convolution *c, image from, int64_t group, int64
     byte_results r = ready_results(&c->scales, c->scales.a_scale, c->scales.a_zero, column_sums, depth,
                                    group * c->maps, c->maps, buffer + rows_bytes(c));
     byte_block block = {.depth = depth, .padded_depth = padded, .tile_rows = tile_rows, .sums = sums};
-    block.a_row = is_ready(c) ? depth : padded;
     for (int64_t i = 0; i < byte_block_count(pixels); i++) {
         int64_t first = byte_block_start(pixels, i);
         block.rows = byte_block_start(pixels, i + 1) - first;
-        block.a = is_ready(c) ? from.pixels + first * depth : gather(c, from, group, first, block.rows, buffer);
+        ready_rows(c, from, group, first, buffer, &block);
         convolve_block(c, &block, &r, panels, first, y);
     }
 }

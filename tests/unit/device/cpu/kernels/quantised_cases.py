@@ -297,6 +297,11 @@ def pairs_and_maps() -> dict[str, Case]:
             cases[f"{operator} {dtype}"] = Case(
                 "native.bytes.map", _node(operator, values), values, tolerance=1.001 / 128
             )
+        values = [levels(dtype, 3, 45), scale(0.05), zero(dtype, 5), scale(0.07), zero(dtype, 2)]
+        clip = make_node("QLinearClip", 5, domain="aegis", levels=[2, 90])
+        cases[f"QLinearClip {dtype}"] = Case(
+            "native.bytes.map", clip, values, like_onnxruntime=False, tolerance=1.001 / 128
+        )
         parts = [scale(0.03), zero(dtype, 10)]
         for index, width in enumerate((5, 16, 33)):
             parts += [levels(dtype, 2, width, 3), scale(0.02 + 0.01 * index), zero(dtype, index)]
@@ -306,7 +311,48 @@ def pairs_and_maps() -> dict[str, Case]:
     return cases
 
 
+POOLS = (
+    ((2, 7, 9, 80), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4}),
+    ((1, 6, 5, 19), {"kernel_shape": [2, 3], "dilations": [2, 1], "pads": [0, 2, 1, 1]}),
+)
+
+
+def pools() -> dict[str, Case]:
+    """With channels last: ONNX Runtime has but some of them."""
+    cases = {}
+    for dtype in (UINT8, INT8):
+        for data, attributes in POOLS:
+            images = levels(dtype, *data)
+            node = make_node("NhwcMaxPool", 1, domain=CONTRIBUTED, **attributes)
+            cases[f"max {dtype} {data}"] = Case(
+                "native.bytes.max_pool", node, [images], like_onnxruntime=False
+            )
+            values = [images, scale(), zero(dtype, 9), scale(0.015), zero(dtype, 2)]
+            for counts in (0, 1) if "dilations" not in attributes else ():
+                node = make_node(
+                    "QLinearAveragePool",
+                    5,
+                    domain=CONTRIBUTED,
+                    channels_last=1,
+                    count_include_pad=counts,
+                    **attributes,
+                )
+                cases[f"average {dtype} {data} {counts}"] = Case(
+                    "native.bytes.average_pool",
+                    node,
+                    values,
+                    like_onnxruntime=False,
+                    tolerance=1.001 / 128,
+                )
+            node = make_node("QLinearGlobalAveragePool", 5, domain=CONTRIBUTED, channels_last=1)
+            cases[f"average of all {dtype} {data}"] = Case(
+                "native.bytes.average_pool", node, values, tolerance=1.001 / 128
+            )
+    return cases
+
+
 QUANTISED: dict[str, Case] = {
+    **pools(),
     **convolutions(),
     **between_floats_and_bytes(),
     **pairs_and_maps(),
