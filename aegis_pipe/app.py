@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -37,9 +37,7 @@ from aegis_pipe.execution.deployment import (
 from aegis_pipe.execution.executor import check_inputs
 from aegis_pipe.execution.model_loader import LoadOptions
 from aegis_pipe.execution.program import BoundModel
-from aegis_pipe.manifest.model import (
-    Manifest,
-)
+from aegis_pipe.manifest.model import LogSection, Manifest
 from aegis_pipe.manifest_check import check_manifest
 from aegis_pipe.memory import DevicePlan
 from aegis_pipe.pipeline import PipelineReport, PipelineRunner
@@ -61,6 +59,7 @@ from aegis_pipe.telemetry import Telemetry, TelemetryConfig, TelemetryReport
 from aegis_pipe.tensor import TensorSpec
 
 if TYPE_CHECKING:
+    from aegis_pipe.telemetry.sdk_metrics import MetricReader
     from aegis_pipe.telemetry.sdk_sink import SpanExporter
 
 PRIORITY_MAX = 1000
@@ -145,17 +144,28 @@ def open_pipeline(
     *,
     listeners: Sequence[Listener] = (),
     span_exporters: Sequence[SpanExporter] = (),
+    metric_readers: Sequence[MetricReader] = (),
     write_line: Callable[[str], None] = print,
 ) -> Runtime:
     """Load a manifest and start it; use the result as a context manager.
 
-    `listeners` get every event; `span_exporters`, written for the OpenTelemetry SDK, get the spans
-    beside the manifest's own destinations and are shut down at the end; `write_line` takes what
+    `listeners` get every event; `span_exporters` and `metric_readers`, written for the
+    OpenTelemetry SDK, get spans and metrics beside the manifest's own destinations and are shut
+    down at the end; `write_line` takes what
     `console` sinks show. Raises ManifestError, or the AegisError of whatever could not be loaded;
     nothing is left open then.
     """
     loaded = manifest if isinstance(manifest, Manifest) else check_manifest(manifest)
-    return Runtime(loaded, SystemClock(), listeners, span_exporters, write_line)
+    return Runtime(
+        loaded, SystemClock(), listeners, _Observers(span_exporters, metric_readers), write_line
+    )
+
+
+class _Observers(NamedTuple):
+    """What was written for the OpenTelemetry SDK and is to be served too."""
+
+    span_exporters: Sequence[SpanExporter]
+    metric_readers: Sequence[MetricReader]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,7 +203,7 @@ class Runtime:
         manifest: Manifest,
         clock: Clock,
         listeners: Sequence[Listener],
-        span_exporters: Sequence[SpanExporter],
+        observers: _Observers,
         write_line: Callable[[str], None],
     ) -> None:
         self.name = manifest.name
@@ -214,15 +224,15 @@ class Runtime:
         self._is_stamped: Callable[[int], bool] = _never
         self._end_ns: int | None = None
         try:
-            self._start(span_exporters)
+            self._start(observers)
         except BaseException:
             self._closing.close()
             raise
 
-    def _start(self, span_exporters: Sequence[SpanExporter]) -> None:
+    def _start(self, observers: _Observers) -> None:
         manifest, clock, hub = self._manifest, self.clock, self._hub
         _check_supported(manifest)
-        self._start_telemetry(span_exporters)
+        self._start_telemetry(observers)
         phases = PhaseRecorder(hub, clock)
         with phases.phase("runtime.start") as phase:
             phase.attributes["manifest"] = self.name
@@ -266,12 +276,11 @@ class Runtime:
                 )
             )
 
-    def _start_telemetry(self, span_exporters: Sequence[SpanExporter]) -> None:
+    def _start_telemetry(self, observers: _Observers) -> None:
         config = _telemetry_config(self._manifest)
-        destinations = (config.otlp_endpoint, config.otlp_json_path, config.log_path)
-        if not (any(destinations) or span_exporters):
+        if not (config.has_destination or any(observers)):
             return
-        telemetry = Telemetry(config, self.clock, span_exporters=span_exporters)
+        telemetry = Telemetry(config, self.clock, **observers._asdict())
         telemetry.start()
         self._hub.add(telemetry.listener)
         self._is_stamped = telemetry.is_stamped
@@ -549,6 +558,9 @@ def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
         otlp_timeout_ns=otlp.timeout_ns if otlp else 750_000_000,
         otlp_json_path=written_path(manifest, section.file) if section.file else None,
         log_path=written_path(manifest, section.log.path) if section.log else None,
+        log_max_bytes=(section.log or LogSection("")).max_size_bytes,
+        log_keep=(section.log or LogSection("")).keep,
+        prometheus=section.metrics.prometheus or "",
         ratio=traces.ratio,
         always=traces.always,
         slow_ns=traces.slow_ns or 0,
