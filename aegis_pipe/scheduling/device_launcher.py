@@ -215,10 +215,8 @@ class DeviceLauncher:
             payload.future.set_exception(error)
             return
         assert state is RequestState.COMPLETED
-        names = self._slots[request.stream or 0].models[request.model].outputs
-        payload.future.set_result(
-            {tensor.name: array for tensor, array in zip(names, payload.outputs, strict=True)}
-        )
+        bound = self._slots[request.stream or 0].models[request.model]
+        payload.future.set_result(bound.named_results(payload.outputs))
 
 
 def _rows(
