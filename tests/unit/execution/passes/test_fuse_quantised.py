@@ -193,7 +193,8 @@ KEPT = {
     "another reader of the float": """
         a = Relu(d) q2 = QuantizeLinear(a, s, z) t = DequantizeLinear(q2, s, z) y = Add(t, a)""",
     "scales that are computed": """
-        m = ReduceMax <keepdims=0> (x) r = Abs(m) a = Relu(d) q2 = QuantizeLinear(a, r, z) y = DequantizeLinear(q2, r, z)""",
+        m = ReduceMax <keepdims=0> (x) r = Abs(m) a = Relu(d)
+        q2 = QuantizeLinear(a, r, z) y = DequantizeLinear(q2, r, z)""",
     "another grid behind a mover": """
         a = Transpose <perm=[1,0]> (d) q2 = QuantizeLinear(a, s2, z)
         b = DequantizeLinear(q2, s2, z) y = Transpose <perm=[1,0]> (b)""",
