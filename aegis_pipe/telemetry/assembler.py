@@ -30,9 +30,12 @@ from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.bounded import BoundedDict
 from aegis_pipe.telemetry.config import TelemetryConfig
 from aegis_pipe.telemetry.ids import (
+    Caller,
     Identifiers,
     SpanReference,
+    format_traceparent,
     is_within_ratio,
+    parse_traceparent,
 )
 from aegis_pipe.telemetry.loads import LoadTraces
 from aegis_pipe.telemetry.spans import SpanLink, SpanNode, Trace, flatten
@@ -115,6 +118,8 @@ class TraceAssembler:
         self._judged: dict[int, _Unit] = {}
         """The held units by their requests."""
         self._given_up = 0
+        self.dropped_events = 0
+        """Events that are known to have been lost; traces say so."""
 
     @property
     def abandoned(self) -> int:
@@ -225,7 +230,7 @@ class TraceAssembler:
 
     def _unit(self, requests: Sequence[RequestRecord], item: _Item | None, ended_ns: int) -> _Unit:
         unit = _Unit(requests, item, ended_ns)
-        unit.blockers = tuple(blocker for record in requests for blocker in record.blocked_by)
+        unit.blockers = tuple([blocker for record in requests for blocker in record.blocked_by])
         ends = [record.finished for record in requests]
         is_special = any(map(self._is_special, ends)) or (
             item is not None and self._is_special(item.finished)
@@ -280,6 +285,16 @@ class TraceAssembler:
         trace_id = self._identifiers.root("request", request_id).trace_id
         return is_within_ratio(trace_id, self._config.ratio)
 
+    def traceparent(self, request_id: int, caller_text: str) -> str:
+        """Return the W3C `traceparent` of a request's `infer` span; for any thread."""
+        own = self._identifiers.root("request", request_id)
+        caller = parse_traceparent(caller_text)
+        is_sampled = is_within_ratio(own.trace_id, self._config.ratio)
+        if caller is not None:
+            own = own._replace(trace_id=caller.span.trace_id)
+            is_sampled |= caller.is_sampled
+        return format_traceparent(Caller(own, is_sampled))
+
     def _span_of(self, record: RequestRecord) -> SpanReference:
         """Return the ids of a request's `infer` span."""
         own = record.own
@@ -306,11 +321,14 @@ class TraceAssembler:
             parent = caller.span if caller is not None else None
         else:
             tree = self._item_tree(unit.item, trees)
+        if self.dropped_events:
+            tree.attributes[names.DROPPED_EVENTS] = self.dropped_events
         return flatten(tree, self._unit_span(unit), self._to_unix_ns, parent=parent)
 
     def _infer(self, record: RequestRecord) -> SpanNode:
         assert record.finished is not None
-        model = record.finished.model
+        # What ran is not always what was asked for: a batch's variant, or a stand-in.
+        model = record.segments[0].model if record.segments else record.finished.model
         kernels = () if self._config.kernels == "never" else self._loads.kernels(model)
         tree = request_tree(record, kernels, self._config.max_spans)
         tree.own_span_id = self._span_of(record).span_id
