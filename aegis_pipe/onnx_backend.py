@@ -25,6 +25,7 @@ from aegis_pipe.clock import Clock, SystemClock
 from aegis_pipe.device.protocols import DeviceContext, DeviceStream
 from aegis_pipe.device.registry import open_device
 from aegis_pipe.errors import (
+    DeviceUnavailableError,
     DynamicShapeError,
     InvalidInputError,
     InvalidModelError,
@@ -46,6 +47,14 @@ def _device(kind: str) -> tuple[DeviceContext, DeviceStream, Clock]:
     context = open_device(kind, clock=clock).context
     atexit.register(context.close)
     return context, context.create_stream(0), clock
+
+
+def _is_here(kind: str) -> bool:
+    try:
+        _device(kind)
+    except DeviceUnavailableError:
+        return False
+    return True
 
 
 def _compile(graph: ExecutionGraph, device: str) -> StandaloneGraph:
@@ -76,7 +85,16 @@ class AegisBackendRep(BackendRep):
         arrays = self._named(inputs)
         graph, standalone = self._specialised(arrays)
         results = standalone.run({name: arrays[name] for name in graph.inputs})
-        return tuple(results[name] for name in graph.outputs)
+        return tuple(results[name] for name in graph.results)
+
+    @property
+    def reference_operators(self) -> tuple[str, ...]:
+        """Operators that run as reference kernels in what has been compiled so far."""
+        return tuple(
+            step.operator
+            for _, standalone in self._compiled.values()
+            for step in standalone.compiled.reference_steps
+        )
 
     def _named(self, inputs: Any) -> dict[str, np.ndarray]:
         if not isinstance(inputs, Mapping):
@@ -149,7 +167,9 @@ class AegisBackend(Backend):
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **_: Any) -> AegisBackendRep:
         """Return the model ready to run; it is compiled on its first run."""
         if not cls.supports_device(device):
-            raise InvalidInputError(f"device `{device}` is not supported", hint="use `CPU`")
+            raise InvalidInputError(
+                f"device `{device}` is not supported", hint="use `CPU` or `CUDA`"
+            )
         return AegisBackendRep(model, device)
 
     @classmethod
@@ -186,7 +206,8 @@ class AegisBackend(Backend):
     @classmethod
     def supports_device(cls, device: str) -> bool:
         """Return whether models can be prepared for this device."""
-        return device.partition(":")[0].upper() == "CPU"
+        kind = device.partition(":")[0].lower()
+        return kind == "cpu" or (kind == "cuda" and _is_here(kind))
 
 
 is_compatible = AegisBackend.is_compatible

@@ -328,7 +328,8 @@ class TraceAssembler:
 
     def _infer(self, record: RequestRecord) -> SpanNode:
         assert record.finished is not None
-        model = record.finished.model
+        # What ran is not always what was asked for: a batch's variant, or a stand-in.
+        model = record.segments[0].model if record.segments else record.finished.model
         kernels = () if self._config.kernels == "never" else self._loads.kernels(model)
         tree = request_tree(record, kernels, self._config.max_spans)
         tree.own_span_id = self._span_of(record).span_id

@@ -41,6 +41,7 @@ def rewritten(
         inputs=graph.inputs,
         outputs=graph.outputs,
         metadata=graph.metadata,
+        lengths=graph.lengths,
     )
 
 
@@ -69,6 +70,10 @@ class GraphEdit:
         tensor = self.tensor(name, TensorSpec(array.dtype, array.shape))
         self._constants[tensor] = array
         return tensor
+
+    def added(self, tensor: TensorId) -> np.ndarray:
+        """Return a constant that was added."""
+        return self._constants[tensor]
 
     def tensor(self, name: str, spec: TensorSpec) -> TensorId:
         """Add a tensor; return its final name."""
