@@ -265,7 +265,7 @@ def detector() -> onnx.ModelProto:
     for features, channels, stride in detector_features(net, image):
         cells = _SIDE // stride
         box = branch(net, features, channels, 64, 64, 1.0)
-        kind = branch(net, features, channels, 80, _KINDS, -3.5)
+        kind = branch(net, features, channels, 80, _KINDS, -5.0)
         sides.append(net.add("Reshape", box, net.ints(1, 64, -1)))
         kinds.append(net.add("Reshape", kind, net.ints(1, _KINDS, -1)))
         grid = np.stack(np.meshgrid(np.arange(cells), np.arange(cells))) + 0.5
