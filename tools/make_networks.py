@@ -249,10 +249,12 @@ def detector_features(net: Network, image: str) -> list[tuple[str, int, int]]:
     return [(fine, 64, 8), (middle, 128, 16), (coarse, 256, 32)]
 
 
-def branch(net: Network, x: str, channels: int, width: int, after: int, shift: float) -> str:
-    """Add one of a scale's two heads; `shift` makes boxes rare, as training does."""
+def branch(
+    net: Network, x: str, channels: int, width: int, after: int, scale: float, shift: float
+) -> str:
+    """Add one of a stride's two heads; `scale` and `shift` make boxes rare, as training does."""
     y = convolved(net, convolved(net, x, (channels, width), 3), (width, width), 3)
-    weights = net.normal(after, width, 1, 1, scale=0.25 / math.sqrt(width))
+    weights = net.normal(after, width, 1, 1, scale=scale / math.sqrt(width))
     bias = net.weight(np.full(after, shift, np.float32))
     return net.add("Conv", y, weights, bias, kernel_shape=[1, 1])
 
@@ -264,8 +266,8 @@ def detector() -> onnx.ModelProto:
     sides, kinds, centres, strides = [], [], [], []
     for features, channels, stride in detector_features(net, image):
         cells = _SIDE // stride
-        box = branch(net, features, channels, 64, 64, 1.0)
-        kind = branch(net, features, channels, 80, _KINDS, -5.0)
+        box = branch(net, features, channels, 64, 64, 1.0, 1.0)
+        kind = branch(net, features, channels, 80, _KINDS, 0.03, -2.5)
         sides.append(net.add("Reshape", box, net.ints(1, 64, -1)))
         kinds.append(net.add("Reshape", kind, net.ints(1, _KINDS, -1)))
         grid = np.stack(np.meshgrid(np.arange(cells), np.arange(cells))) + 0.5
