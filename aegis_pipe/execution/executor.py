@@ -92,6 +92,8 @@ def check_inputs(
             context=f"model `{model}`",
             hint=f"give a dict of arrays; the model's inputs are {_names(tensors)}",
         )
+    if len(given) == len(tensors) and all(tensor.name in given for tensor in tensors):
+        return [_check_input(model, tensor, given) for tensor in tensors]
     unknown = given.keys() - {tensor.name for tensor in tensors}
     if unknown:
         raise InvalidInputError(

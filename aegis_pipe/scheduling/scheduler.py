@@ -177,7 +177,7 @@ class Scheduler:
     def admit(self, request: ExecutionRequest, now_ns: int) -> Decision | None:
         """First half of `submit`, from any thread: take a place, or reject at once."""
         reason: Reason | None
-        if self._is_hopeless(request, now_ns):
+        if request.deadline_ns is not None and self._is_hopeless(request, now_ns):
             self.queue.count_refusal()
             reason = Reason.WOULD_BE_LATE
         else:
@@ -653,10 +653,11 @@ class Scheduler:
         self.queue.set_timer(request, at_ns)
 
     def _is_hopeless(self, request: ExecutionRequest, now_ns: int) -> bool:
-        if request.deadline_ns is None or self._late.get(request.model, "drop") != "drop":
-            return False
         needed_ns = self._needed_ns.get(request.model)
-        return needed_ns is not None and now_ns + needed_ns > request.deadline_ns
+        if needed_ns is None or self._late.get(request.model, "drop") != "drop":
+            return False
+        assert request.deadline_ns is not None
+        return now_ns + needed_ns > request.deadline_ns
 
     def _goes_on(self, request: ExecutionRequest, now_ns: int) -> bool:
         """Return whether a started request's result is wanted, or that of one with it."""
