@@ -222,6 +222,7 @@ class Runtime:
         self.policy = manifest.scheduler.policy
         self.unmet_wishes = unmet_wishes(manifest)
         self.stream_count = manifest.streams.count
+        self.queue_capacity = manifest.scheduler.queue_capacity
         self.clock = clock
         self._manifest = manifest
         self._write_line = write_line
@@ -232,6 +233,7 @@ class Runtime:
         self._request_ids = itertools.count(1)
         self._closing = ExitStack()
         self._runners: list[PipelineRunner] = []
+        self._telemetry: Telemetry | None = None
         self._telemetry_report: TelemetryReport | None = None
         self._is_stamped: Callable[[int], bool] = _never
         self._end_ns: int | None = None
@@ -299,6 +301,7 @@ class Runtime:
             return
         telemetry = Telemetry(config, self.clock, **observers._asdict())
         telemetry.start()
+        self._telemetry = telemetry
         self._hub.add(telemetry.listener)
         self._is_stamped = telemetry.is_stamped
 
@@ -340,21 +343,34 @@ class Runtime:
         *,
         priority: int | None = None,
         deadline: float | str | None = None,
+        traceparent: str = "",
     ) -> InferenceFuture:
         """Hand in one inference and return at once; the future has the outputs by name.
 
         Arrays must not be changed until the future is done. `priority` and `deadline` (seconds
-        from now, or a text such as "20 ms") replace the model's own. Raises InvalidInputError for
-        inputs that do not fit, QueueFullError if there is no room, RuntimeStoppedError after
-        `close`. The future raises DeadlineExceededError, RequestCancelledError or what a kernel
-        raised.
+        from now, or a text such as "20 ms") replace the model's own. `traceparent` is the caller's
+        W3C trace context: the request's trace continues it; what is not valid counts as none.
+        Raises InvalidInputError for inputs that do not fit, QueueFullError if there is no room,
+        RuntimeStoppedError after `close`. The future raises DeadlineExceededError,
+        RequestCancelledError or what a kernel raised.
         """
         deadline_ns = None
         if deadline is not None:
             deadline_ns = self.clock.now_ns() + _duration_ns(deadline)
         if priority is not None:
             _check_priority(priority)
-        return self._submit(model, inputs, priority=priority, deadline_ns=deadline_ns)
+        return self._submit(
+            model, inputs, priority=priority, deadline_ns=deadline_ns, traceparent=traceparent
+        )
+
+    def traceparent(self, future: InferenceFuture) -> str:
+        """Return the W3C trace context of a request's own span, to hand on to others.
+
+        Empty without telemetry. Not for requests of pipelines, whose traces are those of items.
+        """
+        if self._telemetry is None:
+            return ""
+        return self._telemetry.traceparent(future.request_id, future.caller_traceparent)
 
     def _submit(
         self,
@@ -385,6 +401,7 @@ class Runtime:
             traceparent=traceparent,
         )
         future.attach(request.request_id, self._loop.cancel)
+        future.caller_traceparent = traceparent
         self._loop.submit(request)
         return future
 
