@@ -196,9 +196,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     light=LIGHT,
                 )
             )
-            runtimes.append(
-                stack.enter_context(open_pipeline(manifest, listeners=[way.listen]))
-            )
+            runtimes.append(stack.enter_context(open_pipeline(manifest, listeners=[way.listen])))
         for block in range(options.blocks):
             for way, runtime in zip(compared, runtimes, strict=True):
                 rate_per_s = 0.0 if way.name == "saturating alone" else RATE_PER_S

@@ -193,7 +193,7 @@ def _smallest(heaps: list[list[Entry]], limit: int) -> list[Entry]:
 
 
 def _lifted(lanes: list[RequestHeap], limit: int) -> list[Entry]:
-    """Lift the smallest entries out one after the other, which clears removed ones, and put back."""
+    """Lift the smallest entries out, which clears removed ones on the way, and put them back."""
     heads = [(head, lane) for lane in lanes if (head := lane.head()) is not None]
     heapify(heads)
     lifted: list[Head] = []
