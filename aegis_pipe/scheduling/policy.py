@@ -156,7 +156,7 @@ class KeyedPolicy(abc.ABC):
 
     def candidates(self, now_ns: int, limit: int, skip: frozenset[str] = NO_MODELS) -> Candidates:
         """Return the best few, in the order in which `pop` would take them."""
-        lanes = [lane for model, lane in self._lanes.items() if lane and model not in skip]
+        lanes = [lane for model, lane in self._lanes.items() if len(lane) and model not in skip]
         heaps = [heap for lane in lanes if (heap := lane.in_place()) is not None]
         best = _smallest(heaps, limit) if len(heaps) == len(lanes) else _lifted(lanes, limit)
         score = self.score

@@ -213,7 +213,7 @@ class Scheduler:
         self.queue.push(request, now_ns)
         self._wait(request, now_ns)
         self._submitted += 1
-        self._queue_depth_max = max(self._queue_depth_max, len(self.queue))
+        self._queue_depth_max = max(self._queue_depth_max, len(self._policy))
 
     def cancel(self, request_id: int, reason: Reason = Reason.CALLER_CANCELLED) -> bool:
         """Ask for a request to end; return whether it was open.
@@ -382,7 +382,7 @@ class Scheduler:
     def _degrade(self, request: ExecutionRequest, reason: Reason, now_ns: int) -> bool:
         """Have a waiting request wait for its stand-in; False if that has no place in the queue."""
         asked, stand_in = request.model, self._stand_ins[request.model]
-        depth = len(self.queue)
+        depth = len(self._policy)
         if not self.queue.move(request, stand_in.model, now_ns):
             return False
         if asked in self._lines:
@@ -395,12 +395,12 @@ class Scheduler:
         return True
 
     def _fill_free_streams(self, now_ns: int) -> None:
-        while len(self.queue) and self._streams.has_free:
+        while len(self._policy) and self._streams.has_free:
             skip = self._streams.models_without_free() | self._kept_back(now_ns)
             candidates = self._candidates(now_ns, skip)
             if not candidates:
                 return
-            depth = len(self.queue)
+            depth = len(self._policy)
             request, reason = self.queue.pop(now_ns, skip)
             stream = self._streams.acquire(request)
             self._start(request, stream, reason, now_ns, depth, candidates)
@@ -413,7 +413,7 @@ class Scheduler:
         if not (candidates and self._is_preempted(paused, now_ns, skip)):
             self._continue(paused, stream, now_ns, candidates)
             return
-        depth = len(self.queue)
+        depth = len(self._policy)
         request, reason = self.queue.pop(now_ns, skip)
         self._suspended[stream].append(paused)
         self._preempted += 1
@@ -674,7 +674,7 @@ class Scheduler:
         return not is_late or request.degraded_from != "" or request.model in self._runs_late
 
     def _candidates(self, now_ns: int, skip: frozenset[str]) -> Candidates:
-        if not len(self.queue):
+        if not len(self._policy):
             return ()
         return self._policy.candidates(now_ns, CANDIDATES_MAX, skip)
 
@@ -692,7 +692,7 @@ class Scheduler:
         )
 
     def _is_preempted(self, started: ExecutionRequest, now_ns: int, skip: frozenset[str]) -> bool:
-        if not self._preemption or not len(self.queue):
+        if not self._preemption or not len(self._policy):
             return False
         waiting = self._policy.peek(now_ns, skip)
         return waiting is not None and self._policy.preempts(waiting, started, now_ns)
@@ -700,7 +700,7 @@ class Scheduler:
     def _models_that_can_not_preempt(
         self, stream: int, started: ExecutionRequest, now_ns: int
     ) -> frozenset[str]:
-        if not self._preemption or not len(self.queue):
+        if not self._preemption or not len(self._policy):
             return NO_MODELS
         on_stream = (started, *self._suspended[stream])
         busy = (self._sharing.get(each.model, frozenset((each.model,))) for each in on_stream)
@@ -732,7 +732,7 @@ class Scheduler:
                 request.launched_segments - 1 if launches else -1,
                 -1 if request.stream is None else request.stream,
                 reason,
-                len(self.queue) if queue_depth is None else queue_depth,
+                len(self._policy) if queue_depth is None else queue_depth,
                 candidates,
                 blocked_by,
             )
