@@ -123,6 +123,7 @@ class TraceAssembler:
         self._judged: dict[int, _Unit] = {}
         """The held units by their requests."""
         self._given_up = 0
+        self._last_in_ratio = (-1, False)
         self.dropped_events = 0
         """Events that are known to have been lost; traces say so."""
         self._dropped_at_ns = 0
@@ -310,8 +311,13 @@ class TraceAssembler:
 
     def is_in_ratio(self, request_id: int) -> bool:
         """Return whether a request is kept even if nothing is special about it."""
-        trace_id = self._identifiers.root("request", request_id).trace_id
-        return is_within_ratio(trace_id, self._config.ratio)
+        # Asked for each segment of a request, one after the other.
+        last_id, is_in = self._last_in_ratio
+        if request_id != last_id:
+            trace_id = self._identifiers.root("request", request_id).trace_id
+            is_in = is_within_ratio(trace_id, self._config.ratio)
+            self._last_in_ratio = request_id, is_in
+        return is_in
 
     def traceparent(self, request_id: int, caller_text: str) -> str:
         """Return the W3C `traceparent` of a request's `infer` span; for any thread."""
