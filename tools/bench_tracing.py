@@ -186,7 +186,8 @@ def serve(endpoint: str) -> None:
         # One segment: a model is cut by times measured at load, so processes would differ.
         path.write_text(
             'manifest_version = 1\nname = "bench"\nstreams = { max_block = "1 s" }\n'
-            f'[scheduler]\npolicy = "priority"\n[[models]]\nname = "m"\npath = "{MODEL}"\n{telemetry}'
+            '[scheduler]\npolicy = "priority"\n'
+            f'[[models]]\nname = "m"\npath = "{MODEL}"\n{telemetry}'
         )
         logging.disable(logging.WARNING)
         runtime = aegis_pipe.open_pipeline(path)
