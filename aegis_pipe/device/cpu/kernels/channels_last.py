@@ -23,6 +23,7 @@ _INNER = {
     "com.microsoft.NhwcMaxPool": ("MaxPool", (0,)),
     "aegis.NhwcAveragePool": ("AveragePool", (0,)),
     "com.microsoft.NhwcFusedConv": ("com.microsoft.FusedConv", (0, 3)),
+    "com.microsoft.QLinearConv": ("QLinearConv", (0,)),
 }
 
 
