@@ -1,5 +1,4 @@
-"""From a manifest to a scheduler, and what models have to be like for it; part of the
-composition root."""
+"""From a manifest to a scheduler, and what models have to be like for it."""
 
 from __future__ import annotations
 
@@ -134,16 +133,12 @@ def make_slots(
     ]
 
 
-def check_rows(
-    manifest: Manifest, slot: StreamSlot, graphs: Mapping[str, ExecutionGraph]
-) -> None:
+def check_rows(manifest: Manifest, slot: StreamSlot, graphs: Mapping[str, ExecutionGraph]) -> None:
     """Run every variant beside its model; PermanentError if its rows influence each other."""
     for variant in variants_of(manifest):
         model, together = slot.models[variant.model], slot.models[variant.name]
         try:
-            variants.check_rows(
-                model, together, variant.size, graphs[variant.model], slot.lanes[0]
-            )
+            variants.check_rows(model, together, variant.size, graphs[variant.model], slot.lanes[0])
         except PermanentError as error:
             error.context = f"model `{variant.model}`, `batching`"
             raise
@@ -176,9 +171,7 @@ def make_scheduler(
         StreamPool(manifest.streams.count),
         queue_capacity=manifest.scheduler.queue_capacity,
         model_capacity={
-            model.name: model.queue_capacity
-            for model in models
-            if model.queue_capacity is not None
+            model.name: model.queue_capacity for model in models if model.queue_capacity is not None
         },
         late={model.name: model.late for model in models},
         stand_ins={

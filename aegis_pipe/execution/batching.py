@@ -26,7 +26,9 @@ from aegis_pipe.execution.output_comparison import arithmetic_of, compare
 from aegis_pipe.execution.program import BoundModel, BoundTensor
 from aegis_pipe.tensor import TensorSpec
 
-HINT = "export the model with an open batch dimension and no other use of it, or leave `batching` out"
+HINT = (
+    "export the model with an open batch dimension and no other use of it, or leave `batching` out"
+)
 
 
 def batch_sizes(size_max: int) -> tuple[int, ...]:
@@ -53,9 +55,7 @@ def check_variant(graph: ExecutionGraph, variant: ExecutionGraph, size: int) -> 
 
 def in_rows(bound: BoundModel, size: int) -> BoundModel:
     """Return a variant with rows for inputs and outputs: all of the first tensor, then the next."""
-    return replace(
-        bound, inputs=_split(bound.inputs, size), outputs=_split(bound.outputs, size)
-    )
+    return replace(bound, inputs=_split(bound.inputs, size), outputs=_split(bound.outputs, size))
 
 
 def discards(bound: BoundModel) -> tuple[np.ndarray, ...]:
@@ -72,7 +72,9 @@ def check_rows(
 ) -> None:
     """Run a variant (`in_rows`) and the model on the same data; PermanentError if rows differ."""
     rows = [_in_order(generate_inputs(graph, seed=row), model) for row in range(size)]
-    together = _run(variant, [array for arrays in zip(*rows, strict=True) for array in arrays], stream)
+    together = _run(
+        variant, [array for arrays in zip(*rows, strict=True) for array in arrays], stream
+    )
     arithmetic = arithmetic_of(graph)
     for row, inputs in enumerate(rows):
         alone = _run(model, inputs, stream)
@@ -96,7 +98,9 @@ def _split(tensors: Sequence[BoundTensor], size: int) -> tuple[BoundTensor, ...]
     return tuple(
         BoundTensor(tensor.name, spec, tensor.region.view(row * spec.size_bytes, spec.size_bytes))
         for tensor in tensors
-        for spec in [TensorSpec(tensor.spec.dtype, (tensor.spec.shape[0] // size, *tensor.spec.shape[1:]))]
+        for spec in [
+            TensorSpec(tensor.spec.dtype, (tensor.spec.shape[0] // size, *tensor.spec.shape[1:]))
+        ]
         for row in range(size)
     )
 
@@ -105,9 +109,7 @@ def _in_order(inputs: Mapping[str, np.ndarray], model: BoundModel) -> list[np.nd
     return [np.ascontiguousarray(inputs[tensor.name]) for tensor in model.inputs]
 
 
-def _run(
-    bound: BoundModel, inputs: Sequence[np.ndarray], stream: DeviceStream
-) -> list[np.ndarray]:
+def _run(bound: BoundModel, inputs: Sequence[np.ndarray], stream: DeviceStream) -> list[np.ndarray]:
     outputs = [np.empty(tensor.spec.shape, tensor.spec.dtype) for tensor in bound.outputs]
     for segment in range(bound.segment_count):
         Executor.launch_segment(bound, segment, [stream], inputs, outputs, stamped=False)

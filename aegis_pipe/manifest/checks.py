@@ -134,7 +134,9 @@ class Checker:
             self.problems.add((*path, "late"), what, "name one with `degrade_to`")
         elif stand_in is not None and not degrades:
             what = "this has no effect: late requests do not degrade"
-            self.problems.add((*path, "degrade_to"), what, 'add `late = "degrade"`, or leave it out')
+            self.problems.add(
+                (*path, "degrade_to"), what, 'add `late = "degrade"`, or leave it out'
+            )
         elif stand_in is not None and stand_in == model.get("name"):
             what = "a model can not take over from itself"
             self.problems.add((*path, "degrade_to"), what, "name another model")

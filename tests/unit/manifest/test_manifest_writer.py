@@ -66,7 +66,9 @@ def models(draw: st.DrawFn, name: str) -> model.ModelSection:
         batching=draw(
             st.none()
             | st.builds(
-                model.BatchingSection, st.integers(2, 1024), window_ns=st.integers(0, 3_600_000_000_000)
+                model.BatchingSection,
+                st.integers(2, 1024),
+                window_ns=st.integers(0, 3_600_000_000_000),
             )
         ),
         queue_capacity=draw(maybe(CAPACITIES)),
