@@ -16,6 +16,7 @@ from aegis_pipe.device.cpu.kernels import (
     compiled_matrix_products,
     compiled_normalisation,
     compiled_pooling,
+    compiled_winograd,
     convolution,
     decoder_attention,
     determinant,
@@ -54,6 +55,7 @@ from aegis_pipe.device.cpu.kernels.registry import KERNELS
 
 _FAMILIES = (
     # Compiled kernels are asked before the NumPy kernels of the same operators.
+    compiled_winograd,
     compiled_channels_last,
     compiled_convolution,
     compiled_elementwise,

@@ -56,6 +56,16 @@ class NativeLibrary:
         self.pack_panels = self._library.aegis_pack_panels
         self.pack_panels.argtypes = (POINTER, *(INTEGER,) * 4, POINTER)
         self.pack_panels.restype = None
+        self.pack_taps = self._library.aegis_pack_taps
+        self.pack_taps.argtypes = (POINTER, *(INTEGER,) * 4, POINTER)
+        self.pack_taps.restype = None
+        self.pack_winograd = self._library.aegis_pack_winograd
+        self.pack_winograd.argtypes = (POINTER, *(INTEGER,) * 3, POINTER)
+        self.pack_winograd.restype = None
+        self.winograd_workspace = self._library.aegis_winograd_workspace
+        """winograd_workspace(m, depth, block): floats for one thread."""
+        self.winograd_workspace.argtypes = (INTEGER,) * 3
+        self.winograd_workspace.restype = INTEGER
 
     def open_team(self, threads: int) -> np.ndarray:
         """Give the calling thread a team of so many, itself included, until `close_team`.

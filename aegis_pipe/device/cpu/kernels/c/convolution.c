@@ -23,7 +23,8 @@ typedef struct {
     int64_t dilation_height, dilation_width, pad_top, pad_left;
     int64_t copy_height, copy_width; /* of the padded copy in the workspace; 0: none is made */
     int64_t block; /* pixels that are done together */
-    int64_t workspace_floats; /* of one worker */
+    int64_t chunk; /* floats of a window that are summed in one pass over a block; 0: all */
+    int64_t workspace_floats; /* of one worker: with chunks [block][PANEL] sums, then the copy */
     int64_t x_is_planar, y_is_planar;
     float low, high;
     int64_t clips;
@@ -56,7 +57,7 @@ INLINE void pixels_tile(const convolution *c, const epilogue *end, const float *
     UNROLL for (int r = 0; r < rows; r++) a[r] = w + map * c->depth + r;
     vec sums[ROWS][VECTORS];
     tile_clear(sums, rows, vectors);
-    tile_accumulate(sums, rows, vectors, a, ROWS, b, b_step, c->depth);
+    tile_accumulate(sums, rows, vectors, a, ROWS, b, b_step, c->depth, b);
     tile_store(end, sums, rows, vectors, y, pixels, map, pixel, pixels - pixel);
 }
 
@@ -135,8 +136,16 @@ typedef struct {
     int64_t first_row; /* output row of `window` */
 } block_source;
 
-INLINE void channels_tile(const convolution *c, const epilogue *end, const block_source *from,
-                          const float *panel, float *y, int64_t pixel, int64_t map, int rows, int vectors) {
+/* The part of a window that one pass over a block's pixels sums up: kernel rows from `first` to before
+ * `last`, of each of their runs the floats from `start` to before `end`. */
+typedef struct {
+    int64_t first, last, first_run, last_run, start, end;
+    int begins, ends; /* whether nothing, or everything, has been summed before and after */
+} window_part;
+
+INLINE void channels_tile(const convolution *c, const epilogue *end, const block_source *from, window_part part,
+                          const float *panel, const float *ahead, float *y, int64_t pixel, int64_t map,
+                          float *kept, int rows, int vectors) {
     const float *a[ROWS];
     int64_t out_row = pixel / c->out_width, out_column = pixel % c->out_width;
     out_row -= from->first_row;
@@ -144,22 +153,61 @@ INLINE void channels_tile(const convolution *c, const epilogue *end, const block
         a[r] = from->window + out_row * c->stride_height * from->row + out_column * c->stride_width * from->column;
         if (++out_column == c->out_width) out_column = 0, out_row++;
     }
-    int is_one_run = c->dilation_width == 1 && from->column == c->depth;
-    int64_t runs = is_one_run ? 1 : c->kernel_width;
-    int64_t length = is_one_run ? c->kernel_width * c->depth : c->depth;
     vec sums[ROWS][VECTORS];
-    tile_clear(sums, rows, vectors);
-    for (int64_t row = 0; row < c->kernel_height; row++) {
-        for (int64_t run = 0; run < runs; run++, panel += length * PANEL) {
+    if (part.begins) tile_clear(sums, rows, vectors);
+    else tile_load(sums, rows, vectors, kept);
+    for (int64_t row = part.first; row < part.last; row++) {
+        for (int64_t run = part.first_run; run < part.last_run; run++) {
             int64_t offset = row * c->dilation_height * from->row + run * c->dilation_width * from->column;
+            int64_t length = part.end - part.start;
             const float *tap[ROWS];
-            UNROLL for (int r = 0; r < rows; r++) tap[r] = a[r] + offset;
-            tile_accumulate(sums, rows, vectors, tap, 1, panel, PANEL, length);
+            UNROLL for (int r = 0; r < rows; r++) tap[r] = a[r] + offset + part.start;
+            tile_accumulate(sums, rows, vectors, tap, 1, panel, PANEL, length, ahead);
+            panel += length * PANEL;
+            ahead += length * PANEL;
         }
     }
     int64_t pixels = c->out_height * c->out_width;
-    if (c->y_is_planar) tile_store_transposed(end, sums, rows, vectors, y, pixels, pixel, map, c->maps - map);
+    if (!part.ends) tile_keep(sums, rows, vectors, kept);
+    else if (c->y_is_planar) tile_store_transposed(end, sums, rows, vectors, y, pixels, pixel, map, c->maps - map);
     else tile_store(end, sums, rows, vectors, y, c->groups * c->maps, pixel, map, c->maps - map);
+}
+
+/* One pass over a block's pixels. `kept` holds the sums of all of them between passes. */
+static void channels_pass(const convolution *c, const epilogue *end, const block_source *from, window_part part,
+                          const float *panel, float *y, range pixels, int64_t map, float *kept) {
+    int64_t tile = even_tile(pixels.last - pixels.first);
+    int64_t vectors = ceil_divide(smaller(PANEL, c->maps - map), LANES), i = 0;
+    int64_t depth = (part.last - part.first) * (part.last_run - part.first_run) * (part.end - part.start);
+    for (int64_t pixel = pixels.first; pixel < pixels.last; pixel += tile, kept += tile * PANEL) {
+        const float *ahead = panel_ahead(panel, panel + depth * PANEL, i++);
+        TILE_DISPATCH(channels_tile, smaller(tile, pixels.last - pixel), vectors, c, end, from, part, panel, ahead,
+                      y, pixel, map, kept)
+    }
+}
+
+/* A block's results for one panel of output channels. A panel that is too large to be read for each
+ * tile anew is taken in chunks, each for all tiles. */
+static void channels_block(const convolution *c, const epilogue *end, const block_source *from, const float *panel,
+                           float *y, range pixels, int64_t map, float *kept) {
+    int is_one_run = c->dilation_width == 1 && from->column == c->depth;
+    int64_t runs = is_one_run ? 1 : c->kernel_width;
+    int64_t length = is_one_run ? c->kernel_width * c->depth : c->depth;
+    if (!c->chunk) {
+        window_part all = {0, c->kernel_height, 0, runs, 0, length, 1, 1};
+        channels_pass(c, end, from, all, panel, y, pixels, map, kept);
+        return;
+    }
+    for (int64_t row = 0; row < c->kernel_height; row++)
+        for (int64_t run = 0; run < runs; run++)
+            for (int64_t start = 0; start < length; start += c->chunk) {
+                int64_t stop = smaller(length, start + c->chunk);
+                window_part part = {row, row + 1, run, run + 1, start, stop,
+                                    !row && !run && !start,
+                                    row + 1 == c->kernel_height && run + 1 == runs && stop == length};
+                channels_pass(c, end, from, part, panel, y, pixels, map, kept);
+                panel += (stop - start) * PANEL;
+            }
 }
 
 /* One row of a group of the image: [columns][depth]. */
@@ -210,23 +258,21 @@ SHARED_KERNEL(aegis_conv_channels, convolution) {
     int64_t panel_floats = c->kernel_height * c->kernel_width * c->depth;
     range mine = part_of(self, c->batch * c->groups * blocks * panels);
     block_source from = {};
+    float *kept = c->workspace + self.index * c->workspace_floats;
     for (int64_t unit = mine.first; unit < mine.last; unit++) {
         int64_t image = unit / panels / blocks, group = image % c->groups;
         int64_t first = unit / panels % blocks * c->block, last = smaller(first + c->block, pixels);
-        int64_t map = unit % panels * PANEL, vectors = ceil_divide(smaller(PANEL, c->maps - map), LANES);
+        int64_t map = unit % panels * PANEL;
         if (unit / panels != read) {
             read = unit / panels;
-            from = read_block(c, image, first, c->workspace + self.index * c->workspace_floats);
+            from = read_block(c, image, first, kept + (c->chunk ? c->block * PANEL : 0));
         }
         epilogue end = finish(c, image, 0, 1);
         int64_t results = c->y_is_planar ? image * c->maps * pixels
                                          : image / c->groups * c->groups * c->maps * pixels + group * c->maps;
         if (end.residual) end.residual = c->residual + results;
         const float *panel = c->w + (group * panels * PANEL + map) * panel_floats;
-        int64_t tile = even_tile(last - first);
-        for (int64_t pixel = first; pixel < last; pixel += tile)
-            TILE_DISPATCH(channels_tile, smaller(tile, last - pixel), vectors, c, &end, &from, panel,
-                          c->y + results, pixel, map)
+        channels_block(c, &end, &from, panel, c->y + results, (range){first, last}, map, kept);
     }
 }
 

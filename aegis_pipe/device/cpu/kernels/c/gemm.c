@@ -44,13 +44,13 @@ static void pack_panels(const float *b, int64_t b_step, int64_t b_column, int64_
     }
 }
 
-INLINE void gemm_tile(const gemm *g, const float *a, const float *panel, float *y, int64_t row,
-                      int64_t column, int rows, int vectors) {
+INLINE void gemm_tile(const gemm *g, const float *a, const float *panel, const float *ahead, float *y,
+                      int64_t row, int64_t column, int rows, int vectors) {
     const float *a_rows[ROWS];
     UNROLL for (int r = 0; r < rows; r++) a_rows[r] = a + (row + r) * g->a_row;
     vec sums[ROWS][VECTORS];
     tile_clear(sums, rows, vectors);
-    tile_accumulate(sums, rows, vectors, a_rows, g->a_step, panel, PANEL, g->depth);
+    tile_accumulate(sums, rows, vectors, a_rows, g->a_step, panel, PANEL, g->depth, ahead);
     tile_store(&g->end, sums, rows, vectors, y, g->columns, row, column, g->columns - column);
 }
 
@@ -62,8 +62,10 @@ static void multiply(const gemm *g, const float *a, const float *panels, float *
         for (int64_t column = 0; column < g->columns; column += PANEL) {
             const float *panel = panels + column * g->depth;
             int64_t vectors = ceil_divide(smaller(PANEL, g->columns - column), LANES);
-            for (int64_t row = first; row < last; row += tile)
-                TILE_DISPATCH(gemm_tile, smaller(tile, last - row), vectors, g, a, panel, y, row, column)
+            for (int64_t row = first; row < last; row += tile) {
+                const float *ahead = panel_ahead(panel, panel + g->depth * PANEL, (row - first) / tile);
+                TILE_DISPATCH(gemm_tile, smaller(tile, last - row), vectors, g, a, panel, ahead, y, row, column)
+            }
         }
     }
 }
