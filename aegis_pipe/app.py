@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -35,15 +35,24 @@ from aegis_pipe.execution.deployment import (
     plan_models,
 )
 from aegis_pipe.execution.executor import check_inputs
+from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.model_loader import LoadOptions
 from aegis_pipe.execution.program import BoundModel
-from aegis_pipe.manifest.model import (
-    Manifest,
-)
+from aegis_pipe.manifest.model import LogSection, Manifest
 from aegis_pipe.manifest_check import check_manifest
 from aegis_pipe.memory import DevicePlan
 from aegis_pipe.pipeline import PipelineReport, PipelineRunner
 from aegis_pipe.pipeline_builder import PipelineBuilder, arrivals_of, written_path
+from aegis_pipe.scheduler_builder import (
+    arena_groups,
+    check_models,
+    check_rows,
+    compile_variants,
+    make_manifest_policy,
+    make_scheduler,
+    make_slots,
+    variants_of,
+)
 from aegis_pipe.scheduling.device_launcher import (
     DeviceLauncher,
     InferenceFuture,
@@ -51,16 +60,13 @@ from aegis_pipe.scheduling.device_launcher import (
     StreamSlot,
 )
 from aegis_pipe.scheduling.loop import OrchestrationLoop
-from aegis_pipe.scheduling.policies import make_policy
-from aegis_pipe.scheduling.policy import SchedulingPolicy
 from aegis_pipe.scheduling.request import ExecutionRequest
-from aegis_pipe.scheduling.scheduler import Scheduler
 from aegis_pipe.scheduling.statistics import ModelStatistics, RequestStatistics
-from aegis_pipe.scheduling.stream_pool import StreamPool
 from aegis_pipe.telemetry import Telemetry, TelemetryConfig, TelemetryReport
 from aegis_pipe.tensor import TensorSpec
 
 if TYPE_CHECKING:
+    from aegis_pipe.telemetry.sdk_metrics import MetricReader
     from aegis_pipe.telemetry.sdk_sink import SpanExporter
 
 PRIORITY_MAX = 1000
@@ -130,13 +136,7 @@ def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
 
 def _check_supported(manifest: Manifest) -> None:
     """Refuse what this version can not do before anything is loaded."""
-    if manifest.scheduler.policy in ("fairness", "edf"):
-        raise PermanentError(
-            f"policy `{manifest.scheduler.policy}` is not supported yet",
-            context="scheduler.policy",
-            hint="write `priority` or `fifo`, or a class of your own as `package.module:Class`",
-        )
-    _make_policy(manifest)
+    make_manifest_policy(manifest)
     for section in manifest.models:
         if section.precision in ("fp16", "bf16"):
             raise PermanentError(
@@ -151,17 +151,28 @@ def open_pipeline(
     *,
     listeners: Sequence[Listener] = (),
     span_exporters: Sequence[SpanExporter] = (),
+    metric_readers: Sequence[MetricReader] = (),
     write_line: Callable[[str], None] = print,
 ) -> Runtime:
     """Load a manifest and start it; use the result as a context manager.
 
-    `listeners` get every event; `span_exporters`, written for the OpenTelemetry SDK, get the spans
-    beside the manifest's own destinations and are shut down at the end; `write_line` takes what
+    `listeners` get every event; `span_exporters` and `metric_readers`, written for the
+    OpenTelemetry SDK, get spans and metrics beside the manifest's own destinations and are shut
+    down at the end; `write_line` takes what
     `console` sinks show. Raises ManifestError, or the AegisError of whatever could not be loaded;
     nothing is left open then.
     """
     loaded = manifest if isinstance(manifest, Manifest) else check_manifest(manifest)
-    return Runtime(loaded, SystemClock(), listeners, span_exporters, write_line)
+    return Runtime(
+        loaded, SystemClock(), listeners, _Observers(span_exporters, metric_readers), write_line
+    )
+
+
+class _Observers(NamedTuple):
+    """What was written for the OpenTelemetry SDK and is to be served too."""
+
+    span_exporters: Sequence[SpanExporter]
+    metric_readers: Sequence[MetricReader]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,6 +184,8 @@ class PlannedDeployment:
     device_reason: str
     models: tuple[CompiledModel, ...]
     memory: DevicePlan
+    variants: tuple[CompiledModel, ...] = ()
+    """What is loaded besides, for requests that run together."""
 
 
 def plan_deployment(manifest: Manifest) -> PlannedDeployment:
@@ -182,10 +195,13 @@ def plan_deployment(manifest: Manifest) -> PlannedDeployment:
     phases = PhaseRecorder(EventHub(), clock)
     opened = _open_device(manifest, clock)
     with opened.context as context:
-        loaded = compile_models(model_orders(manifest), context, phases)
+        loaded = _compile(manifest, context, phases)
         plan = _plan(manifest, loaded, context)
         models = tuple(model.compiled for model in loaded)
-        return PlannedDeployment(manifest, context.description, opened.reason, models, plan)
+        count = len(manifest.models)
+        return PlannedDeployment(
+            manifest, context.description, opened.reason, models[:count], plan, models[count:]
+        )
 
 
 class Runtime:
@@ -199,13 +215,14 @@ class Runtime:
         manifest: Manifest,
         clock: Clock,
         listeners: Sequence[Listener],
-        span_exporters: Sequence[SpanExporter],
+        observers: _Observers,
         write_line: Callable[[str], None],
     ) -> None:
         self.name = manifest.name
         self.policy = manifest.scheduler.policy
         self.unmet_wishes = unmet_wishes(manifest)
         self.stream_count = manifest.streams.count
+        self.queue_capacity = manifest.scheduler.queue_capacity
         self.clock = clock
         self._manifest = manifest
         self._write_line = write_line
@@ -216,19 +233,20 @@ class Runtime:
         self._request_ids = itertools.count(1)
         self._closing = ExitStack()
         self._runners: list[PipelineRunner] = []
+        self._telemetry: Telemetry | None = None
         self._telemetry_report: TelemetryReport | None = None
         self._is_stamped: Callable[[int], bool] = _never
         self._end_ns: int | None = None
         try:
-            self._start(span_exporters)
+            self._start(observers)
         except BaseException:
             self._closing.close()
             raise
 
-    def _start(self, span_exporters: Sequence[SpanExporter]) -> None:
+    def _start(self, observers: _Observers) -> None:
         manifest, clock, hub = self._manifest, self.clock, self._hub
         _check_supported(manifest)
-        self._start_telemetry(span_exporters)
+        self._start_telemetry(observers)
         phases = PhaseRecorder(hub, clock)
         with phases.phase("runtime.start") as phase:
             phase.attributes["manifest"] = self.name
@@ -236,7 +254,7 @@ class Runtime:
                 opened = _open_device(manifest, clock)
             context = self._closing.enter_context(opened.context)
             self.device = context.description
-        loaded = compile_models(model_orders(manifest), context, phases)
+        loaded = _compile(manifest, context, phases)
         self.plan = _plan(manifest, loaded, context)
         streams = [context.create_stream(index) for index in range(manifest.streams.count)]
         self._deployment = self._closing.enter_context(
@@ -252,13 +270,18 @@ class Runtime:
             )
         )
         # A copy: the deployment's own is emptied at the end, and `submit` is called even then.
-        self._bound = dict(self._deployment.slots[0])
+        self._bound = {
+            model.name: self._deployment.slots[0][model.name] for model in manifest.models
+        }
         self.models = MappingProxyType(
             {model.name: _information(self._bound[model.name]) for model in manifest.models}
         )
         # Closed before the memory is freed: a request given up may still be on its stream.
         self._closing.callback(_close_all, streams)
-        self._loop = self._start_loop(context, [[stream] for stream in streams])
+        slots = make_slots(manifest, [[stream] for stream in streams], self._deployment.slots)
+        with phases.phase("batching.check"):
+            check_rows(manifest, slots[0], _graphs(loaded))
+        self._loop = self._start_loop(context, slots)
         self._start_ns = clock.now_ns()
         if hub.enabled:
             hub.emit(
@@ -272,13 +295,13 @@ class Runtime:
                 )
             )
 
-    def _start_telemetry(self, span_exporters: Sequence[SpanExporter]) -> None:
+    def _start_telemetry(self, observers: _Observers) -> None:
         config = _telemetry_config(self._manifest)
-        destinations = (config.otlp_endpoint, config.otlp_json_path, config.log_path)
-        if not (any(destinations) or span_exporters):
+        if not (config.has_destination or any(observers)):
             return
-        telemetry = Telemetry(config, self.clock, span_exporters=span_exporters)
+        telemetry = Telemetry(config, self.clock, **observers._asdict())
         telemetry.start()
+        self._telemetry = telemetry
         self._hub.add(telemetry.listener)
         self._is_stamped = telemetry.is_stamped
 
@@ -287,14 +310,8 @@ class Runtime:
 
         self._closing.callback(close)
 
-    def _start_loop(
-        self, context: DeviceContext, lanes: Sequence[Sequence[DeviceStream]]
-    ) -> OrchestrationLoop:
+    def _start_loop(self, context: DeviceContext, slots: Sequence[StreamSlot]) -> OrchestrationLoop:
         manifest = self._manifest
-        slots = [
-            StreamSlot(stream_lanes, models)
-            for stream_lanes, models in zip(lanes, self._deployment.slots, strict=True)
-        ]
         launcher = DeviceLauncher(
             slots,
             self.clock,
@@ -302,19 +319,8 @@ class Runtime:
             notifies=context.capabilities.notifies_progress,
             is_stamped=self._is_stamped,
         )
-        self._scheduler = Scheduler(
-            _make_policy(manifest),
-            StreamPool(manifest.streams.count),
-            queue_capacity=manifest.scheduler.queue_capacity,
-            model_capacity={
-                model.name: model.queue_capacity
-                for model in manifest.models
-                if model.queue_capacity is not None
-            },
-            late={model.name: model.late for model in manifest.models},
-            preemption=True,
-            memory_of=_arena_groups(manifest),
-        )
+        segments = {name: bound.segment_count for name, bound in self._deployment.slots[0].items()}
+        self._scheduler = make_scheduler(manifest, segments)
         loop = OrchestrationLoop(self._scheduler, launcher, self.clock, self._hub)
         context.set_progress_listener(loop.wake)
         loop.start()
@@ -337,21 +343,34 @@ class Runtime:
         *,
         priority: int | None = None,
         deadline: float | str | None = None,
+        traceparent: str = "",
     ) -> InferenceFuture:
         """Hand in one inference and return at once; the future has the outputs by name.
 
         Arrays must not be changed until the future is done. `priority` and `deadline` (seconds
-        from now, or a text such as "20 ms") replace the model's own. Raises InvalidInputError for
-        inputs that do not fit, QueueFullError if there is no room, RuntimeStoppedError after
-        `close`. The future raises DeadlineExceededError, RequestCancelledError or what a kernel
-        raised.
+        from now, or a text such as "20 ms") replace the model's own. `traceparent` is the caller's
+        W3C trace context: the request's trace continues it; what is not valid counts as none.
+        Raises InvalidInputError for inputs that do not fit, QueueFullError if there is no room,
+        RuntimeStoppedError after `close`. The future raises DeadlineExceededError,
+        RequestCancelledError or what a kernel raised.
         """
         deadline_ns = None
         if deadline is not None:
             deadline_ns = self.clock.now_ns() + _duration_ns(deadline)
         if priority is not None:
             _check_priority(priority)
-        return self._submit(model, inputs, priority=priority, deadline_ns=deadline_ns)
+        return self._submit(
+            model, inputs, priority=priority, deadline_ns=deadline_ns, traceparent=traceparent
+        )
+
+    def traceparent(self, future: InferenceFuture) -> str:
+        """Return the W3C trace context of a request's own span, to hand on to others.
+
+        Empty without telemetry. Not for requests of pipelines, whose traces are those of items.
+        """
+        if self._telemetry is None:
+            return ""
+        return self._telemetry.traceparent(future.request_id, future.caller_traceparent)
 
     def _submit(
         self,
@@ -382,6 +401,7 @@ class Runtime:
             traceparent=traceparent,
         )
         future.attach(request.request_id, self._loop.cancel)
+        future.caller_traceparent = traceparent
         self._loop.submit(request)
         return future
 
@@ -505,31 +525,31 @@ def _as_lists(constant: Any) -> Any:
     return [_as_lists(item) for item in constant] if isinstance(constant, tuple) else constant
 
 
+def _compile(
+    manifest: Manifest, context: DeviceContext, phases: PhaseRecorder
+) -> tuple[LoadedModel, ...]:
+    """Compile the manifest's models, then the variants of those that batch."""
+    orders = model_orders(manifest)
+    loaded = compile_models(orders, context, phases)
+    loaded += compile_variants(manifest, orders, loaded, context, phases)
+    check_models(manifest, _graphs(loaded))
+    return loaded
+
+
+def _graphs(loaded: Sequence[LoadedModel]) -> dict[str, ExecutionGraph]:
+    return {model.compiled.name: model.compiled.graph for model in loaded}
+
+
 def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceContext) -> DevicePlan:
+    models = (*manifest.models, *(manifest.model(each.model) for each in variants_of(manifest)))
     return plan_models(
         loaded,
-        [section.memory_budget_bytes for section in manifest.models],
+        [section.memory_budget_bytes for section in models],
         context,
         stream_count=manifest.streams.count,
         budget_bytes=manifest.device.memory_budget_bytes,
-        arena_groups=_arena_groups(manifest),
+        arena_groups=arena_groups(manifest),
     )
-
-
-def _arena_groups(manifest: Manifest) -> dict[str, int]:
-    """Return which models share memory on a stream: those of one priority.
-
-    A request can then be paused at a segment boundary while one of a higher priority runs. With
-    `fifo` nobody is paused, and all share.
-    """
-    preempts = manifest.scheduler.policy != "fifo"
-    return {model.name: model.priority if preempts else 0 for model in manifest.models}
-
-
-def _make_policy(manifest: Manifest) -> SchedulingPolicy:
-    section = manifest.scheduler
-    options = {"ageing_ns": section.ageing_ns} if section.policy == "priority" else {}
-    return make_policy(section.policy, **options)
 
 
 def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
@@ -544,6 +564,9 @@ def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
         otlp_timeout_ns=otlp.timeout_ns if otlp else 750_000_000,
         otlp_json_path=written_path(manifest, section.file) if section.file else None,
         log_path=written_path(manifest, section.log.path) if section.log else None,
+        log_max_bytes=(section.log or LogSection("")).max_size_bytes,
+        log_keep=(section.log or LogSection("")).keep,
+        prometheus=section.metrics.prometheus or "",
         ratio=traces.ratio,
         always=traces.always,
         slow_ns=traces.slow_ns or 0,
@@ -557,7 +580,7 @@ def _information(bound: BoundModel) -> ModelInformation:
     return ModelInformation(
         bound.name,
         MappingProxyType({tensor.name: tensor.spec for tensor in bound.inputs}),
-        MappingProxyType({tensor.name: tensor.spec for tensor in bound.outputs}),
+        MappingProxyType({tensor.name: tensor.spec for tensor in bound.results}),
     )
 
 

@@ -9,15 +9,16 @@ so that a run with only a file needs no protobuf.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
 from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.files import LineFile
+from aegis_pipe.telemetry.numbers import json_number
 from aegis_pipe.telemetry.resources import SCOPE_NAME, Resources
-from aegis_pipe.telemetry.spans import AttributeValue, Span
+from aegis_pipe.telemetry.spans import AttributeValue, Span, Trace, expand
 
 _KIND_INTERNAL: Final = 1
 _STATUS_ERROR: Final = 2
@@ -41,21 +42,22 @@ class OtlpJsonSink:
     def open(self) -> None:
         """Do nothing: the file was opened when this was made, so that a wrong path stops there."""
 
-    def export(self, batch: Sequence[Span]) -> bool:
+    def export(self, batch: Trace) -> bool:
         """Write the batch's traces and flush; return whether that went well."""
-        traces = groupby(batch, key=lambda span: span.trace_id)
-        return self._file.write(to_json_line(list(spans), self._resources) for _, spans in traces)
+        traces = groupby(batch, key=lambda part: part.trace_id)
+        return self._file.write(to_json_line(list(parts), self._resources) for _, parts in traces)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def to_json_line(batch: Sequence[Span], resources: Resources) -> str:
+def to_json_line(batch: Trace, resources: Resources) -> str:
     """Return the batch as an OTLP JSON export request, without the line's end."""
+    spans = list(expand(batch))
     services = (
-        (resources.host, [span for span in batch if not span.on_device]),
-        (resources.device, [span for span in batch if span.on_device]),
+        (resources.host, [span for span in spans if not span.on_device]),
+        (resources.device, [span for span in spans if span.on_device]),
     )
     request = {
         "resourceSpans": [
@@ -125,12 +127,3 @@ def _any_value(value: AttributeValue) -> dict[str, Any]:
             return {"doubleValue": json_number(value)}
         case _:
             return {"arrayValue": {"values": [_any_value(part) for part in value]}}
-
-
-def json_number(value: float) -> float | str:
-    """Return a float, or the name protobuf's JSON gives it where JSON has no number for it."""
-    if value != value:
-        return "NaN"
-    if value in (float("inf"), float("-inf")):
-        return "Infinity" if value > 0 else "-Infinity"
-    return value

@@ -33,6 +33,7 @@ devices = st.builds(
 )
 streams = st.builds(
     model.StreamsSection,
+    in_flight=st.integers(1, 16),
     count=st.integers(1, 64),
     threads=st.integers(1, 256),
     max_block_ns=DURATIONS,
@@ -61,6 +62,13 @@ def models(draw: st.DrawFn, name: str) -> model.ModelSection:
         period_ns=draw(maybe(DURATIONS)),
         deadline_ns=draw(maybe(DURATIONS)),
         late=draw(st.sampled_from(["drop", "run"])),
+        concurrency=draw(st.none() | st.integers(1, 64)),
+        batching=draw(
+            st.none()
+            | st.builds(
+                model.BatchingSection, st.integers(2, 1024), window_ns=st.integers(0, 3_600_000_000_000)
+            )
+        ),
         queue_capacity=draw(maybe(CAPACITIES)),
     )
 
@@ -160,7 +168,8 @@ telemetries = st.builds(
         kernels=st.sampled_from(["sampled", "always", "never"]),
         max_spans=CAPACITIES,
     ),
-    log=maybe(st.just(model.LogSection("out/log.jsonl"))),
+    log=maybe(st.just(model.LogSection("out/log.jsonl", 2_000_000, 2))),
+    metrics=st.builds(model.MetricsSection, maybe(st.just("127.0.0.1:9464"))),
     ring_capacity=CAPACITIES,
 )
 serves = st.sampled_from(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import runpy
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.assembler import SETTLE_NS, TraceAssembler
 from aegis_pipe.telemetry.config import TelemetryConfig
 from aegis_pipe.telemetry.ids import Identifiers
-from aegis_pipe.telemetry.spans import Span
+from aegis_pipe.telemetry.spans import Span, expand
 from aegis_pipe.testing.event_sequences import (
     START_NS,
     item_events,
@@ -26,9 +28,10 @@ def assemble_everything() -> list[Span]:
     for max_spans in (2_000, 3):
         config = TelemetryConfig(ratio=1.0, max_spans=max_spans)
         assembler = TraceAssembler(config, Identifiers(b"1"), lambda instant_ns: instant_ns)
+        assembler.dropped_events = 5
         for event in run_events(3):
             assembler.add(event)
-        spans += [span for trace in assembler.flush() for span in trace]
+        spans += [span for trace in assembler.flush() for span in expand(trace)]
     return spans
 
 
@@ -65,7 +68,7 @@ def test_span_names_are_few_however_many_requests_there_are() -> None:
             events += item_events(i, 1_000 + i, START_NS + i * SETTLE_NS)
         for event in events:
             assembler.add(event)
-        return len({span.name for trace in assembler.flush() for span in trace})
+        return len({span.name for trace in assembler.flush() for span in expand(trace)})
 
     assert count(2) == count(40) == 22
 
@@ -75,3 +78,12 @@ def test_the_document_is_up_to_date() -> None:
     assert tool["PATH"].read_text(encoding="utf-8") == tool["render"](), (
         "run `python tools/generate_telemetry_docs.py`"
     )
+
+
+def test_jaegers_ui_is_told_attributes_that_there_are() -> None:
+    settings = json.loads((TOOL.parent / "jaeger" / "ui.json").read_text(encoding="utf-8"))
+    for prefix in settings["topTagPrefixes"]:
+        assert any(name.startswith(prefix) for name in names.ATTRIBUTES), prefix
+    for pattern in settings["linkPatterns"]:
+        used = re.findall(r"#\{([^}]*)\}", pattern["url"] + pattern["text"])
+        assert {pattern["key"], *used} <= names.ATTRIBUTES.keys()

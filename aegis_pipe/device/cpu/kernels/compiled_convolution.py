@@ -218,10 +218,9 @@ def _choose_depthwise_pixels(request: KernelRequest) -> KernelChoice | None:
     is_small = shape.pixels <= _DEPTHWISE_CHANNELS_PIXELS_MAX
     if is_small and not operands.has_input(request, RESIDUAL):
         return None
-    height, width = _sorted_copy(shape)
     return KernelChoice(
         kernel="native.conv.depthwise_pixels",
-        workspace_bytes=height * shape.strides[1] * width * 4,
+        workspace_bytes=_depthwise_pixels_floats(shape) * 4,
         in_place=_over_residual(request),
         cost=shape.multiply_adds,
     )
@@ -237,7 +236,6 @@ def _choose_depthwise_channels(request: KernelRequest) -> KernelChoice | None:
     if shape is None or not shape.is_depthwise or operands.has_input(request, RESIDUAL):
         return None
     taps = math.prod(shape.kernel)
-    pixels = math.prod(_padded_copy(shape)) + shape.pixels + math.prod(shape.size)
     packed = PackedConstant(
         layout=f"taps.{_LANES}",
         size_bytes=taps * compiled.round_up(shape.groups, _LANES) * 4,
@@ -247,10 +245,29 @@ def _choose_depthwise_channels(request: KernelRequest) -> KernelChoice | None:
     )
     return KernelChoice(
         kernel="native.conv.depthwise_channels",
-        workspace_bytes=pixels * _LANES * 4,
+        workspace_bytes=_depthwise_channels_floats(shape) * 4,
         packed={1: packed},
         cost=shape.multiply_adds,
     )
+
+
+def _depthwise_pixels_floats(shape: Convolution) -> int:
+    height, width = _sorted_copy(shape)
+    return compiled.round_up(height * shape.strides[1] * width, _LANES)
+
+
+def _depthwise_channels_floats(shape: Convolution) -> int:
+    return (math.prod(_padded_copy(shape)) + shape.pixels + math.prod(shape.size)) * _LANES
+
+
+def _pixels_floats(shape: Convolution) -> int:
+    assert native.LIBRARY is not None
+    thinned = shape.depth * shape.pixels if shape.is_strided else 0
+    return compiled.round_up(shape.depth * native.LIBRARY.panel_columns + thinned, _LANES)
+
+
+def _channels_floats(shape: Convolution) -> int:
+    return _block(shape).workspace_floats
 
 
 def _sorted_copy(shape: Convolution) -> _Pair:
@@ -267,9 +284,7 @@ def _choose_pixels(request: KernelRequest) -> KernelChoice | None:
     if shape is None or not shape.is_pointwise or shape.pixels < _PIXELS_MIN:
         return None
     assert native.LIBRARY is not None
-    floats = shape.depth * native.LIBRARY.panel_columns
-    if shape.is_strided:
-        floats += shape.depth * shape.pixels
+    floats = _pixels_floats(shape)
     return _choice(request, shape, "native.conv.pixels", floats, "rows", native.LIBRARY.tile_rows)
 
 
@@ -331,12 +346,25 @@ def _padded_copy(shape: Convolution) -> _Pair:
     return max(height, shape.pads[0]), max(width, shape.pads[1])
 
 
+def _block_copy(shape: Convolution) -> _Pair:
+    return 0, _block(shape).copy_width
+
+
 _FUNCTIONS = {
-    "native.conv.depthwise_pixels": ("aegis_conv_depthwise_pixels", _sorted_copy),
-    "native.conv.depthwise_channels": ("aegis_conv_depthwise_channels", _padded_copy),
-    "native.conv.pixels": ("aegis_conv_pixels", _padded_copy),
-    "native.conv.channels": ("aegis_conv_channels", lambda shape: (0, _block(shape).copy_width)),
+    "native.conv.depthwise_pixels": (
+        "aegis_conv_depthwise_pixels",
+        _sorted_copy,
+        _depthwise_pixels_floats,
+    ),
+    "native.conv.depthwise_channels": (
+        "aegis_conv_depthwise_channels",
+        _padded_copy,
+        _depthwise_channels_floats,
+    ),
+    "native.conv.pixels": ("aegis_conv_pixels", _padded_copy, _pixels_floats),
+    "native.conv.channels": ("aegis_conv_channels", _block_copy, _channels_floats),
 }
+"""By kernel: the function, the size of what it copies, and the workspace of one thread."""
 
 
 def _bind(
@@ -348,7 +376,8 @@ def _bind(
 ) -> Callable[[], None]:
     assert native.LIBRARY is not None
     shape = read_convolution(request)
-    function, copy_size = _FUNCTIONS[choice.kernel]
+    function, copy_size, workspace_floats = _FUNCTIONS[choice.kernel]
+    block = _block(shape)
     bounds = compiled.clip_bounds(request)
     assert bounds is not None, request.operator
     arguments = _Arguments(
@@ -366,7 +395,7 @@ def _bind(
         *shape.dilations,
         *shape.pads,
         *copy_size(shape),
-        *(_block(shape).pixels, _block(shape).chunk, _block(shape).workspace_floats),
+        *(block.pixels, block.chunk, workspace_floats(shape)),
         *(shape.is_planar, shape.is_planar),
         *bounds,
         bounds != compiled.UNBOUNDED,
@@ -375,8 +404,8 @@ def _bind(
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel(_PLANAR, _choose_depthwise_pixels, _bind),
-    CpuKernel(_PLANAR, _choose_depthwise_channels, _bind),
-    CpuKernel(_PLANAR, _choose_pixels, _bind),
+    CpuKernel(_PLANAR, _choose_depthwise_pixels, _bind, shares_work=True),
+    CpuKernel(_PLANAR, _choose_depthwise_channels, _bind, shares_work=True),
+    CpuKernel(_PLANAR, _choose_pixels, _bind, shares_work=True),
     CpuKernel((*_PLANAR, CHANNELS_LAST), _choose_channels, _bind, shares_work=True),
 )

@@ -24,6 +24,10 @@ FLOAT = ctypes.c_float
 """What the fields of the functions' arguments are."""
 
 
+HIGHEST_BYTE_UNIT = 2
+"""Of the units of `c/byte_products.c`, the last one."""
+
+
 class Step(ctypes.Structure):
     """A function of the library and its arguments, both by address; whether a team shares it."""
 
@@ -66,6 +70,11 @@ class NativeLibrary:
         """winograd_workspace(m, depth, block): floats for one thread."""
         self.winograd_workspace.argtypes = (INTEGER,) * 3
         self.winograd_workspace.restype = INTEGER
+        self.pack_byte_panels = self._library.aegis_pack_byte_panels
+        self.pack_byte_panels.argtypes = (POINTER, *(INTEGER,) * 5, POINTER)
+        self.pack_byte_panels.restype = None
+        self.byte_unit = self.choose_byte_unit(HIGHEST_BYTE_UNIT)
+        """Instructions for products of bytes, see `c/byte_products.c`."""
 
     def open_team(self, threads: int) -> np.ndarray:
         """Give the calling thread a team of so many, itself included, until `close_team`.
@@ -87,10 +96,22 @@ class NativeLibrary:
     def _constant(self, name: str) -> int:
         return ctypes.c_int64.in_dll(self._library, name).value
 
-    def _integer(self, name: str) -> int:
+    def choose_byte_unit(self, highest: int) -> int:
+        """Use the best unit up to `highest` that the processor has too; return its number."""
+        return self._integer("aegis_choose_byte_unit", highest)
+
+    def byte_panels_size(self, depth: int, columns: int) -> int:
+        """Return the bytes of a packed 8-bit matrix."""
+        return self._integer("aegis_byte_panels_size", depth, columns)
+
+    def byte_gemm_workspace(self, depth: int, columns: int, b_is_plain: bool) -> int:
+        """Return the bytes of workspace that a product of 8-bit matrices wants."""
+        return self._integer("aegis_byte_gemm_workspace", depth, columns, b_is_plain)
+
+    def _integer(self, name: str, *arguments: int) -> int:
         function = getattr(self._library, name)
         function.restype = INTEGER
-        return int(function())
+        return int(function(*map(INTEGER, arguments)))
 
 
 def load() -> tuple[NativeLibrary | None, str]:
@@ -127,7 +148,11 @@ class NativeCall:
         self._address = ctypes.addressof(self.step)
         self._run = library.run
         # The step holds addresses only: the arguments and what they point to live here.
-        self._kept = (arguments, *kept)
+        self._kept: tuple[object, ...] = (arguments, *kept)
+
+    def keep(self, something: object) -> None:
+        """Keep what the arguments point to alive as long as the call."""
+        self._kept = (*self._kept, something)
 
     def run_alone(self) -> None:
         """Have one thread do all of it: so little work that a team would lose by sharing."""

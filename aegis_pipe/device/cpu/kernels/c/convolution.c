@@ -87,29 +87,29 @@ static void copy_pixels(const float *x, int64_t channels, int64_t pixels, int64_
     }
 }
 
-KERNEL(aegis_conv_pixels, convolution) {
+SHARED_KERNEL(aegis_conv_pixels, convolution) {
     const convolution *c = arguments;
-    int64_t pixels = c->out_height * c->out_width;
+    int64_t pixels = c->out_height * c->out_width, panels = ceil_divide(pixels, PANEL), seen = -1;
     int64_t packed_maps = ceil_divide(c->maps, ROWS) * ROWS;
     int is_strided = c->stride_height > 1 || c->stride_width > 1;
-    float *thinned = c->workspace + c->depth * PANEL;
-    for (int64_t image = 0; image < c->batch * c->groups; image++) {
-        int64_t group = image % c->groups;
+    float *panel = c->workspace + self.index * c->workspace_floats, *thinned = panel + c->depth * PANEL;
+    range mine = part_of(self, c->batch * c->groups * panels);
+    for (int64_t unit = mine.first; unit < mine.last; unit++) {
+        int64_t image = unit / panels, group = image % c->groups, pixel = unit % panels * PANEL;
         const float *x = c->x + image * c->depth * c->height * c->width;
         const float *w = c->w + group * packed_maps * c->depth;
         if (is_strided) {
-            thin_image(c, x, thinned);
+            if (image != seen) thin_image(c, x, thinned);
+            seen = image;
             x = thinned;
         }
         float *y = c->y + image * c->maps * pixels;
         epilogue end = finish(c, image, 1, 0);
-        for (int64_t pixel = 0; pixel < pixels; pixel += PANEL) {
-            int64_t count = smaller(PANEL, pixels - pixel), vectors = ceil_divide(count, LANES);
-            copy_pixels(x + pixel, c->depth, pixels, count, c->workspace);
-            for (int64_t map = 0; map < c->maps; map += ROWS)
-                TILE_DISPATCH(pixels_tile, smaller(ROWS, c->maps - map), vectors, c, &end, w, c->workspace,
-                              PANEL, y, map, pixel, pixels)
-        }
+        int64_t count = smaller(PANEL, pixels - pixel), vectors = ceil_divide(count, LANES);
+        copy_pixels(x + pixel, c->depth, pixels, count, panel);
+        for (int64_t map = 0; map < c->maps; map += ROWS)
+            TILE_DISPATCH(pixels_tile, smaller(ROWS, c->maps - map), vectors, c, &end, w, panel, PANEL, y, map,
+                          pixel, pixels)
     }
 }
 
@@ -294,10 +294,10 @@ typedef struct { int64_t height, width, stride_height, stride_width, dilation_he
 
 /* `count` output rows' 16 results from one column on. The sums of several rows hide each other's
  * latency, and with a known window what neighbouring rows share is loaded once. */
-INLINE void depthwise_strip(const convolution *c, const float *w, float bias, int64_t plane, int64_t row,
+INLINE void depthwise_strip(const convolution *c, const float *copied, const float *w, float bias, int64_t plane, int64_t row,
                             int64_t column, int count, window k) {
     int64_t row_floats = k.stride_width * c->copy_width;
-    const float *corner = c->workspace + row * k.stride_height * row_floats + column;
+    const float *corner = copied + row * k.stride_height * row_floats + column;
     wide sums[4];
     UNROLL for (int i = 0; i < count; i++) sums[i] = wide_of(0);
     for (int64_t kh = 0; kh < k.height; kh++) {
@@ -319,40 +319,42 @@ INLINE void depthwise_strip(const convolution *c, const float *w, float bias, in
     }
 }
 
-INLINE void depthwise_plane(const convolution *c, const float *w, float bias, int64_t plane, window k) {
+INLINE void depthwise_plane(const convolution *c, const float *copied, const float *w, float bias, int64_t plane, window k) {
     for (int64_t column = 0; column < c->out_width; column += WIDE) {
         int64_t row = 0;
-        for (; row + 4 <= c->out_height; row += 4) depthwise_strip(c, w, bias, plane, row, column, 4, k);
+        for (; row + 4 <= c->out_height; row += 4) depthwise_strip(c, copied, w, bias, plane, row, column, 4, k);
         switch (c->out_height - row) {
-            case 3: depthwise_strip(c, w, bias, plane, row, column, 3, k); break;
-            case 2: depthwise_strip(c, w, bias, plane, row, column, 2, k); break;
-            case 1: depthwise_strip(c, w, bias, plane, row, column, 1, k); break;
+            case 3: depthwise_strip(c, copied, w, bias, plane, row, column, 3, k); break;
+            case 2: depthwise_strip(c, copied, w, bias, plane, row, column, 2, k); break;
+            case 1: depthwise_strip(c, copied, w, bias, plane, row, column, 1, k); break;
         }
     }
 }
 
-KERNEL(aegis_conv_depthwise_pixels, convolution) {
+SHARED_KERNEL(aegis_conv_depthwise_pixels, convolution) {
     const convolution *c = arguments;
     window k = {c->kernel_height, c->kernel_width, c->stride_height,
                 c->stride_width, c->dilation_height, c->dilation_width};
     int is_3x3 = k.height == 3 && k.width == 3 && k.dilation_height == 1 && k.dilation_width == 1;
     int64_t row_floats = c->stride_width * c->copy_width;
     int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
-    __builtin_memset(c->workspace, 0, (size_t)(c->copy_height * row_floats) * sizeof(float));
-    for (int64_t plane = 0; plane < c->batch * c->groups; plane++) {
+    float *copied = c->workspace + self.index * c->workspace_floats;
+    clear_floats(copied, c->copy_height * row_floats);
+    range mine = part_of(self, c->batch * c->groups);
+    for (int64_t plane = mine.first; plane < mine.last; plane++) {
         int64_t channel = plane % c->groups;
         const float *x = c->x + plane * c->height * c->width;
         for (int64_t row = 0; row < rows; row++)
             sort_columns(x + row * c->width, c->width, c->stride_width, c->pad_left, c->copy_width,
-                         c->workspace + (row + c->pad_top) * row_floats);
+                         copied + (row + c->pad_top) * row_floats);
         const float *w = c->w + channel * c->kernel_height * c->kernel_width;
         float bias = c->bias ? c->bias[channel] : 0;
         if (is_3x3 && k.stride_height == 1 && k.stride_width == 1)
-            depthwise_plane(c, w, bias, plane, (window){3, 3, 1, 1, 1, 1});
+            depthwise_plane(c, copied, w, bias, plane, (window){3, 3, 1, 1, 1, 1});
         else if (is_3x3 && k.stride_height == 2 && k.stride_width == 2)
-            depthwise_plane(c, w, bias, plane, (window){3, 3, 2, 2, 1, 1});
+            depthwise_plane(c, copied, w, bias, plane, (window){3, 3, 2, 2, 1, 1});
         else
-            depthwise_plane(c, w, bias, plane, k);
+            depthwise_plane(c, copied, w, bias, plane, k);
     }
 }
 
@@ -420,27 +422,30 @@ INLINE void depthwise_group(const convolution *c, const float *copy, const float
     }
 }
 
-KERNEL(aegis_conv_depthwise_channels, convolution) {
+SHARED_KERNEL(aegis_conv_depthwise_channels, convolution) {
     const convolution *c = arguments;
     int64_t pixels = c->out_height * c->out_width, taps = c->kernel_height * c->kernel_width;
     int64_t copied_floats = c->copy_height * c->copy_width * WIDE;
     int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
     int64_t columns = smaller(c->width, c->copy_width - c->pad_left);
-    float *copy = c->workspace, *sums = copy + copied_floats, *turned = sums + pixels * WIDE;
-    __builtin_memset(copy, 0, (size_t)copied_floats * sizeof(float));
-    for (int64_t image = 0; image < c->batch; image++)
-        for (int64_t channel = 0; channel < c->groups; channel += WIDE) {
-            int64_t channels = smaller(WIDE, c->groups - channel), plane = image * c->groups + channel;
-            const float *x = c->x + plane * c->height * c->width, *w = c->w + channel * taps;
-            turn(x, channels, c->height * c->width, c->height * c->width, turned, WIDE);
-            for (int64_t row = 0; row < rows; row++) {
-                int64_t at = (row + c->pad_top) * c->copy_width + c->pad_left;
-                copy_floats(copy + at * WIDE, turned + row * c->width * WIDE, columns * WIDE);
-            }
-            wide bias = wide_of(0);
-            if (c->bias) bias = row_load(c->bias, channel, c->groups);
-            if (c->kernel_height == 3 && c->kernel_width == 3) depthwise_group(c, copy, w, bias, sums, 3, 3);
-            else depthwise_group(c, copy, w, bias, sums, c->kernel_height, c->kernel_width);
-            turn_back(sums, pixels, channels, c->y + plane * pixels);
+    float *copy = c->workspace + self.index * c->workspace_floats;
+    float *sums = copy + copied_floats, *turned = sums + pixels * WIDE;
+    int64_t parts = ceil_divide(c->groups, WIDE);
+    clear_floats(copy, copied_floats);
+    range mine = part_of(self, c->batch * parts);
+    for (int64_t unit = mine.first; unit < mine.last; unit++) {
+        int64_t image = unit / parts, channel = unit % parts * WIDE;
+        int64_t channels = smaller(WIDE, c->groups - channel), plane = image * c->groups + channel;
+        const float *x = c->x + plane * c->height * c->width, *w = c->w + channel * taps;
+        turn(x, channels, c->height * c->width, c->height * c->width, turned, WIDE);
+        for (int64_t row = 0; row < rows; row++) {
+            int64_t at = (row + c->pad_top) * c->copy_width + c->pad_left;
+            copy_floats(copy + at * WIDE, turned + row * c->width * WIDE, columns * WIDE);
         }
+        wide bias = wide_of(0);
+        if (c->bias) bias = row_load(c->bias, channel, c->groups);
+        if (c->kernel_height == 3 && c->kernel_width == 3) depthwise_group(c, copy, w, bias, sums, 3, 3);
+        else depthwise_group(c, copy, w, bias, sums, c->kernel_height, c->kernel_width);
+        turn_back(sums, pixels, channels, c->y + plane * pixels);
+    }
 }
