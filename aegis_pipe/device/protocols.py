@@ -38,6 +38,8 @@ class DeviceCapabilities:
     """Number of distinct stream priorities."""
     sm_partitions: int = 0
     """Number of partitions that streams can be confined to."""
+    channels_last: bool = False
+    """Kernels for images are faster with channels in the last dimension."""
     notifies_progress: bool = False
     """Calls the progress listener when events complete; otherwise events have to be polled."""
 

@@ -26,7 +26,7 @@ from aegis_pipe.execution.executor import Executor
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
 from aegis_pipe.execution.operators import OPERATORS
-from aegis_pipe.execution.passes import PASSES, PassReport, run_passes
+from aegis_pipe.execution.passes import CHANNELS_LAST_PASSES, PASSES, Pass, PassReport, run_passes
 from aegis_pipe.execution.program import BoundModel, build_program
 from aegis_pipe.execution.reference_operators import reference_function
 from aegis_pipe.memory import (
@@ -85,17 +85,19 @@ def compile_graph(
     graph: ExecutionGraph, context: DeviceContext, phases: PhaseRecorder
 ) -> CompiledModel:
     """Run the passes over a graph, choose its kernels and plan its memory."""
+    wants_channels_last = context.capabilities.channels_last
+    passes = (*PASSES, *(CHANNELS_LAST_PASSES if wants_channels_last else ()))
     with phases.phase("passes", model=graph.name):
-        graph, reports = _run_passes(graph, phases)
+        graph, reports = _run_passes(graph, passes, phases)
     compiled = compile_model(graph, context, OPERATORS, reference_function, phases)
     return replace(compiled, passes=reports)
 
 
 def _run_passes(
-    graph: ExecutionGraph, phases: PhaseRecorder
+    graph: ExecutionGraph, passes: Sequence[Pass], phases: PhaseRecorder
 ) -> tuple[ExecutionGraph, tuple[PassReport, ...]]:
     reports = []
-    for one in PASSES:
+    for one in passes:
         with phases.phase(f"pass.{one.name}", model=graph.name) as phase:
             graph, (report,) = run_passes(graph, (one,))
             phase.attributes["nodes_before"] = report.nodes_before
