@@ -305,6 +305,6 @@ def _bind(
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel(_OPERATORS, _choose_depthwise, _bind),
-    CpuKernel(_OPERATORS, _choose, _bind),
+    CpuKernel(_OPERATORS, _choose_depthwise, _bind, shares_work=True),
+    CpuKernel(_OPERATORS, _choose, _bind, shares_work=True),
 )

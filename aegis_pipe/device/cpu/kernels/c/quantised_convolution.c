@@ -188,9 +188,9 @@ INLINE int64_t map_parts(const byte_convolution *c, int64_t blocks) {
     return c->groups > 1 ? 1 : smaller(pairs, ceil_divide(UNITS_WANTED, c->batch * blocks));
 }
 
-KERNEL(aegis_byte_conv, byte_convolution) {
+SHARED_KERNEL(aegis_byte_conv, byte_convolution) {
     const byte_convolution *c = arguments;
-    conv_workspace w = carve(c, c->workspace);
+    conv_workspace w = carve(c, c->workspace + self.index * aegis_byte_conv_workspace(c));
     int32_t sums[BYTE_ROWS * BYTE_BLOCK_COLUMNS] __attribute__((aligned(64)));
     int64_t depth = window_bytes(c), pixels = c->out_height * c->out_width, size = result_size(c->scales.kind);
     int64_t blocks = byte_block_count(pixels), parts = map_parts(c, blocks);
@@ -200,7 +200,8 @@ KERNEL(aegis_byte_conv, byte_convolution) {
     image from = {};
     block.tile_rows = begin_byte_products(pixels);
     __builtin_memset(w.rows, 0, (size_t)rows_bytes(c));
-    for (int64_t unit = 0; unit < c->batch * blocks * parts; unit++) {
+    range mine = part_of(self, c->batch * blocks * parts);
+    for (int64_t unit = mine.first; unit < mine.last; unit++) {
         int64_t at = unit / parts, index = at / blocks, part = unit % parts;
         int64_t first = byte_block_start(pixels, at % blocks);
         if (index != read) from = read_image(c, index, w.image);
@@ -314,7 +315,7 @@ INLINE int64_t met_count(const byte_convolution *c, int64_t rows) {
 
 EXPORT int64_t aegis_byte_conv_depthwise_workspace(const byte_convolution *c) {
     int64_t copied = met_count(c, block_rows(c)) * c->copy_width * c->groups;
-    return aligned(copied) + byte_results_size(c->groups);
+    return aligned(copied + byte_results_size(c->groups));
 }
 
 static void copy_row(const byte_convolution *c, int64_t index, int64_t y, uint8_t zero, uint8_t *to) {
@@ -368,16 +369,18 @@ static void depthwise_row(const byte_convolution *c, const uint8_t *met, int64_t
     }
 }
 
-KERNEL(aegis_byte_conv_depthwise, byte_convolution) {
+SHARED_KERNEL(aegis_byte_conv_depthwise, byte_convolution) {
     const byte_convolution *c = arguments;
+    uint8_t *workspace = c->workspace + self.index * aegis_byte_conv_depthwise_workspace(c);
     int64_t size = result_size(c->scales.kind), rows = block_rows(c), blocks = ceil_divide(c->out_height, rows);
     /* Taps are less their zero points already; of the data's the sums of the taps take care. */
     const int32_t *tap_sums = (const int32_t *)(const void *)(c->w + c->kernel_height * c->kernel_width *
                                                               padded_byte_columns(c->groups) * (int64_t)sizeof(float));
-    uint8_t *copy = c->workspace + byte_results_size(c->groups);
-    byte_results r = ready_results(&c->scales, c->scales.a_scale, c->scales.a_zero, tap_sums, 0, 0, c->groups, c->workspace);
+    uint8_t *copy = workspace + byte_results_size(c->groups);
+    byte_results r = ready_results(&c->scales, c->scales.a_scale, c->scales.a_zero, tap_sums, 0, 0, c->groups, workspace);
     r.has_zeros = 0;
-    for (int64_t unit = 0; unit < c->batch * blocks; unit++) {
+    range mine = part_of(self, c->batch * blocks);
+    for (int64_t unit = mine.first; unit < mine.last; unit++) {
         int64_t index = unit / blocks, first = unit % blocks * rows, last = smaller(first + rows, c->out_height);
         met_rows met = read_rows(c, index, first, last - first, copy);
         char *y = (char *)c->y + index * c->groups * c->out_height * c->out_width * size;
