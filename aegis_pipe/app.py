@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -37,9 +37,7 @@ from aegis_pipe.execution.deployment import (
 from aegis_pipe.execution.executor import check_inputs
 from aegis_pipe.execution.model_loader import LoadOptions
 from aegis_pipe.execution.program import BoundModel
-from aegis_pipe.manifest.model import (
-    Manifest,
-)
+from aegis_pipe.manifest.model import LogSection, Manifest
 from aegis_pipe.manifest_check import check_manifest
 from aegis_pipe.memory import DevicePlan
 from aegis_pipe.pipeline import PipelineReport, PipelineRunner
@@ -61,6 +59,7 @@ from aegis_pipe.telemetry import Telemetry, TelemetryConfig, TelemetryReport
 from aegis_pipe.tensor import TensorSpec
 
 if TYPE_CHECKING:
+    from aegis_pipe.telemetry.sdk_metrics import MetricReader
     from aegis_pipe.telemetry.sdk_sink import SpanExporter
 
 PRIORITY_MAX = 1000
@@ -130,12 +129,6 @@ def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
 
 def _check_supported(manifest: Manifest) -> None:
     """Refuse what this version can not do before anything is loaded."""
-    if manifest.scheduler.policy in ("fairness", "edf"):
-        raise PermanentError(
-            f"policy `{manifest.scheduler.policy}` is not supported yet",
-            context="scheduler.policy",
-            hint="write `priority` or `fifo`, or a class of your own as `package.module:Class`",
-        )
     _make_policy(manifest)
     for section in manifest.models:
         if section.precision in ("fp16", "bf16"):
@@ -151,17 +144,28 @@ def open_pipeline(
     *,
     listeners: Sequence[Listener] = (),
     span_exporters: Sequence[SpanExporter] = (),
+    metric_readers: Sequence[MetricReader] = (),
     write_line: Callable[[str], None] = print,
 ) -> Runtime:
     """Load a manifest and start it; use the result as a context manager.
 
-    `listeners` get every event; `span_exporters`, written for the OpenTelemetry SDK, get the spans
-    beside the manifest's own destinations and are shut down at the end; `write_line` takes what
+    `listeners` get every event; `span_exporters` and `metric_readers`, written for the
+    OpenTelemetry SDK, get spans and metrics beside the manifest's own destinations and are shut
+    down at the end; `write_line` takes what
     `console` sinks show. Raises ManifestError, or the AegisError of whatever could not be loaded;
     nothing is left open then.
     """
     loaded = manifest if isinstance(manifest, Manifest) else check_manifest(manifest)
-    return Runtime(loaded, SystemClock(), listeners, span_exporters, write_line)
+    return Runtime(
+        loaded, SystemClock(), listeners, _Observers(span_exporters, metric_readers), write_line
+    )
+
+
+class _Observers(NamedTuple):
+    """What was written for the OpenTelemetry SDK and is to be served too."""
+
+    span_exporters: Sequence[SpanExporter]
+    metric_readers: Sequence[MetricReader]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,7 +203,7 @@ class Runtime:
         manifest: Manifest,
         clock: Clock,
         listeners: Sequence[Listener],
-        span_exporters: Sequence[SpanExporter],
+        observers: _Observers,
         write_line: Callable[[str], None],
     ) -> None:
         self.name = manifest.name
@@ -220,15 +224,15 @@ class Runtime:
         self._is_stamped: Callable[[int], bool] = _never
         self._end_ns: int | None = None
         try:
-            self._start(span_exporters)
+            self._start(observers)
         except BaseException:
             self._closing.close()
             raise
 
-    def _start(self, span_exporters: Sequence[SpanExporter]) -> None:
+    def _start(self, observers: _Observers) -> None:
         manifest, clock, hub = self._manifest, self.clock, self._hub
         _check_supported(manifest)
-        self._start_telemetry(span_exporters)
+        self._start_telemetry(observers)
         phases = PhaseRecorder(hub, clock)
         with phases.phase("runtime.start") as phase:
             phase.attributes["manifest"] = self.name
@@ -272,12 +276,11 @@ class Runtime:
                 )
             )
 
-    def _start_telemetry(self, span_exporters: Sequence[SpanExporter]) -> None:
+    def _start_telemetry(self, observers: _Observers) -> None:
         config = _telemetry_config(self._manifest)
-        destinations = (config.otlp_endpoint, config.otlp_json_path, config.log_path)
-        if not (any(destinations) or span_exporters):
+        if not (config.has_destination or any(observers)):
             return
-        telemetry = Telemetry(config, self.clock, span_exporters=span_exporters)
+        telemetry = Telemetry(config, self.clock, **observers._asdict())
         telemetry.start()
         self._hub.add(telemetry.listener)
         self._is_stamped = telemetry.is_stamped
@@ -517,19 +520,30 @@ def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceCont
 
 
 def _arena_groups(manifest: Manifest) -> dict[str, int]:
-    """Return which models share memory on a stream: those of one priority.
+    """Return which models share memory on a stream: those that never preempt each other.
 
-    A request can then be paused at a segment boundary while one of a higher priority runs. With
-    `fifo` nobody is paused, and all share.
+    A request can be paused at a segment boundary while another one runs only if the two keep
+    their intermediate tensors apart. With `edf` what comes later preempts only what leaves more
+    time, so models of equal deadlines share; with `fifo` and `fairness` nobody is paused, and all
+    share; otherwise those of one priority.
     """
-    preempts = manifest.scheduler.policy != "fifo"
-    return {model.name: model.priority if preempts else 0 for model in manifest.models}
+    policy = manifest.scheduler.policy
+    if policy in ("fifo", "fairness"):
+        return {model.name: 0 for model in manifest.models}
+    if policy == "edf":
+        deadlines_ns = sorted({model.deadline_ns or 0 for model in manifest.models})
+        groups = {deadline_ns: group for group, deadline_ns in enumerate(deadlines_ns)}
+        return {model.name: groups[model.deadline_ns or 0] for model in manifest.models}
+    return {model.name: model.priority for model in manifest.models}
 
 
 def _make_policy(manifest: Manifest) -> SchedulingPolicy:
     section = manifest.scheduler
-    options = {"ageing_ns": section.ageing_ns} if section.policy == "priority" else {}
-    return make_policy(section.policy, **options)
+    options: dict[str, dict[str, object]] = {
+        "priority": {"ageing_ns": section.ageing_ns},
+        "fairness": {"weights": {model.name: model.weight for model in manifest.models}},
+    }
+    return make_policy(section.policy, **options.get(section.policy, {}))
 
 
 def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
@@ -544,6 +558,9 @@ def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
         otlp_timeout_ns=otlp.timeout_ns if otlp else 750_000_000,
         otlp_json_path=written_path(manifest, section.file) if section.file else None,
         log_path=written_path(manifest, section.log.path) if section.log else None,
+        log_max_bytes=(section.log or LogSection("")).max_size_bytes,
+        log_keep=(section.log or LogSection("")).keep,
+        prometheus=section.metrics.prometheus or "",
         ratio=traces.ratio,
         always=traces.always,
         slow_ns=traces.slow_ns or 0,

@@ -247,6 +247,16 @@ Event = (
 )
 Listener = Callable[[Event], None]
 
+
+def instant_ns(event: Event) -> int:
+    """Return when an event happened: at its instant, or at the end of its stretch."""
+    # Not by `hasattr`: every event has the one or the other, most the first or the last field.
+    try:
+        return event.at_ns  # type: ignore[union-attr]
+    except AttributeError:
+        return event.end_ns  # type: ignore[union-attr]
+
+
 _log = logging.getLogger(__name__)
 
 

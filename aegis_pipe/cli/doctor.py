@@ -74,6 +74,10 @@ def _device(kind: str) -> str:
         with open_device(kind, clock=SystemClock()).context as context:
             about = context.description
             memory = units.format_size(about.memory_bytes)
-            return f"ready: {about.name}, {about.model}, {about.compute_units} units, {memory}"
+            libraries = "".join(f"; {name}: {what}" for name, what in about.library_versions)
+            return (
+                f"ready: {about.name}, {about.model}, {about.compute_units} units, {memory}"
+                f"{libraries}"
+            )
     except AegisError as error:
         return "not usable: " + str(error).replace("\n", "\n" + " " * 23)

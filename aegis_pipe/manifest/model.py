@@ -302,7 +302,7 @@ class PipelineSection:
 
 @dataclass(frozen=True, slots=True)
 class OtlpSection:
-    """`telemetry.otlp`: where spans and metrics go."""
+    """`telemetry.otlp`: where spans go."""
 
     endpoint: str
     protocol: Literal["grpc", "http"] = "grpc"
@@ -330,6 +330,18 @@ class LogSection:
     """`telemetry.log`: every event as a line of JSON."""
 
     path: str
+    max_size_bytes: int = 64 * 2**20
+    """Size at which it is continued in a new file."""
+    keep: int = 4
+    """Older files that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsSection:
+    """`telemetry.metrics`: where figures are read."""
+
+    prometheus: str | None = None
+    """`host:port` to listen on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,11 +352,12 @@ class TelemetrySection:
     """None: the manifest's name."""
     otlp: OtlpSection | None = None
     file: str | None = None
-    """File for spans and metrics as OTLP-JSON lines."""
+    """File for spans as OTLP-JSON lines."""
     traces: TracesSection = TracesSection()
     log: LogSection | None = None
+    metrics: MetricsSection = MetricsSection()
     ring_capacity: int = 65_536
-    """Events that wait for the telemetry thread; more are dropped and counted."""
+    """Events of a thread that wait for the telemetry thread; more are dropped and counted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,8 @@ _HEADERS = {
     "telemetry": "[telemetry]",
     "otlp": "[telemetry.otlp]",
     "traces": "[telemetry.traces]",
+    "log": "[telemetry.log]",
+    "metrics": "[telemetry.metrics]",
     "serve": "[serve]",
 }
 

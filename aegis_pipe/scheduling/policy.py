@@ -67,7 +67,15 @@ class SchedulingPolicy(Protocol):
         ...
 
     def served(self, request: ExecutionRequest, service_ns: int) -> None:
-        """Take note that one of the request's segments held a stream for this long."""
+        """Take note that one of the request's segments held a stream for this long.
+
+        The stream's time is told once, whoever shares it: requests that joined a batch were
+        taken out by `remove`, and only the one that leads the batch is told of here.
+        """
+        ...
+
+    def ended(self, request: ExecutionRequest) -> None:
+        """Take note that a request which had started is over, whatever became of it."""
         ...
 
 
@@ -102,6 +110,10 @@ class KeyedPolicy(abc.ABC):
 
     def served(self, request: ExecutionRequest, service_ns: int) -> None:
         """Ignore it: keys are known on arrival."""
+        return
+
+    def ended(self, request: ExecutionRequest) -> None:
+        """Ignore it."""
         return
 
     def __len__(self) -> int:

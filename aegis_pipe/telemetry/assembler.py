@@ -58,7 +58,9 @@ _NEVER_NS: Final = 2**63
 class _Item:
     """What was heard of one pipeline item so far."""
 
+    key: tuple[str, int]
     stages: list[StageFinished] = field(default_factory=list)
+    requests: list[RequestRecord] = field(default_factory=list)
     finished: ItemFinished | None = None
 
 
@@ -67,30 +69,25 @@ class _Unit:
     """What becomes one trace: a request by itself, or an item with its requests."""
 
     requests: Sequence[RequestRecord]
-    item: _Item | None = None
-    is_kept: bool = False
+    item: _Item | None
+    ended_ns: int
+    blockers: tuple[int, ...] = ()
+    is_special: bool = False
+    """Kept for its own sake."""
 
     @property
-    def ends(self) -> Sequence[RequestFinished | ItemFinished | None]:
-        """Return the final event of each part; None for a part that is still open."""
-        ends: list[RequestFinished | ItemFinished | None]
-        ends = [record.finished for record in self.requests]
-        return ends if self.item is None else [*ends, self.item.finished]
-
-    @property
-    def ended_ns(self) -> int:
-        """Return when the last part ended; never, while one is open."""
-        return max(_ended_ns(end) for end in self.ends)
+    def is_kept(self) -> bool:
+        """Return whether it is exported: for its own sake, or because a kept one links to it."""
+        return self.is_special or any(record.is_wanted for record in self.requests)
 
 
-def _ended_ns(end: RequestFinished | ItemFinished | None) -> int:
-    match end:
-        case RequestFinished():
-            return end.at_ns
-        case ItemFinished():
-            return end.end_ns
-        case None:
-            return _NEVER_NS
+def _ended_ns(part: RequestRecord | _Item) -> int:
+    """Return when a request ended, or an item with all its requests; never, while one is open."""
+    if isinstance(part, RequestRecord):
+        return part.finished.at_ns if part.finished is not None else _NEVER_NS
+    if part.finished is None:
+        return _NEVER_NS
+    return max(part.finished.end_ns, *map(_ended_ns, part.requests), 0)
 
 
 class TraceAssembler:
@@ -111,8 +108,12 @@ class TraceAssembler:
         self._items = BoundedDict[tuple[str, int], _Item](_OPEN_MAX)
         self._settled = BoundedDict[int, SpanReference | None](_REMEMBERED_MAX)
         """Requests that are done with, and where those that were kept are."""
+        self._ended: list[RequestRecord | _Item] = []
+        """What has ended and was not judged yet."""
+        self._held: list[_Unit] = []
+        """What was judged and not built or forgotten yet."""
         self._judged: dict[int, _Unit] = {}
-        """Requests whose fate is known, though they may still be held."""
+        """The held units by their requests."""
         self._given_up = 0
 
     @property
@@ -133,7 +134,9 @@ class TraceAssembler:
             case StageFinished():
                 self._add_stage(event)
             case ItemFinished():
-                self._item((event.pipeline, event.item)).finished = event
+                item = self._item((event.pipeline, event.item))
+                item.finished = event
+                self._ended.append(item)
             case (
                 RequestSubmitted()
                 | DecisionMade()
@@ -145,6 +148,8 @@ class TraceAssembler:
                 record = self._record(event.request_id)
                 if record is not None:
                     record.add(event)
+                    if record.finished is event:
+                        self._ended.append(record)
             case _:
                 pass  # The log has it; no trace does.
 
@@ -159,74 +164,88 @@ class TraceAssembler:
         self._given_up += len(self._requests) + len(self._items) + self._loads.flush()
         self._requests.clear()
         self._items.clear()
+        self._ended.clear()
 
     def _record(self, request_id: int) -> RequestRecord | None:
         """Return the record of a request, made if need be; None if it is already done with."""
         record = self._requests.get(request_id)
         if record is None and request_id not in self._settled:
-            record = self._requests[request_id] = RequestRecord(request_id)
+            own = self._identifiers.root("request", request_id)
+            record = self._requests[request_id] = RequestRecord(request_id, own)
         return record
 
     def _item(self, key: tuple[str, int]) -> _Item:
         item = self._items.get(key)
         if item is None:
-            item = self._items[key] = _Item()
+            item = self._items[key] = _Item(key)
         return item
 
     def _add_stage(self, event: StageFinished) -> None:
         key = (event.pipeline, event.item)
-        self._item(key).stages.append(event)
+        item = self._item(key)
+        item.stages.append(event)
         if event.request_id and (record := self._record(event.request_id)) is not None:
             record.item = key
+            item.requests.append(record)
 
     def _settle(self, judged_ns: int, built_ns: int, overdue_ns: int) -> Iterator[Trace]:
         yield from self._loads.settle(judged_ns)
-        judged = [unit for unit in self._units() if unit.ended_ns <= judged_ns]
+        judged = self._take_ended(judged_ns)
         for unit in judged:
-            unit.is_kept = self._is_kept(unit)
-            if unit.is_kept:
+            self._judged.update((record.request_id, unit) for record in unit.requests)
+        for unit in judged:
+            if unit.is_special:
                 self._keep_blockers(unit)
-        for unit in judged:
-            unit.is_kept |= any(record.is_wanted for record in unit.requests)
-        self._judged = {record.request_id: unit for unit in judged for record in unit.requests}
-        ready = [
-            unit
-            for unit in judged
-            if unit.ended_ns <= built_ns and self._is_ready(unit, overdue_ns)
-        ]
+        self._held += judged
+        ready: list[_Unit] = []
+        held: list[_Unit] = []
+        for unit in self._held:
+            is_ready = unit.ended_ns <= built_ns and self._is_ready(unit, overdue_ns)
+            (ready if is_ready else held).append(unit)
+        self._held = held
         for unit in ready:
             if unit.is_kept:
                 yield self._build(unit)
             self._forget(unit)
 
+    def _take_ended(self, judged_ns: int) -> list[_Unit]:
+        """Remove what ended by then, and judge it."""
+        units = []
+        later: list[RequestRecord | _Item] = []
+        for part in self._ended:
+            ended_ns = _ended_ns(part)
+            if ended_ns > judged_ns:
+                later.append(part)
+            elif isinstance(part, _Item):
+                units.append(self._unit(part.requests, part, ended_ns))
+            elif part.item not in self._items:
+                units.append(self._unit([part], None, ended_ns))
+        self._ended = later
+        return units
+
+    def _unit(self, requests: Sequence[RequestRecord], item: _Item | None, ended_ns: int) -> _Unit:
+        unit = _Unit(requests, item, ended_ns)
+        unit.blockers = tuple(blocker for record in requests for blocker in record.blocked_by)
+        ends = [record.finished for record in requests]
+        is_special = any(map(self._is_special, ends)) or (
+            item is not None and self._is_special(item.finished)
+        )
+        unit.is_special = is_special or self._is_sampled(unit)
+        return unit
+
     def _keep_blockers(self, unit: _Unit) -> None:
         """Have those kept that a kept trace links to, unless they ended long before it did."""
-        for blocker in _blockers(unit):
+        for blocker in unit.blockers:
             record = self._requests.get(blocker)
-            if record is not None and unit.ended_ns - _ended_ns(record.finished) <= SETTLE_NS:
+            if record is not None and unit.ended_ns - _ended_ns(record) <= SETTLE_NS:
                 record.is_wanted = True
-
-    def _units(self) -> list[_Unit]:
-        """Return what can become traces, in the order in which it was first heard of."""
-        members: dict[tuple[str, int], list[RequestRecord]] = {}
-        units = []
-        for record in self._requests.values():
-            if record.item is not None and record.item in self._items:
-                members.setdefault(record.item, []).append(record)
-            else:
-                units.append(_Unit([record]))
-        units += [_Unit(members.get(key, ()), item) for key, item in self._items.items()]
-        return units
 
     def _is_ready(self, unit: _Unit, overdue_ns: int) -> bool:
         """Return whether all that it may link to has ended too, or it can wait no longer."""
         are_blockers_known = all(
-            blocker in self._judged or blocker not in self._requests for blocker in _blockers(unit)
+            blocker in self._judged or blocker not in self._requests for blocker in unit.blockers
         )
         return are_blockers_known or unit.ended_ns <= overdue_ns
-
-    def _is_kept(self, unit: _Unit) -> bool:
-        return any(self._is_special(end) for end in unit.ends) or self._is_sampled(unit)
 
     def _is_special(self, end: RequestFinished | ItemFinished | None) -> bool:
         match end:
@@ -252,7 +271,8 @@ class TraceAssembler:
             if caller is not None and caller.is_sampled:
                 return True
         if unit.requests:
-            return self.is_in_ratio(min(record.request_id for record in unit.requests))
+            first = min(unit.requests, key=lambda record: record.request_id)
+            return is_within_ratio(first.own.trace_id, self._config.ratio)
         return is_within_ratio(self._unit_span(unit).trace_id, self._config.ratio)
 
     def is_in_ratio(self, request_id: int) -> bool:
@@ -262,7 +282,7 @@ class TraceAssembler:
 
     def _span_of(self, record: RequestRecord) -> SpanReference:
         """Return the ids of a request's `infer` span."""
-        own = self._identifiers.root("request", record.request_id)
+        own = record.own
         if record.item is not None:
             return own._replace(trace_id=self._item_span(record.item).trace_id)
         if record.caller is not None:
@@ -275,8 +295,7 @@ class TraceAssembler:
     def _unit_span(self, unit: _Unit) -> SpanReference:
         if unit.item is None:
             return self._span_of(unit.requests[0])
-        assert unit.item.finished is not None
-        return self._item_span((unit.item.finished.pipeline, unit.item.finished.item))
+        return self._item_span(unit.item.key)
 
     def _build(self, unit: _Unit) -> Trace:
         trees = {record.request_id: self._infer(record) for record in unit.requests}
@@ -322,13 +341,10 @@ class TraceAssembler:
         return tree
 
     def _forget(self, unit: _Unit) -> None:
+        is_kept = unit.is_kept
         for record in unit.requests:
-            span = self._span_of(record) if unit.is_kept else None
-            self._settled[record.request_id] = span
-            del self._requests[record.request_id]
-        if unit.item is not None and unit.item.finished is not None:
-            del self._items[unit.item.finished.pipeline, unit.item.finished.item]
-
-
-def _blockers(unit: _Unit) -> tuple[int, ...]:
-    return tuple(blocker for record in unit.requests for blocker in record.blocked_by)
+            self._settled[record.request_id] = self._span_of(record) if is_kept else None
+            self._requests.pop(record.request_id, None)
+            self._judged.pop(record.request_id, None)
+        if unit.item is not None:
+            self._items.pop(unit.item.key, None)

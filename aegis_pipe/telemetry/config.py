@@ -34,6 +34,12 @@ class TelemetryConfig:
     """File for traces as OTLP JSON lines, which Jaeger's upload takes; replaced at start."""
     log_path: Path | None = None
     """File for every event as a JSON line; replaced at start."""
+    log_max_bytes: int = 64 * 2**20
+    """Size at which the log is continued in a new file."""
+    log_keep: int = 4
+    """Older files of the log that are kept, as `<path>.1` (the latest) and so on."""
+    prometheus: str = ""
+    """`host:port` on which a Prometheus finds the metrics; empty for none."""
     ratio: float = 0.05
     """Share of the requests that are kept although nothing is special about them, 0 to 1."""
     always: tuple[str, ...] = ALWAYS_CAUSES
@@ -46,8 +52,14 @@ class TelemetryConfig:
     """Kernel spans of a request; above, they are aggregated by operator."""
     ring_capacity: int = 65_536
     """Events that wait for the exporter; above, the oldest are dropped and counted."""
-    queue_capacity: int = 32_768
+    queue_capacity: int = 131_072
     """Spans that wait for a destination; above, the oldest traces are dropped and counted."""
+
+    @property
+    def has_destination(self) -> bool:
+        """Return whether telemetry goes anywhere."""
+        places = (self.otlp_endpoint, self.otlp_json_path, self.log_path, self.prometheus)
+        return any(places)
 
     def __post_init__(self) -> None:
         _check_choice("telemetry.otlp.protocol", self.otlp_protocol, PROTOCOLS)
@@ -60,6 +72,7 @@ class TelemetryConfig:
             ("telemetry.traces.max_spans", self.max_spans),
             ("telemetry.ring_capacity", self.ring_capacity),
             ("telemetry.queue_capacity", self.queue_capacity),
+            ("telemetry.log.max_size", self.log_max_bytes),
         ):
             _check(value > 0, key, "is not above 0")
         url = urlsplit(self.otlp_endpoint)

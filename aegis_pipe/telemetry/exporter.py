@@ -12,6 +12,7 @@ from aegis_pipe.events import Event
 from aegis_pipe.telemetry.assembler import TraceAssembler
 from aegis_pipe.telemetry.files import LineFile
 from aegis_pipe.telemetry.json_log import JsonLogFormat
+from aegis_pipe.telemetry.metrics import MetricsRecorder
 from aegis_pipe.telemetry.ring import EventRing
 from aegis_pipe.telemetry.sinks import SinkFeeder
 from aegis_pipe.telemetry.spans import Trace
@@ -50,7 +51,7 @@ class JsonLog:
 
 
 class Exporter:
-    """Empties the ring at intervals; hands events to the log, and spans to the sinks."""
+    """Empties the ring at intervals; hands events to log and metrics, and spans to the sinks."""
 
     def __init__(
         self,
@@ -58,12 +59,14 @@ class Exporter:
         assembler: TraceAssembler,
         feeders: Sequence[SinkFeeder],
         log: JsonLog | None,
+        metrics: MetricsRecorder | None,
         clock: Clock,
     ) -> None:
         self._ring = ring
         self._assembler = assembler
         self._feeders = feeders
         self._log = log
+        self._metrics = metrics
         self._clock = clock
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aegis-telemetry", daemon=True)
@@ -95,6 +98,9 @@ class Exporter:
             self._log.write(events)
         for event in events:
             self._assembler.add(event)
+        if self._metrics is not None:
+            for event in events:
+                self._metrics.add(event)
 
     def _offer(self, traces: Iterable[Trace]) -> None:
         for trace in traces:
@@ -103,3 +109,5 @@ class Exporter:
             # One trace may take as long to build as a request to run: let others have the
             # interpreter in between, unless this is the end.
             self._stop.wait(BREATH_S)
+        for feeder in self._feeders:
+            feeder.wake()

@@ -6,6 +6,8 @@ import hashlib
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 _SPAN_ID_MASK = 2**64 - 1
 _ODD_STEP = 0x9E3779B97F4A7C15
 """2^64 / golden ratio, odd: multiples of it visit every 64-bit number (Knuth, TAOCP 3, 6.4)."""
@@ -47,6 +49,14 @@ class Identifiers:
 def span_id_at(root_span_id: int, position: int) -> int:
     """Return the id of the span at a position below a root (which is position 0)."""
     return (root_span_id + position * _ODD_STEP) & _SPAN_ID_MASK or 1
+
+
+def span_ids_from(root_span_id: int, position: int, count: int) -> np.ndarray:
+    """Return `span_id_at` of as many positions in a row, as uint64[count]."""
+    steps = np.arange(position, position + count, dtype=np.uint64) * np.uint64(_ODD_STEP)
+    ids: np.ndarray = steps + np.uint64(root_span_id)
+    ids[ids == 0] = 1
+    return ids
 
 
 def is_within_ratio(trace_id: int, ratio: float) -> bool:

@@ -16,7 +16,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from aegis_pipe.events import DecisionMade, Event, RequestFinished, RequestSubmitted, StageFinished
+from aegis_pipe.events import (
+    DecisionMade,
+    Event,
+    RequestFinished,
+    RequestSubmitted,
+    StageFinished,
+    instant_ns,
+)
 from aegis_pipe.telemetry.bounded import BoundedDict
 from aegis_pipe.telemetry.otlp_json import json_number
 
@@ -55,7 +62,7 @@ class JsonLogFormat:
             values["priority"] = self._priorities.get(event.request_id)
         if isinstance(event, RequestFinished):
             self._priorities.pop(event.request_id, None)
-        values["timestamp"] = self._to_unix_ns(_instant_ns(event))
+        values["timestamp"] = self._to_unix_ns(instant_ns(event))
         return json.dumps(values, separators=(",", ":"), allow_nan=False)
 
     def _field(self, key: str, value: Any) -> dict[str, Any]:
@@ -83,13 +90,6 @@ class JsonLogFormat:
 
 def _request(request_id: int) -> str:
     return f"req-{request_id}"
-
-
-def _instant_ns(event: Event) -> int:
-    """Return when an event happened: at its instant, or at the end of its stretch."""
-    fields: Mapping[str, Any] = event._asdict()
-    instant_ns: int = fields["at_ns"] if "at_ns" in fields else fields["end_ns"]
-    return instant_ns
 
 
 def _plain(value: Any) -> Any:

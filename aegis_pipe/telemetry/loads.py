@@ -8,7 +8,7 @@ from typing import Final
 from aegis_pipe.events import MemoryAllocated, ModelLoaded, PhaseFinished
 from aegis_pipe.telemetry.bounded import BoundedDict
 from aegis_pipe.telemetry.ids import Identifiers, SpanReference
-from aegis_pipe.telemetry.spans import Trace, flatten
+from aegis_pipe.telemetry.spans import SegmentCalls, Trace, flatten
 from aegis_pipe.telemetry.traces import KernelTable, phase_tree
 
 _PHASES_MAX: Final = 65_536
@@ -24,6 +24,7 @@ class LoadTraces:
         self._phases = BoundedDict[int, PhaseFinished](_PHASES_MAX)
         self._allocations = BoundedDict[int, MemoryAllocated](_ALLOCATIONS_MAX)
         self._loaded: dict[str, ModelLoaded] = {}
+        self._kernels: dict[str, KernelTable] = {}
         self._model_spans: dict[str, SpanReference] = {}
         self._allocation_count = 0
 
@@ -39,6 +40,9 @@ class LoadTraces:
     def add_loaded(self, event: ModelLoaded) -> None:
         """Take note of a model's kernels and sizes."""
         self._loaded[event.model] = event
+        self._kernels[event.model] = [
+            SegmentCalls(calls, segment) for segment, calls in enumerate(event.kernels)
+        ]
 
     def add_allocation(self, event: MemoryAllocated) -> None:
         """Take note of a tensor's place, for the `pool.reserve` phase around it."""
@@ -46,9 +50,8 @@ class LoadTraces:
         self._allocation_count += 1
 
     def kernels(self, model: str) -> KernelTable:
-        """Return the names of a model's calls; empty if it is not known."""
-        loaded = self._loaded.get(model)
-        return loaded.kernels if loaded is not None else ()
+        """Return what a model's segments call; empty if it is not known."""
+        return self._kernels.get(model, ())
 
     def span_of(self, model: str) -> SpanReference | None:
         """Return the span in which a model was loaded, once its trace is built."""

@@ -7,14 +7,13 @@ late: gRPC takes longer to import than some runs last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
 from aegis_pipe.telemetry.config import TelemetryConfig
 from aegis_pipe.telemetry.otlp_proto import encode_request
 from aegis_pipe.telemetry.resources import Resources
-from aegis_pipe.telemetry.spans import Span
+from aegis_pipe.telemetry.spans import Trace
 
 if TYPE_CHECKING:
     import grpc
@@ -39,7 +38,7 @@ class OtlpSink:
         make = _GrpcTransport if self._config.otlp_protocol == "grpc" else _HttpTransport
         self._transport = make(self._config)
 
-    def export(self, batch: Sequence[Span]) -> bool:
+    def export(self, batch: Trace) -> bool:
         """Send a batch; return whether the collector took it."""
         assert self._transport is not None
         self.problem = self._transport.send(encode_request(batch, self._resources))

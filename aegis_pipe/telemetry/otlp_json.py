@@ -9,7 +9,7 @@ so that a run with only a file needs no protobuf.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,7 @@ from typing import Any, Final
 from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.files import LineFile
 from aegis_pipe.telemetry.resources import SCOPE_NAME, Resources
-from aegis_pipe.telemetry.spans import AttributeValue, Span
+from aegis_pipe.telemetry.spans import AttributeValue, Span, Trace, expand
 
 _KIND_INTERNAL: Final = 1
 _STATUS_ERROR: Final = 2
@@ -41,21 +41,22 @@ class OtlpJsonSink:
     def open(self) -> None:
         """Do nothing: the file was opened when this was made, so that a wrong path stops there."""
 
-    def export(self, batch: Sequence[Span]) -> bool:
+    def export(self, batch: Trace) -> bool:
         """Write the batch's traces and flush; return whether that went well."""
-        traces = groupby(batch, key=lambda span: span.trace_id)
-        return self._file.write(to_json_line(list(spans), self._resources) for _, spans in traces)
+        traces = groupby(batch, key=lambda part: part.trace_id)
+        return self._file.write(to_json_line(list(parts), self._resources) for _, parts in traces)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def to_json_line(batch: Sequence[Span], resources: Resources) -> str:
+def to_json_line(batch: Trace, resources: Resources) -> str:
     """Return the batch as an OTLP JSON export request, without the line's end."""
+    spans = list(expand(batch))
     services = (
-        (resources.host, [span for span in batch if not span.on_device]),
-        (resources.device, [span for span in batch if span.on_device]),
+        (resources.host, [span for span in spans if not span.on_device]),
+        (resources.device, [span for span in spans if span.on_device]),
     )
     request = {
         "resourceSpans": [

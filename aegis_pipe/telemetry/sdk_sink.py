@@ -8,12 +8,11 @@ manifest's `telemetry.otlp`. The SDK is imported late: a run without such an exp
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.resources import SCOPE_NAME, Resources
-from aegis_pipe.telemetry.spans import Span
+from aegis_pipe.telemetry.spans import Span, Trace, expand
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -39,13 +38,13 @@ class SdkSink:
         """Import the SDK."""
         self._spans = SdkSpans(self._resources)
 
-    def export(self, batch: Sequence[Span]) -> bool:
+    def export(self, batch: Trace) -> bool:
         """Convert a batch and hand it over; return whether the exporter calls it a success."""
         from opentelemetry import context
         from opentelemetry.sdk.trace.export import SpanExportResult
 
         assert self._spans is not None
-        readable = [self._spans.convert(span) for span in batch]
+        readable = [self._spans.convert(span) for span in expand(batch)]
         # As the SDK's own processors do: the exporter's requests must not be traced themselves.
         suppressed = context.set_value(context._SUPPRESS_INSTRUMENTATION_KEY, True)
         token = context.attach(suppressed)

@@ -15,14 +15,18 @@ from aegis_pipe.telemetry.exporter import Exporter, JsonLog
 from aegis_pipe.telemetry.files import LineFile
 from aegis_pipe.telemetry.ids import Identifiers
 from aegis_pipe.telemetry.json_log import JsonLogFormat
+from aegis_pipe.telemetry.metrics import Losses, MetricsRecorder
 from aegis_pipe.telemetry.otlp import OtlpSink
 from aegis_pipe.telemetry.otlp_json import OtlpJsonSink
+from aegis_pipe.telemetry.prometheus import PrometheusEndpoint
 from aegis_pipe.telemetry.resources import make_resources
 from aegis_pipe.telemetry.ring import EventRing
+from aegis_pipe.telemetry.sdk_metrics import SdkMetrics
 from aegis_pipe.telemetry.sdk_sink import SdkSink
 from aegis_pipe.telemetry.sinks import SinkFeeder, SinkReport, SpanSink
 
 if TYPE_CHECKING:
+    from aegis_pipe.telemetry.sdk_metrics import MetricReader
     from aegis_pipe.telemetry.sdk_sink import SpanExporter
 
 CLOSE_TIMEOUT_S: Final = 2.0
@@ -50,7 +54,8 @@ class Telemetry:
     """One run's telemetry. Add `listener` to the EventHub, `start`, run, `close`.
 
     `run_id` fixes the trace ids, for tests and for comparing runs; made up if it is not given.
-    `span_exporters` are OpenTelemetry's; they get the spans too and are shut down by `close`.
+    `span_exporters` and `metric_readers` are OpenTelemetry's; they get spans and metrics too, and
+    are shut down by `close`.
     """
 
     def __init__(
@@ -60,15 +65,19 @@ class Telemetry:
         *,
         run_id: bytes = b"",
         span_exporters: Sequence[SpanExporter] = (),
+        metric_readers: Sequence[MetricReader] = (),
     ) -> None:
         self._config = config
         self._span_exporters = tuple(span_exporters)
+        self._metric_readers = tuple(metric_readers)
         self._clock = clock
         self.run_id = run_id or os.urandom(16)
         self._ring = EventRing(config.ring_capacity)
         self._assembler = TraceAssembler(config, Identifiers(self.run_id), clock.to_unix_ns)
         self._feeders: list[SinkFeeder] = []
         self._json_log: JsonLog | None = None
+        self._prometheus: PrometheusEndpoint | None = None
+        self._sdk_metrics: SdkMetrics | None = None
         self._exporter: Exporter | None = None
 
     @property
@@ -85,21 +94,26 @@ class Telemetry:
     def start(self) -> None:
         """Open the files and start the threads; connects to nobody yet.
 
-        Raises a PermanentError if a file can not be written.
+        Raises a PermanentError if a file can not be written or an address not be listened on.
         """
         assert self._exporter is None, "telemetry is started once"
         config = self._config
         if config.log_path is not None:
             line_format = JsonLogFormat(self._clock.to_unix_ns)
-            self._json_log = JsonLog(LineFile(config.log_path), line_format)
+            file = LineFile(config.log_path, max_bytes=config.log_max_bytes, keep=config.log_keep)
+            self._json_log = JsonLog(file, line_format)
+        sinks: list[SpanSink] = []
         try:
-            sinks = self._make_sinks()
+            self._make_sinks(sinks)
+            metrics = self._start_metrics()
         except BaseException:
             self._close_log()
+            for sink in sinks:
+                sink.close()
             raise
         self._feeders = [SinkFeeder(sink, config.queue_capacity) for sink in sinks]
         self._exporter = Exporter(
-            self._ring, self._assembler, self._feeders, self._json_log, self._clock
+            self._ring, self._assembler, self._feeders, self._json_log, metrics, self._clock
         )
         for feeder in self._feeders:
             feeder.start()
@@ -113,6 +127,10 @@ class Telemetry:
         for feeder in self._feeders:
             feeder.finish()
         sinks = tuple(feeder.close(self._left_s(deadline_ns)) for feeder in self._feeders)
+        if self._sdk_metrics is not None:
+            self._sdk_metrics.close(self._left_s(deadline_ns))
+        if self._prometheus is not None:
+            self._prometheus.close()
         # Even if the exporter still writes: its time is over, and the file must not stay open.
         self._close_log()
         report = self._report(sinks)
@@ -123,15 +141,38 @@ class Telemetry:
             )
         return report
 
-    def _make_sinks(self) -> list[SpanSink]:
+    def _start_metrics(self) -> MetricsRecorder | None:
+        """Return what events are to be handed to, if anybody reads metrics."""
+        if not (self._config.prometheus or self._metric_readers):
+            return None
+        recorder = MetricsRecorder(self._clock, self._losses)
+        if self._metric_readers:
+            self._sdk_metrics = SdkMetrics(
+                self._metric_readers,
+                recorder,
+                make_resources(self._config, self.run_id),
+                self._clock,
+            )
+        if self._config.prometheus:
+            self._prometheus = PrometheusEndpoint(self._config.prometheus, recorder)
+            self._prometheus.start()
+        return recorder
+
+    def _losses(self) -> Losses:
+        log = self._json_log
+        return Losses(
+            events=self._ring.dropped_count(),
+            spans=sum(feeder.lost_spans for feeder in self._feeders),
+            log_lines=0 if log is None else log.lost_lines,
+        )
+
+    def _make_sinks(self, sinks: list[SpanSink]) -> None:
         resources = make_resources(self._config, self.run_id)
-        sinks: list[SpanSink] = []
         if self._config.otlp_json_path is not None:
             sinks.append(OtlpJsonSink(self._config.otlp_json_path, resources))
         if self._config.otlp_endpoint:
             sinks.append(OtlpSink(self._config, resources))
         sinks += [SdkSink(exporter, resources) for exporter in self._span_exporters]
-        return sinks
 
     def _left_s(self, deadline_ns: int) -> float:
         return max(0, deadline_ns - self._clock.now_ns()) / 1e9
@@ -143,6 +184,7 @@ class Telemetry:
     def _report(self, sinks: tuple[SinkReport, ...]) -> TelemetryReport:
         log = self._json_log
         log_where = () if log is None else (log.where,)
+        prometheus_where = () if self._prometheus is None else (self._prometheus.where,)
         return TelemetryReport(
             exported_spans=sum(sink.exported_spans for sink in sinks),
             dropped_events=self._ring.dropped_count() + len(self._ring),
@@ -150,6 +192,6 @@ class Telemetry:
             failed_exports=sum(sink.failed_exports for sink in sinks),
             lost_log_lines=0 if log is None else log.lost_lines,
             abandoned_traces=self._assembler.abandoned,
-            where=(*(sink.where for sink in sinks), *log_where),
+            where=(*(sink.where for sink in sinks), *log_where, *prometheus_where),
             sinks=sinks,
         )

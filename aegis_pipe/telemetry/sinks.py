@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
-from aegis_pipe.telemetry.spans import Span, Trace
+from aegis_pipe.telemetry.spans import Span, SpanBlock, Trace, span_count
 
-BATCH_SPANS: Final = 512
+BATCH_SPANS: Final = 4_096
+"""Some 0.7 MB of OTLP; collectors refuse messages above 4 MiB."""
 PAUSE_MIN_S: Final = 1.0
 PAUSE_MAX_S: Final = 30.0
 
@@ -39,7 +39,7 @@ class SpanSink(Protocol):
         """Get ready; may take long (imports), connects to nobody."""
         ...
 
-    def export(self, batch: Sequence[Span]) -> bool:
+    def export(self, batch: Trace) -> bool:
         """Hand over a batch; return whether it arrived."""
         ...
 
@@ -69,6 +69,7 @@ class SinkFeeder:
         self._taken = 0
         self._exported = 0
         self._failed_exports = 0
+        self._failed_spans = 0
         self._pause_s = 0.0
         """Above 0 after a failure, until an export succeeds."""
         self._ready = threading.Event()
@@ -83,11 +84,14 @@ class SinkFeeder:
 
     def offer(self, trace: Trace) -> None:
         """Enqueue a trace; beyond the capacity the oldest give way. For one thread only."""
-        self._offered += len(trace)
+        self._offered += span_count(trace)
         self._queue.append(trace)
         # Whole traces are lost, never some of their spans: half a trace misleads.
         while self._waiting > self._capacity and (oldest := self._pop()):
-            self._overflowed += len(oldest)
+            self._overflowed += span_count(oldest)
+
+    def wake(self) -> None:
+        """Have the thread hand over what was offered; not for each trace, so that batches fill."""
         self._ready.set()
 
     def finish(self) -> None:
@@ -104,6 +108,11 @@ class SinkFeeder:
         exported = self._exported
         dropped = self._offered - exported
         return SinkReport(self._sink.where, exported, dropped, self._failed_exports)
+
+    @property
+    def lost_spans(self) -> int:
+        """Return how many spans are lost for good so far."""
+        return self._overflowed + self._failed_spans
 
     @property
     def _waiting(self) -> int:
@@ -133,12 +142,14 @@ class SinkFeeder:
                 # Closing, and the last try failed: another would only hold up the end.
                 self._queue.clear()
 
-    def _take(self) -> list[Span]:
-        """Return the spans of whole traces, the batch's size or a little more."""
-        batch: list[Span] = []
-        while len(batch) < BATCH_SPANS and (trace := self._pop()):
+    def _take(self) -> Trace:
+        """Return whole traces, of the batch's size or a little more."""
+        batch: list[Span | SpanBlock] = []
+        spans = 0
+        while spans < BATCH_SPANS and (trace := self._pop()):
             batch += trace
-        self._taken += len(batch)
+            spans += span_count(trace)
+        self._taken += spans
         return batch
 
     def _pop(self) -> Trace:
@@ -148,9 +159,9 @@ class SinkFeeder:
         except IndexError:
             return ()
 
-    def _send(self, batch: Sequence[Span]) -> None:
+    def _send(self, batch: Trace) -> None:
         if self._sink.export(batch):
-            self._exported += len(batch)
+            self._exported += span_count(batch)
             self._pause_s = 0.0
             return
         if not self._failed_exports:
@@ -161,4 +172,5 @@ class SinkFeeder:
                 self._sink.problem,
             )
         self._failed_exports += 1
+        self._failed_spans += span_count(batch)
         self._pause_s = min(max(PAUSE_MIN_S, 2 * self._pause_s), PAUSE_MAX_S)

@@ -4,17 +4,22 @@ A trace is first built as a tree of `SpanNode`s on the runtime's clock, which kn
 only. `flatten` then gives each node its id and its place on the wall clock, and makes the tree
 one that viewers draw right: no end before its start, children inside their parents, and
 neighbours apart by the whole microseconds that viewers compute with.
+
+Kernels, of which a request has hundreds, are no nodes: a segment's kernels stay one block of times
+all the way to the destination, where they are written from a template or, at last, become spans.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from aegis_pipe.telemetry import attributes as names
-from aegis_pipe.telemetry.ids import SpanReference, span_id_at
+from aegis_pipe.telemetry.ids import SpanReference, span_id_at, span_ids_from
 
 AttributeValue = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float]
 Attributes = Mapping[str, AttributeValue]
@@ -60,8 +65,103 @@ class Span(NamedTuple):
     events: tuple[SpanEvent, ...]
 
 
-Trace = Sequence[Span]
-"""The spans of one trace that this process made, parents first."""
+class SegmentCalls:
+    """What a segment of a model calls: made once when it is loaded, compared by identity."""
+
+    def __init__(self, calls: Sequence[tuple[str, str, str]], segment: int) -> None:
+        self.calls = tuple(calls)
+        """Per call (operator, node, kernel)."""
+        self.segment = segment
+        self.operators = tuple(dict.fromkeys(operator for operator, _, _ in self.calls))
+        places = {operator: place for place, operator in enumerate(self.operators)}
+        self.operator_of = np.array([places[operator] for operator, _, _ in self.calls], np.intp)
+        """Per call, the place of its operator among `operators`."""
+
+    def attributes(self, call: int, stream: int, duration_ns: int) -> dict[str, AttributeValue]:
+        """Return the attributes of one call's span."""
+        operator, node, kernel = self.calls[call]
+        return {
+            names.OPERATOR: operator,
+            names.NODE: node,
+            names.KERNEL: kernel,
+            names.SEGMENT: self.segment,
+            names.STREAM: stream,
+            names.DURATION_NS: duration_ns,
+        }
+
+
+class SpanBlock(NamedTuple):
+    """The kernel spans of one segment; times are nanoseconds since the Unix epoch."""
+
+    trace_id: int
+    parent_id: int
+    calls: SegmentCalls
+    stream: int
+    span_ids: np.ndarray
+    """uint64[calls]"""
+    starts_ns: np.ndarray
+    """int64[calls]"""
+    ends_ns: np.ndarray
+    durations_ns: np.ndarray
+    """The true ones; `ends_ns` may have given way to a successor."""
+
+    def spans(self) -> Iterator[Span]:
+        """Yield the single spans."""
+        columns = (self.span_ids, self.starts_ns, self.ends_ns, self.durations_ns)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for call, (span_id, start_ns, end_ns, duration_ns) in enumerate(rows):
+            yield Span(
+                self.trace_id,
+                span_id,
+                self.parent_id,
+                False,
+                self.calls.calls[call][0],
+                start_ns,
+                end_ns,
+                self.calls.attributes(call, self.stream, duration_ns),
+                "",
+                True,
+                (),
+                (),
+            )
+
+
+Trace = Sequence[Span | SpanBlock]
+"""What one trace has of this process's spans, parents first."""
+
+
+def span_count(trace: Trace) -> int:
+    """Return how many spans a trace has, those of blocks included."""
+    return sum(1 if isinstance(part, Span) else len(part.span_ids) for part in trace)
+
+
+def expand(trace: Trace) -> Iterator[Span]:
+    """Yield every single span of a trace."""
+    for part in trace:
+        if isinstance(part, Span):
+            yield part
+        else:
+            yield from part.spans()
+
+
+@dataclass(slots=True, eq=False)
+class KernelBlock:
+    """A segment's kernels before they have ids; times are on the runtime's clock."""
+
+    calls: SegmentCalls
+    stream: int
+    times_ns: np.ndarray
+    """int64[calls, 2]: start and end; of the wall clock once it is placed."""
+
+    @property
+    def start_ns(self) -> int:
+        """Return the first start."""
+        return int(self.times_ns[:, 0].min())
+
+    @property
+    def end_ns(self) -> int:
+        """Return the last end."""
+        return int(self.times_ns[:, 1].max())
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +177,8 @@ class SpanNode:
     links: list[SpanLink] = field(default_factory=list)
     events: list[SpanEvent] = field(default_factory=list)
     children: list[SpanNode] = field(default_factory=list)
+    blocks: list[KernelBlock] = field(default_factory=list)
+    """Kernels directly below; a node with blocks has only leaves besides."""
     own_span_id: int = 0
     """Set where others have to know it in advance; 0 for one that follows from the position."""
 
@@ -91,31 +193,52 @@ def flatten(
     to_unix_ns: Callable[[int], int],
     *,
     parent: SpanReference | None = None,
-) -> list[Span]:
+) -> list[Span | SpanBlock]:
     """Return the tree's spans, parents first; `parent` is a span of the caller, if any.
 
     Changes the tree's times as the module describes; each span's `aegis.duration_ns` stays true.
     """
-    _place(root, to_unix_ns)
+    durations = _Placing(to_unix_ns).place(root)
     _enclose(root)
     _separate(root)
-    spans: list[Span] = []
+    trace: list[Span | SpanBlock] = []
 
-    def visit(node: SpanNode, parent_id: int, span_ids: Iterator[int]) -> None:
+    def visit(node: SpanNode, parent_id: int, ids: _Ids) -> None:
         if node.own_span_id:
-            span_ids = _span_ids(node.own_span_id)
-        span_id = next(span_ids)
+            ids = _Ids(node.own_span_id)
+        span_id = ids.take(1)
         is_remote = node is root and parent is not None
-        spans.append(_to_span(node, reference.trace_id, span_id, parent_id, is_remote))
-        for child in node.children:
-            visit(child, span_id, span_ids)
+        trace.append(_to_span(node, reference.trace_id, span_id_at(*span_id), parent_id, is_remote))
+        own_id = trace[-1].span_id  # type: ignore[union-attr]  # just appended
+        for child in _in_order(node):
+            if isinstance(child, KernelBlock):
+                trace.append(_to_block(child, reference.trace_id, own_id, ids, durations))
+            else:
+                visit(child, own_id, ids)
 
-    visit(root, parent.span_id if parent else 0, _span_ids(reference.span_id))
-    return spans
+    visit(root, parent.span_id if parent else 0, _Ids(reference.span_id))
+    return trace
 
 
-def _span_ids(root_span_id: int) -> Iterator[int]:
-    return (span_id_at(root_span_id, position) for position in count())
+class _Ids:
+    """Positions below a root's span id, handed out in order."""
+
+    def __init__(self, root_span_id: int) -> None:
+        self._root = root_span_id
+        self._position = 0
+
+    def take(self, count: int) -> tuple[int, int]:
+        """Return (root's id, first position) of as many."""
+        position = self._position
+        self._position += count
+        return self._root, position
+
+
+def _in_order(node: SpanNode) -> Sequence[SpanNode | KernelBlock]:
+    if not node.blocks:
+        return node.children
+    parts: list[SpanNode | KernelBlock] = [*node.children, *node.blocks]
+    return sorted(parts, key=lambda part: (part.start_ns, part.end_ns))
 
 
 def _to_span(
@@ -137,16 +260,46 @@ def _to_span(
     )
 
 
-def _place(node: SpanNode, to_unix_ns: Callable[[int], int]) -> None:
-    """Move a tree to the wall clock, and cut off the events that are too many."""
-    node.start_ns, node.end_ns = to_unix_ns(node.start_ns), to_unix_ns(node.end_ns)
-    if len(node.events) > EVENTS_MAX:
-        node.attributes[names.EVENTS_OMITTED] = len(node.events) - EVENTS_MAX
-    node.events = [
-        event._replace(at_ns=to_unix_ns(event.at_ns)) for event in node.events[:EVENTS_MAX]
-    ]
-    for child in node.children:
-        _place(child, to_unix_ns)
+def _to_block(
+    block: KernelBlock, trace_id: int, parent_id: int, ids: _Ids, durations: dict[int, np.ndarray]
+) -> SpanBlock:
+    count = len(block.times_ns)
+    return SpanBlock(
+        trace_id,
+        parent_id,
+        block.calls,
+        block.stream,
+        span_ids_from(*ids.take(count), count),
+        block.times_ns[:, 0],
+        block.times_ns[:, 1],
+        durations[id(block)],
+    )
+
+
+class _Placing:
+    """Moves a tree to the wall clock, and cuts off the events that are too many."""
+
+    def __init__(self, to_unix_ns: Callable[[int], int]) -> None:
+        self._to_unix_ns = to_unix_ns
+        self._durations: dict[int, np.ndarray] = {}
+
+    def place(self, node: SpanNode) -> dict[int, np.ndarray]:
+        """Place a node and what is below it; return the true durations of blocks by their id."""
+        to_unix_ns = self._to_unix_ns
+        node.start_ns, node.end_ns = to_unix_ns(node.start_ns), to_unix_ns(node.end_ns)
+        if len(node.events) > EVENTS_MAX:
+            node.attributes[names.EVENTS_OMITTED] = len(node.events) - EVENTS_MAX
+        node.events = [
+            event._replace(at_ns=to_unix_ns(event.at_ns)) for event in node.events[:EVENTS_MAX]
+        ]
+        for block in node.blocks:
+            # An offset that is the same for all of a segment's kernels keeps them in order.
+            block.times_ns = block.times_ns + (to_unix_ns(block.start_ns) - block.start_ns)
+            np.maximum(block.times_ns[:, 1], block.times_ns[:, 0], out=block.times_ns[:, 1])
+            self._durations[id(block)] = block.times_ns[:, 1] - block.times_ns[:, 0]
+        for child in node.children:
+            self.place(child)
+        return self._durations
 
 
 def _enclose(node: SpanNode) -> None:
@@ -157,6 +310,9 @@ def _enclose(node: SpanNode) -> None:
     if node.children:
         node.start_ns = min(node.start_ns, node.children[0].start_ns)
         node.end_ns = max(node.end_ns, *(child.end_ns for child in node.children))
+    for block in node.blocks:
+        node.start_ns = min(node.start_ns, block.start_ns)
+        node.end_ns = max(node.end_ns, block.end_ns)
 
 
 def _separate(node: SpanNode) -> None:
@@ -165,6 +321,9 @@ def _separate(node: SpanNode) -> None:
     Viewers that compute a critical path in whole microseconds (start and duration each rounded
     down) take the two for overlapping and leave out the first. Spans too short to give way stay.
     """
+    if node.blocks:
+        _separate_blocks(node)
+        return
     for child, successor in pairwise(node.children):
         start_us, successor_us = child.start_ns // 1000, successor.start_ns // 1000
         shown_end_us = start_us + (child.end_ns - child.start_ns) // 1000
@@ -174,3 +333,26 @@ def _separate(node: SpanNode) -> None:
         child.start_ns = min(child.start_ns, node.end_ns)
         child.end_ns = min(child.end_ns, node.end_ns)
         _separate(child)
+
+
+def _separate_blocks(node: SpanNode) -> None:
+    """Do the same for a node with blocks, whose other children are leaves."""
+    leaves = np.array([(leaf.start_ns, leaf.end_ns) for leaf in node.children], np.int64)
+    times = np.concatenate([leaves.reshape(-1, 2), *(block.times_ns for block in node.blocks)])
+    order = np.argsort(times[:, 0], kind="stable")
+    starts, ends = times[order, 0], times[order, 1]
+    starts_us = starts // 1000
+    here_us, next_us = starts_us[:-1], starts_us[1:]
+    shown_end_us = here_us + (ends - starts)[:-1] // 1000
+    gives_way = (ends[:-1] <= starts[1:]) & (here_us < next_us) & (next_us <= shown_end_us)
+    shorter = starts[:-1] + (next_us - 1 - here_us) * 1000
+    ends[:-1] = np.where(gives_way, shorter, ends[:-1])
+    times[order, 0] = np.minimum(starts, node.end_ns)
+    times[order, 1] = np.minimum(ends, node.end_ns)
+    first = len(node.children)
+    for leaf, (start_ns, end_ns) in zip(node.children, times[:first].tolist(), strict=True):
+        leaf.start_ns, leaf.end_ns = start_ns, end_ns
+    for block in node.blocks:
+        last = first + len(block.times_ns)
+        block.times_ns = times[first:last]
+        first = last

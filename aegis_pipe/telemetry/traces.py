@@ -32,8 +32,14 @@ from aegis_pipe.events import (
     StageFinished,
 )
 from aegis_pipe.telemetry import attributes as names
-from aegis_pipe.telemetry.ids import Caller, parse_traceparent
-from aegis_pipe.telemetry.spans import AttributeValue, SpanEvent, SpanNode
+from aegis_pipe.telemetry.ids import Caller, SpanReference, parse_traceparent
+from aegis_pipe.telemetry.spans import (
+    AttributeValue,
+    KernelBlock,
+    SegmentCalls,
+    SpanEvent,
+    SpanNode,
+)
 
 RequestEvent = (
     RequestSubmitted
@@ -43,10 +49,8 @@ RequestEvent = (
     | EventSynchronised
     | RequestFinished
 )
-KernelTable = Sequence[Sequence[tuple[str, str, str]]]
-"""Per segment, per call: (operator, node, kernel)."""
-
-_UNKNOWN_CALL = ("kernel", "", "")
+KernelTable = Sequence[SegmentCalls]
+"""What each segment calls."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +58,8 @@ class RequestRecord:
     """What was heard of one request so far."""
 
     request_id: int
+    own: SpanReference
+    """Its ids, if no caller and no pipeline's item lends it a trace."""
     submitted: RequestSubmitted | None = None
     finished: RequestFinished | None = None
     decisions: list[DecisionMade] = field(default_factory=list)
@@ -64,12 +70,15 @@ class RequestRecord:
     """The pipeline's item it belongs to, once known."""
     is_wanted: bool = False
     """A trace that is kept links here, so this one is kept too."""
+    caller: Caller | None = None
+    """The span this request was submitted under, if its caller told."""
 
     def add(self, event: RequestEvent) -> None:
         """Take note of an event of this request."""
         match event:
             case RequestSubmitted():
                 self.submitted = event
+                self.caller = parse_traceparent(event.parent) if event.parent else None
             case DecisionMade():
                 self.decisions.append(event)
             case SegmentFinished():
@@ -82,14 +91,11 @@ class RequestRecord:
                 self.finished = event
 
     @property
-    def caller(self) -> Caller | None:
-        """Return the span this request was submitted under, if its caller told."""
-        return parse_traceparent(self.submitted.parent) if self.submitted is not None else None
-
-    @property
     def blocked_by(self) -> tuple[int, ...]:
         """Return the requests that held it up, each once, in the order they were named."""
-        named = (other for decision in self.decisions for other in decision.blocked_by)
+        named = [other for decision in self.decisions for other in decision.blocked_by]
+        if not named:
+            return ()
         return tuple(dict.fromkeys(other for other in named if other != self.request_id))
 
 
@@ -189,14 +195,14 @@ def _execute(
     node.events = [_crossing(event) for event in record.crossings]
     later = decisions[1:]
     done: list[SegmentFinished | CopyFinished] = [*record.segments, *record.copies]
-    lanes = sorted({part.stream for part in done})
-    calls = [_segment(done, kernels) for done in record.segments]
-    is_over = len(later) + sum(map(len, calls)) > max_spans
+    blocks = [_kernels(segment, kernels) for segment in record.segments]
+    spans = len(later) + sum(len(block.times_ns) if block else 1 for block in blocks)
+    is_over = spans > max_spans
     if is_over and later:
         node.attributes[names.DECISIONS_OMITTED] = len(later)
     node.children = [] if is_over else [_decision(decision) for decision in later]
-    for stream in lanes:
-        node.children.append(_lane(stream, record, calls, is_aggregated=is_over))
+    for stream in sorted({part.stream for part in done}):
+        node.children.append(_lane(stream, record, blocks, is_aggregated=is_over))
     return node
 
 
@@ -213,12 +219,20 @@ def _crossing(event: EventSynchronised) -> SpanEvent:
 
 
 def _lane(
-    stream: int, record: RequestRecord, calls: Sequence[list[SpanNode]], *, is_aggregated: bool
+    stream: int,
+    record: RequestRecord,
+    blocks: Sequence[KernelBlock | None],
+    *,
+    is_aggregated: bool,
 ) -> SpanNode:
-    """Return what one stream did; `calls` runs parallel to the record's segments."""
-    segments = [done for done in record.segments if done.stream == stream]
+    """Return what one stream did; `blocks` runs parallel to the record's segments."""
+    segments = [
+        (done, block)
+        for done, block in zip(record.segments, blocks, strict=True)
+        if done.stream == stream
+    ]
     copies = [done for done in record.copies if done.stream == stream]
-    done: list[SegmentFinished | CopyFinished] = [*segments, *copies]
+    done: list[SegmentFinished | CopyFinished] = [*(done for done, _ in segments), *copies]
     lane = SpanNode(
         f"{names.STREAM_LANE} {stream}",
         min(part.start_ns for part in done),
@@ -230,16 +244,14 @@ def _lane(
         },
         on_device=True,
     )
-    own = [
-        node
-        for segment, nodes in zip(record.segments, calls, strict=True)
-        if segment.stream == stream
-        for node in nodes
-    ]
-    lane.children = [
-        *(_copy(copy) for copy in copies),
-        *(_aggregate(own) if is_aggregated else own),
-    ]
+    stamped = [block for _, block in segments if block is not None]
+    unstamped = [_segment(done) for done, block in segments if block is None]
+    lane.children = [_copy(copy) for copy in copies]
+    if is_aggregated:
+        lane.children += [*_aggregate_segments(unstamped), *_aggregate_kernels(stamped)]
+    else:
+        lane.children += unstamped
+        lane.blocks = stamped
     return lane
 
 
@@ -253,45 +265,59 @@ def _copy(copy: CopyFinished) -> SpanNode:
     )
 
 
-def _segment(done: SegmentFinished, kernels: KernelTable) -> list[SpanNode]:
-    """Return the segment's kernels, or the segment itself if they were not stamped."""
-    place: dict[str, AttributeValue] = {names.SEGMENT: done.segment, names.STREAM: done.stream}
-    if not done.kernel_times or not kernels:
-        return [SpanNode(names.SEGMENT_RUN, done.start_ns, done.end_ns, {**place}, on_device=True)]
-    times = np.frombuffer(done.kernel_times, dtype=np.int64).reshape(-1, 2).tolist()
-    table = kernels[done.segment] if done.segment < len(kernels) else ()
-    nodes = []
-    for position, (start_ns, end_ns) in enumerate(times):
-        operator, node, kernel = table[position] if position < len(table) else _UNKNOWN_CALL
-        values: dict[str, AttributeValue] = {
-            names.OPERATOR: operator,
-            names.NODE: node,
-            names.KERNEL: kernel,
-            **place,
-        }
-        nodes.append(SpanNode(operator, start_ns, end_ns, values, on_device=True))
-    return nodes
+def _kernels(done: SegmentFinished, kernels: KernelTable) -> KernelBlock | None:
+    """Return a segment's kernels; None if they were not stamped or are not known."""
+    if not done.kernel_times or done.segment >= len(kernels):
+        return None
+    calls = kernels[done.segment]
+    times = np.frombuffer(done.kernel_times, dtype=np.int64).reshape(-1, 2)
+    return KernelBlock(calls, done.stream, times) if len(times) == len(calls.calls) else None
 
 
-def _aggregate(nodes: Iterable[SpanNode]) -> list[SpanNode]:
-    """Return one span per name, from the first start to the last end, saying what it stands for."""
-    groups: dict[str, list[SpanNode]] = {}
-    for node in nodes:
-        groups.setdefault(node.name, []).append(node)
-    return [
-        SpanNode(
-            name,
-            min(node.start_ns for node in group),
-            max(node.end_ns for node in group),
-            {
-                names.AGGREGATED: True,
-                names.CALLS: len(group),
-                names.DURATION_NS: sum(node.end_ns - node.start_ns for node in group),
-            },
-            on_device=True,
-        )
-        for name, group in groups.items()
-    ]
+def _segment(done: SegmentFinished) -> SpanNode:
+    return SpanNode(
+        names.SEGMENT_RUN,
+        done.start_ns,
+        done.end_ns,
+        {names.SEGMENT: done.segment, names.STREAM: done.stream},
+        on_device=True,
+    )
+
+
+def _aggregate_segments(nodes: Sequence[SpanNode]) -> list[SpanNode]:
+    """Return one span for all, if there are any."""
+    if not nodes:
+        return []
+    busy_ns = sum(node.end_ns - node.start_ns for node in nodes)
+    start_ns, end_ns = nodes[0].start_ns, max(node.end_ns for node in nodes)
+    return [_aggregated(names.SEGMENT_RUN, start_ns, end_ns, len(nodes), busy_ns)]
+
+
+def _aggregate_kernels(blocks: Iterable[KernelBlock]) -> list[SpanNode]:
+    """Return one span per operator, from the first start to the last end."""
+    starts: dict[str, int] = {}
+    ends: dict[str, int] = {}
+    calls: dict[str, int] = {}
+    busy: dict[str, int] = {}
+    for block in blocks:
+        for place, operator in enumerate(block.calls.operators):
+            times = block.times_ns[block.calls.operator_of == place]
+            start_ns, end_ns = int(times[:, 0].min()), int(times[:, 1].max())
+            starts[operator] = min(starts.get(operator, start_ns), start_ns)
+            ends[operator] = max(ends.get(operator, end_ns), end_ns)
+            calls[operator] = calls.get(operator, 0) + len(times)
+            busy[operator] = busy.get(operator, 0) + int((times[:, 1] - times[:, 0]).sum())
+    return [_aggregated(name, starts[name], ends[name], calls[name], busy[name]) for name in starts]
+
+
+def _aggregated(name: str, start_ns: int, end_ns: int, calls: int, busy_ns: int) -> SpanNode:
+    return SpanNode(
+        name,
+        start_ns,
+        end_ns,
+        {names.AGGREGATED: True, names.CALLS: calls, names.DURATION_NS: busy_ns},
+        on_device=True,
+    )
 
 
 def phase_tree(

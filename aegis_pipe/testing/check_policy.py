@@ -165,6 +165,36 @@ def check_preemption_is_one_way(make: MakePolicy) -> None:
         assert not (forth and back), f"{one} and {other} could alternate for ever"
 
 
+def check_service(make: MakePolicy) -> None:
+    """Check that service told in any legal way loses nobody and is taken for what it is.
+
+    Segments of several requests overlap, some requests end early, and some that are served were
+    taken out by `remove`, as those are that go along in a batch.
+    """
+    dice, policy = random.Random(7), make()
+    running: list[ExecutionRequest] = []
+    seen: list[int] = []
+    requests = sample_requests(300, seed=7)
+    for request in requests:
+        policy.push(request, request.arrival_ns)
+        while len(policy) and len(running) < 3 and dice.random() < 0.8:
+            started = policy.pop(request.arrival_ns)[0]
+            running.append(started)
+            companion = policy.peek(request.arrival_ns)
+            if companion is not None and companion.model == started.model and dice.random() < 0.3:
+                policy.remove(companion)
+                running.append(companion)
+        while running and dice.random() < 0.7:
+            served = dice.choice(running)
+            policy.served(served, dice.choice((0, 1, 50)))
+            if dice.random() < 0.5:
+                running.remove(served)
+                policy.ended(served)
+                seen.append(served.request_id)
+    seen += [request.request_id for request in running] + _drain(policy)
+    assert sorted(seen) == [request.request_id for request in requests]
+
+
 def check_logarithmic(make: MakePolicy) -> None:
     """Check that no method's cost grows faster than the logarithm of how many wait.
 
@@ -189,6 +219,7 @@ POLICY_CHECKS: dict[str, Callable[[MakePolicy], None]] = {
     "candidates": check_candidates,
     "skip": check_skip,
     "preemption_is_one_way": check_preemption_is_one_way,
+    "service": check_service,
     "logarithmic": check_logarithmic,
 }
 
@@ -279,13 +310,17 @@ def _costs(policy: SchedulingPolicy, waiting: int, calls: int = 50) -> dict[str,
     for request in requests[:waiting]:
         policy.push(request, request.arrival_ns)
     now_ns = waiting * 10
+    started: list[ExecutionRequest] = []
     # Removing first, so that what it leaves behind is paid for by the others.
     methods: dict[str, Callable[[int], object]] = {
         "remove": lambda call: policy.remove(requests[call * (waiting // calls)]),
         "push": lambda call: policy.push(requests[waiting + call], now_ns),
         "peek": lambda call: policy.peek(now_ns),
         "candidates": lambda call: policy.candidates(now_ns, 4),
-        "pop": lambda call: policy.pop(now_ns),
+        "preempts": lambda call: policy.preempts(requests[-1], requests[-2], now_ns),
+        "pop": lambda call: started.append(policy.pop(now_ns)[0]),
+        "served": lambda call: policy.served(started[call], 10),
+        "ended": lambda call: policy.ended(started[call]),
     }
     return {
         name: steps.during(lambda method=method: [method(call) for call in range(calls)]) / calls  # type: ignore[misc]  # a lambda's default has no annotation

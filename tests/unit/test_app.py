@@ -659,11 +659,23 @@ def test_a_model_that_can_not_be_warmed_up_is_told_and_runs(
     np.testing.assert_array_equal(rows, WEIGHT[[3, 0]])
 
 
-@pytest.mark.parametrize("policy", ["fairness", "edf"])
-def test_a_policy_that_is_not_there_is_refused_before_loading(
-    write: Callable[..., Path], product: str, policy: str
+@pytest.mark.parametrize(("policy", "groups"), [("fairness", 1), ("edf", 2), ("priority", 3)])
+def test_models_share_memory_unless_the_policy_may_pause_one_for_the_other(
+    write: Callable[..., Path], product: str, policy: str, groups: int
 ) -> None:
-    manifest = aegis_pipe.load_manifest(write(m=product))
-    unmade = replace(manifest, scheduler=replace(manifest.scheduler, policy=policy))
-    with pytest.raises(aegis_pipe.PermanentError, match=f"policy `{policy}` is not supported yet"):
-        aegis_pipe.open_pipeline(unmade)
+    manifest = aegis_pipe.load_manifest(write(a=product, b=product, c=product))
+    models = tuple(
+        replace(model, priority=priority, deadline_ns=deadline_ns, weight=1.0 + priority)
+        for model, priority, deadline_ns in zip(
+            manifest.models, (0, 1, 2), (10**11, 10**11, None), strict=True
+        )
+    )
+    scheduler = replace(manifest.scheduler, policy=policy)
+    with aegis_pipe.open_pipeline(replace(manifest, models=models, scheduler=scheduler)) as runtime:
+        x = np.ones(runtime.models["a"].inputs["x"].shape, np.float32)
+        found = [runtime.submit(model, {"x": x}) for model in ("a", "b", "c")]
+        for future in found:
+            expected = np.maximum(x @ WEIGHT, 0)
+            np.testing.assert_allclose(future.result(WAIT_S)["y"], expected, rtol=1e-4)
+        plan = runtime.plan
+        assert plan.arena_bytes == groups * plan.models[0].arena_bytes

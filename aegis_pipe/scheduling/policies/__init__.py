@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable
 
 from aegis_pipe.errors import PermanentError
+from aegis_pipe.scheduling.policies.edf import EdfPolicy
+from aegis_pipe.scheduling.policies.fairness import FairnessPolicy
 from aegis_pipe.scheduling.policies.fifo import FifoPolicy
 from aegis_pipe.scheduling.policies.priority import PriorityPolicy
 from aegis_pipe.scheduling.policy import SchedulingPolicy
@@ -17,6 +19,8 @@ PolicyFactory = Callable[..., SchedulingPolicy]
 POLICIES: dict[str, PolicyFactory] = {
     "fifo": FifoPolicy,
     "priority": PriorityPolicy,
+    "fairness": FairnessPolicy,
+    "edf": EdfPolicy,
 }
 
 
@@ -87,6 +91,7 @@ def _missing(policy: object) -> list[str]:
         "candidates",
         "preempts",
         "served",
+        "ended",
     )
     return [f"`{name}`" for name in wanted if not hasattr(policy, name)]
 

@@ -43,6 +43,7 @@ SECTIONS: dict[type, dict[str, Any]] = {
             model.OtlpSection: "otlp",
             model.TracesSection: "traces",
             model.LogSection: "log",
+            model.MetricsSection: "metrics",
             model.ServeSection: "serve",
         }.items()
     },

@@ -160,7 +160,8 @@ telemetries = st.builds(
         kernels=st.sampled_from(["sampled", "always", "never"]),
         max_spans=CAPACITIES,
     ),
-    log=maybe(st.just(model.LogSection("out/log.jsonl"))),
+    log=maybe(st.just(model.LogSection("out/log.jsonl", 2_000_000, 2))),
+    metrics=st.builds(model.MetricsSection, maybe(st.just("127.0.0.1:9464"))),
     ring_capacity=CAPACITIES,
 )
 serves = st.sampled_from(

@@ -21,6 +21,9 @@ VARIANTS = {
     "fifo": partial(make_policy, "fifo"),
     "priority": partial(make_policy, "priority"),
     "priority, ageing": partial(make_policy, "priority", ageing_ns=70),
+    "fairness": partial(make_policy, "fairness"),
+    "fairness, weights": partial(make_policy, "fairness", weights={"detector": 3, "tracker": 0.5}),
+    "edf": partial(make_policy, "edf"),
 }
 
 
@@ -107,6 +110,73 @@ def test_only_priority_preempts_and_only_strictly():
     assert not make_policy("priority", ageing_ns=1).preempts(high, low, 9)
 
 
+def test_edf_is_the_order_of_deadlines_and_those_without_come_last():
+    def due(number, arrival_ns, deadline_ns):
+        return ExecutionRequest(number, "m", arrival_ns, deadline_ns=deadline_ns)
+
+    requests = (due(1, 0, None), due(2, 5, 90), due(3, 9, 50), due(4, 3, 90), due(5, 1, None))
+    assert order(make_policy("edf"), *requests) == [
+        (3, Reason.EARLIEST_DEADLINE),
+        (4, Reason.FIRST_ARRIVAL),
+        (2, Reason.EARLIEST_DEADLINE),
+        (1, Reason.FIRST_ARRIVAL),
+        (5, Reason.ONLY_CANDIDATE),
+    ]
+    policy = make_policy("edf")
+    assert policy.preempts(due(1, 0, 7), due(2, 0, 8), 5)
+    assert not policy.preempts(due(1, 0, 8), due(2, 0, 8), 5)
+    assert not policy.preempts(due(1, 0, None), due(2, 0, None), 5)
+
+
+def test_fairness_gives_the_turn_to_the_model_that_had_least_for_its_weight():
+    policy = make_policy("fairness", weights={"heavy": 2.0})
+    turns = []
+    for number in range(12):
+        model = "heavy" if number % 2 else "light"
+        policy.push(request(number, number, model=model), number)
+    for _ in range(9):
+        winner, reason = policy.pop(100)
+        policy.served(winner, 10)
+        policy.ended(winner)
+        turns.append((winner.model[0], str(reason)))
+    assert "".join(model for model, _ in turns) == "lhhlhhlhh"
+    assert turns[2] == ("h", "least_service")
+
+
+def test_under_fairness_idling_saves_up_nothing():
+    policy = make_policy("fairness")
+    for number in range(20):
+        policy.push(request(number, number, model="busy"), number)
+    for _ in range(10):
+        winner, _ = policy.pop(100)
+        policy.served(winner, 10)
+        policy.ended(winner)
+    for number in range(20, 30):
+        policy.push(request(number, 100, model="late"), 100)
+    models = []
+    for _ in range(6):
+        winner, _ = policy.pop(100)
+        policy.served(winner, 10)
+        policy.ended(winner)
+        models.append(winner.model)
+    assert models.count("late") == 3
+
+
+def test_fairness_charges_what_was_used_and_not_what_was_expected():
+    policy = make_policy("fairness")
+    for number in range(8):
+        policy.push(request(number, number, model="ab"[number % 2]), number)
+    first, _ = policy.pop(100)
+    policy.served(first, 1000)
+    policy.ended(first)
+    second, _ = policy.pop(100)
+    assert (first.model, second.model) == ("a", "b")
+    policy.served(second, 10)
+    policy.ended(second)
+    # Two more of b, each charged 10: a has had 1000.
+    assert [policy.pop(100)[0].model for _ in range(3)] == ["b", "b", "b"]
+
+
 class ShortestName(KeyedPolicy):
     name = "shortest_name"
 
@@ -151,6 +221,9 @@ class EverythingInAList:
         return waiting.priority >= paused.priority
 
     def served(self, request, service_ns):
+        pass
+
+    def ended(self, request):
         pass
 
 
@@ -212,6 +285,7 @@ class NotAPolicy:
         ("fifo", {"ageing_ns": 3}, "does not take these options.*'ageing_ns'.*\n.*takes none"),
         ("priority", {"agein_ns": 3}, "\n.*it takes `ageing_ns`"),
         ("priority", {"ageing_ns": -3}, "less than nothing"),
+        ("fairness", {"weights": {"m": 0.0}}, "`m` has a weight of 0.0"),
     ],
 )
 def test_says_what_is_wrong_with_a_policy(name, options, message):

@@ -20,7 +20,8 @@ def test_quantiles_are_within_one_percent(durations: list[int], q: float) -> Non
     for duration in durations:
         histogram.add(duration)
     exact = int(np.quantile(durations, q, method="inverted_cdf"))
-    assert histogram.quantile_ns(q) == pytest.approx(exact, rel=0.0105, abs=1)
+    # A bucket's middle is within 1 % of what is in it, and is then rounded to whole nanoseconds.
+    assert abs(histogram.quantile_ns(q) - exact) <= 0.01 * exact + 1
 
 
 def test_no_durations_no_quantile() -> None:

@@ -11,7 +11,7 @@ from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.assembler import OVERDUE_NS, SETTLE_NS, TraceAssembler
 from aegis_pipe.telemetry.config import TelemetryConfig
 from aegis_pipe.telemetry.ids import Identifiers
-from aegis_pipe.telemetry.spans import Span, Trace
+from aegis_pipe.telemetry.spans import Span, Trace, expand
 from aegis_pipe.testing.event_sequences import (
     START_NS,
     expired_events,
@@ -31,7 +31,7 @@ def make_assembler(config: TelemetryConfig = ALL) -> TraceAssembler:
 
 
 def flat(traces: Iterable[Trace]) -> list[Span]:
-    return [span for trace in traces for span in trace]
+    return [span for trace in traces for span in expand(trace)]
 
 
 def assemble(events: list[Event], config: TelemetryConfig = ALL) -> list[Span]:
@@ -60,7 +60,7 @@ def infers(spans: list[Span]) -> dict[object, Span]:
 
 
 def test_request_has_the_documented_shape() -> None:
-    events = load_events() + request_events(1, START_NS + 200_000, kernels=3)
+    events = load_events(kernels=3) + request_events(1, START_NS + 200_000, kernels=3)
     assert outline(assemble(events))[7:] == [
         "infer detector",
         "  queue.wait",

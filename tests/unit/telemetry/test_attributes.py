@@ -9,7 +9,7 @@ from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.assembler import SETTLE_NS, TraceAssembler
 from aegis_pipe.telemetry.config import TelemetryConfig
 from aegis_pipe.telemetry.ids import Identifiers
-from aegis_pipe.telemetry.spans import Span
+from aegis_pipe.telemetry.spans import Span, expand
 from aegis_pipe.testing.event_sequences import (
     START_NS,
     item_events,
@@ -28,7 +28,7 @@ def assemble_everything() -> list[Span]:
         assembler = TraceAssembler(config, Identifiers(b"1"), lambda instant_ns: instant_ns)
         for event in run_events(3):
             assembler.add(event)
-        spans += [span for trace in assembler.flush() for span in trace]
+        spans += [span for trace in assembler.flush() for span in expand(trace)]
     return spans
 
 
@@ -65,7 +65,7 @@ def test_span_names_are_few_however_many_requests_there_are() -> None:
             events += item_events(i, 1_000 + i, START_NS + i * SETTLE_NS)
         for event in events:
             assembler.add(event)
-        return len({span.name for trace in assembler.flush() for span in trace})
+        return len({span.name for trace in assembler.flush() for span in expand(trace)})
 
     assert count(2) == count(40) == 22
 

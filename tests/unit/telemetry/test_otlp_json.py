@@ -16,7 +16,7 @@ from aegis_pipe.telemetry.ids import Identifiers
 from aegis_pipe.telemetry.otlp_json import OtlpJsonSink, to_json_line
 from aegis_pipe.telemetry.otlp_proto import encode_request
 from aegis_pipe.telemetry.resources import make_resources
-from aegis_pipe.telemetry.spans import Span
+from aegis_pipe.telemetry.spans import Span, expand
 from aegis_pipe.testing.event_sequences import START_NS, request_events, run_events
 
 CONFIG = TelemetryConfig(ratio=1.0)
@@ -28,7 +28,7 @@ def make_spans() -> list[Span]:
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     for event in run_events() + request_events(90, START_NS, traceparent=parent):
         assembler.add(event)
-    return [span for trace in assembler.flush() for span in trace]
+    return [span for trace in assembler.flush() for span in expand(trace)]
 
 
 def to_protobuf_json(value: Any, key: str = "") -> Any:

@@ -16,7 +16,7 @@ from aegis_pipe.telemetry.ids import Identifiers, SpanReference
 from aegis_pipe.telemetry.otlp_proto import encode_request
 from aegis_pipe.telemetry.resources import make_resources
 from aegis_pipe.telemetry.sdk_sink import SdkSpans
-from aegis_pipe.telemetry.spans import Span, SpanEvent, SpanLink
+from aegis_pipe.telemetry.spans import Span, SpanEvent, SpanLink, expand
 from aegis_pipe.testing.event_sequences import START_NS, request_events, run_events
 
 CONFIG = TelemetryConfig(ratio=1.0)
@@ -36,7 +36,7 @@ def test_a_whole_run_says_the_same() -> None:
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     for event in run_events() + request_events(90, START_NS, traceparent=parent):
         assembler.add(event)
-    spans = [span for trace in assembler.flush() for span in trace]
+    spans = [span for trace in assembler.flush() for span in expand(trace)]
     assert len(spans) > 300
     check(spans)
 

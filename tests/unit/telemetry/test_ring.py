@@ -43,3 +43,23 @@ def test_every_event_of_many_threads_is_drained_or_counted() -> None:
         drained += len(ring.drain())
     drained += len(ring.drain())
     assert drained + ring.dropped_count() == 20_000
+
+
+def test_each_thread_has_its_own_room_and_ended_ones_leave_only_their_count() -> None:
+    ring = EventRing(10)
+    ring.append(event(-1))
+
+    def flood() -> None:
+        for number in range(1_000):
+            ring.append(event(number))
+
+    for _ in range(20):
+        thread = threading.Thread(target=flood)
+        thread.start()
+        thread.join()
+    assert len(ring) == 1 + 20 * 10
+    drained = ring.drain()
+    assert drained[0] == event(-1), "a thread's flood must not cost another thread's events"
+    assert len(drained) == 1 + 20 * 10
+    assert ring.dropped_count() == 20 * 990
+    assert len(ring._rings) == 1

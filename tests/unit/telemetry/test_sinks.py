@@ -51,9 +51,10 @@ class MemorySink:
 def offer(feeder: SinkFeeder, traces: list[list[Span]]) -> None:
     for trace in traces:
         feeder.offer(trace)
+    feeder.wake()
 
 
-def start(sink: MemorySink, capacity: int = 10_000) -> SinkFeeder:
+def start(sink: MemorySink, capacity: int = 100_000) -> SinkFeeder:
     feeder = SinkFeeder(sink, capacity)
     feeder.start()
     return feeder
@@ -76,7 +77,7 @@ def test_a_failed_batch_is_not_tried_again_and_said_once(
     monkeypatch.setattr(sinks, "PAUSE_MIN_S", 0.0001)
     monkeypatch.setattr(sinks, "PAUSE_MAX_S", 0.0001)
     sink = MemorySink(False, True, False, True)
-    feeder = start(sink)
+    feeder = start(sink, capacity=10 * BATCH_SPANS)
     offer(feeder, make_traces(3 * BATCH_SPANS))
     while len(sink.batches) < 1 or sink.answers[:1] == [False]:
         threading.Event().wait(0.001)
@@ -87,7 +88,8 @@ def test_a_failed_batch_is_not_tried_again_and_said_once(
         threading.Event().wait(0.001)
     report = feeder.close(10)
     assert report == SinkReport("memory", BATCH_SPANS + 1, 2 * BATCH_SPANS, 2)
-    (record,) = caplog.records
+    # Of this module alone: an exporter that another test ran out of time for may still complain.
+    (record,) = [record for record in caplog.records if record.name == sinks.__name__]
     assert record.levelno == logging.WARNING
     assert "said no" in record.getMessage()
 

@@ -24,6 +24,10 @@ FLOAT = ctypes.c_float
 """What the fields of the functions' arguments are."""
 
 
+HIGHEST_BYTE_UNIT = 2
+"""Of the units of `c/byte_products.c`, the last one."""
+
+
 class Step(ctypes.Structure):
     """A function of the library and its arguments, both by address."""
 
@@ -50,6 +54,11 @@ class NativeLibrary:
         self.pack_panels = self._library.aegis_pack_panels
         self.pack_panels.argtypes = (POINTER, *(INTEGER,) * 4, POINTER)
         self.pack_panels.restype = None
+        self.pack_byte_panels = self._library.aegis_pack_byte_panels
+        self.pack_byte_panels.argtypes = (POINTER, *(INTEGER,) * 5, POINTER)
+        self.pack_byte_panels.restype = None
+        self.byte_unit = self.choose_byte_unit(HIGHEST_BYTE_UNIT)
+        """Instructions for products of bytes, see `c/byte_products.c`."""
 
     def step(self, function: str, arguments: ctypes.Structure) -> Step:
         """Bind a function to its arguments, which have to outlive the step."""
@@ -58,10 +67,22 @@ class NativeLibrary:
         address = ctypes.cast(getattr(self._library, function), POINTER)
         return Step(address, ctypes.addressof(arguments))
 
-    def _integer(self, name: str) -> int:
+    def choose_byte_unit(self, highest: int) -> int:
+        """Use the best unit up to `highest` that the processor has too; return its number."""
+        return self._integer("aegis_choose_byte_unit", highest)
+
+    def byte_panels_size(self, depth: int, columns: int) -> int:
+        """Return the bytes of a packed 8-bit matrix."""
+        return self._integer("aegis_byte_panels_size", depth, columns)
+
+    def byte_gemm_workspace(self, depth: int, columns: int, b_is_plain: bool) -> int:
+        """Return the bytes of workspace that a product of 8-bit matrices wants."""
+        return self._integer("aegis_byte_gemm_workspace", depth, columns, b_is_plain)
+
+    def _integer(self, name: str, *arguments: int) -> int:
         function = getattr(self._library, name)
         function.restype = INTEGER
-        return int(function())
+        return int(function(*map(INTEGER, arguments)))
 
 
 def load() -> tuple[NativeLibrary | None, str]:

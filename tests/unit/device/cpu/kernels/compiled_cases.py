@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
-import onnx
 
+from tests.unit.device.cpu.kernels.case import Case, random
+from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
+from tests.unit.device.cpu.kernels.recurrent_cases import RECURRENT
 from tests.unit.kernel_driver import make_node
-
-OPSET = 22
-
-
-@dataclass(frozen=True)
-class Case:
-    kernel: str
-    node: onnx.NodeProto
-    values: list[np.ndarray | None] = field(repr=False)
-    constants: tuple[int, ...] = ()
-    opset: int = OPSET
-
-
-def random(*shape: int) -> np.ndarray:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def _conv(
@@ -295,4 +281,6 @@ CASES: dict[str, Case] = {
     **elementwise(),
     **pools(),
     **normalisations(),
+    **QUANTISED,
+    **RECURRENT,
 }

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import KERNELS, native
-from tests.unit.device.cpu.kernels.compiled_cases import CASES, Case
+from tests.unit.device.cpu.kernels.case import Case
+from tests.unit.device.cpu.kernels.compiled_cases import CASES
 from tests.unit.kernel_driver import lower, operator_node
 
 PAGE = mmap.PAGESIZE

@@ -1,0 +1,160 @@
+/* Element by element between floats and bytes, and between bytes on different scales. */
+#include "functions.h"
+#include "quantise.h"
+#include "step.h"
+
+/* Scales and zero points hold for the whole tensor, or for each position of an axis: x is
+ * [outer][parts][inner], with one scale a part. */
+typedef struct {
+    const void *x;
+    void *y;
+    const float *scale;
+    const uint8_t *zero; /* NULL: 0 */
+    int64_t outer, parts, inner;
+    int64_t is_signed; /* the bytes */
+    float low, high;
+} rescaling;
+
+INLINE float zero_point(const uint8_t *zero, int64_t i, int64_t is_signed) {
+    if (!zero) return 0;
+    return is_signed ? (float)(int8_t)zero[i] : (float)zero[i];
+}
+
+KERNEL(aegis_quantise, rescaling) {
+    const rescaling *q = arguments;
+    const float *x = q->x;
+    uint8_t *y = q->y;
+    for (int64_t o = 0; o < q->outer; o++)
+        for (int64_t p = 0; p < q->parts; p++, x += q->inner, y += q->inner)
+            quantise_row(x, q->inner, q->scale[p], zero_point(q->zero, p, q->is_signed), q->low, q->high, y);
+}
+
+typedef uint8_t wide_unsigned_bytes __attribute__((vector_size(WIDE)));
+
+INLINE wide bytes_to_wide(const uint8_t *p, int64_t is_signed) {
+    wide_bytes b;
+    __builtin_memcpy(&b, p, sizeof b);
+    return is_signed ? __builtin_convertvector(b, wide) : __builtin_convertvector((wide_unsigned_bytes)b, wide);
+}
+/* The first `count` < WIDE bytes; zeros behind them. */
+INLINE wide bytes_to_wide_part(const uint8_t *p, int64_t count, int64_t is_signed) {
+    uint8_t part[WIDE] = {0};
+    for (int64_t i = 0; i < count; i++) part[i] = p[i];
+    return bytes_to_wide(part, is_signed);
+}
+INLINE wide byte_row_load(const uint8_t *row, int64_t i, int64_t count, int64_t is_signed) {
+    return i + WIDE <= count ? bytes_to_wide(row + i, is_signed)
+                             : bytes_to_wide_part(row + i, count - i, is_signed);
+}
+
+KERNEL(aegis_dequantise, rescaling) {
+    const rescaling *q = arguments;
+    const uint8_t *x = q->x;
+    float *y = q->y;
+    for (int64_t o = 0; o < q->outer; o++)
+        for (int64_t p = 0; p < q->parts; p++, x += q->inner, y += q->inner) {
+            wide zero = wide_of(zero_point(q->zero, p, q->is_signed)), scale = wide_of(q->scale[p]);
+            for (int64_t i = 0; i < q->inner; i += WIDE)
+                row_store(y, i, q->inner, (byte_row_load(x, i, q->inner, q->is_signed) - zero) * scale);
+        }
+}
+
+typedef struct {
+    const float *x;
+    uint8_t *y;
+    float *scale;
+    uint8_t *zero;
+    int64_t count;
+} dynamic_quantisation;
+
+KERNEL(aegis_quantise_dynamically, dynamic_quantisation) {
+    const dynamic_quantisation *q = arguments;
+    byte_grid grid = grid_of(q->x, q->count);
+    *q->scale = grid.scale;
+    *q->zero = grid.zero;
+    quantise_row(q->x, q->count, grid.scale, grid.zero, 0, 255, q->y);
+}
+
+enum { RANK = 4 };
+
+/* y = quantised(real a + real b), or their product; shapes as in elementwise.c. */
+typedef struct {
+    const uint8_t *a, *b;
+    uint8_t *y;
+    const float *a_scale, *b_scale, *y_scale;
+    const uint8_t *a_zero, *b_zero, *y_zero;
+    int64_t shape[RANK], a_strides[RANK], b_strides[RANK];
+    int64_t is_signed, multiplies;
+    float low, high;
+} byte_pair;
+
+INLINE void pair_run(const byte_pair *p, const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t count,
+                     int64_t is_signed, int64_t multiplies) {
+    wide a_zero = wide_of(zero_point(p->a_zero, 0, is_signed)), b_zero = wide_of(zero_point(p->b_zero, 0, is_signed));
+    float y_zero = zero_point(p->y_zero, 0, is_signed);
+    wide a_scale = wide_of(*p->a_scale), b_scale = wide_of(*p->b_scale), y_scale = wide_of(*p->y_scale);
+    int a_moves = p->a_strides[RANK - 1] != 0, b_moves = p->b_strides[RANK - 1] != 0;
+    wide one_a = (bytes_to_wide_part(a, 1, is_signed)[0] - a_zero) * a_scale;
+    wide one_b = (bytes_to_wide_part(b, 1, is_signed)[0] - b_zero) * b_scale;
+    for (int64_t i = 0; i < count; i += WIDE) {
+        wide x = a_moves ? (byte_row_load(a, i, count, is_signed) - a_zero) * a_scale : one_a;
+        wide z = b_moves ? (byte_row_load(b, i, count, is_signed) - b_zero) * b_scale : one_b;
+        wide real = multiplies ? x * z : x + z;
+        store_bytes(y + i, quantised_levels(real / y_scale, y_zero, p->low, p->high), count - i);
+    }
+}
+
+KERNEL(aegis_byte_pair, byte_pair) {
+    const byte_pair *p = arguments;
+    const int64_t *n = p->shape, *s = p->a_strides, *t = p->b_strides;
+    uint8_t *y = p->y;
+    for (int64_t i = 0; i < n[0]; i++)
+        for (int64_t j = 0; j < n[1]; j++)
+            for (int64_t k = 0; k < n[2]; k++, y += n[3]) {
+                const uint8_t *a = p->a + i * s[0] + j * s[1] + k * s[2];
+                const uint8_t *b = p->b + i * t[0] + j * t[1] + k * t[2];
+                if (p->is_signed && p->multiplies) pair_run(p, a, b, y, n[3], 1, 1);
+                else if (p->is_signed) pair_run(p, a, b, y, n[3], 1, 0);
+                else if (p->multiplies) pair_run(p, a, b, y, n[3], 0, 1);
+                else pair_run(p, a, b, y, n[3], 0, 0);
+            }
+}
+
+/* y = quantised(f(real x)), row by row: parts of a concatenation lie apart in the result. */
+enum { MAP_IDENTITY, MAP_LEAKY_RELU, MAP_SIGMOID };
+
+typedef struct {
+    const uint8_t *x;
+    uint8_t *y;
+    const float *x_scale, *y_scale;
+    const uint8_t *x_zero, *y_zero;
+    int64_t rows, count, y_row;
+    int64_t x_is_signed, y_is_signed;
+    int64_t function;
+    float alpha, low, high;
+    int32_t unused;
+} byte_map;
+
+INLINE wide mapped(int64_t function, wide x, float alpha) {
+    switch (function) {
+        case MAP_LEAKY_RELU: return wide_select(x < 0.0f, x * alpha, x);
+        case MAP_SIGMOID: return wide_sigmoid(x);
+        default: return x;
+    }
+}
+
+KERNEL(aegis_byte_map, byte_map) {
+    const byte_map *m = arguments;
+    wide zero = wide_of(zero_point(m->x_zero, 0, m->x_is_signed)), scale = wide_of(*m->x_scale);
+    wide y_scale = wide_of(*m->y_scale);
+    float y_zero = zero_point(m->y_zero, 0, m->y_is_signed);
+    for (int64_t r = 0; r < m->rows; r++) {
+        const uint8_t *x = m->x + r * m->count;
+        uint8_t *y = m->y + r * m->y_row;
+        for (int64_t i = 0; i < m->count; i += WIDE) {
+            wide real = (byte_row_load(x, i, m->count, m->x_is_signed) - zero) * scale;
+            wide level = mapped(m->function, real, m->alpha) / y_scale;
+            store_bytes(y + i, quantised_levels(level, y_zero, m->low, m->high), m->count - i);
+        }
+    }
+}

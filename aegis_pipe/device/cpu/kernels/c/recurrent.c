@@ -1,0 +1,324 @@
+/* RNN, GRU and LSTM over float32 sequences.
+ *
+ *     for each direction
+ *       gates[all rows of X] = X W + bias         one matrix product for all times
+ *       for each time:
+ *         product[batch] = H R                    a product with as many rows as the batch
+ *         for each sequence that has not ended:   apply the gates, 16 units at a time
+ *
+ * W and R are in panels (see tile.h): packed once at load. State is updated in place: all products
+ * with the old one are done before. A sequence that has ended keeps its state, so that a reversed
+ * direction starts each at its own last element.
+ */
+#include "functions.h"
+#include "step.h"
+#include "tile.h"
+
+enum { SIGMOID, TANH, RELU, LEAKY_RELU, HARD_SIGMOID, AFFINE, SCALED_TANH, THRESHOLDED_RELU, SOFTSIGN };
+
+typedef struct {
+    int64_t kind;
+    float alpha, beta;
+} activation;
+
+/* One direction of a layer. `x` has time * batch rows, row (t, b) being t * time_rows +
+ * b * batch_rows. Strides are in floats. */
+typedef struct {
+    const float *x, *w, *r;
+    const float *r_last; /* GRU: R of the candidate, which may meet another state than the gates */
+    const float *bias; /* of W, then of R: [2][gates * hidden], or NULL */
+    const float *initial_h, *initial_c; /* or NULL: zeros */
+    const float *peepholes; /* LSTM: [3][hidden], or NULL */
+    const int32_t *lengths; /* [batch], or NULL: all as long as can be */
+    float *y, *y_h, *y_c; /* or NULL: not wanted */
+    float *workspace;
+    int64_t time, batch, inputs, hidden, is_reversed;
+    int64_t time_rows, batch_rows, y_time, y_batch, state_batch;
+    activation activations[3];
+    float clip; /* inf: none */
+    int32_t variant; /* LSTM: input_forget; GRU: linear_before_reset */
+} direction;
+
+typedef struct {
+    int64_t count;
+    direction directions[2];
+} recurrence;
+
+/* Parts of the workspace. */
+typedef struct {
+    float *gates, *product, *hidden, *cell, *spare, *bias;
+} working;
+
+static working carve(const direction *d, int64_t gates) {
+    int64_t width = gates * d->hidden, state = d->batch * d->hidden;
+    working w;
+    w.gates = d->workspace;
+    w.product = w.gates + d->time * d->batch * width;
+    w.hidden = w.product + d->batch * width;
+    w.cell = w.hidden + state;
+    w.spare = w.cell + state;
+    w.bias = w.spare + state;
+    return w;
+}
+
+/* ---- matrix products ------------------------------------------------------------------------
+ *
+ * With one or two rows a tile of one panel has too few sums to hide the latency of the
+ * multiply-add: then several panels run side by side.
+ */
+
+INLINE void store_panel(const epilogue *end, vec sums[2][VECTORS], float *y, int64_t columns, int64_t column,
+                        int rows, int vectors) {
+    tile_store(end, sums, rows, vectors, y, columns, 0, column, columns - column);
+}
+
+INLINE void narrow_tile(const epilogue *end, const float *a, int64_t depth, const float *panels,
+                        int64_t columns, float *y, int64_t column, int rows, int side_by_side) {
+    vec sums[4][2][VECTORS];
+    UNROLL for (int p = 0; p < side_by_side; p++) tile_clear(sums[p], rows, VECTORS);
+    for (int64_t k = 0; k < depth; k++, panels += PANEL)
+        UNROLL for (int p = 0; p < side_by_side; p++)
+            UNROLL for (int r = 0; r < rows; r++)
+                UNROLL for (int v = 0; v < VECTORS; v++)
+                    sums[p][r][v] = multiply_add(vec_of(a[r * depth + k]),
+                                                 vec_load(panels + p * depth * PANEL + v * LANES), sums[p][r][v]);
+    UNROLL for (int p = 0; p < side_by_side; p++, column += PANEL) {
+        int64_t left = smaller(PANEL, columns - column);
+        TILE_VECTORS(store_panel, rows, ceil_divide(left, LANES), end, sums[p], y, columns, column)
+    }
+}
+
+INLINE void narrow_product(const epilogue *end, const float *a, int64_t depth, const float *panels,
+                           int64_t columns, float *y, int rows, int side_by_side) {
+    int64_t column = 0;
+    for (; column + (side_by_side - 1) * PANEL < columns; column += side_by_side * PANEL)
+        narrow_tile(end, a, depth, panels + column * depth, columns, y, column, rows, side_by_side);
+    for (; column < columns; column += PANEL)
+        narrow_tile(end, a, depth, panels + column * depth, columns, y, column, rows, 1);
+}
+
+INLINE void wide_tile(const epilogue *end, const float *a, int64_t depth, const float *panel, int64_t columns,
+                      float *y, int64_t row, int64_t column, int rows, int vectors) {
+    const float *a_rows[ROWS];
+    UNROLL for (int r = 0; r < rows; r++) a_rows[r] = a + (row + r) * depth;
+    vec sums[ROWS][VECTORS];
+    tile_clear(sums, rows, vectors);
+    tile_accumulate(sums, rows, vectors, a_rows, 1, panel, PANEL, depth);
+    tile_store(end, sums, rows, vectors, y, columns, row, column, columns - column);
+}
+
+enum { BLOCK_FLOATS = 32 << 10 };
+
+/* y[rows][columns] = a[rows][depth] B + bias; `bias` is [columns] or NULL. Blocks as in gemm.c. */
+static void product(const float *a, int64_t rows, int64_t depth, const float *panels, int64_t columns,
+                    const float *bias, float *y) {
+    const epilogue end = {NULL, bias, 0, 1, 1, 1, 0, 0, 0};
+    if (rows == 1) {
+        narrow_product(&end, a, depth, panels, columns, y, 1, 4);
+        return;
+    }
+    if (rows == 2) {
+        narrow_product(&end, a, depth, panels, columns, y, 2, 2);
+        return;
+    }
+    int64_t tile = even_tile(rows);
+    int64_t block = larger(1, BLOCK_FLOATS / (depth * tile)) * tile;
+    for (int64_t first = 0; first < rows; first += block) {
+        int64_t last = smaller(first + block, rows);
+        for (int64_t column = 0; column < columns; column += PANEL) {
+            const float *panel = panels + column * depth;
+            int64_t vectors = ceil_divide(smaller(PANEL, columns - column), LANES);
+            for (int64_t row = first; row < last; row += tile)
+                TILE_DISPATCH(wide_tile, smaller(tile, last - row), vectors, &end, a, depth, panel, columns, y,
+                              row, column)
+        }
+    }
+}
+
+/* ---- gates ---------------------------------------------------------------------------------- */
+
+INLINE wide activated(activation f, wide x) {
+    switch (f.kind) {
+        case SIGMOID: return wide_sigmoid(x);
+        case TANH: return wide_tanh(x);
+        case RELU: return wide_at_least(x, wide_of(0));
+        case LEAKY_RELU: return wide_select(x < 0.0f, x * f.alpha, x);
+        case HARD_SIGMOID: return wide_at_most(wide_at_least(x * f.alpha + f.beta, wide_of(0)), wide_of(1));
+        case AFFINE: return x * f.alpha + f.beta;
+        case SCALED_TANH: return f.alpha * wide_tanh(x * f.beta);
+        case THRESHOLDED_RELU: return wide_select(x <= f.alpha, x * 0.0f, x);
+        default: return x / (wide_magnitude(x) + 1.0f);
+    }
+}
+
+INLINE wide clipped_at(const direction *d, wide x) {
+    return wide_at_most(wide_at_least(x, wide_of(-d->clip)), wide_of(d->clip));
+}
+
+/* Gate `g` of units i .. i + 15: what came from X and what came from H, which may be NULL. */
+INLINE wide gate_sum(const direction *d, const float *from_x, const float *from_h, int64_t g, int64_t i) {
+    wide sum = row_load(from_x + g * d->hidden, i, d->hidden);
+    return from_h ? sum + row_load(from_h + g * d->hidden, i, d->hidden) : sum;
+}
+
+INLINE wide gate(const direction *d, activation f, wide sum) { return activated(f, clipped_at(d, sum)); }
+
+/* i, o, f = f(X W + H R + P C + B); C = f C + i g(...); H = o h(C). */
+INLINE void lstm_units(const direction *d, const float *from_x, const float *from_h, float *h, float *c,
+                       activation f, activation g, activation squash) {
+    const float *p = d->peepholes;
+    int64_t n = d->hidden;
+    for (int64_t i = 0; i < n; i += WIDE) {
+        wide cell = row_load(c, i, n);
+        wide admit = gate_sum(d, from_x, from_h, 0, i), emit = gate_sum(d, from_x, from_h, 1, i);
+        wide forget = gate_sum(d, from_x, from_h, 2, i);
+        wide content = gate(d, g, gate_sum(d, from_x, from_h, 3, i));
+        if (p) {
+            admit += cell * row_load(p, i, n);
+            forget += cell * row_load(p + 2 * n, i, n);
+        }
+        admit = gate(d, f, admit);
+        forget = d->variant ? 1.0f - admit : gate(d, f, forget);
+        cell = cell * forget + admit * content;
+        if (p) emit += cell * row_load(p + n, i, n);
+        row_store(c, i, n, cell);
+        row_store(h, i, n, activated(squash, cell) * gate(d, f, emit));
+    }
+}
+
+static void lstm_sequence(const direction *d, const float *from_x, const float *from_h, float *h, float *c) {
+    const activation *a = d->activations;
+    const activation sigmoid = {SIGMOID, 0, 0}, tangent = {TANH, 0, 0};
+    /* Nearly all models have these three: known to the compiler, they cost no branches. */
+    if (a[0].kind == SIGMOID && a[1].kind == TANH && a[2].kind == TANH)
+        lstm_units(d, from_x, from_h, h, c, sigmoid, tangent, tangent);
+    else lstm_units(d, from_x, from_h, h, c, a[0], a[1], a[2]);
+}
+
+/* z = f(X W + H R + B), and the same for r. Writes what the candidate's R shall meet: r H. */
+INLINE void gru_reset(const direction *d, const float *from_x, const float *from_h, const float *h, float *reset) {
+    int64_t n = d->hidden;
+    for (int64_t i = 0; i < n; i += WIDE)
+        row_store(reset, i, n, gate(d, d->activations[0], gate_sum(d, from_x, from_h, 1, i)) * row_load(h, i, n));
+}
+
+/* `candidate` is the product with the candidate's R: of r H, or of H if the reset comes after it.
+ * H = h + z (H - h), where h = g(X W + [r] candidate). */
+INLINE void gru_units(const direction *d, const float *from_x, const float *from_h, const float *candidate,
+                      float *h) {
+    int64_t n = d->hidden;
+    const float *bias = d->variant && d->bias ? d->bias + 5 * n : NULL;
+    for (int64_t i = 0; i < n; i += WIDE) {
+        wide update = gate(d, d->activations[0], gate_sum(d, from_x, from_h, 0, i));
+        wide inner = row_load(candidate, i, n), old = row_load(h, i, n);
+        if (bias) inner += row_load(bias, i, n);
+        if (d->variant) inner *= gate(d, d->activations[0], gate_sum(d, from_x, from_h, 1, i));
+        wide fresh = gate(d, d->activations[1], inner + gate_sum(d, from_x, NULL, 2, i));
+        row_store(h, i, n, fresh + (old - fresh) * update);
+    }
+}
+
+/* ---- a direction ---------------------------------------------------------------------------- */
+
+/* Both biases are added at once, but for the one that GRU adds before it resets. */
+static const float *joined_bias(const direction *d, int64_t gates, int64_t inside, float *to) {
+    int64_t width = gates * d->hidden, joined = width - inside * d->hidden;
+    if (!d->bias) return NULL;
+    for (int64_t i = 0; i < width; i += WIDE) row_store(to, i, width, row_load(d->bias, i, width));
+    for (int64_t i = 0; i < joined; i += WIDE)
+        row_store(to, i, joined, row_load(to, i, joined) + row_load(d->bias + width, i, joined));
+    return to;
+}
+
+static void start_state(const direction *d, const float *initial, float *state) {
+    for (int64_t b = 0; b < d->batch; b++, state += d->hidden) {
+        if (initial) copy_floats(state, initial + b * d->state_batch, d->hidden);
+        else __builtin_memset(state, 0, (size_t)d->hidden * sizeof(float));
+    }
+}
+
+static void end_state(const direction *d, const float *state, float *result) {
+    for (int64_t b = 0; result && b < d->batch; b++)
+        copy_floats(result + b * d->state_batch, state + b * d->hidden, d->hidden);
+}
+
+INLINE int has_ended(const direction *d, int64_t t, int64_t b) { return d->lengths && t >= d->lengths[b]; }
+
+/* The new state of sequence b at time t, or zeros after its end. */
+INLINE void write_result(const direction *d, const float *hidden, int64_t t, int64_t b) {
+    if (!d->y) return;
+    float *y = d->y + t * d->y_time + b * d->y_batch;
+    if (has_ended(d, t, b)) __builtin_memset(y, 0, (size_t)d->hidden * sizeof(float));
+    else copy_floats(y, hidden + b * d->hidden, d->hidden);
+}
+
+INLINE float *gates_of(const direction *d, const working *w, int64_t gates, int64_t t, int64_t b) {
+    return w->gates + (t * d->time_rows + b * d->batch_rows) * gates * d->hidden;
+}
+
+static void rnn_time(const direction *d, const working *w, int64_t t) {
+    int64_t n = d->hidden;
+    product(w->hidden, d->batch, n, d->r, n, NULL, w->product);
+    for (int64_t b = 0; b < d->batch; b++) {
+        const float *from_x = gates_of(d, w, 1, t, b);
+        for (int64_t i = 0; !has_ended(d, t, b) && i < n; i += WIDE)
+            row_store(w->hidden + b * n, i, n,
+                      gate(d, d->activations[0], gate_sum(d, from_x, w->product + b * n, 0, i)));
+    }
+}
+
+static void gru_time(const direction *d, const working *w, int64_t t) {
+    int64_t n = d->hidden;
+    float *both = w->product, *candidate = w->product + 2 * n * d->batch;
+    product(w->hidden, d->batch, n, d->r, 2 * n, NULL, both);
+    if (!d->variant)
+        for (int64_t b = 0; b < d->batch; b++)
+            gru_reset(d, gates_of(d, w, 3, t, b), both + b * 2 * n, w->hidden + b * n, w->spare + b * n);
+    product(d->variant ? w->hidden : w->spare, d->batch, n, d->r_last, n, NULL, candidate);
+    for (int64_t b = 0; b < d->batch; b++)
+        if (!has_ended(d, t, b))
+            gru_units(d, gates_of(d, w, 3, t, b), both + b * 2 * n, candidate + b * n, w->hidden + b * n);
+}
+
+static void lstm_time(const direction *d, const working *w, int64_t t) {
+    int64_t n = d->hidden;
+    product(w->hidden, d->batch, n, d->r, 4 * n, NULL, w->product);
+    for (int64_t b = 0; b < d->batch; b++)
+        if (!has_ended(d, t, b))
+            lstm_sequence(d, gates_of(d, w, 4, t, b), w->product + b * 4 * n, w->hidden + b * n, w->cell + b * n);
+}
+
+/* `inside` gates at the end take the bias of R themselves. */
+INLINE void run_direction(const direction *d, int64_t gates, int64_t inside,
+                          void (*at_time)(const direction *, const working *, int64_t)) {
+    working w = carve(d, gates);
+    const float *bias = joined_bias(d, gates, inside, w.bias);
+    product(d->x, d->time * d->batch, d->inputs, d->w, gates * d->hidden, bias, w.gates);
+    start_state(d, d->initial_h, w.hidden);
+    start_state(d, d->initial_c, w.cell);
+    for (int64_t i = 0; i < d->time; i++) {
+        int64_t t = d->is_reversed ? d->time - 1 - i : i;
+        at_time(d, &w, t);
+        for (int64_t b = 0; b < d->batch; b++) write_result(d, w.hidden, t, b);
+    }
+    end_state(d, w.hidden, d->y_h);
+    end_state(d, w.cell, d->y_c);
+}
+
+KERNEL(aegis_rnn, recurrence) {
+    const recurrence *r = arguments;
+    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 1, 0, rnn_time);
+}
+
+KERNEL(aegis_gru, recurrence) {
+    const recurrence *r = arguments;
+    for (int64_t i = 0; i < r->count; i++) {
+        const direction *d = &r->directions[i];
+        run_direction(d, 3, d->variant ? 1 : 0, gru_time);
+    }
+}
+
+KERNEL(aegis_lstm, recurrence) {
+    const recurrence *r = arguments;
+    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 4, 0, lstm_time);
+}
