@@ -42,6 +42,7 @@ from aegis_pipe.manifest_check import check_manifest
 from aegis_pipe.memory import DevicePlan
 from aegis_pipe.pipeline import PipelineReport, PipelineRunner
 from aegis_pipe.pipeline_builder import PipelineBuilder, arrivals_of, written_path
+from aegis_pipe.scheduler_builder import arena_groups, make_scheduler, policy_of
 from aegis_pipe.scheduling.device_launcher import (
     DeviceLauncher,
     InferenceFuture,
@@ -49,12 +50,8 @@ from aegis_pipe.scheduling.device_launcher import (
     StreamSlot,
 )
 from aegis_pipe.scheduling.loop import OrchestrationLoop
-from aegis_pipe.scheduling.policies import make_policy
-from aegis_pipe.scheduling.policy import SchedulingPolicy
 from aegis_pipe.scheduling.request import ExecutionRequest
-from aegis_pipe.scheduling.scheduler import Scheduler
 from aegis_pipe.scheduling.statistics import ModelStatistics, RequestStatistics
-from aegis_pipe.scheduling.stream_pool import StreamPool
 from aegis_pipe.telemetry import Telemetry, TelemetryConfig, TelemetryReport
 from aegis_pipe.tensor import TensorSpec
 
@@ -129,7 +126,7 @@ def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
 
 def _check_supported(manifest: Manifest) -> None:
     """Refuse what this version can not do before anything is loaded."""
-    _make_policy(manifest)
+    policy_of(manifest)
     for section in manifest.models:
         if section.precision in ("fp16", "bf16"):
             raise PermanentError(
@@ -305,19 +302,7 @@ class Runtime:
             notifies=context.capabilities.notifies_progress,
             is_stamped=self._is_stamped,
         )
-        self._scheduler = Scheduler(
-            _make_policy(manifest),
-            StreamPool(manifest.streams.count),
-            queue_capacity=manifest.scheduler.queue_capacity,
-            model_capacity={
-                model.name: model.queue_capacity
-                for model in manifest.models
-                if model.queue_capacity is not None
-            },
-            late={model.name: model.late for model in manifest.models},
-            preemption=True,
-            memory_of=_arena_groups(manifest),
-        )
+        self._scheduler = make_scheduler(manifest)
         loop = OrchestrationLoop(self._scheduler, launcher, self.clock, self._hub)
         context.set_progress_listener(loop.wake)
         loop.start()
@@ -515,35 +500,8 @@ def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceCont
         context,
         stream_count=manifest.streams.count,
         budget_bytes=manifest.device.memory_budget_bytes,
-        arena_groups=_arena_groups(manifest),
+        arena_groups=arena_groups(manifest),
     )
-
-
-def _arena_groups(manifest: Manifest) -> dict[str, int]:
-    """Return which models share memory on a stream: those that never preempt each other.
-
-    A request can be paused at a segment boundary while another one runs only if the two keep
-    their intermediate tensors apart. With `edf` what comes later preempts only what leaves more
-    time, so models of equal deadlines share; with `fifo` and `fairness` nobody is paused, and all
-    share; otherwise those of one priority.
-    """
-    policy = manifest.scheduler.policy
-    if policy in ("fifo", "fairness"):
-        return {model.name: 0 for model in manifest.models}
-    if policy == "edf":
-        deadlines_ns = sorted({model.deadline_ns or 0 for model in manifest.models})
-        groups = {deadline_ns: group for group, deadline_ns in enumerate(deadlines_ns)}
-        return {model.name: groups[model.deadline_ns or 0] for model in manifest.models}
-    return {model.name: model.priority for model in manifest.models}
-
-
-def _make_policy(manifest: Manifest) -> SchedulingPolicy:
-    section = manifest.scheduler
-    options: dict[str, dict[str, object]] = {
-        "priority": {"ageing_ns": section.ageing_ns},
-        "fairness": {"weights": {model.name: model.weight for model in manifest.models}},
-    }
-    return make_policy(section.policy, **options.get(section.policy, {}))
 
 
 def _telemetry_config(manifest: Manifest) -> TelemetryConfig:

@@ -119,9 +119,7 @@ class Profile:
         return tuple(pieces)
 
 
-def _cut(
-    kernels_ns: Sequence[int], bound_ns: int, longest_ns: int, overhead_ns: int
-) -> list[int]:
+def _cut(kernels_ns: Sequence[int], bound_ns: int, longest_ns: int, overhead_ns: int) -> list[int]:
     if bound_ns <= longest_ns or len(kernels_ns) < 2 or not sum(kernels_ns):
         return [bound_ns]
     scale = max(bound_ns - overhead_ns, 0) / sum(kernels_ns)

@@ -83,9 +83,7 @@ def _jitter_ns(task: Task, bounds: Mapping[str, ResponseBound | Unbounded]) -> i
     return latest_ns + task.host_ns + task.wake_ns
 
 
-def _is_beyond_hope(
-    tasks: Sequence[Task], bounds: Mapping[str, ResponseBound | Unbounded]
-) -> bool:
+def _is_beyond_hope(tasks: Sequence[Task], bounds: Mapping[str, ResponseBound | Unbounded]) -> bool:
     """Whether going on can change nothing about the verdict: jitter and bounds only ever grow."""
     return any(task.before for task in tasks) and any(
         isinstance(bound, Unbounded)
@@ -145,9 +143,7 @@ class _Analysis:
             own_ns = (self._unfinished(task) - 1) * task.execution_ns
             together_ns = sum(work_ns[other.name] for other in waits) + own_ns
             shared_ns = together_ns - -(-together_ns // len(task.streams))
-            needed_ns = (
-                task.execution_ns + blocking_ns + sum(work_ns.values()) + own_ns - shared_ns
-            )
+            needed_ns = task.execution_ns + blocking_ns + sum(work_ns.values()) + own_ns - shared_ns
             if needed_ns <= length_ns:
                 before_ns = self.jitter_ns[task.name]
                 interference = {name: ns for name, ns in work_ns.items() if ns}
@@ -285,7 +281,7 @@ class _Ranked:
         for each in (self._task, *self._equal):
             assert each.period_ns is not None
             shift_ns = self._key_of(each) - own - self._jitter_ns[each.name]
-            first = max(0, -(-(-shift_ns) // each.period_ns))
+            first = max(0, -(shift_ns // each.period_ns))
             instant_ns = first * each.period_ns + shift_ns
             while instant_ns < busy_ns:
                 if instant_ns not in seen:
@@ -349,9 +345,7 @@ class _Ranked:
         # With jitter, the key may be as much earlier as the request came late.
         latest_ns = instant_ns - self._jitter_ns[self._task.name] + self._order.key_ns
         behind = [each for each in self._equal if self._orders[each.name].key_ns > latest_ns]
-        return max(
-            (*self._below, *behind), key=lambda each: each.longest_segment_ns, default=None
-        )
+        return max((*self._below, *behind), key=lambda each: each.longest_segment_ns, default=None)
 
 
 def _known(order: Order | None) -> Order:

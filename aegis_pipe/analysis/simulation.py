@@ -436,5 +436,3 @@ def _at(ordered: Sequence[int], q: float) -> int:
     if not ordered:
         return 0
     return ordered[max(0, -(-round(q * 1e6) * len(ordered) // 1_000_000) - 1)]
-
-

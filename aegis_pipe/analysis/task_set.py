@@ -80,17 +80,14 @@ class TaskSet:
         `priority`  levels without ageing; with it, `arrival - ageing * priority` (see its policy)
         `edf`       arrival + deadline; requests without one come after all others
         """
-        match self.policy:
-            case "fifo":
-                return Order(0, 0)
-            case "priority" if not self.ageing_ns:
-                return Order(task.priority, 0)
-            case "priority":
+        if self.policy == "fifo":
+            return Order(0, 0)
+        if self.policy == "priority":
+            if self.ageing_ns:
                 return Order(0, -self.ageing_ns * task.priority)
-            case "edf" if task.deadline_ns is None:
-                return Order(-1, 0)
-            case "edf":
-                return Order(0, task.deadline_ns)
+            return Order(task.priority, 0)
+        if self.policy == "edf":
+            return Order(-1, 0) if task.deadline_ns is None else Order(0, task.deadline_ns)
         return None
 
     @property
