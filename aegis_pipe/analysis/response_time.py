@@ -301,7 +301,8 @@ class _Ranked:
         """Return the response of a request that arrives at an instant of the busy period."""
         task = self._task
         blocker = self._blocker_at(instant_ns)
-        blocking_ns = blocker.longest_segment_ns if blocker else 0
+        # It began a nanosecond earlier at the latest: what comes at one instant is ranked first.
+        blocking_ns = blocker.longest_segment_ns - 1 if blocker else 0
         own_before = self._count(task, instant_ns) - 1
         last_ns = task.segments_ns[-1]
         fixed_ns = blocking_ns + (own_before + 1) * task.execution_ns - last_ns
@@ -342,8 +343,10 @@ class _Ranked:
 
     def _blocker_at(self, instant_ns: int) -> Task | None:
         """Return whose segment may have just begun when the busy period does."""
-        # With jitter, the key may be as much earlier as the request came late.
-        latest_ns = instant_ns - self._jitter_ns[self._task.name] + self._order.key_ns
+        latest_ns = instant_ns + self._order.key_ns
+        if self._task_set.policy == "edf":
+            # A deadline may be as much earlier as the request came late.
+            latest_ns -= self._jitter_ns[self._task.name]
         behind = [each for each in self._equal if self._orders[each.name].key_ns > latest_ns]
         return max((*self._below, *behind), key=lambda each: each.longest_segment_ns, default=None)
 
