@@ -532,7 +532,7 @@ def _information(bound: BoundModel) -> ModelInformation:
     return ModelInformation(
         bound.name,
         MappingProxyType({tensor.name: tensor.spec for tensor in bound.inputs}),
-        MappingProxyType({tensor.name: tensor.spec for tensor in bound.outputs}),
+        MappingProxyType({tensor.name: tensor.spec for tensor in bound.results}),
     )
 
 

@@ -76,7 +76,16 @@ class AegisBackendRep(BackendRep):
         arrays = self._named(inputs)
         graph, standalone = self._specialised(arrays)
         results = standalone.run({name: arrays[name] for name in graph.inputs})
-        return tuple(results[name] for name in graph.outputs)
+        return tuple(results[name] for name in graph.results)
+
+    @property
+    def reference_operators(self) -> tuple[str, ...]:
+        """Operators that run as reference kernels in what has been compiled so far."""
+        return tuple(
+            step.operator
+            for _, standalone in self._compiled.values()
+            for step in standalone.compiled.reference_steps
+        )
 
     def _named(self, inputs: Any) -> dict[str, np.ndarray]:
         if not isinstance(inputs, Mapping):

@@ -132,7 +132,7 @@ def verify_model(
             hint="`pip install onnxruntime` brings the one that runs most models",
         )
     outputs = tuple(
-        _verify_output(name, found[name], expected, arithmetic) for name in graph.outputs
+        _verify_output(name, found[name], expected, arithmetic) for name in graph.results
     )
     result = ModelVerification(order.name, arithmetic, outputs, not_run)
     reference = _disagreeing(outputs)
@@ -313,19 +313,28 @@ class _Search:
             for tensor in node.outputs
             if tensor in named and tensor in graph.tensors
         ]
-        kept = tuple(dict.fromkeys((*tensors, *graph.outputs)))
+        kept = tuple(dict.fromkeys((*tensors, *graph.results)))
         expected, _ = _run_references(model.with_outputs(kept), (reference,))
         if not expected:
             return None
-        watched = replace(graph, outputs=kept)
+        lengths = {tensor: graph.lengths[tensor] for tensor in kept if tensor in graph.lengths}
+        counts = [length for axes in lengths.values() for length in axes.values()]
+        outputs = tuple(dict.fromkeys((*kept, *counts)))
+        watched = replace(graph, outputs=outputs, lengths=lengths)
         with StandaloneGraph(watched, self.context, self.stream, self.clock) as standalone:
             found = standalone.run(self.inputs)
             kernels = {step.node: step.choice.kernel for step in standalone.compiled.steps}
         differences: dict[str, Difference] = {
             tensor: compare(found[tensor], np.asarray(expected[reference][tensor]), self.arithmetic)
             for tensor in kept
+            # Inside of the model, what is as long as the data says stays as long as planned.
+            if tensor in graph.results or found[tensor].shape == expected[reference][tensor].shape
         }
-        constant = [t for t in kept if t in graph.constants and not differences[t].passed]
+        constant = [
+            t
+            for t in kept
+            if t in graph.constants and t in differences and not differences[t].passed
+        ]
         if constant:
             return FirstDifference(reference, tensor=constant[0])
         first = _first_jump(graph, differences)

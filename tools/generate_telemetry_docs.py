@@ -11,6 +11,8 @@ from typing import get_args
 from aegis_pipe import events
 from aegis_pipe.telemetry.attributes import ATTRIBUTES, PHASE_PREFIX, SPANS
 from aegis_pipe.telemetry.json_log import event_name
+from aegis_pipe.telemetry.metrics import METRICS
+from aegis_pipe.telemetry.prometheus import prometheus_name
 
 PATH = Path(__file__).parent.parent / "docs" / "telemetry.md"
 
@@ -58,13 +60,37 @@ Each exporter has a thread and a bounded queue of its own, gets every batch once
 when the runtime is closed. Spans have been sampled by then; the SDK's samplers and processors are
 not involved. For OTLP prefer `telemetry.otlp`, which costs a fifth of it.
 
+## Reading metrics
+
+`telemetry.metrics = { prometheus = "127.0.0.1:9464" }` serves the metrics below to a Prometheus;
+[tools/grafana/aegis-pipe.json](../tools/grafana/aegis-pipe.json) is a Grafana dashboard over them.
+Any reader of the OpenTelemetry SDK gets them with
+`open_pipeline(..., metric_readers=[PeriodicExportingMetricReader(...)])`, histograms as exponential
+ones of scale 3. They are made from the events, so what a ring dropped is missing from them, and
+`aegis.telemetry.dropped` says how much.
+
+## Looking at a recorded run
+
+```
+aegis-pipe trace summary traces.jsonl               # where each model's time went
+aegis-pipe trace open traces.jsonl                  # the run as one page, needs no network
+aegis-pipe trace export --perfetto run.json traces.jsonl   # for ui.perfetto.dev
+aegis-pipe trace upload traces.jsonl --endpoint http://127.0.0.1:4317   # to Jaeger, afterwards
+```
+
 This file is generated: `python tools/generate_telemetry_docs.py`.
 """
 
 
 def render() -> str:
     """Return the whole document."""
-    sections = (_PREFACE, _render_spans(), _render_attributes(), _render_events())
+    sections = (
+        _PREFACE,
+        _render_spans(),
+        _render_attributes(),
+        _render_metrics(),
+        _render_events(),
+    )
     return "\n".join(sections)
 
 
@@ -77,6 +103,21 @@ def _render_attributes() -> str:
     rows = [(f"`{name}`", *columns) for name, columns in ATTRIBUTES.items()]
     rows.append((f"`{PHASE_PREFIX}*`", "any", "What a phase says about itself."))
     return "## Attributes\n" + _table(("Attribute", "Type", "Meaning"), rows)
+
+
+def _render_metrics() -> str:
+    rows = (
+        (
+            f"`{name}`",
+            f"`{prometheus_name(name)}`",
+            metric.kind,
+            ", ".join(f"`{label}`" for label in metric.labels) or "-",
+            metric.meaning,
+        )
+        for name, metric in METRICS.items()
+    )
+    header = ("Metric", "In Prometheus", "Kind", "Labels", "Meaning")
+    return "## Metrics\n" + _table(header, rows)
 
 
 def _render_events() -> str:

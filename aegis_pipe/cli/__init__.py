@@ -19,6 +19,7 @@ VERBS = {
     "validate": "check a manifest and the models it names; touches no device",
     "plan": "show kernels, memory and schedule of a manifest; reserves nothing",
     "verify": "compare a model's outputs with ONNX Runtime and ONNX's reference evaluator",
+    "trace": "look at recorded traces: summary, page, Perfetto, upload",
     "init": "write a manifest for an ONNX model",
     "schema": "print the JSON Schema of manifests",
     "doctor": "say what this machine has",

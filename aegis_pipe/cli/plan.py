@@ -187,7 +187,7 @@ def _model_json(
         "period_ns": section.period_ns,
         "deadline_ns": section.deadline_ns,
         "inputs": {name: str(model.graph.spec(name)) for name in model.graph.inputs},
-        "outputs": {name: str(model.graph.spec(name)) for name in model.graph.outputs},
+        "outputs": {name: str(model.graph.spec(name)) for name in model.graph.results},
         "reference_kernels": [step.node for step in model.reference_steps],
     }
     if passes:

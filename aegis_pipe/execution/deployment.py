@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 
 from aegis_pipe.clock import Clock
-from aegis_pipe.device.protocols import DeviceContext, DeviceStream, Region
+from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, DeviceStream, Region
 from aegis_pipe.errors import AegisError, PermanentError
 from aegis_pipe.events import EventHub, ModelLoaded, Phase, PhaseRecorder
 from aegis_pipe.execution.capture import GraphCapture, cut_into_segments
@@ -241,7 +241,7 @@ class Deployment:
             calls = binder.calls()
             capture = GraphCapture(self._context)
             whole = capture.record(calls, ())
-            bound = build_program(self._context, name, binder.inputs(), binder.outputs(), whole)
+            bound = self._program(compiled, binder, whole)
             durations_ns = self._warm_up(bound, self._streams[index])
             if self._max_block_ns is not None and index == 0:
                 self._boundaries[name] = cut_into_segments(durations_ns, self._max_block_ns)
@@ -249,12 +249,22 @@ class Deployment:
             if boundaries:
                 bound.close()
                 segments = capture.record(calls, boundaries)
-                bound = build_program(
-                    self._context, name, binder.inputs(), binder.outputs(), segments
-                )
+                bound = self._program(compiled, binder, segments)
             self.slots[index][name] = bound
             phase.attributes.update(stream=index, calls=len(calls), segments=bound.segment_count)
         return steps
+
+    def _program(
+        self, compiled: CompiledModel, binder: ModelBinder, segments: Sequence[DeviceGraph]
+    ) -> BoundModel:
+        return build_program(
+            self._context,
+            compiled.name,
+            binder.inputs(),
+            binder.outputs(),
+            segments,
+            lengths=compiled.graph.lengths,
+        )
 
     def _warm_up(self, bound: BoundModel, stream: DeviceStream) -> list[int]:
         """Run once on zeros, so that nothing is imported or faulted in later; return durations.

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from aegis_pipe.errors import DynamicShapeError, InvalidModelError
+from aegis_pipe.execution import bounded
+from aegis_pipe.execution.decompositions import DECOMPOSITIONS
 from aegis_pipe.execution.graph import NO_TENSOR, OperatorNode, Subgraph
 from aegis_pipe.execution.partial_evaluation import (
     EmptyOptional,
@@ -44,29 +46,31 @@ def _if(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
 def _if_unknown(
     frame: Frame, node: SourceNode, scope: Scope, path: str, condition: TensorId
 ) -> bool:
-    """Keep both branches as bodies; their results have to be alike."""
-    bodies = {}
-    specs: list[list[TensorSpec]] = []
-    captured = 0
+    """Run both branches and select; their results have to be alike.
+
+    Which branch a request takes, nobody knows when memory is planned: both have their place, and
+    the time of a request does not hang on its data.
+    """
+    branches: list[list[TensorId]] = []
     for attribute in ("then_branch", "else_branch"):
-        body = frame.body()
         inner = _inside(node, path) + attribute + "/"
         try:
-            values = body.run(node.body(attribute), scope.new_child(), inner)
+            values = frame.run(node.body(attribute), scope.new_child(), inner)
         except InvalidModelError as error:
             _hint_at_binding(error, frame.deciding_inputs(condition))
             raise
-        outputs = _tensors(values, node)
-        subgraph = body.as_subgraph(attribute, (), outputs, captured)
-        captured += len(subgraph.captures)
-        bodies[attribute] = subgraph
-        specs.append([body.specs[tensor] for tensor in outputs])
-    outputs_of_node = _new_outputs(frame, node, path)
-    operator = frame.operator_node(node, [condition], outputs_of_node, path, bodies)
-    if specs[0] != specs[1]:
-        raise frame.unknown_operand(operator, 0, condition)
-    frame.keep(operator, specs[0])
-    _bind(scope, node.outputs, outputs_of_node)
+        branches.append(_tensors(values, node))
+    for pair in zip(*branches, strict=True):
+        if frame.specs[pair[0]] != frame.specs[pair[1]]:
+            stand_in = frame.operator_node(node, [condition], (), path, _NO_BODY)
+            raise frame.unknown_operand(stand_in, 0, condition)
+    flag = condition
+    if frame.specs[condition].shape:
+        flag = _reshape(frame, condition, (), _inside(node, path))
+    for name, pair in zip(node.outputs, zip(*branches, strict=True), strict=True):
+        if name:
+            output = frame.new_tensor(path, name)
+            scope[name] = frame.emit("Where", [flag, *pair], output)
     return True
 
 
@@ -172,7 +176,7 @@ def _keep_loop(
     if stacked:
         count = _iterations(frame, body, operator, results[0])
         specs += [_stacked_spec(body.specs[tensor], count, 0) for tensor in stacked]
-    frame.keep(operator, specs)
+    bounded.keep_with_body(frame, operator, specs)
     _bind(scope, node.outputs, outputs)
 
 
@@ -306,7 +310,7 @@ def _keep_scan(frame: Frame, node: SourceNode, scope: Scope, path: str, scan: _S
         _stacked_spec(body.specs[tensor], scan.length, axis)
         for tensor, axis in zip(stacked, scan.stacked_axes, strict=True)
     ]
-    frame.keep(operator, specs)
+    bounded.keep_with_body(frame, operator, specs)
     _bind(scope, node.outputs, outputs)
 
 
@@ -564,7 +568,26 @@ def _stacked_spec(spec: TensorSpec, count: int, axis: int) -> TensorSpec:
     return TensorSpec(spec.dtype, (*spec.shape[:axis], count, *spec.shape[axis:]))
 
 
+def _counted(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
+    """Plan a result for the most it can be, unless its operands are known and so is its size."""
+    operands = [frame.tensor(scope, name, node) for name in node.inputs]
+    decides = operands[1:2] if node.operator in ("TopK", "Compress") else operands
+    if all(frame.constant(tensor) is not None for tensor in filter(None, decides)):
+        return False
+    if node.operator == "TopK" and len(node.inputs) < 2:
+        return False
+    outputs = _new_outputs(frame, node, path)
+    operator = frame.operator_node(node, operands, outputs, path)
+    if node.operator == "TopK":
+        bounded.add_top_k(frame, operator)
+    else:
+        bounded.add_counted(frame, operator, outputs, path)
+    scope.update((n, t) for n, t in zip(node.outputs, outputs, strict=True) if n)
+    return True
+
+
 RULES: dict[str, Rule] = {
+    **dict.fromkeys((*bounded.COUNTED, "TopK"), _counted),
     "ConcatFromSequence": _concat_from_sequence,
     "Constant": _constant,
     "Identity": _identity,
@@ -582,4 +605,5 @@ RULES: dict[str, Rule] = {
     "SequenceLength": _sequence_length,
     "SequenceMap": _sequence_map,
     "SplitToSequence": _split_to_sequence,
+    **DECOMPOSITIONS,
 }

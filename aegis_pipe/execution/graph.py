@@ -79,7 +79,16 @@ class ExecutionGraph:
     constants: Mapping[TensorId, np.ndarray]
     inputs: tuple[TensorId, ...]
     outputs: tuple[TensorId, ...]
+    """The model's own, then the lengths of those that are as long as the data says."""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    lengths: Mapping[TensorId, Mapping[int, TensorId]] = field(default_factory=dict)
+    """Outputs planned at their most: by axis, the output that holds the true length."""
+
+    @property
+    def results(self) -> tuple[TensorId, ...]:
+        """The model's own outputs."""
+        counts = {length for axes in self.lengths.values() for length in axes.values()}
+        return tuple(tensor for tensor in self.outputs if tensor not in counts)
 
     @property
     def topological_order(self) -> tuple[int, ...]:
@@ -106,6 +115,7 @@ class ExecutionGraph:
         inputs: Sequence[TensorId],
         outputs: Sequence[TensorId],
         metadata: Mapping[str, str] | None = None,
+        lengths: Mapping[TensorId, Mapping[int, TensorId]] | None = None,
     ) -> ExecutionGraph:
         """Check the parts, order the operators and connect the tensors.
 
@@ -125,6 +135,7 @@ class ExecutionGraph:
             inputs=tuple(inputs),
             outputs=tuple(outputs),
             metadata=MappingProxyType(dict(metadata or {})),
+            lengths=MappingProxyType(dict(lengths or {})),
         )
 
 

@@ -1,6 +1,6 @@
 """Turns a model file into an `ExecutionGraph`.
 
-ONNX (opset 7 to the newest the `onnx` package knows) or this runtime's own saved graph
+ONNX (opset 6 to the newest the `onnx` package knows) or this runtime's own saved graph
 (`.aegis`). Everything is settled here, once: shapes, constants, control flow.
 """
 
@@ -16,6 +16,7 @@ from aegis_pipe.errors import (
     InvalidModelError,
     UnsupportedOperatorError,
 )
+from aegis_pipe.execution.bounded import apply_bounded
 from aegis_pipe.execution.flattening import RULES
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.input_binding import LoadOptions, fixed_inputs
@@ -23,7 +24,7 @@ from aegis_pipe.execution.known_operators import KNOWN_OPERATORS
 from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.operators.table import OperatorTable
 from aegis_pipe.execution.partial_evaluation import evaluate_model
-from aegis_pipe.execution.reference_operators import arity_of
+from aegis_pipe.execution.reference_operators import arity_of, changed_until
 from aegis_pipe.execution.saved_ir import MAGIC, is_saved_graph, load_graph
 from aegis_pipe.execution.source_model import (
     REEXPORT,
@@ -77,7 +78,7 @@ class ModelLoader:
     def _evaluate(self, model: SourceModel, options: LoadOptions, name: str) -> ExecutionGraph:
         _check_operators(model.graph, model.opsets, self._table)
         inputs, bound = fixed_inputs(model.graph, options)
-        return evaluate_model(model, self._table, RULES, inputs, bound, name)
+        return evaluate_model(model, self._table, RULES, apply_bounded, inputs, bound, name)
 
 
 def _load_saved(path: Path, options: LoadOptions) -> ExecutionGraph:
@@ -117,6 +118,7 @@ def _check_operators(graph: SourceGraph, opsets: Mapping[str, int], table: Opera
         for body in bodies_of(node):
             _check_operators(body, opsets, table)
         operator = node.qualified_operator
+        _check_age(node, opsets)
         arity = arity_of(node.operator, opsets.get(node.domain, 1), node.domain)
         if arity is not None:
             _check_arity(node, *arity)
@@ -129,6 +131,21 @@ def _check_operators(graph: SourceGraph, opsets: Mapping[str, int], table: Opera
             f"operator `{operator}` that this runtime knows",
             context=describe(node),
             hint=f"the nearest is `{near[0]}`; export the model with standard operators",
+        )
+
+
+_OLDEST_FORMS_OPSET = 6
+
+
+def _check_age(node: SourceNode, opsets: Mapping[str, int]) -> None:
+    opset = opsets[""]
+    is_old = not node.domain and opset < _OLDEST_FORMS_OPSET
+    if is_old and changed_until(node.operator, opset, _OLDEST_FORMS_OPSET):
+        raise InvalidModelError(
+            f"this operator of opset {opset} is older than the oldest supported form "
+            f"(opset {_OLDEST_FORMS_OPSET})",
+            context=describe(node),
+            hint="convert the model with `onnx.version_converter`",
         )
 
 

@@ -26,7 +26,8 @@ from aegis_pipe.execution.source_model import (
     SourceValue,
 )
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 1
+"""Before opset 6, only operators that mean the same in it are known; the loader looks."""
 
 ModelProto = onnx.ModelProto
 

@@ -85,6 +85,10 @@ Rule = Callable[["Frame", SourceNode, Scope, str], bool]
 """Deals with one operator its own way; returns False to have it treated as any other."""
 
 
+OpenRule = Callable[["Frame", OperatorNode], None]
+"""Adds an operator with an operand as long as the data says, or refuses it."""
+
+
 @dataclass(slots=True)
 class Names:
     """Gives out names that nothing else has."""
@@ -107,6 +111,7 @@ class Session:
 
     table: OperatorTable
     rules: Mapping[str, Rule]
+    open_rule: OpenRule
     opsets: Mapping[str, int]
     inputs: frozenset[TensorId]
     tensor_names: Names
@@ -123,7 +128,16 @@ class Frame:
         self.specs: ChainMap[TensorId, TensorSpec] = ChainMap()
         self.constants: ChainMap[TensorId, np.ndarray] = ChainMap()
         self.writers: ChainMap[TensorId, OperatorNode] = ChainMap()
+        self.lengths: ChainMap[TensorId, Mapping[int, TensorId]] = ChainMap()
+        """Open axes of tensors as long as the data says, and where their true lengths are."""
+        self.most: ChainMap[TensorId, int] = ChainMap()
+        """How large each of those lengths can be."""
+        self.sizes: ChainMap[TensorId, tuple[int | TensorId, ...]] = ChainMap()
+        """What shapes are made of that hold such a length."""
         if parent is not None:
+            self.lengths = parent.lengths.new_child()
+            self.most = parent.most.new_child()
+            self.sizes = parent.sizes.new_child()
             self.specs = parent.specs.new_child()
             self.constants = parent.constants.new_child()
             self.writers = parent.writers.new_child()
@@ -198,6 +212,13 @@ class Frame:
 
     def apply(self, node: OperatorNode, declared: Sequence[SourceValue | None] = ()) -> None:
         """Evaluate a node if its operands are known, otherwise infer its results and keep it."""
+        if any(tensor in self.lengths or tensor in self.sizes for tensor in node.inputs):
+            self.session.open_rule(self, node)
+        else:
+            self.apply_plain(node, declared)
+
+    def apply_plain(self, node: OperatorNode, declared: Sequence[SourceValue | None] = ()) -> None:
+        """Do so as if all operands were as long as planned."""
         context = OperatorContext(
             node,
             tuple(self.specs[tensor] if tensor else None for tensor in node.inputs),
@@ -257,9 +278,8 @@ class Frame:
         name: str,
         inputs: Sequence[TensorId],
         outputs: Sequence[TensorId],
-        captures_before: int = 0,
     ) -> Subgraph:
-        """Write this frame as a body; `captures_before`: of the node's bodies before this one."""
+        """Write this frame as a body."""
         local = self.specs.maps[0]
         reads = itertools.chain(*map(reads_of, self.operators), outputs)
         captures = tuple(t for t in dict.fromkeys(reads) if t not in local)
@@ -269,7 +289,7 @@ class Frame:
             self.operators,
             self.constants.maps[0],
             outputs,
-            {tensor: captures_before + i for i, tensor in enumerate(captures)},
+            {tensor: position for position, tensor in enumerate(captures)},
         )
         return Subgraph(serialised, captures)
 
@@ -287,7 +307,8 @@ class Frame:
                 del layer[tensor]
 
     def _layers(self) -> tuple[MutableMapping[TensorId, Any], ...]:
-        return self.specs.maps[0], self.constants.maps[0], self.writers.maps[0]
+        chains = (self.specs, self.constants, self.writers, self.lengths, self.most, self.sizes)
+        return tuple(chain.maps[0] for chain in chains)
 
     def _visit(self, node: SourceNode, graph: SourceGraph, scope: Scope, path: str) -> None:
         rule = self.session.rules.get(node.qualified_operator)
@@ -391,6 +412,7 @@ def evaluate_model(
     model: SourceModel,
     table: OperatorTable,
     rules: Mapping[str, Rule],
+    open_rule: OpenRule,
     inputs: Mapping[str, TensorSpec],
     bound: Mapping[str, np.ndarray],
     name: str,
@@ -406,6 +428,7 @@ def evaluate_model(
     session = Session(
         table,
         rules,
+        open_rule,
         model.opsets,
         frozenset(map(TensorId, inputs)),
         Names(
@@ -423,6 +446,9 @@ def evaluate_model(
     outputs = [
         _named_output(frame, name, value) for name, value in zip(graph.outputs, values, strict=True)
     ]
+    lengths = {tensor: frame.lengths[tensor] for tensor in outputs if tensor in frame.lengths}
+    counts = [length for axes in lengths.values() for length in axes.values()]
+    outputs += dict.fromkeys(length for length in counts if length not in outputs)
     used = {tensor for node in frame.operators for tensor in reads_of(node)} | set(outputs)
     constants = {t: array for t, array in frame.constants.items() if t in used}
     written = {tensor for node in frame.operators for tensor in filter(None, node.outputs)}
@@ -434,6 +460,7 @@ def evaluate_model(
         constants=constants,
         inputs=[TensorId(input_name) for input_name in inputs],
         outputs=outputs,
+        lengths=lengths,
         metadata=model.metadata,
     )
 

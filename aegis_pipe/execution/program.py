@@ -7,8 +7,10 @@ running it allocates nothing, looks nothing up by name, and decides nothing.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from aegis_pipe.device.protocols import DeviceContext, DeviceEvent, DeviceGraph, Region
 from aegis_pipe.execution.dependency_tracker import (
@@ -16,7 +18,7 @@ from aegis_pipe.execution.dependency_tracker import (
     DependencyTracker,
     Synchronisation,
 )
-from aegis_pipe.tensor import TensorSpec
+from aegis_pipe.tensor import TensorId, TensorSpec
 
 COMPUTE_LANE = 0
 
@@ -63,11 +65,39 @@ class BoundModel:
     """Copy in, every segment, copy out."""
     synchronisations: tuple[Synchronisation, ...]
     """Where lanes wait for each other; positions are those of `work`."""
+    lengths: Mapping[TensorId, Mapping[int, TensorId]] = field(default_factory=dict)
+    """Outputs as long as the data says: by axis, the output that holds the true length."""
 
     @property
     def segment_count(self) -> int:
         """Number of segments."""
         return len(self.work) - 2
+
+    @property
+    def results(self) -> tuple[BoundTensor, ...]:
+        """What a request returns: the outputs without those that hold lengths."""
+        counts = {length for axes in self.lengths.values() for length in axes.values()}
+        return tuple(tensor for tensor in self.outputs if tensor.name not in counts)
+
+    def named_results(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the results by name, each as long as it truly is."""
+        named = {tensor.name: a for tensor, a in zip(self.outputs, arrays, strict=True)}
+        if not self.lengths:
+            return named
+        return {
+            tensor.name: self._as_long_as_it_is(TensorId(tensor.name), named)
+            for tensor in self.results
+        }
+
+    def _as_long_as_it_is(self, name: TensorId, named: Mapping[str, np.ndarray]) -> np.ndarray:
+        array = named[name]
+        if name not in self.lengths:
+            return array
+        part: list[slice] = [slice(None)] * array.ndim
+        for axis, length in self.lengths[name].items():
+            part[axis] = slice(int(named[length].item()))
+        # A copy, so that a short result does not hold the memory of a long one.
+        return array[tuple(part)].copy()
 
     def close(self) -> None:
         """Release graphs and events."""
@@ -86,6 +116,7 @@ def build_program(
     segments: Sequence[DeviceGraph],
     *,
     copy_lane: int = COMPUTE_LANE,
+    lengths: Mapping[TensorId, Mapping[int, TensorId]] | None = None,
 ) -> BoundModel:
     """Line up a model's work; `copy_lane` puts its copies on a stream of their own."""
     kinds = [WorkKind.COPY_IN, *[WorkKind.SEGMENT] * len(segments), WorkKind.COPY_OUT]
@@ -104,7 +135,7 @@ def build_program(
         )
         for i in range(len(kinds))
     )
-    return BoundModel(name, tuple(inputs), tuple(outputs), work, waits)
+    return BoundModel(name, tuple(inputs), tuple(outputs), work, waits, lengths or {})
 
 
 def _chain(length: int) -> list[Dependency]:

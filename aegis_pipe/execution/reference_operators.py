@@ -79,6 +79,13 @@ def arity_of(operator: str, opset: int, domain: str) -> tuple[range, range] | No
     )
 
 
+def changed_until(operator: str, opset: int, newer_opset: int) -> bool:
+    """Return whether an ai.onnx operator means something else in a newer opset."""
+    schemas = [_find_schema(operator, version, "") for version in (opset, newer_opset)]
+    versions = {schema.since_version if schema else None for schema in schemas}
+    return len(versions) > 1
+
+
 def has_reference(node: OperatorNode) -> bool:
     """Return whether ONNX defines what this operator computes."""
     return _schema(node) is not None

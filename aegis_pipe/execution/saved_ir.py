@@ -22,7 +22,7 @@ import hashlib
 import json
 import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ def save_graph(graph: ExecutionGraph, path: Path) -> None:
         "metadata": dict(graph.metadata),
         "inputs": list(graph.inputs),
         "outputs": list(graph.outputs),
+        "lengths": [
+            [tensor, axis, length]
+            for tensor, axes in graph.lengths.items()
+            for axis, length in axes.items()
+        ],
         "tensors": [
             [tensor, edge.spec.dtype.name, list(edge.spec.shape)]
             for tensor, edge in graph.tensors.items()
@@ -203,6 +208,15 @@ def _from_plain(plain: list[Any], blobs: _BlobReader) -> GraphAttribute:
     return readers[kind](*parts)
 
 
+def _lengths_from_plain(
+    listed: Sequence[tuple[str, int, str]],
+) -> dict[TensorId, dict[int, TensorId]]:
+    lengths: dict[TensorId, dict[int, TensorId]] = {}
+    for tensor, axis, length in listed:
+        lengths.setdefault(TensorId(tensor), {})[axis] = TensorId(length)
+    return lengths
+
+
 def _graph_from_plain(header: dict[str, Any], blobs: _BlobReader) -> ExecutionGraph:
     specs = {
         TensorId(tensor): TensorSpec(DTYPE_OF_NAME[dtype], tuple(shape))
@@ -230,4 +244,5 @@ def _graph_from_plain(header: dict[str, Any], blobs: _BlobReader) -> ExecutionGr
         inputs=[TensorId(tensor) for tensor in header["inputs"]],
         outputs=[TensorId(tensor) for tensor in header["outputs"]],
         metadata=header["metadata"],
+        lengths=_lengths_from_plain(header.get("lengths", ())),
     )

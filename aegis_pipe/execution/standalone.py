@@ -48,7 +48,7 @@ class StandaloneGraph:
         outputs = [np.empty(tensor.spec.shape, tensor.spec.dtype) for tensor in bound.outputs]
         Executor.launch_segment(bound, 0, [self._stream], arrays, outputs, stamped=False)
         self._stream.synchronise()
-        return {tensor.name: array for tensor, array in zip(bound.outputs, outputs, strict=True)}
+        return bound.named_results(outputs)
 
     def close(self) -> None:
         """Release the memory; idempotent."""

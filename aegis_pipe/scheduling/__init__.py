@@ -4,20 +4,24 @@ loop.py         OrchestrationLoop: carries decisions out, on its own thread
 scheduler.py    Scheduler: facts in, decisions out; pure
 queue.py        BoundedQueue: the gate, the policy's order behind it, deadline timers
 stream_pool.py  StreamPool: the fixed streams and their holders
+batching.py     Batching: which requests of a model run together
+takeovers.py    Takeovers: who had which stream, for `blocked_by`
 policy.py       SchedulingPolicy, KeyedPolicy; policies/ has the table and one file each
 decision.py     Decision, Reason; request.py: ExecutionRequest and its states
 """
 
+from aegis_pipe.scheduling.batching import Batching
 from aegis_pipe.scheduling.decision import Decision, DecisionKind, Reason, format_decision
 from aegis_pipe.scheduling.loop import Launcher, OrchestrationLoop, SegmentCompletion
 from aegis_pipe.scheduling.policies import POLICIES, make_policy
 from aegis_pipe.scheduling.policy import KeyedPolicy, SchedulingPolicy
 from aegis_pipe.scheduling.queue import BoundedQueue
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
-from aegis_pipe.scheduling.scheduler import Late, Scheduler, SchedulerStatistics
+from aegis_pipe.scheduling.scheduler import Late, Scheduler, SchedulerStatistics, StandIn
 from aegis_pipe.scheduling.stream_pool import StreamPool
 
 __all__ = [
+    "Batching",
     "BoundedQueue",
     "Decision",
     "DecisionKind",
@@ -33,6 +37,7 @@ __all__ = [
     "SchedulerStatistics",
     "SchedulingPolicy",
     "SegmentCompletion",
+    "StandIn",
     "StreamPool",
     "format_decision",
     "make_policy",

@@ -15,6 +15,8 @@ class DecisionKind(enum.StrEnum):
     EXPIRE = "expire"
     REJECT = "reject"
     CANCEL = "cancel"
+    DEGRADE = "degrade"
+    """The request waits on, for the model that stands in for its own."""
 
 
 class Reason(enum.StrEnum):
@@ -30,7 +32,13 @@ class Reason(enum.StrEnum):
     POLICY = "policy"
     """A custom policy's choice."""
     NEXT_SEGMENT = "next_segment"
+    BATCHED = "batched"
+    """Goes along with the request whose `start` stands before this one on the stream."""
     DEADLINE_PASSED = "deadline_passed"
+    WOULD_BE_LATE = "would_be_late"
+    """The time left is less than its model is known to need."""
+    DEGRADED = "degraded"
+    """Completed by the model that stands in for its own."""
     QUEUE_FULL = "queue_full"
     CALLER_CANCELLED = "caller_cancelled"
     RUNTIME_STOPPING = "runtime_stopping"
@@ -50,7 +58,8 @@ class Decision(NamedTuple):
     request_id: int
     model: str
     segment: int
-    """The segment to launch, for `start` and `continue`; -1 otherwise."""
+    """The segment to launch, for `start` and `continue`; -1 otherwise, and of a `start` that goes
+    along in a batch."""
     stream: int
     """-1 where no stream is involved."""
     reason: Reason

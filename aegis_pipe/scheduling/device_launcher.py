@@ -1,11 +1,13 @@
 """Carries out the scheduler's decisions on real streams, and tells what has finished.
 
-One slot per stream: at most one request is on a stream at a time, which is what makes one arena
-per stream sound. Used by the orchestration thread only, except for `payload` building.
+One slot per stream. Several segments can be in flight there, all of one request: requests follow
+each other only when nothing is in flight, which is what makes one arena per stream sound. Used by
+the orchestration thread only, except for `payload` building.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from aegis_pipe.errors import AegisError
 from aegis_pipe.events import CopyFinished, EventHub, EventSynchronised, SegmentFinished
 from aegis_pipe.execution.executor import Executor
 from aegis_pipe.execution.program import BoundModel, BoundTensor, Work
+from aegis_pipe.scheduling.batching import variant_name
 from aegis_pipe.scheduling.loop import SegmentCompletion
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
 
@@ -49,6 +52,8 @@ class RequestPayload:
     inputs: Sequence[np.ndarray]
     future: InferenceFuture
     outputs: Sequence[np.ndarray] = ()
+    row: int = 0
+    """Its place in the batch that it runs in."""
 
 
 @dataclass(slots=True, eq=False)
@@ -63,10 +68,16 @@ class _Running:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamSlot:
-    """A stream with its lanes and the models bound to its arena."""
+    """A stream with its lanes and the models bound to its arena.
+
+    Variants for batches are among the models, by `variant_name`; their inputs and outputs are the
+    rows: of the first tensor all of them, then of the next. `discards` has, for each variant, one
+    array per output that rows nobody wants are copied to.
+    """
 
     lanes: Sequence[DeviceStream]
     models: Mapping[str, BoundModel] = field(default_factory=dict)
+    discards: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
 
 
 class DeviceLauncher:
@@ -85,40 +96,49 @@ class DeviceLauncher:
         self._clock = clock
         self._hub = hub
         self._is_stamped = is_stamped
-        self._running: dict[int, _Running] = {}
+        self._in_flight: tuple[deque[_Running], ...] = tuple(deque() for _ in slots)
         self.notifies = notifies
 
     def launch(self, request: ExecutionRequest, segment: int, stream: int) -> None:
         """Enqueue one segment of a request on a stream."""
         slot = self._slots[stream]
-        bound = slot.models[request.model]
-        payload: RequestPayload = request.payload
+        name = variant_name(request.model, request.batch_size)
+        bound = slot.models[name]
         if segment == 0:
-            payload.outputs = [
-                np.empty(tensor.spec.shape, tensor.spec.dtype) for tensor in bound.outputs
-            ]
+            self._prepare(request, slot)
+        inputs, outputs = request.payload.inputs, request.payload.outputs
+        if request.batch_size > 1:
+            inputs, outputs = _rows(request, slot.discards[name])
         launch_ns = self._clock.now_ns()
         stamped = self._is_stamped(request.request_id)
         done = Executor.last_work(bound, segment).done
         # Noted before launching, so that a launch that fails half-way is still waited for.
-        self._running[stream] = _Running(request, bound, segment, done, launch_ns, stamped)
+        in_flight = self._in_flight[stream]
+        in_flight.append(_Running(request, bound, segment, done, launch_ns, stamped))
         try:
-            Executor.launch_segment(
-                bound, segment, slot.lanes, payload.inputs, payload.outputs, stamped=stamped
-            )
+            Executor.launch_segment(bound, segment, slot.lanes, inputs, outputs, stamped=stamped)
         except AegisError:
-            del self._running[stream]
+            in_flight.pop()
             raise
+
+    @staticmethod
+    def _prepare(request: ExecutionRequest, slot: StreamSlot) -> None:
+        outputs = slot.models[request.model].outputs
+        for row, member in enumerate((request, *request.companions)):
+            member.payload.row = row
+            member.payload.outputs = [
+                np.empty(tensor.spec.shape, tensor.spec.dtype) for tensor in outputs
+            ]
 
     def poll(self) -> Iterable[SegmentCompletion]:
         """Return what has finished since the last poll, by stream."""
-        if not self._running:
-            return ()
-        finished = [stream for stream, running in self._running.items() if running.done.is_done()]
-        return [self._complete(stream) for stream in sorted(finished)]
+        finished: list[SegmentCompletion] = []
+        for stream, in_flight in enumerate(self._in_flight):
+            while in_flight and in_flight[0].done.is_done():
+                finished.append(self._complete(stream, in_flight.popleft()))
+        return finished
 
-    def _complete(self, stream: int) -> SegmentCompletion:
-        running = self._running.pop(stream)
+    def _complete(self, stream: int, running: _Running) -> SegmentCompletion:
         error: AegisError | None = None
         for lane in self._slots[stream].lanes:
             try:
@@ -126,11 +146,14 @@ class DeviceLauncher:
             except AegisError as failure:
                 error = error or failure
         if self._hub.enabled:
-            self._emit(stream, running, error)
+            for member in (running.request, *running.request.companions):
+                self._emit(stream, member, running, error)
         return SegmentCompletion(running.request.request_id, stream, error)
 
-    def _emit(self, stream: int, running: _Running, error: AegisError | None) -> None:
-        bound, segment, request = running.bound, running.segment, running.request
+    def _emit(
+        self, stream: int, request: ExecutionRequest, running: _Running, error: AegisError | None
+    ) -> None:
+        bound, segment = running.bound, running.segment
         if segment == 0:
             self._emit_copy(stream, request, bound.work[0], "in", _bytes(bound.inputs))
         piece = bound.work[segment + 1]
@@ -140,7 +163,7 @@ class DeviceLauncher:
         self._hub.emit(
             SegmentFinished(
                 request.request_id,
-                request.model,
+                bound.name,
                 segment,
                 stream,
                 running.launch_ns,
@@ -192,10 +215,28 @@ class DeviceLauncher:
             payload.future.set_exception(error)
             return
         assert state is RequestState.COMPLETED
-        names = self._slots[request.stream or 0].models[request.model].outputs
-        payload.future.set_result(
-            {tensor.name: array for tensor, array in zip(names, payload.outputs, strict=True)}
-        )
+        bound = self._slots[request.stream or 0].models[request.model]
+        payload.future.set_result(bound.named_results(payload.outputs))
+
+
+def _rows(
+    leader: ExecutionRequest, discards: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Line up a batch's inputs and outputs as its variant's rows.
+
+    Rows beyond the batch repeat the leader's inputs, so that what is computed there depends on
+    nothing that ran before; their outputs, and those of requests that have left, are thrown away.
+    """
+    size = leader.batch_size
+    inputs = [leader.payload.inputs] * size
+    outputs = [discards] * size
+    for member in (leader, *leader.companions):
+        inputs[member.payload.row] = member.payload.inputs
+        outputs[member.payload.row] = member.payload.outputs
+    return (
+        [array for rows in zip(*inputs, strict=True) for array in rows],
+        [array for rows in zip(*outputs, strict=True) for array in rows],
+    )
 
 
 def _bytes(tensors: Sequence[BoundTensor]) -> int:

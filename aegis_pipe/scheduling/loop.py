@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class SegmentCompletion(NamedTuple):
-    """A segment left its stream."""
+    """A segment left its stream; a stream's segments leave it in the order of their launches."""
 
     request_id: int
     stream: int
@@ -54,7 +54,9 @@ class Launcher(Protocol):
         ...
 
     def launch(self, request: ExecutionRequest, segment: int, stream: int) -> None:
-        """Enqueue a segment on a stream, without waiting for it.
+        """Enqueue a segment on a stream, behind what is in flight there, without waiting for it.
+
+        `request` leads its `companions`: the segment is for all of them.
 
         What it raises fails this request alone, except a FatalError, which stops the loop. A
         launch that raised must not be reported by `poll`.
@@ -274,6 +276,11 @@ class OrchestrationLoop:
             if decision.segment < 0:
                 continue
             request = self._open[decision.request_id]
+            if request.error is not None:
+                # The segment before it in this very step could not be launched.
+                self._scheduler.segment_finished(request.request_id, self._clock.now_ns())
+                all_launched = False
+                continue
             try:
                 self._launcher.launch(request, decision.segment, decision.stream)
             except FatalError:
@@ -328,7 +335,7 @@ class OrchestrationLoop:
             RequestSubmitted(
                 request.arrival_ns,
                 request.request_id,
-                request.model,
+                request.asked_model,
                 request.priority,
                 request.deadline_ns or 0,
                 len(self._scheduler.queue),
@@ -359,7 +366,7 @@ class OrchestrationLoop:
             RequestFinished(
                 request.finished_ns,
                 request.request_id,
-                request.model,
+                request.asked_model,
                 request.state,
                 request.reason,
                 "" if error is None else str(error),
@@ -372,6 +379,16 @@ class OrchestrationLoop:
 
     def _refusal_error(self, request: ExecutionRequest, refusal: Decision) -> TransientError:
         context = f"model `{request.model}`"
+        if refusal.reason is Reason.WOULD_BE_LATE:
+            assert request.deadline_ns is not None
+            needed_ms = self._scheduler.needed_ns(request.model) / 1e6
+            left_ms = (request.deadline_ns - refusal.at_ns) / 1e6
+            return DeadlineExceededError(
+                f"the result would be late: the model needs {needed_ms:.3f} ms, and the deadline "
+                f"leaves {left_ms:.3f} ms",
+                context=context,
+                hint="allow more time, or have late requests run or degrade (`late`)",
+            )
         if refusal.reason is Reason.QUEUE_FULL:
             return QueueFullError(
                 f"the queue is full: {refusal.queue_depth} requests wait",
@@ -388,10 +405,19 @@ class OrchestrationLoop:
 
 
 def _outcome_error(request: ExecutionRequest) -> Exception | None:
-    context = f"model `{request.model}`, request {request.request_id}"
+    if request.state is RequestState.COMPLETED:
+        return None
+    context = f"model `{request.asked_model}`, request {request.request_id}"
     if request.state is RequestState.EXPIRED:
         assert request.deadline_ns is not None
         late_ms = (request.finished_ns - request.deadline_ns) / 1e6
+        if request.reason == Reason.WOULD_BE_LATE:
+            return DeadlineExceededError(
+                f"the result would be late: when {-late_ms:.3f} ms were left it still waited in "
+                "the queue, and the model needs more",
+                context=context,
+                hint="`aegis-pipe why` shows who held the streams; allow more time or load less",
+            )
         waited = (
             f"after it had run {request.next_segment} of {request.segment_count} segments"
             if request.started_ns

@@ -63,7 +63,7 @@ class BoundedQueue:
 
     @property
     def refusals(self) -> int:
-        """How often `reserve` said no."""
+        """How often `reserve` said no, or somebody else did."""
         return self._refusals
 
     def close(self) -> None:
@@ -78,18 +78,18 @@ class BoundedQueue:
             if reason is not None:
                 self._refusals += 1
                 return reason
-            self._places_taken += 1
-            if model in self._places_taken_by:
-                self._places_taken_by[model] += 1
+            self._take(model)
             return None
+
+    def count_refusal(self) -> None:
+        """Count a request that was refused for another reason. From any thread."""
+        with self._gate:
+            self._refusals += 1
 
     def release(self, model: str) -> None:
         """Give a reserved place back."""
         with self._gate:
-            assert self._places_taken, "more places released than reserved"
-            self._places_taken -= 1
-            if model in self._places_taken_by:
-                self._places_taken_by[model] -= 1
+            self._give_back(model)
 
     def push(self, request: ExecutionRequest, now_ns: int) -> None:
         """Fill the place that was reserved for this request."""
@@ -107,22 +107,34 @@ class BoundedQueue:
         self.policy.remove(request)
         self.release(request.model)
 
-    def set_timer(self, request: ExecutionRequest) -> None:
-        """Have `pop_due` report a waiting request once its deadline has come."""
-        self._timers.push((request.deadline_ns, request.request_id), request)
+    def move(self, request: ExecutionRequest, model: str, now_ns: int) -> bool:
+        """Have a waiting request wait for another model; return False if that has no place."""
+        with self._gate:
+            if not self._has_place_of(model):
+                return False
+            self._take(model)
+            self._give_back(request.model)
+        self.policy.remove(request)
+        request.model = model
+        self.policy.push(request, now_ns)
+        return True
+
+    def set_timer(self, request: ExecutionRequest, at_ns: int) -> None:
+        """Have `pop_due` report a waiting request once an instant has come."""
+        self._timers.push((at_ns, request.request_id), request)
 
     def clear_timer(self, request: ExecutionRequest) -> None:
         """Forget the request's timer, if it has one."""
         self._timers.discard(request)
 
-    def next_deadline_ns(self) -> int | None:
+    def next_timer_ns(self) -> int | None:
         """Return when the earliest timer is due."""
         head = self._timers.head()
         return None if head is None else head[0]
 
     def pop_due(self, now_ns: int) -> ExecutionRequest | None:
-        """Take the earliest request whose deadline has come, and its timer; the request stays."""
-        due_ns = self.next_deadline_ns()
+        """Take the earliest request whose timer is due, and its timer; the request stays."""
+        due_ns = self.next_timer_ns()
         return self._timers.pop() if due_ns is not None and due_ns <= now_ns else None
 
     def _refusal(self, model: str) -> Reason | None:
@@ -130,7 +142,19 @@ class BoundedQueue:
             return Reason.RUNTIME_STOPPING
         if self._places_taken >= self.capacity:
             return Reason.QUEUE_FULL
+        return None if self._has_place_of(model) else Reason.QUEUE_FULL
+
+    def _has_place_of(self, model: str) -> bool:
         limit = self._model_capacity.get(model)
-        if limit is not None and self._places_taken_by[model] >= limit:
-            return Reason.QUEUE_FULL
-        return None
+        return limit is None or self._places_taken_by[model] < limit
+
+    def _take(self, model: str) -> None:
+        self._places_taken += 1
+        if model in self._places_taken_by:
+            self._places_taken_by[model] += 1
+
+    def _give_back(self, model: str) -> None:
+        assert self._places_taken, "more places released than reserved"
+        self._places_taken -= 1
+        if model in self._places_taken_by:
+            self._places_taken_by[model] -= 1

@@ -65,12 +65,16 @@ class ExecutionRequest:
     """W3C `traceparent` of the caller, or empty."""
     state: RequestState = RequestState.CREATED
     next_segment: int = 0
-    """Segments already finished; the one to launch next."""
+    """Segments already finished."""
+    launched_segments: int = 0
+    """Segments already handed out; what is above `next_segment` is in flight."""
     stream: int | None = None
     started_ns: int = 0
     """When it left the queue; 0 if it has not."""
     launched_ns: int = 0
     """When its latest segment was handed out."""
+    busy_since_ns: int = 0
+    """Since when its stream has worked on what is in flight."""
     finished_ns: int = 0
     """When it reached its final state; 0 until then."""
     reason: str = ""
@@ -81,6 +85,19 @@ class ExecutionRequest:
     """Set once somebody has asked for it to end; a running segment is finished first."""
     blocked_by: tuple[int, ...] = ()
     """Requests that held its streams when it arrived."""
+    companions: tuple[ExecutionRequest, ...] = ()
+    """Requests of its model that run along with it, in one batch."""
+    leader: ExecutionRequest | None = None
+    """The request that it runs along with: that one holds the stream."""
+    batch_size: int = 1
+    """Rows of the variant that it runs in."""
+    degraded_from: str = ""
+    """The model that was asked for, if another one stands in for it."""
+
+    @property
+    def asked_model(self) -> str:
+        """The model that was asked for."""
+        return self.degraded_from or self.model
 
     @property
     def deadline_missed(self) -> bool:

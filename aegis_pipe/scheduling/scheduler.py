@@ -7,32 +7,46 @@ to carry it out. The same facts at the same instants give the same decisions, by
 
     queued --start--> running --segment_finished--> paused --continue--> running ... completed
 
-A paused request stands at a segment boundary and still holds its stream. With preemption, the
+Up to `in_flight` segments of a request are on its stream at once; it can be stopped when they are
+done. A paused request stands at such a boundary and still holds its stream. With preemption, the
 policy may let a waiting request take the stream there; the paused one is then *suspended* on that
 stream and goes on when the stream is given back. It never moves to another stream, because its
 intermediate tensors lie in that stream's memory; for the same reason nobody can preempt a request
 of its own model.
+
+Requests of a model that batches may run along with another: it *leads* them, holds the stream and
+is what the launcher sees; `segment_finished` for the leader moves them all. Each of them can be
+cancelled or expire by itself, the leader too: the next one leads then.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from aegis_pipe.scheduling.batching import Batching, BatchLine
 from aegis_pipe.scheduling.decision import Decision, DecisionKind, Reason
 from aegis_pipe.scheduling.policy import NO_MODELS, Candidates, SchedulingPolicy
 from aegis_pipe.scheduling.queue import BoundedQueue
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
 from aegis_pipe.scheduling.stream_pool import StreamPool
+from aegis_pipe.scheduling.takeovers import Takeovers
 
-Late = Literal["drop", "run"]
-"""What becomes of a request whose deadline has passed: it expires, or is only counted as late."""
+Late = Literal["drop", "run", "degrade"]
+"""What becomes of a request that is late: it expires, runs all the same, or another model stands
+in for its own."""
 
 CANDIDATES_MAX = 4
-BLOCKERS_MAX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """The model that takes over a model's late requests."""
+
+    model: str
+    segment_count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +57,22 @@ class SchedulerStatistics:
     """Requests that hold a place in the queue."""
     running: int
     paused: int
-    """Requests at a segment boundary that hold their stream."""
+    """Requests at a segment boundary that hold their stream, or run along with one that does."""
     suspended: int
     """Requests whose stream was taken at a segment boundary."""
     submitted: int
     """Requests that got a place in the queue."""
     started: int
     preempted: int
+    batched: int
+    """Requests that ran along with another."""
+    degraded: int
     completed: int
     failed: int
     expired: int
     cancelled: int
     rejected: int
-    """Requests refused for want of a place, or because the runtime was stopping."""
+    """Requests refused at once: no place, no time, or the runtime was stopping."""
     deadline_missed: int
     """Requests whose result came late or not at all."""
     queue_depth_max: int
@@ -64,10 +81,20 @@ class SchedulerStatistics:
 class Scheduler:
     """Queue, free streams and policy in; decisions out.
 
-    `late` says per model what a passed deadline means; "drop" unless named. A waiting request is
-    dropped once its deadline has come; a running one at the end of its segment, if that came too
-    late. `preemption` allows preemption at segment boundaries; of models that `memory_of` gives
-    the same value, whose intermediate tensors share memory on a stream, none preempts another.
+    late          per model what being late means; "drop" unless named. A waiting request is
+                  dropped once its deadline has come; a running one at the end of its segment, if
+                  that came too late.
+    stand_ins     for the models that degrade, who takes over: a waiting request that is late
+                  waits on for that one, and runs however late it gets.
+    needed_ns     the shortest time, where it is known, from a model's start to its result. A
+                  request is late as soon as less is left: refused when it arrives, or dropped, or
+                  degraded, while its deadline is still ahead.
+    concurrency   most requests (or batches) of a model that have started and are not over.
+    batching      which models batch, and how.
+    in_flight     most segments on a stream at once: what an urgent arrival may have to wait for.
+    preemption    whether the policy may preempt at segment boundaries. Of models that `memory_of`
+                  gives the same value, whose intermediate tensors share memory on a stream, none
+                  preempts another.
 
     Everything but `admit` and `statistics` belongs to one thread.
     """
@@ -80,30 +107,47 @@ class Scheduler:
         queue_capacity: int,
         model_capacity: Mapping[str, int] | None = None,
         late: Mapping[str, Late] | None = None,
+        stand_ins: Mapping[str, StandIn] | None = None,
+        needed_ns: Mapping[str, int] | None = None,
+        concurrency: Mapping[str, int] | None = None,
+        batching: Mapping[str, Batching] | None = None,
+        in_flight: int = 1,
         preemption: bool = False,
         memory_of: Mapping[str, Hashable] | None = None,
     ) -> None:
         self.queue = BoundedQueue(policy, queue_capacity, model_capacity)
         self._policy = policy
         self._streams = streams
-        self._runs_late = frozenset(model for model, what in (late or {}).items() if what == "run")
+        self._late = dict(late or {})
+        self._runs_late = frozenset(model for model, what in self._late.items() if what != "drop")
+        self._stand_ins = dict(stand_ins or {})
+        self._needed_ns = dict(needed_ns or {})
+        self._in_flight = in_flight
         self._preemption = preemption
         self._sharing = _sharing(memory_of or {})
+        self._concurrency = dict(concurrency or {})
+        self._started_of = dict.fromkeys(self._concurrency, 0)
+        self._at_limit = NO_MODELS
+        self._lines = {
+            model: BatchLine(model, one, self._needed_ns) for model, one in (batching or {}).items()
+        }
         self._requests: dict[int, ExecutionRequest] = {}
         # Streams whose holder is paused, waiting for `decide`.
         self._boundaries: set[int] = set()
+        # Streams that can take one more segment of their holder.
+        self._hungry: set[int] = set()
         # Per stream the requests that were preempted there; the last one goes on first.
         self._suspended: list[list[ExecutionRequest]] = [[] for _ in range(streams.count)]
         self._to_cancel: list[ExecutionRequest] = []
         self._finished: list[ExecutionRequest] = []
         self._decisions: list[Decision] = []
-        # (instant, stream, request_id) of the latest times a stream changed hands.
-        self._takeovers: deque[tuple[int, int, int]] = deque(maxlen=BLOCKERS_MAX * streams.count)
+        self._takeovers = Takeovers(streams.count)
         # next() of an itertools.count is atomic: `admit` runs on other threads.
         self._sequence = itertools.count()
-        self._final_counts = dict.fromkeys(RequestState, 0)
-        self._submitted = self._started = self._preempted = 0
-        self._running = self._deadline_missed = self._queue_depth_max = 0
+        self._decided_ns = -1
+        self._state_counts = dict.fromkeys(RequestState, 0)
+        self._submitted = self._started = self._preempted = self._batched = self._degraded = 0
+        self._deadline_missed = self._queue_depth_max = 0
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.policy_name}: {self.queue!r} {self._streams!r}>"
@@ -116,7 +160,7 @@ class Scheduler:
     @property
     def running(self) -> int:
         """Number of requests with a segment on a stream."""
-        return self._running
+        return self._state_counts[RequestState.RUNNING]
 
     @property
     def is_idle(self) -> bool:
@@ -132,7 +176,12 @@ class Scheduler:
 
     def admit(self, request: ExecutionRequest, now_ns: int) -> Decision | None:
         """First half of `submit`, from any thread: take a place, or reject at once."""
-        reason = self.queue.reserve(request.model)
+        reason: Reason | None
+        if self._is_hopeless(request, now_ns):
+            self.queue.count_refusal()
+            reason = Reason.WOULD_BE_LATE
+        else:
+            reason = self.queue.reserve(request.model)
         if reason is None:
             return None
         request.move(RequestState.REJECTED)
@@ -150,6 +199,10 @@ class Scheduler:
             self.queue.places_taken,
         )
 
+    def needed_ns(self, model: str) -> int:
+        """Return the shortest time a model is known to need; 0 if nothing is known."""
+        return self._needed_ns.get(model, 0)
+
     def enqueue(self, request: ExecutionRequest, now_ns: int) -> None:
         """Second half of `submit`: put an admitted request into its place."""
         assert request.request_id not in self._requests, f"request {request.request_id} is open"
@@ -158,7 +211,7 @@ class Scheduler:
         if not self._streams.has_free_for(request.model):
             request.blocked_by = self._streams.holders_for(request.model)
         self.queue.push(request, now_ns)
-        self._set_timer(request)
+        self._wait(request, now_ns)
         self._submitted += 1
         self._queue_depth_max = max(self._queue_depth_max, len(self.queue))
 
@@ -186,31 +239,42 @@ class Scheduler:
         """Take note that a request's segment left its stream, with or without an error."""
         request = self._requests[request_id]
         assert request.state is RequestState.RUNNING, f"request {request_id} was not running"
+        assert request.next_segment < request.launched_segments, f"request {request_id}: no segment"
         assert request.stream is not None
-        self._running -= 1
         request.next_segment += 1
-        self._policy.served(request, now_ns - request.launched_ns)
-        is_last = request.next_segment == request.segment_count
-        if error is not None:
-            request.error = error
-            self._finish(request, RequestState.FAILED, Reason.SEGMENT_FAILED, now_ns)
-        elif is_last and request.cancel_reason is None and not self._is_dropped(request, now_ns):
-            self._finish(request, RequestState.COMPLETED, "", now_ns)
+        self._policy.served(request, now_ns - request.busy_since_ns)
+        request.busy_since_ns = now_ns
+        request.error = request.error or error
+        if request.next_segment < request.launched_segments:
+            # It can not leave before what is in flight has.
+            self._hungry.add(request.stream)
+        elif request.error is not None:
+            self._fail(request, now_ns)
+        elif request.next_segment == request.segment_count:
+            self._complete(request, now_ns)
         else:
             self._pause(request)
 
     def decide(self, now_ns: int) -> tuple[Decision, ...]:
         """Decide everything that can be decided now.
 
-        In this order: cancellations, expiries, starts on free streams, and streams at a segment
-        boundary. Starts come first so that nobody is preempted while a stream is free.
+        In this order: cancellations, requests that are late, starts on free streams, streams at a
+        segment boundary, streams that can take one more segment. Starts come first so that nobody
+        is preempted while a stream is free.
         """
-        self._cancel_waiting(now_ns)
-        self._expire_waiting(now_ns)
+        self._decided_ns = now_ns
+        if self._to_cancel:
+            self._cancel_waiting(now_ns)
+        self._end_late(now_ns)
         self._fill_free_streams(now_ns)
-        for stream in sorted(self._boundaries):
-            self._pass_boundary(stream, now_ns)
-        self._boundaries.clear()
+        if self._boundaries:
+            for stream in sorted(self._boundaries):
+                self._pass_boundary(stream, now_ns)
+            self._boundaries.clear()
+        if self._hungry:
+            for stream in sorted(self._hungry):
+                self._feed(stream, now_ns)
+            self._hungry.clear()
         return self._take_decisions()
 
     def abandon(
@@ -239,37 +303,49 @@ class Scheduler:
             self._close(request, state, reason, now_ns)
         self._requests.clear()
         self._boundaries.clear()
+        self._hungry.clear()
         self._suspended = [[] for _ in self._suspended]
-        self._running = 0
         return self._take_decisions()
 
     def take_finished(self) -> tuple[ExecutionRequest, ...]:
         """Return the requests that reached a final state since the last call, in order."""
+        if not self._finished:
+            return ()
         finished = tuple(self._finished)
         self._finished.clear()
         return finished
 
     def next_deadline_ns(self) -> int | None:
         """Return when `decide` has to be called even if nothing happens; None for never."""
-        return self.queue.next_deadline_ns()
+        timer_ns = self.queue.next_timer_ns()
+        if not self._lines:
+            return timer_ns
+        instants = [line.held_until_ns() for line in self._lines.values()]
+        # Those in the past wait for a stream, not for the clock.
+        ahead = [at_ns for at_ns in instants if at_ns is not None and at_ns > self._decided_ns]
+        return min(ahead if timer_ns is None else (*ahead, timer_ns), default=None)
 
     def statistics(self) -> SchedulerStatistics:
         """Return counts of what happened and of where requests stand.
 
         From another thread the counts may be of slightly different moments.
         """
+        counts = self._state_counts
+        suspended = sum(1 + len(each.companions) for stack in self._suspended for each in stack)
         return SchedulerStatistics(
             waiting=self.queue.places_taken,
-            running=self._running,
-            paused=len(self._boundaries),
-            suspended=sum(map(len, self._suspended)),
+            running=counts[RequestState.RUNNING],
+            paused=counts[RequestState.PAUSED] - suspended,
+            suspended=suspended,
             submitted=self._submitted,
             started=self._started,
             preempted=self._preempted,
-            completed=self._final_counts[RequestState.COMPLETED],
-            failed=self._final_counts[RequestState.FAILED],
-            expired=self._final_counts[RequestState.EXPIRED],
-            cancelled=self._final_counts[RequestState.CANCELLED],
+            batched=self._batched,
+            degraded=self._degraded,
+            completed=counts[RequestState.COMPLETED],
+            failed=counts[RequestState.FAILED],
+            expired=counts[RequestState.EXPIRED],
+            cancelled=counts[RequestState.CANCELLED],
             rejected=self.queue.refusals,
             deadline_missed=self._deadline_missed,
             queue_depth_max=self._queue_depth_max,
@@ -286,21 +362,41 @@ class Scheduler:
                 self._finish(request, RequestState.CANCELLED, request.cancel_reason, now_ns)
         self._to_cancel.clear()
 
-    def _expire_waiting(self, now_ns: int) -> None:
+    def _end_late(self, now_ns: int) -> None:
         while (request := self.queue.pop_due(now_ns)) is not None:
+            assert request.deadline_ns is not None
+            has_passed = now_ns >= request.deadline_ns
+            reason = Reason.DEADLINE_PASSED if has_passed else Reason.WOULD_BE_LATE
+            if request.model in self._stand_ins and self._degrade(request, reason, now_ns):
+                continue
             self._decide(
                 DecisionKind.EXPIRE,
                 request,
-                Reason.DEADLINE_PASSED,
+                reason,
                 now_ns,
                 candidates=self._candidates(now_ns, NO_MODELS),
                 blocked_by=self._blockers(request),
             )
-            self._finish(request, RequestState.EXPIRED, Reason.DEADLINE_PASSED, now_ns)
+            self._finish(request, RequestState.EXPIRED, reason, now_ns)
+
+    def _degrade(self, request: ExecutionRequest, reason: Reason, now_ns: int) -> bool:
+        """Have a waiting request wait for its stand-in; False if that has no place in the queue."""
+        asked, stand_in = request.model, self._stand_ins[request.model]
+        depth = len(self.queue)
+        if not self.queue.move(request, stand_in.model, now_ns):
+            return False
+        if asked in self._lines:
+            self._lines[asked].discard(request)
+        request.degraded_from = asked
+        request.segment_count = stand_in.segment_count
+        self._degraded += 1
+        self._wait(request, now_ns)
+        self._decide(DecisionKind.DEGRADE, request, reason, now_ns, depth)
+        return True
 
     def _fill_free_streams(self, now_ns: int) -> None:
         while len(self.queue) and self._streams.has_free:
-            skip = self._streams.models_without_free()
+            skip = self._streams.models_without_free() | self._kept_back(now_ns)
             candidates = self._candidates(now_ns, skip)
             if not candidates:
                 return
@@ -312,10 +408,9 @@ class Scheduler:
     def _pass_boundary(self, stream: int, now_ns: int) -> None:
         paused = self._streams.holder(stream)
         assert paused is not None
-        skip = self._models_that_can_not_preempt(stream, paused)
+        skip = self._models_that_can_not_preempt(stream, paused, now_ns)
         candidates = self._candidates(now_ns, skip)
-        waiting = self._policy.peek(now_ns, skip) if self._preemption else None
-        if waiting is None or not self._policy.preempts(waiting, paused, now_ns):
+        if not (candidates and self._is_preempted(paused, now_ns, skip)):
             self._continue(paused, stream, now_ns, candidates)
             return
         depth = len(self.queue)
@@ -324,6 +419,21 @@ class Scheduler:
         self._preempted += 1
         self._streams.hand_over(stream, request)
         self._start(request, stream, reason, now_ns, depth, candidates)
+
+    def _feed(self, stream: int, now_ns: int) -> None:
+        """Keep the stream supplied, unless its holder is to be stopped at the next boundary."""
+        running = self._streams.holder(stream)
+        while (
+            running is not None
+            and running.launched_segments < running.segment_count
+            and running.launched_segments - running.next_segment < self._in_flight
+            and self._goes_on(running, now_ns)
+        ):
+            skip = self._models_that_can_not_preempt(stream, running, now_ns)
+            if self._is_preempted(running, now_ns, skip):
+                return
+            self._launch(running, now_ns)
+            self._decide(DecisionKind.CONTINUE, running, Reason.NEXT_SEGMENT, now_ns)
 
     def _start(
         self,
@@ -334,23 +444,39 @@ class Scheduler:
         queue_depth: int,
         candidates: Candidates,
     ) -> None:
-        request.stream = stream
-        request.started_ns = now_ns
-        self._started += 1
+        self._leave_line(request)
+        if request.model in self._lines:
+            self._gather(request, now_ns)
+        if request.model in self._concurrency:
+            self._count_started(request.model, 1)
+        for member in (request, *request.companions):
+            member.stream = stream
+            member.started_ns = now_ns
+            self._started += 1
         blocked_by = self._blockers(request)
-        self._takeovers.append((now_ns, stream, request.request_id))
+        self._takeovers.add(now_ns, stream, request.request_id)
         self._run(request, now_ns)
         self._decide(
             DecisionKind.START, request, reason, now_ns, queue_depth, candidates, blocked_by
         )
+        for member in request.companions:
+            queue_depth -= 1
+            self._decide(
+                DecisionKind.START,
+                member,
+                Reason.BATCHED,
+                now_ns,
+                queue_depth,
+                blocked_by=self._blockers(member),
+            )
 
     def _continue(
         self, request: ExecutionRequest, stream: int, now_ns: int, candidates: Candidates
     ) -> None:
         # Only one that was suspended had to wait for anybody since its last segment.
-        blocked_by = self._preemptors(request, stream)
+        blocked_by = self._takeovers.preemptors(request, stream) if self._preemption else ()
         if blocked_by:
-            self._takeovers.append((now_ns, stream, request.request_id))
+            self._takeovers.add(now_ns, stream, request.request_id)
         self._run(request, now_ns)
         self._decide(
             DecisionKind.CONTINUE,
@@ -361,29 +487,91 @@ class Scheduler:
             blocked_by=blocked_by,
         )
 
-    # Moves of one request.
+    # Moves of one request, with those that run along with it.
+
+    def _wait(self, request: ExecutionRequest, now_ns: int) -> None:
+        """Set what a request waits for besides a stream: being late, and company."""
+        self._set_timer(request)
+        if request.model in self._lines:
+            self._lines[request.model].push(request, now_ns)
+
+    def _gather(self, leader: ExecutionRequest, now_ns: int) -> None:
+        line = self._lines[leader.model]
+        companions = tuple(line.companions(leader, now_ns))
+        size = line.batching.size_for(1 + len(companions))
+        for member in companions:
+            self.queue.remove(member)
+            member.leader = leader
+        leader.companions = companions
+        self._batched += len(companions)
+        for member in (leader, *companions):
+            member.batch_size = size
+            member.segment_count = line.batching.segments[size]
 
     def _run(self, request: ExecutionRequest, now_ns: int) -> None:
-        self.queue.clear_timer(request)
-        request.move(RequestState.RUNNING)
+        request.busy_since_ns = now_ns
+        self._to_running(request)
+        for member in request.companions:
+            self._to_running(member)
+        self._launch(request, now_ns)
+
+    def _to_running(self, member: ExecutionRequest) -> None:
+        self.queue.clear_timer(member)
+        self._move(member, RequestState.RUNNING)
+
+    def _launch(self, request: ExecutionRequest, now_ns: int) -> None:
         request.launched_ns = now_ns
-        self._running += 1
+        request.launched_segments += 1
+        if self._in_flight > 1:
+            assert request.stream is not None
+            self._hungry.add(request.stream)
 
     def _pause(self, request: ExecutionRequest) -> None:
         assert request.stream is not None
-        request.move(RequestState.PAUSED)
         self._boundaries.add(request.stream)
-        self._set_timer(request)
-        if request.cancel_reason is not None:
-            self._to_cancel.append(request)
+        for member in (request, *request.companions):
+            self._stop(member, request.next_segment)
+
+    def _stop(self, member: ExecutionRequest, next_segment: int) -> None:
+        member.next_segment = next_segment
+        self._move(member, RequestState.PAUSED)
+        self._set_timer(member)
+        if member.cancel_reason is not None:
+            self._to_cancel.append(member)
+
+    def _complete(self, request: ExecutionRequest, now_ns: int) -> None:
+        for member in self._dissolve(request):
+            member.next_segment = request.next_segment
+            if self._is_wanted(member, now_ns):
+                reason = Reason.DEGRADED if member.degraded_from else ""
+                self._finish(member, RequestState.COMPLETED, reason, now_ns)
+                continue
+            # Its result is not wanted any more: `decide` says so.
+            if member is request:
+                assert request.stream is not None
+                self._boundaries.add(request.stream)
+            self._stop(member, request.next_segment)
+
+    def _fail(self, request: ExecutionRequest, now_ns: int) -> None:
+        for member in self._dissolve(request):
+            member.error = request.error
+            self._finish(member, RequestState.FAILED, Reason.SEGMENT_FAILED, now_ns)
+
+    def _dissolve(self, request: ExecutionRequest) -> tuple[ExecutionRequest, ...]:
+        """Let everybody in a batch end by themselves; return them."""
+        members = (request, *request.companions)
+        request.companions = ()
+        return members
 
     def _finish(
         self, request: ExecutionRequest, state: RequestState, reason: str, now_ns: int
     ) -> None:
         if request.state is RequestState.QUEUED:
             self.queue.remove(request)
+            self._leave_line(request)
         else:
             self._leave_stream(request)
+            self._policy.ended(request)
         self.queue.clear_timer(request)
         del self._requests[request.request_id]
         self._close(request, state, reason, now_ns)
@@ -391,16 +579,34 @@ class Scheduler:
     def _close(
         self, request: ExecutionRequest, state: RequestState, reason: str, now_ns: int
     ) -> None:
-        request.move(state)
+        self._move(request, state)
         request.reason = reason
         request.finished_ns = now_ns
-        self._final_counts[state] += 1
         self._deadline_missed += request.deadline_missed
         self._finished.append(request)
 
+    def _move(self, request: ExecutionRequest, state: RequestState) -> None:
+        self._state_counts[request.state] -= 1
+        request.move(state)
+        self._state_counts[state] += 1
+
+    def _leave_line(self, request: ExecutionRequest) -> None:
+        line = self._lines.get(request.model)
+        if line is not None:
+            line.discard(request)
+
     def _leave_stream(self, request: ExecutionRequest) -> None:
+        leader = request.leader
+        if leader is not None:
+            leader.companions = tuple(each for each in leader.companions if each is not request)
+            return
         stream = request.stream
         assert stream is not None
+        if request.companions:
+            self._hand_lead_over(request, stream)
+            return
+        if request.model in self._concurrency:
+            self._count_started(request.model, -1)
         suspended = self._suspended[stream]
         if self._streams.holder(stream) is not request:
             suspended.remove(request)
@@ -411,53 +617,98 @@ class Scheduler:
             self._streams.release(stream)
             self._boundaries.discard(stream)
 
+    def _hand_lead_over(self, request: ExecutionRequest, stream: int) -> None:
+        leader, *others = request.companions
+        request.companions = ()
+        leader.leader = None
+        leader.companions = tuple(others)
+        for member in others:
+            member.leader = leader
+        leader.next_segment, leader.launched_segments = (
+            request.next_segment,
+            request.launched_segments,
+        )
+        if self._streams.holder(stream) is request:
+            self._streams.hand_over(stream, leader)
+        else:
+            suspended = self._suspended[stream]
+            suspended[suspended.index(request)] = leader
+
     # What the above need to know.
 
     def _set_timer(self, request: ExecutionRequest) -> None:
-        if request.deadline_ns is not None and request.model not in self._runs_late:
-            self.queue.set_timer(request)
+        if request.deadline_ns is None or request.degraded_from:
+            return
+        late = self._late.get(request.model, "drop")
+        if late == "run":
+            return
+        at_ns = request.deadline_ns
+        if request.state is RequestState.QUEUED:
+            needed_ns = self._needed_ns.get(request.model)
+            if needed_ns:
+                # Started at the last instant, it would be done on the dot.
+                at_ns += 1 - needed_ns
+        elif late == "degrade":
+            return
+        self.queue.set_timer(request, at_ns)
 
-    def _is_dropped(self, request: ExecutionRequest, now_ns: int) -> bool:
-        deadline_ns = request.deadline_ns
-        late = deadline_ns is not None and now_ns > deadline_ns
-        return late and request.model not in self._runs_late
+    def _is_hopeless(self, request: ExecutionRequest, now_ns: int) -> bool:
+        if request.deadline_ns is None or self._late.get(request.model, "drop") != "drop":
+            return False
+        needed_ns = self._needed_ns.get(request.model)
+        return needed_ns is not None and now_ns + needed_ns > request.deadline_ns
+
+    def _goes_on(self, request: ExecutionRequest, now_ns: int) -> bool:
+        """Return whether a started request's result is wanted, or that of one with it."""
+        if request.error is not None:
+            return False
+        return self._is_wanted(request, now_ns) or any(
+            self._is_wanted(member, now_ns) for member in request.companions
+        )
+
+    def _is_wanted(self, request: ExecutionRequest, now_ns: int) -> bool:
+        if request.cancel_reason is not None:
+            return False
+        is_late = request.deadline_ns is not None and now_ns > request.deadline_ns
+        return not is_late or request.degraded_from != "" or request.model in self._runs_late
 
     def _candidates(self, now_ns: int, skip: frozenset[str]) -> Candidates:
         if not len(self.queue):
             return ()
         return self._policy.candidates(now_ns, CANDIDATES_MAX, skip)
 
-    def _models_that_can_not_preempt(self, stream: int, paused: ExecutionRequest) -> frozenset[str]:
-        if not self._preemption:
+    def _kept_back(self, now_ns: int) -> frozenset[str]:
+        """Return the models that may not start now whatever streams are free."""
+        if not self._lines:
+            return self._at_limit
+        held = (model for model, line in self._lines.items() if line.is_held(now_ns))
+        return self._at_limit.union(held)
+
+    def _count_started(self, model: str, change: int) -> None:
+        self._started_of[model] += change
+        self._at_limit = frozenset(
+            model for model, limit in self._concurrency.items() if self._started_of[model] >= limit
+        )
+
+    def _is_preempted(
+        self, started: ExecutionRequest, now_ns: int, skip: frozenset[str]
+    ) -> bool:
+        if not self._preemption or not len(self.queue):
+            return False
+        waiting = self._policy.peek(now_ns, skip)
+        return waiting is not None and self._policy.preempts(waiting, started, now_ns)
+
+    def _models_that_can_not_preempt(
+        self, stream: int, started: ExecutionRequest, now_ns: int
+    ) -> frozenset[str]:
+        if not self._preemption or not len(self.queue):
             return NO_MODELS
-        started = (paused, *self._suspended[stream])
-        busy = (self._sharing.get(each.model, frozenset((each.model,))) for each in started)
-        return self._streams.models_barred_from(stream).union(*busy)
+        on_stream = (started, *self._suspended[stream])
+        busy = (self._sharing.get(each.model, frozenset((each.model,))) for each in on_stream)
+        return self._streams.models_barred_from(stream).union(self._kept_back(now_ns), *busy)
 
     def _blockers(self, request: ExecutionRequest) -> tuple[int, ...]:
-        """Return who held its streams at arrival, then the latest few to take one since."""
-        usable = self._streams.streams_of(request.model)
-        latest: list[int] = []
-        for at_ns, stream, request_id in reversed(self._takeovers):
-            if at_ns < request.arrival_ns or len(latest) == BLOCKERS_MAX:
-                break
-            if usable >> stream & 1 and request_id != request.request_id:
-                latest.append(request_id)
-        latest.reverse()
-        return tuple(dict.fromkeys((*request.blocked_by, *latest)))
-
-    def _preemptors(self, request: ExecutionRequest, stream: int) -> tuple[int, ...]:
-        """Return the latest few that took its stream since its last segment."""
-        if not self._preemption:
-            return ()
-        latest: list[int] = []
-        for _, taken, request_id in reversed(self._takeovers):
-            if request_id == request.request_id or len(latest) == BLOCKERS_MAX:
-                break
-            if taken == stream:
-                latest.append(request_id)
-        latest.reverse()
-        return tuple(dict.fromkeys(latest))
+        return self._takeovers.blockers(request, self._streams.streams_of(request.model))
 
     def _decide(
         self,
@@ -469,7 +720,9 @@ class Scheduler:
         candidates: Candidates = (),
         blocked_by: tuple[int, ...] = (),
     ) -> None:
-        launches = kind is DecisionKind.START or kind is DecisionKind.CONTINUE
+        launches = request.leader is None and (
+            kind is DecisionKind.START or kind is DecisionKind.CONTINUE
+        )
         self._decisions.append(
             Decision(
                 next(self._sequence),
@@ -477,7 +730,7 @@ class Scheduler:
                 kind,
                 request.request_id,
                 request.model,
-                request.next_segment if launches else -1,
+                request.launched_segments - 1 if launches else -1,
                 -1 if request.stream is None else request.stream,
                 reason,
                 len(self.queue) if queue_depth is None else queue_depth,
@@ -487,6 +740,8 @@ class Scheduler:
         )
 
     def _take_decisions(self) -> tuple[Decision, ...]:
+        if not self._decisions:
+            return ()
         decisions = tuple(self._decisions)
         self._decisions.clear()
         return decisions

@@ -115,6 +115,8 @@ class TraceAssembler:
         self._judged: dict[int, _Unit] = {}
         """The held units by their requests."""
         self._given_up = 0
+        self.dropped_events = 0
+        """Events that are known to have been lost; traces say so."""
 
     @property
     def abandoned(self) -> int:
@@ -306,11 +308,14 @@ class TraceAssembler:
             parent = caller.span if caller is not None else None
         else:
             tree = self._item_tree(unit.item, trees)
+        if self.dropped_events:
+            tree.attributes[names.DROPPED_EVENTS] = self.dropped_events
         return flatten(tree, self._unit_span(unit), self._to_unix_ns, parent=parent)
 
     def _infer(self, record: RequestRecord) -> SpanNode:
         assert record.finished is not None
-        model = record.finished.model
+        # What ran is not always what was asked for: a batch's variant, or a stand-in.
+        model = record.segments[0].model if record.segments else record.finished.model
         kernels = () if self._config.kernels == "never" else self._loads.kernels(model)
         tree = request_tree(record, kernels, self._config.max_spans)
         tree.own_span_id = self._span_of(record).span_id

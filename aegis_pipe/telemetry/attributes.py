@@ -20,6 +20,7 @@ MODEL_LOAD: Final = "model.load"
 POOL_RESERVE: Final = "pool.reserve"
 MEMORY_ALLOCATED_EVENT: Final = "memory.allocated"
 EVENT_SYNCHRONISED_EVENT: Final = "event.synchronised"
+DECIDED_EVENT: Final = "decided"
 
 AGGREGATED: Final = "aegis.aggregated"
 ARENA_BYTES: Final = "aegis.arena_bytes"
@@ -32,7 +33,9 @@ DEADLINE_MISSED: Final = "aegis.deadline.missed"
 DEADLINE_NS: Final = "aegis.deadline_ns"
 DECISION: Final = "aegis.decision"
 DECISION_SEQUENCE: Final = "aegis.decision.sequence"
+DECISIONS_LOG: Final = "aegis.decisions.log"
 DECISIONS_OMITTED: Final = "aegis.decisions.omitted"
+DROPPED_EVENTS: Final = "aegis.telemetry.dropped_events"
 DURATION_NS: Final = "aegis.duration_ns"
 EVENTS_OMITTED: Final = "aegis.events.omitted"
 ITEM: Final = "aegis.item"
@@ -75,8 +78,9 @@ SPANS: Final[dict[str, tuple[str, str, str]]] = {
     "infer <model>": (
         "host",
         "none, the caller's span, or the stage of a pipeline",
-        "A request, from arrival to its final state. Links to its model's `model.load` and to "
-        "the requests that held the streams while it waited.",
+        "A request, from arrival to its final state, with an event `decided` for each decision "
+        "that was not to continue it. Links to its model's `model.load` and to the requests that "
+        "held the streams while it waited.",
     ),
     "queue.wait": ("host", "`infer`", "From arrival to the decision that ended the wait."),
     "schedule.decide": (
@@ -123,7 +127,17 @@ ATTRIBUTES: Final[dict[str, tuple[str, str]]] = {
     DEADLINE_NS: ("int", "Time the request had, from arrival to deadline."),
     DECISION: ("string", "`start`, `continue`, `expire`, `reject` or `cancel`."),
     DECISION_SEQUENCE: ("int", "Position in the run's decision log."),
-    DECISIONS_OMITTED: ("int", "`continue` decisions left out over `max_spans`."),
+    DECISIONS_LOG: (
+        "string",
+        "The decisions left out, as JSON: a list of `[start after the span's start in ns, duration "
+        "in ns, sequence, kind, rule, stream, queue depth, candidates, blocked by]`.",
+    ),
+    DECISIONS_OMITTED: ("int", "Decisions left out over `max_spans`: no spans, only the log."),
+    DROPPED_EVENTS: (
+        "int",
+        "On the first span of a trace: events that the run had lost by then, if any. What is "
+        "missing may be missing for that.",
+    ),
     DURATION_NS: ("int", "The true duration; viewers show whole microseconds."),
     EVENTS_OMITTED: ("int", "Events over the limit of 128 a span."),
     ITEM: ("int", "Number of the pipeline's item."),
@@ -146,7 +160,10 @@ ATTRIBUTES: Final[dict[str, tuple[str, str]]] = {
     SEGMENT: ("int", "Position among the model's segments."),
     SEGMENTS: ("int", "Segments that ran in this lane."),
     SIZE_BYTES: ("int", "Size of the tensor or copy."),
-    SLACK_NS: ("int", "Time left until the deadline at the end; negative if it was missed."),
+    SLACK_NS: (
+        "int",
+        "Time left until the deadline, at the end or at the decision; negative if it was missed.",
+    ),
     STAGE: ("string", "Name of the stage, source or sink."),
     STAGE_KIND: ("string", "`source`, `transform`, `model` or `sink`."),
     STREAM: ("int", "Index of the stream."),

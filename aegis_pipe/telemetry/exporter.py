@@ -94,6 +94,7 @@ class Exporter:
 
     def _take_events(self) -> None:
         events = self._ring.drain()
+        self._assembler.dropped_events = self._ring.dropped_count()
         if events and self._log is not None:
             self._log.write(events)
         for event in events:

@@ -25,10 +25,10 @@ from aegis_pipe.events import (
     instant_ns,
 )
 from aegis_pipe.telemetry.bounded import BoundedDict
-from aegis_pipe.telemetry.otlp_json import json_number
+from aegis_pipe.telemetry.numbers import json_number
 
 _REQUESTS_MAX: Final = 65_536
-_NONE_IF_ZERO: Final = (
+NONE_IF_ZERO: Final = (
     (RequestSubmitted, "deadline_ns"),
     (RequestFinished, "deadline_ns"),
     (RequestFinished, "start_ns"),
@@ -54,7 +54,7 @@ class JsonLogFormat:
         """Return an event as ASCII JSON, without the line's end."""
         values: dict[str, Any] = {"event": event_name(type(event))}
         for key, value in zip(event._fields, event, strict=True):
-            is_none = not value and (type(event), key) in _NONE_IF_ZERO
+            is_none = not value and (type(event), key) in NONE_IF_ZERO
             values |= {key: None} if is_none else self._field(key, value)
         if isinstance(event, RequestSubmitted):
             self._priorities[event.request_id] = event.priority

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.files import LineFile
+from aegis_pipe.telemetry.numbers import json_number
 from aegis_pipe.telemetry.resources import SCOPE_NAME, Resources
 from aegis_pipe.telemetry.spans import AttributeValue, Span, Trace, expand
 
@@ -126,12 +127,3 @@ def _any_value(value: AttributeValue) -> dict[str, Any]:
             return {"doubleValue": json_number(value)}
         case _:
             return {"arrayValue": {"values": [_any_value(part) for part in value]}}
-
-
-def json_number(value: float) -> float | str:
-    """Return a float, or the name protobuf's JSON gives it where JSON has no number for it."""
-    if value != value:
-        return "NaN"
-    if value in (float("inf"), float("-inf")):
-        return "Infinity" if value > 0 else "-Infinity"
-    return value

@@ -13,6 +13,7 @@ Pure functions from collected events to `SpanNode` trees, on the runtime's clock
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -33,6 +34,7 @@ from aegis_pipe.events import (
 )
 from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.ids import Caller, SpanReference, parse_traceparent
+from aegis_pipe.telemetry.numbers import json_number
 from aegis_pipe.telemetry.spans import (
     AttributeValue,
     KernelBlock,
@@ -117,20 +119,27 @@ def request_tree(record: RequestRecord, kernels: KernelTable, max_spans: int) ->
     finished = record.finished
     assert finished is not None
     decisions = sorted(record.decisions, key=lambda decision: decision.sequence)
+    # The scheduler's step takes its time from its beginning; what it decides about ends after that.
+    end_ns = max([finished.at_ns, *(decision.end_ns for decision in decisions)])
     wait_end_ns = decisions[0].start_ns if decisions else finished.start_ns or finished.at_ns
     infer = SpanNode(
         f"{names.INFER} {finished.model}",
         finished.arrival_ns,
-        finished.at_ns,
+        end_ns,
         _request_attributes(record, finished),
         request_failure(finished),
     )
     wait = SpanNode(names.QUEUE_WAIT, finished.arrival_ns, wait_end_ns, {})
-    infer.children = [wait, *(_decision(decision) for decision in decisions[:1])]
+    infer.events = [
+        _decided(decision, finished.deadline_ns)
+        for decision in decisions
+        if decision.kind != "continue"
+    ]
+    infer.children = [wait, *(_decision(d, finished.deadline_ns) for d in decisions[:1])]
     if finished.start_ns or record.segments or record.copies:
-        infer.children.append(_execute(record, finished, decisions, kernels, max_spans))
+        infer.children.append(_execute(record, end_ns, decisions, kernels, max_spans))
     else:
-        infer.children += [_decision(decision) for decision in decisions[1:]]
+        infer.children += [_decision(d, finished.deadline_ns) for d in decisions[1:]]
     return infer
 
 
@@ -156,7 +165,22 @@ def _request_attributes(
     return values
 
 
-def _decision(decision: DecisionMade) -> SpanNode:
+def _decided(decision: DecisionMade, deadline_ns: int) -> SpanEvent:
+    """Return the reason once more, as an event of the request itself."""
+    values: dict[str, AttributeValue] = {
+        names.DECISION: decision.kind,
+        names.RULE: decision.reason,
+    }
+    if decision.candidates:
+        values[names.CANDIDATE_IDS] = [other for other, _ in decision.candidates]
+    if decision.kind == "start":
+        values[names.WINNER] = decision.request_id
+    if deadline_ns:
+        values[names.SLACK_NS] = deadline_ns - decision.end_ns
+    return SpanEvent(decision.end_ns, names.DECIDED_EVENT, values)
+
+
+def _decision(decision: DecisionMade, deadline_ns: int) -> SpanNode:
     node = SpanNode(
         names.SCHEDULE_DECIDE,
         decision.start_ns,
@@ -172,6 +196,8 @@ def _decision(decision: DecisionMade) -> SpanNode:
     )
     if decision.stream >= 0:
         node.attributes[names.STREAM] = decision.stream
+    if deadline_ns:
+        node.attributes[names.SLACK_NS] = deadline_ns - decision.end_ns
     if decision.candidates:
         node.attributes[names.CANDIDATE_IDS] = [other for other, _ in decision.candidates]
         node.attributes[names.CANDIDATE_SCORES] = [float(s) for _, s in decision.candidates]
@@ -185,13 +211,15 @@ def _decision(decision: DecisionMade) -> SpanNode:
 
 def _execute(
     record: RequestRecord,
-    finished: RequestFinished,
+    end_ns: int,
     decisions: Sequence[DecisionMade],
     kernels: KernelTable,
     max_spans: int,
 ) -> SpanNode:
+    finished = record.finished
+    assert finished is not None
     start_ns = decisions[0].end_ns if decisions else finished.start_ns or finished.arrival_ns
-    node = SpanNode(names.EXECUTE, start_ns, finished.at_ns)
+    node = SpanNode(names.EXECUTE, start_ns, end_ns)
     node.events = [_crossing(event) for event in record.crossings]
     later = decisions[1:]
     done: list[SegmentFinished | CopyFinished] = [*record.segments, *record.copies]
@@ -200,10 +228,30 @@ def _execute(
     is_over = spans > max_spans
     if is_over and later:
         node.attributes[names.DECISIONS_OMITTED] = len(later)
-    node.children = [] if is_over else [_decision(decision) for decision in later]
+        node.attributes[names.DECISIONS_LOG] = _decision_log(later, start_ns)
+    else:
+        node.children = [_decision(decision, finished.deadline_ns) for decision in later]
     for stream in sorted({part.stream for part in done}):
         node.children.append(_lane(stream, record, blocks, is_aggregated=is_over))
     return node
+
+
+def _decision_log(decisions: Sequence[DecisionMade], origin_ns: int) -> str:
+    rows = [
+        (
+            decision.start_ns - origin_ns,
+            decision.end_ns - decision.start_ns,
+            decision.sequence,
+            decision.kind,
+            decision.reason,
+            decision.stream,
+            decision.queue_depth,
+            [(other, json_number(score)) for other, score in decision.candidates],
+            decision.blocked_by,
+        )
+        for decision in decisions
+    ]
+    return json.dumps(rows, separators=(",", ":"))
 
 
 def _crossing(event: EventSynchronised) -> SpanEvent:

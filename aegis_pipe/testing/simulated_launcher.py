@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,15 @@ def durations_by_model(durations_ns: Mapping[str, Sequence[int]]) -> Durations:
     return lambda request, segment: durations_ns[request.model][segment]
 
 
+Failures = Callable[[ExecutionRequest, int], Exception | None]
+"""What a request's segment (by number) ends with; None if it goes well."""
+
+
 def _do_nothing() -> None:
+    pass
+
+
+def _no_failure(request: ExecutionRequest, segment: int) -> None:
     pass
 
 
@@ -37,23 +46,31 @@ class SimulatedLauncher:
         clock: VirtualClock,
         durations: Durations,
         notify: Callable[[], None] = _do_nothing,
+        *,
+        failures: Failures = _no_failure,
     ) -> None:
         self._clock = clock
         self._durations = durations
+        self._failures = failures
         self._ended: list[SegmentCompletion] = []
-        self._busy: set[int] = set()
+        # Per stream the requests whose segments are in flight, in order, and the last one's end.
+        self._in_flight: dict[int, deque[int]] = {}
+        self._busy_until_ns: dict[int, int] = {}
         self.notify = notify
         self.finished: list[tuple[ExecutionRequest, RequestState, Exception | None]] = []
 
     def launch(self, request: ExecutionRequest, segment: int, stream: int) -> None:
-        """Occupy the stream for the segment's duration."""
-        assert stream not in self._busy, f"stream {stream} runs a segment already"
-        self._busy.add(stream)
-        completion = SegmentCompletion(request.request_id, stream)
-        self._clock.call_at(
-            self._clock.now_ns() + self._durations(request, segment),
-            lambda: self._end(completion),
-        )
+        """Occupy the stream for the segment's duration, once what is in flight there has ended."""
+        in_flight = self._in_flight.setdefault(stream, deque())
+        others = {number for number in in_flight if number != request.request_id}
+        assert not others, f"stream {stream} runs a segment of another request"
+        start_ns = max(self._clock.now_ns(), self._busy_until_ns.get(stream, 0))
+        end_ns = start_ns + self._durations(request, segment)
+        in_flight.append(request.request_id)
+        self._busy_until_ns[stream] = end_ns
+        error = self._failures(request, segment)
+        completion = SegmentCompletion(request.request_id, stream, error)
+        self._clock.call_at(end_ns, lambda: self._end(completion))
 
     def poll(self) -> Iterable[SegmentCompletion]:
         """Return what has ended, in order."""
@@ -67,7 +84,7 @@ class SimulatedLauncher:
         self.finished.append((request, state, error))
 
     def _end(self, completion: SegmentCompletion) -> None:
-        self._busy.discard(completion.stream)
+        self._in_flight[completion.stream].popleft()
         self._ended.append(completion)
         self.notify()
 

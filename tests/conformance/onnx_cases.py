@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.backend.test
+from google.protobuf.message import DecodeError
 from onnx.backend.test.case.node import collect_testcases
 from onnx.backend.test.case.test_case import TestCase as OnnxCase
 
 from aegis_pipe import onnx_backend
 from aegis_pipe.errors import AegisError
 
-LIGHT_MODELS = Path(onnx.backend.test.__file__).parent / "data" / "light"
+DATA = Path(onnx.backend.test.__file__).parent / "data"
+LIGHT_MODELS = DATA / "light"
+MODEL_SUITES = ("simple", "pytorch-converted", "pytorch-operator")
 
 
 def node_cases() -> list[OnnxCase]:
@@ -25,6 +28,44 @@ def node_cases() -> list[OnnxCase]:
         # The generators overflow and divide by zero on purpose.
         warnings.simplefilter("ignore")
         return sorted(collect_testcases(None), key=lambda case: case.name)
+
+
+def model_cases(suite: str) -> list[OnnxCase]:
+    """All cases of a suite that ships as files."""
+    return [_model_case(folder) for folder in sorted((DATA / suite).iterdir())]
+
+
+def _model_case(folder: Path) -> OnnxCase:
+    model = onnx.load(folder / "model.onnx")
+    data_sets = [
+        tuple(
+            [_tensor(part / f"{kind}_{index}.pb") for index in range(len(values))]
+            for kind, values in (("input", model.graph.input), ("output", model.graph.output))
+        )
+        for part in sorted(folder.glob("test_data_set_*"))
+    ]
+    return OnnxCase(
+        name=folder.name,
+        model_name=folder.name,
+        url=None,
+        model_dir=str(folder),
+        model=model,
+        data_sets=data_sets,
+        kind="model",
+        rtol=1e-3,
+        atol=1e-7,
+    )
+
+
+def _tensor(path: Path) -> np.ndarray | list[np.ndarray] | None:
+    """Return a value that lies beside a model; None for an initialiser, which has no file."""
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    try:
+        return onnx.numpy_helper.to_array(onnx.TensorProto.FromString(content))
+    except (DecodeError, ValueError, TypeError):
+        return onnx.numpy_helper.to_list(onnx.SequenceProto.FromString(content))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +86,8 @@ def run_case(case: OnnxCase) -> Outcome:
             )
             for result, expected in zip(results, outputs, strict=True):
                 compare(result, as_array(expected), case.rtol, case.atol)
+            if rep.reference_operators:
+                return Outcome("reference kernel", ", ".join(rep.reference_operators))
     except AegisError as error:
         return Outcome(type(error).__name__, str(error).splitlines()[0])
     except AssertionError as error:

@@ -32,7 +32,7 @@ TELEMETRY = {
     "off": "",
     "on": """
 [telemetry]
-# Room for a whole window: a busy machine may hold the exporter up, and lost events are not the matter.
+# Room for a whole window: a busy machine may hold the exporter up, which is not the matter here.
 ring_capacity = 1048576
 file = "traces.jsonl"
 log = { path = "events.jsonl" }

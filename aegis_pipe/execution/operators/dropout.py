@@ -1,7 +1,8 @@
 """Dropout.
 
 Canonical form: Dropout(data) -> output, mask? at inference, where it passes data on and the mask is
-all true. If `training_mode` is not known to be false, all operands stay and `training` is 1.
+all true. If `training_mode` is not known to be false, all operands (data, ratio?, training_mode)
+stay, `training` is 1, and `seed` says which elements are dropped.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from aegis_pipe.execution.operators import reading
+from aegis_pipe.execution.operators.random_values import seed_of
 from aegis_pipe.execution.operators.table import Lowered, OperatorContext, OperatorEntry
 from aegis_pipe.tensor import TensorSpec
 
@@ -26,7 +28,8 @@ def _lower(context: OperatorContext) -> Lowered:
     training = context.constants.get(2)
     is_open = reading.optional_operand(context, 2) is not None and training is None
     if is_open or (training is not None and bool(training.reshape(-1)[0])):
-        return Lowered("Dropout", {"training": 1}, reading.data_positions(context, 3))
+        attributes = {"training": 1, "seed": seed_of(context)}
+        return Lowered("Dropout", attributes, reading.data_positions(context, 3))
     return Lowered("Dropout", {"training": 0}, (0,))
 
 

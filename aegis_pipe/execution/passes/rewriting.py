@@ -41,6 +41,7 @@ def rewritten(
         inputs=graph.inputs,
         outputs=graph.outputs,
         metadata=graph.metadata,
+        lengths=graph.lengths,
     )
 
 

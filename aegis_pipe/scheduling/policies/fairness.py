@@ -32,7 +32,8 @@ class FairnessPolicy:
         | service_f / weight_f - service_m / weight_m |  <=  longest_f / weight_f
                                                              + longest_m / weight_m
 
-    where `longest` is that model's longest request; with k streams, k + 1 times as much.
+    where `longest` is that model's longest request; with k > 1 streams, at most 2 k times as much:
+    k requests of either may be charged wrongly when the interval begins and when it ends.
 
     Never preempts, so that models share their memory on a stream. Scores are how far a model is
     behind virtual time, in nanoseconds of service at weight 1.

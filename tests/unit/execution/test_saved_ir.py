@@ -16,13 +16,15 @@ from aegis_pipe.execution.graph import ExecutionGraph, Subgraph
 from aegis_pipe.execution.saved_ir import load_graph, save_graph
 
 TEXT = """
-agraph (float[2, 3] x, bool flag) => (float[2, 3] y, bfloat16[2, 3] z, float[2, 3] leaky)
+agraph (float[2, 3] x, int64 count) => (float[2, 3] y, bfloat16[2, 3] z, float[2, 3] leaky)
 <float[3] w = {1.0, 2.0, 3.0}, float[3] same = {1.0, 2.0, 3.0}> {
     a = Add (x, w)
     b = Mul (a, same)
-    y = If (flag) <
-        then_branch = one () => (float[2, 3] p) { p = Relu (b) },
-        else_branch = two () => (float[2, 3] q) { q = Sub (a, b) }
+    y = Loop (count, , b) <
+        body = step (int64 i, bool going, float[2, 3] s) => (bool on, float[2, 3] t) {
+            on = Identity (going)
+            t = Sub (s, a)
+        }
     >
     z = Cast <to = 16> (b)
     leaky = LeakyRelu <alpha = 0.1> (b)
@@ -76,7 +78,7 @@ def plain_attribute(value: object) -> object:
 def test_a_graph_comes_back_as_it_was(graph: ExecutionGraph, path: Path) -> None:
     loaded = load_graph(path)
     assert plain(loaded) == plain(graph)
-    inputs = random_inputs(graph) | {"flag": np.array(False)}
+    inputs = random_inputs(graph) | {"count": np.array(2)}
     for one, other in zip(
         evaluate_graph(graph, inputs), evaluate_graph(loaded, inputs), strict=True
     ):
@@ -158,7 +160,7 @@ def test_loads_without_onnx(path: Path) -> None:
         "import numpy as np\n"
         "from aegis_pipe.errors import PermanentError\n"
         "try:\n"
-        "    evaluate_graph(graph, {'x': np.zeros((2, 3), 'f'), 'flag': np.array(True)})\n"
+        "    evaluate_graph(graph, {'x': np.zeros((2, 3), 'f'), 'count': np.array(2)})\n"
         "except PermanentError as error: print(error.message)\n"
     )
     done = subprocess.run(

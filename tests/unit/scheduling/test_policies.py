@@ -177,6 +177,19 @@ def test_fairness_charges_what_was_used_and_not_what_was_expected():
     assert [policy.pop(100)[0].model for _ in range(3)] == ["b", "b", "b"]
 
 
+def test_fairness_gives_back_what_was_not_used():
+    policy = make_policy("fairness")
+    for number in range(8):
+        policy.push(request(number, number, model="ab"[number % 2]), number)
+    for service_ns in (100, 200, 0):
+        winner, _ = policy.pop(100)
+        policy.served(winner, service_ns)
+        policy.ended(winner)
+    # The last one, of a, was charged 100 in advance and used nothing: it is a's turn again.
+    assert winner.model == "a"
+    assert policy.pop(100)[0].model == "a"
+
+
 class ShortestName(KeyedPolicy):
     name = "shortest_name"
 

@@ -7,6 +7,7 @@ from aegis_pipe.scheduling import (
     Reason,
     RequestState,
     Scheduler,
+    StandIn,
     StreamPool,
     format_decision,
     make_policy,
@@ -297,3 +298,111 @@ def test_repr_is_for_support():
         "<Scheduler priority: <BoundedQueue: 0 waiting, 0 of 16 places taken, open> "
         "<StreamPool: 0 of 1 free [7]>>"
     )
+
+
+def test_segments_go_out_ahead_and_an_urgent_one_waits_for_no_more_than_those():
+    scheduler = make_scheduler(in_flight=2, preemption=True)
+    submit(scheduler, 1, segments=5)
+    assert [each.segment for each in scheduler.decide(0)] == [0, 1]
+    scheduler.segment_finished(1, 10)
+    assert [each.segment for each in scheduler.decide(10)] == [2]
+    submit(scheduler, 2, model="urgent", at_ns=11, priority=9)
+    assert scheduler.decide(11) == ()
+    scheduler.segment_finished(1, 20)
+    assert scheduler.decide(20) == ()
+    scheduler.segment_finished(1, 30)
+    assert brief(scheduler.decide(30)) == [("start", 2, 0)]
+    scheduler.segment_finished(2, 40)
+    assert [each.segment for each in scheduler.decide(40)] == [3, 4]
+
+
+def test_what_is_in_flight_is_awaited_before_a_request_fails_or_is_cancelled():
+    for error in (ValueError("segment"), None):
+        scheduler = make_scheduler(in_flight=2)
+        request, _ = submit(scheduler, 1, segments=5)
+        scheduler.decide(0)
+        if error is None:
+            scheduler.cancel(1)
+        scheduler.segment_finished(1, 10, error)
+        assert scheduler.decide(10) == ()
+        assert request.state is RequestState.RUNNING
+        scheduler.segment_finished(1, 20)
+        scheduler.decide(20)
+        assert outcomes(scheduler) == [(1, "failed" if error else "cancelled")]
+        assert scheduler.is_idle
+
+
+def test_a_model_runs_no_more_requests_at_once_than_its_limit():
+    scheduler = make_scheduler(streams=3, concurrency={"m": 2})
+    for number in (1, 2, 3):
+        submit(scheduler, number, priority=9)
+    submit(scheduler, 4, model="other")
+    assert brief(scheduler.decide(0)) == [("start", 1, 0), ("start", 2, 1), ("start", 4, 2)]
+    scheduler.segment_finished(4, 5)
+    assert scheduler.decide(5) == ()
+    scheduler.segment_finished(1, 6)
+    assert brief(scheduler.decide(6)) == [("start", 3, 0)]
+
+
+def test_one_that_would_be_late_is_refused_at_once():
+    scheduler = make_scheduler(needed_ns={"m": 30})
+    request, refusal = submit(scheduler, 1, at_ns=10, deadline_ns=39)
+    assert (refusal.kind, refusal.reason) == ("reject", "would_be_late")
+    assert request.state is RequestState.REJECTED
+    assert submit(scheduler, 2, at_ns=10, deadline_ns=40)[1] is None
+    assert scheduler.statistics().rejected == 1
+    assert scheduler.queue.places_taken == 1
+
+
+def test_one_that_waits_is_dropped_when_too_little_time_is_left():
+    scheduler = make_scheduler(needed_ns={"m": 30})
+    submit(scheduler, 1, deadline_ns=100)
+    scheduler.decide(0)
+    submit(scheduler, 2, deadline_ns=100)
+    assert scheduler.decide(70) == ()
+    [expiry] = scheduler.decide(71)
+    assert (expiry.kind, expiry.request_id, expiry.reason) == ("expire", 2, "would_be_late")
+
+
+def degrading(**options):
+    return make_scheduler(late={"m": "degrade"}, stand_ins={"m": StandIn("small", 2)}, **options)
+
+
+def test_a_late_one_waits_on_for_the_stand_in_and_runs_however_late():
+    scheduler = degrading()
+    submit(scheduler, 1, deadline_ns=10)
+    scheduler.decide(0)
+    request, _ = submit(scheduler, 2, deadline_ns=50)
+    [degradation] = scheduler.decide(50)
+    assert (degradation.kind, degradation.model, degradation.reason) == (
+        "degrade", "small", "deadline_passed",
+    )  # fmt: skip
+    assert (request.model, request.asked_model, request.segment_count) == ("small", "m", 2)
+    # The first is late, too, but has started: its result is as good as there.
+    scheduler.segment_finished(1, 60)
+    assert outcomes(scheduler) == [(1, "completed")]
+    for now_ns in (60, 70):
+        assert len(scheduler.decide(now_ns)) == 1
+        scheduler.segment_finished(2, now_ns + 5)
+    assert outcomes(scheduler) == [(2, "completed")]
+    assert (request.reason, request.deadline_missed) == (Reason.DEGRADED, True)
+    assert scheduler.statistics().degraded == 1
+
+
+def test_one_degrades_while_there_is_time_if_its_needs_are_known():
+    scheduler = degrading(needed_ns={"m": 30})
+    submit(scheduler, 1)
+    scheduler.decide(0)
+    assert submit(scheduler, 2, deadline_ns=50)[1] is None
+    assert scheduler.decide(20) == ()
+    assert brief(scheduler.decide(21)) == [("degrade", 2, -1)]
+
+
+def test_without_a_place_for_the_stand_in_a_late_one_is_dropped():
+    scheduler = degrading(model_capacity={"small": 1})
+    submit(scheduler, 1)
+    scheduler.decide(0)
+    submit(scheduler, 2, model="small")
+    submit(scheduler, 3, deadline_ns=50)
+    assert brief(scheduler.decide(50)) == [("expire", 3, -1)]
+    assert scheduler.queue.places_taken == 1

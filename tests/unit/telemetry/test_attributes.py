@@ -26,6 +26,7 @@ def assemble_everything() -> list[Span]:
     for max_spans in (2_000, 3):
         config = TelemetryConfig(ratio=1.0, max_spans=max_spans)
         assembler = TraceAssembler(config, Identifiers(b"1"), lambda instant_ns: instant_ns)
+        assembler.dropped_events = 5
         for event in run_events(3):
             assembler.add(event)
         spans += [span for trace in assembler.flush() for span in expand(trace)]

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import runpy
+from pathlib import Path
 from typing import Any, get_args
+
+from jsonschema import Draft202012Validator
 
 from aegis_pipe.events import (
     DecisionMade,
@@ -13,6 +17,7 @@ from aegis_pipe.events import (
 from aegis_pipe.telemetry.json_log import JsonLogFormat, event_name
 from aegis_pipe.testing.event_sequences import START_NS, run_events
 
+ROOT = Path(__file__).parents[3]
 OFFSET_NS = 1_700_000_000_000_000_000
 
 
@@ -75,3 +80,16 @@ def test_a_finished_request_is_forgotten() -> None:
     decision = DecisionMade(1, 2, 3, "start", 7, "m", "fifo", "first", 0, 1, (), ())
     before, _, after = to_lines([submitted, decision, finished, decision])[1:]
     assert (before["priority"], after["priority"]) == (10, None)
+
+
+def test_the_schema_is_up_to_date_and_every_line_keeps_to_it() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "generate_events_schema.py"))
+    text = tool["PATH"].read_text(encoding="utf-8")
+    assert text == tool["render"](), "run `python tools/generate_events_schema.py`"
+    validator = Draft202012Validator(json.loads(text))
+    validator.check_schema(json.loads(text))
+    lines = to_lines(run_events())
+    for line in lines:
+        assert list(validator.iter_errors(line)) == []
+    for broken in ({**lines[0], "more": 1}, {"event": "schedule_decision"}, {"event": "unknown"}):
+        assert list(validator.iter_errors(broken))

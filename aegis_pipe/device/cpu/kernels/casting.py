@@ -28,11 +28,14 @@ SMALL_INTEGERS = frozenset(
     np.dtype(kind) for kind in (ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4, ml_dtypes.uint4)
 )
 _FLOAT4 = frozenset({np.dtype(ml_dtypes.float4_e2m1fn)})
+_POWER_OF_TWO: np.dtype = np.dtype(ml_dtypes.float8_e8m0fnu)
 _NATIVE = INTEGERS | {BOOL}
 _SOURCES = _NATIVE | FLOATS | FLOAT8 | SMALL_INTEGERS | _FLOAT4
 
 
 def _accepts(source: np.dtype, target: np.dtype) -> bool:
+    if _POWER_OF_TWO in (source, target):
+        return (source if target == _POWER_OF_TWO else target) in FLOATS
     if target in FLOAT8 | _FLOAT4 | SMALL_INTEGERS:
         return source in _SOURCES
     return source in _SOURCES and target in _NATIVE | FLOATS
@@ -87,6 +90,50 @@ def _bind(
     return convert_through_float32
 
 
+def _choose_power_of_two(request: KernelRequest) -> KernelChoice | None:
+    source, target = operands.input_spec(request, 0), operands.output_spec(request)
+    if target.dtype != _POWER_OF_TWO or source.dtype not in FLOATS:
+        return None
+    scratch = [TensorSpec(FLOAT32, source.shape), TensorSpec(FLOAT32, source.shape)]
+    return KernelChoice(
+        "cast.power_of_two", scratch_bytes(scratch), cost=4.0 * source.element_count
+    )
+
+
+def _bind_power_of_two(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    """Keep a float32's exponent, which is a float8e8m0's bits, after rounding to a power of two.
+
+    Adding to the bits carries out of the fraction into the exponent: all ones round up whatever
+    is not 0, the highest bit rounds to nearest. 255 is NaN in both formats.
+    """
+    source, target = operands.required(inputs), operands.required(outputs).view(np.uint8)
+    spec = TensorSpec(FLOAT32, source.shape)
+    wide, spare = carve(workspace, [spec, spec])
+    bits, magnitudes = wide.view(np.uint32), spare.view(np.uint32)
+    added = {"up": 0x7FFFFF, "nearest": 0x400000, "down": 0}
+    carry = np.uint32(added[operands.text(request, "round_mode")])
+    top = np.uint32(254 if operands.integer(request, "saturate") else 255)
+
+    def run() -> None:
+        np.copyto(wide, source, casting="unsafe")
+        np.bitwise_and(bits, np.uint32(0x7FFFFFFF), out=bits)
+        np.add(bits, carry, out=magnitudes)
+        np.right_shift(magnitudes, 23, out=magnitudes)
+        np.minimum(magnitudes, top, out=magnitudes)
+        np.right_shift(bits, 23, out=bits)
+        # Infinity and NaN stay what they are, whatever was added.
+        np.copyto(magnitudes, np.uint32(255), where=bits == 255)
+        np.copyto(target, magnitudes, casting="unsafe")
+
+    return run
+
+
 def finite_range(dtype: np.dtype) -> tuple[float, float]:
     """Return the least and the greatest finite value."""
     is_integer = dtype in INTEGERS | SMALL_INTEGERS
@@ -123,6 +170,7 @@ def _bind_view(
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
+    CpuKernel(("Cast",), _choose_power_of_two, _bind_power_of_two),
     CpuKernel(("Cast",), _choose, _bind),
     CpuKernel(("Reshape", "BitCast"), _choose_view, _bind_view),
 )

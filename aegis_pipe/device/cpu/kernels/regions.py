@@ -1,7 +1,8 @@
 """Pools over regions of interest.
 
 The samples of a bin lie on a grid, so averaging them is linear along rows and along columns: one
-small matrix each, from the elements that the region touches to its bins.
+small matrix each, from the elements that the region touches to its bins. The largest is not linear:
+there the four weighted corners of every sample are formed.
 """
 
 from __future__ import annotations
@@ -32,11 +33,10 @@ def _refused(request: KernelRequest, message: str) -> KernelError:
 
 def _accepts_align(request: KernelRequest) -> bool:
     data, regions = operands.input_spec(request, 0), operands.input_spec(request, 1)
-    # Maxima of weighted corners, as specified, are not separable: left to the reference.
     return (
         data.dtype in (np.float32, np.float64)
         and regions.dtype == data.dtype
-        and operands.text(request, "mode") == "avg"
+        and operands.text(request, "mode") in ("avg", "max")
         and 0 not in data.shape
     )
 
@@ -53,14 +53,10 @@ def _align_scratch(request: KernelRequest) -> Sequence[TensorSpec]:
     )
 
 
-def _bin_weights(
-    request: KernelRequest, start: float, end: float, size: int, weights: np.ndarray
-) -> tuple[int, int]:
-    """Write what each element adds to each bin; return the elements that add anything.
-
-    `weights`[bins, size] is used as far as [bins, elements that do].
-    """
-    bins = len(weights)
+def _samples(
+    request: KernelRequest, start: float, end: float, size: int, bins: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return (lower element, upper element, how far towards it, inside or not) of each sample."""
     half_pixel = bool(operands.integer(request, "half_pixel"))
     extent = end - start if half_pixel else max(end - start, 1.0)
     ratio = operands.integer(request, "sampling_ratio")
@@ -72,14 +68,26 @@ def _bin_weights(
     adds = (position >= -1) & (position <= size)
     position = np.clip(position, 0, size - 1)
     low = np.minimum(position.astype(np.intp), size - 1)
-    high = np.minimum(low + 1, size - 1)
+    return low, np.minimum(low + 1, size - 1), position - low, adds
+
+
+def _bin_weights(
+    request: KernelRequest, start: float, end: float, size: int, weights: np.ndarray
+) -> tuple[int, int]:
+    """Write what each element adds to each bin; return the elements that add anything.
+
+    `weights`[bins, size] is used as far as [bins, elements that do].
+    """
+    bins = len(weights)
+    low, high, fraction, adds = _samples(request, start, end, size, bins)
+    samples = len(low) // bins
     first, last = (int(low.min()), int(high.max()) + 1) if len(low) else (0, 1)
-    rows = np.repeat(np.arange(bins), samples)
     share = adds / max(samples, 1)
+    rows = np.repeat(np.arange(bins), samples)
     used = weights.reshape(-1)[: bins * (last - first)].reshape(bins, last - first)
     used.fill(0)
-    np.add.at(used, (rows, low - first), (1 - (position - low)) * share)
-    np.add.at(used, (rows, high - first), (position - low) * share)
+    np.add.at(used, (rows, low - first), (1 - fraction) * share)
+    np.add.at(used, (rows, high - first), fraction * share)
     return first, last
 
 
@@ -100,12 +108,22 @@ def _bind_align(
     _, channels, height, width = data.shape
     scale = operands.number(request, "spatial_scale")
     offset = 0.5 if operands.integer(request, "half_pixel") else 0.0
+    averages = operands.text(request, "mode") == "avg"
 
     def run() -> None:
         for region, image, target in zip(regions, images.tolist(), result, strict=True):
             if not 0 <= image < len(data):
                 raise _refused(request, f"a region is in image {image} of {len(data)}")
             left, top, right, bottom = (float(each) * scale - offset for each in region)
+            if not averages:
+                vertical = _samples(request, top, bottom, height, target.shape[1])
+                _write_largest(
+                    data[image],
+                    vertical,
+                    _samples(request, left, right, width, target.shape[2]),
+                    target,
+                )
+                continue
             rows = _bin_weights(request, top, bottom, height, down)
             columns = _bin_weights(request, left, right, width, across)
             part = data[image, :, rows[0] : rows[1], columns[0] : columns[1]]
@@ -115,6 +133,29 @@ def _bind_align(
             np.matmul(by_row, _used(across, columns).T, out=target)
 
     return run
+
+
+def _write_largest(
+    image: np.ndarray,
+    vertical: Sequence[np.ndarray],
+    horizontal: Sequence[np.ndarray],
+    target: np.ndarray,
+) -> None:
+    """Write the largest weighted corner of all samples of each bin; a sample outside is 0."""
+    channels, bins, columns = target.shape
+    top, bottom, down, inside_rows = vertical
+    left, right, across, inside_columns = horizontal
+    inside = inside_rows[:, None] & inside_columns
+    largest = np.full((channels, *inside.shape), -np.inf, image.dtype)
+    for rows, row_share in ((top, 1 - down), (bottom, down)):
+        for cells, share in ((left, 1 - across), (right, across)):
+            weights = (row_share[:, None] * share * inside).astype(image.dtype)
+            np.maximum(largest, image[:, rows[:, None], cells] * weights, out=largest)
+    if largest.size == 0:
+        target.fill(0)
+        return
+    by_bin = largest.reshape(channels, bins, len(top) // bins, columns, len(left) // columns)
+    np.max(by_bin, axis=(2, 4), out=target)
 
 
 def _bounds(start: int, end: int, size: int, bins: int) -> list[tuple[int, int]]:

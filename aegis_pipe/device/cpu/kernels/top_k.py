@@ -123,6 +123,65 @@ def _bind(
     return run
 
 
+def _accepts_wide(request: KernelRequest) -> bool:
+    return operands.input_spec(request, 0).dtype in (np.float64, np.int64, np.uint64)
+
+
+_PAIR = np.dtype([("order", np.uint64), ("index", np.int64)])
+"""What 64-bit elements are sorted by; as in the keys of narrower ones, the index decides ties."""
+
+
+def _wide_scratch(request: KernelRequest) -> list[TensorSpec]:
+    outer, length, inner = _layout(request)
+    return [TensorSpec(_PAIR, (min(outer, 1), inner, length))]
+
+
+def _write_wide_order(data: np.ndarray, order: np.ndarray) -> None:
+    """Write each element's rank as an unsigned integer."""
+    if data.dtype == np.uint64:
+        np.copyto(order, data)
+        return
+    sign = np.uint64(1 << 63)
+    if data.dtype == np.int64:
+        np.bitwise_xor(data.view(np.uint64), sign, out=order)
+        return
+    bits = (data + 0.0).view(np.uint64)
+    np.copyto(order, np.where(bits & sign, ~bits, bits | sign))
+
+
+def _bind_wide(
+    request: KernelRequest,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    scratch: Sequence[np.ndarray],
+) -> Callable[[], None]:
+    outer, length, inner = _layout(request)
+    k, largest = operands.integer(request, "k"), operands.integer(request, "largest")
+    lines = operands.required(inputs).reshape(outer, length, inner).transpose(0, 2, 1)
+    values, indices = (
+        None if array is None else array.reshape(outer, k, inner).transpose(0, 2, 1)
+        for array in (operands.optional(outputs, 0), operands.optional(outputs, 1))
+    )
+    (pairs,) = scratch
+
+    def run() -> None:
+        for row in range(outer if k and length else 0):
+            pair = pairs[0]
+            _write_wide_order(np.ascontiguousarray(lines[row]), pair["order"])
+            if largest:
+                np.invert(pair["order"], out=pair["order"])
+            pair["index"] = np.arange(length)
+            pair.sort(axis=1, order=("order", "index"))
+            best = pair["index"][:, :k]
+            if indices is not None:
+                indices[row] = best
+            if values is not None:
+                values[row] = np.take_along_axis(lines[row], best, axis=1)
+
+    return run
+
+
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
     kernel_with_scratch("TopK", _bind, accepts=_accepts, scratch=_scratch),
+    kernel_with_scratch("TopK", _bind_wide, accepts=_accepts_wide, scratch=_wide_scratch),
 )

@@ -15,6 +15,8 @@ RENAMED = {
     "HammingWindow": "Constant",
     "HannWindow": "Constant",
     "Identity": "Reshape",
+    "RandomNormalLike": "RandomNormal",
+    "RandomUniformLike": "RandomUniform",
     "MelWeightMatrix": "Constant",
     "Scatter": "ScatterElements",
     "Shape": "Constant",

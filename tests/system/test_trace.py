@@ -1,0 +1,252 @@
+"""`aegis-pipe trace` on what a real run recorded; pages in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+
+import aegis_pipe
+from aegis_pipe.cli import main
+from aegis_pipe.events import DecisionMade, Event
+from aegis_pipe.telemetry.breakdown import break_down
+from aegis_pipe.telemetry.decisions import decisions
+from aegis_pipe.telemetry.spans import Span
+from aegis_pipe.telemetry.trace_file import read_runs
+from aegis_pipe.telemetry.viewer import render_page
+from aegis_pipe.testing.event_sequences import START_NS, load_events, request_events
+from tests.system.receiving import Collector, free_port, serving
+from tests.system.running import ROOT
+from tests.unit.telemetry.test_recorded import write
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+MANIFEST = """
+manifest_version = 1
+name = "crossing"
+[streams]
+count = 2
+[scheduler]
+policy = "priority"
+queue_capacity = 8
+[[models]]
+name = "urgent"
+path = "{model}"
+priority = 10
+[[models]]
+name = "patient"
+path = "{model}"
+[telemetry]
+file = "traces.jsonl"
+log = {{ path = "events.jsonl" }}
+"""
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[DecisionMade]]:
+    """A run with every kind of decision; its trace file and what the scheduler told."""
+    folder = tmp_path_factory.mktemp("run")
+    model = ROOT / "manifests" / "quickstart" / "digits.onnx"
+    (folder / "m.toml").write_text(MANIFEST.format(model=model))
+    made: list[DecisionMade] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, DecisionMade):
+            made.append(event)
+
+    image = {"image": np.zeros((1, 1, 8, 8), np.float32)}
+    rejected = 0
+    with aegis_pipe.open_pipeline(folder / "m.toml", listeners=[listen]) as runtime:
+        for _ in range(30):
+            futures = []
+            for number in range(14):
+                name = "urgent" if number % 3 == 0 else "patient"
+                deadline = 0 if number % 5 == 4 else None
+                try:
+                    futures.append(runtime.submit(name, image, deadline=deadline))
+                except aegis_pipe.QueueFullError:
+                    rejected += 1
+                if number % 7 == 5:
+                    futures[-1].cancel()
+            for future in futures:
+                future.exception()
+    assert rejected
+    assert {decision.kind for decision in made} >= {"start", "expire", "reject", "cancel"}
+    return folder / "traces.jsonl", made
+
+
+def traces_of(path: Path) -> list[list[Span]]:
+    return [list(trace) for run in read_runs(path) for trace in run.traces]
+
+
+def test_all_decisions_of_a_run_are_rebuilt_from_its_trace_alone(
+    recorded: tuple[Path, list[DecisionMade]],
+) -> None:
+    path, made = recorded
+    rebuilt = decisions(traces_of(path))
+    offset_ns = rebuilt[0].start_ns - min(made, key=lambda one: one.sequence).start_ns
+    expected = [
+        one._replace(
+            start_ns=one.start_ns + offset_ns,
+            end_ns=one.end_ns + offset_ns,
+            kind=str(one.kind),
+            reason=str(one.reason),
+        )
+        for one in sorted(made, key=lambda one: one.sequence)
+    ]
+    assert [one.sequence for one in rebuilt] == list(range(len(made)))
+    assert rebuilt == expected
+    # And once more from the log, which another thread wrote from the same events.
+    lines = map(json.loads, (path.parent / "events.jsonl").read_text().splitlines())
+    logged = [line for line in lines if line["event"] == "schedule_decision"]
+    assert sorted(line["sequence"] for line in logged) == [one.sequence for one in rebuilt]
+    by_sequence = {line["sequence"]: line for line in logged}
+    for one in rebuilt:
+        line = by_sequence[one.sequence]
+        assert (line["kind"], line["reason"], line["model"]) == (one.kind, one.reason, one.model)
+        assert (line["start_ns"], line["end_ns"]) == (one.start_ns, one.end_ns)
+
+
+def test_the_parts_of_every_request_of_a_run_add_up(
+    recorded: tuple[Path, list[DecisionMade]],
+) -> None:
+    requests = break_down(traces_of(recorded[0]))
+    assert len(requests) == 30 * 14
+    for request in requests:
+        assert abs(request.accounted_ns - request.total_ns) <= 0.01 * request.total_ns, request
+
+
+def test_times_of_a_run_are_monotone(recorded: tuple[Path, list[DecisionMade]]) -> None:
+    on_stream: defaultdict[object, list[Span]] = defaultdict(list)
+    for trace in traces_of(recorded[0]):
+        by_id = {span.span_id: span for span in trace}
+        for span in trace:
+            assert span.start_ns <= span.end_ns
+            if span.parent_id:
+                parent = by_id[span.parent_id]
+                assert parent.start_ns <= span.start_ns <= span.end_ns <= parent.end_ns
+            for event in span.events:
+                assert span.start_ns <= event.at_ns <= span.end_ns
+            if span.on_device and not span.name.startswith("stream "):
+                on_stream[span.attributes["aegis.stream"]].append(span)
+    for spans in on_stream.values():
+        spans.sort(key=lambda span: (span.start_ns, span.end_ns))
+        # A stream does one thing at a time, whoever it is for.
+        assert all(a.end_ns <= b.start_ns for a, b in pairwise(spans))
+
+
+def test_a_recorded_run_is_uploaded_whole(
+    recorded: tuple[Path, list[DecisionMade]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    collector = Collector()
+    with serving(collector) as port:
+        endpoint = f"http://127.0.0.1:{port}"
+        assert main(["trace", "upload", str(recorded[0]), "--endpoint", endpoint]) == 0
+    written = {(span.trace_id, span.span_id) for trace in traces_of(recorded[0]) for span in trace}
+    arrived = {
+        (int.from_bytes(span.trace_id, "big"), int.from_bytes(span.span_id, "big"))
+        for _, span in collector.spans
+    }
+    assert arrived == written
+    assert {service for service, _ in collector.spans} == {"crossing", "crossing/cpu"}
+    assert f"{len(written)} spans" in capsys.readouterr().out
+
+
+def test_an_upload_to_nobody_fails_and_says_what_to_do(
+    recorded: tuple[Path, list[DecisionMade]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    words = ["trace", "upload", str(recorded[0]), "--endpoint", endpoint, "--protocol", "http"]
+    assert main(words) == 1
+    assert "start a collector there" in capsys.readouterr().err
+
+
+def browse(page: Path, folder: Path, fragment: str = "") -> str:
+    """Open a page in headless Chromium; return its document once the scripts have run."""
+    assert CHROMIUM is not None
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1500,900",
+        "--virtual-time-budget=5000",
+        "--dump-dom",
+        page.as_uri() + fragment,
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    return run.stdout
+
+
+@needs_chromium
+def test_a_page_of_a_real_run_shows_it(
+    recorded: tuple[Path, list[DecisionMade]], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    assert main(["trace", "open", "--no-browser", str(recorded[0]), "--output", str(page)]) == 0
+    document = browse(page, tmp_path)
+    assert 'data-ready="yes"' in document
+    assert "420 requests, 60 deadlines missed" in re.sub(r"\s+", " ", document)
+    request_id = next(
+        request.request_id
+        for request in break_down(traces_of(recorded[0]))
+        if request.outcome == "completed"
+    )
+    chosen = browse(page, tmp_path, f"#request={request_id}")
+    assert f"request {request_id}</h2>" in chosen
+    assert len(re.findall(r'class="bar"', chosen)) == 7
+
+
+@needs_chromium
+def test_a_page_of_a_hundred_thousand_events_is_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "traces.jsonl"
+    events = load_events(kernels=60)
+    for number in range(850):
+        start_ns = START_NS + 1_000_000 + number * 1_500_000
+        events += request_events(number + 1, start_ns, kernels=60, streams=1 + number % 2)
+    write(path, events)
+    page = tmp_path / "page.html"
+    text = render_page("large", traces_of(path))
+    page.write_text(text)
+    # Nothing is fetched: the page is all there is.
+    assert not re.search(r"(src|href)=|url\(|@import|fetch\(|XMLHttpRequest", text)
+    document = browse(page, tmp_path)
+    assert 'data-ready="yes"' in document
+    count = re.search(r"(\d+) events", document)
+    assert count is not None
+    assert int(count[1]) > 100_000
+    whole = re.search(r'data-drawn="(\d+)"', document)
+    near = re.search(r'data-drawn="(\d+)"', browse(page, tmp_path, "#3000000-3400000"))
+    assert whole is not None
+    assert near is not None
+    # Far off, what falls on one pixel is drawn once; near, every kernel of the stretch is.
+    assert 1_000 < int(whole[1]) < 10_000
+    assert 20 < int(near[1]) < 200
+
+
+def test_every_line_of_a_runs_log_keeps_to_the_schema(
+    recorded: tuple[Path, list[DecisionMade]],
+) -> None:
+    schema = json.loads((ROOT / "schemas" / "events.schema.json").read_text())
+    validator = Draft202012Validator(schema)
+    lines = (recorded[0].parent / "events.jsonl").read_text().splitlines()
+    for line in lines:
+        values = json.loads(line)
+        # Against its own kind first: that says what is wrong.
+        own = Draft202012Validator({**schema, "oneOf": [{"$ref": f"#/$defs/{values['event']}"}]})
+        assert [error.message for error in own.iter_errors(values)] == []
+    validator.validate(json.loads(lines[0]))
