@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from aegis_pipe import units
+from aegis_pipe.analysis_builder import Admission, check_admission, refusal
 from aegis_pipe.clock import Clock, SystemClock
 from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, DeviceStream
 from aegis_pipe.device.registry import OpenedDevice, open_device
@@ -43,6 +44,7 @@ from aegis_pipe.memory import DevicePlan
 from aegis_pipe.pipeline import PipelineReport, PipelineRunner
 from aegis_pipe.pipeline_builder import PipelineBuilder, arrivals_of, written_path
 from aegis_pipe.scheduler_builder import arena_groups, make_scheduler, policy_of
+from aegis_pipe.scheduling.admission import ProfileGuard
 from aegis_pipe.scheduling.device_launcher import (
     DeviceLauncher,
     InferenceFuture,
@@ -97,6 +99,8 @@ class RuntimeReport:
     pipelines: tuple[PipelineReport, ...]
     telemetry: TelemetryReport | None
     """None if telemetry goes nowhere."""
+    overruns: Mapping[str, int]
+    """Segments that took longer than the profile says, by model; empty without a profile."""
 
     @property
     def failed(self) -> bool:
@@ -112,11 +116,6 @@ def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
     Nothing is passed over in silence: `up` and `plan` show them.
     """
     lines = []
-    if manifest.scheduler.admission != "off":
-        lines.append(
-            f'`scheduler.admission = "{manifest.scheduler.admission}"`: deadlines are kept by '
-            "timers, but not proven at start yet"
-        )
     if manifest.serve is not None:
         lines.append("`serve`: this version does not listen to clients yet")
     if manifest.device.staging_budget_bytes is not None:
@@ -174,6 +173,7 @@ class PlannedDeployment:
     device_reason: str
     models: tuple[CompiledModel, ...]
     memory: DevicePlan
+    admission: Admission
 
 
 def plan_deployment(manifest: Manifest) -> PlannedDeployment:
@@ -186,7 +186,10 @@ def plan_deployment(manifest: Manifest) -> PlannedDeployment:
         loaded = compile_models(model_orders(manifest), context, phases)
         plan = _plan(manifest, loaded, context)
         models = tuple(model.compiled for model in loaded)
-        return PlannedDeployment(manifest, context.description, opened.reason, models, plan)
+        admission = check_admission(manifest, context.description)
+        return PlannedDeployment(
+            manifest, context.description, opened.reason, models, plan, admission
+        )
 
 
 class Runtime:
@@ -220,6 +223,9 @@ class Runtime:
         self._telemetry_report: TelemetryReport | None = None
         self._is_stamped: Callable[[int], bool] = _never
         self._end_ns: int | None = None
+        self.profile_guard: ProfileGuard | None = None
+        self.stamps_kernels = False
+        """Whether every kernel of every request is timed, whoever listens."""
         try:
             self._start(observers)
         except BaseException:
@@ -237,6 +243,9 @@ class Runtime:
                 opened = _open_device(manifest, clock)
             context = self._closing.enter_context(opened.context)
             self.device = context.description
+            with phases.phase("admission") as admission_phase:
+                self.admission = self._admit()
+                admission_phase.attributes["proven"] = self.admission.is_proven
         loaded = compile_models(model_orders(manifest), context, phases)
         self.plan = _plan(manifest, loaded, context)
         streams = [context.create_stream(index) for index in range(manifest.streams.count)]
@@ -247,10 +256,15 @@ class Runtime:
                 context,
                 streams,
                 max_block_ns=manifest.streams.max_block_ns,
+                boundaries=self._profiled_boundaries(),
                 hub=hub,
                 clock=clock,
                 phases=phases,
             )
+        )
+        self.boundaries = MappingProxyType(dict(self._deployment.boundaries))
+        self.graphs = MappingProxyType(
+            {model.compiled.name: model.compiled.graph for model in loaded}
         )
         # A copy: the deployment's own is emptied at the end, and `submit` is called even then.
         self._bound = dict(self._deployment.slots[0])
@@ -272,6 +286,32 @@ class Runtime:
                     self.stream_count,
                 )
             )
+
+    def _admit(self) -> Admission:
+        """Hold the promises against the profile; with `enforce`, refuse what is not proven."""
+        manifest = self._manifest
+        admission = check_admission(manifest, self.device)
+        if manifest.scheduler.admission == "enforce" and not admission.is_proven:
+            raise refusal(admission)
+        if admission.certificate is not None and admission.profile is not None:
+            profile = admission.profile
+            bounds_ns = {model: profile.segments_ns(model) for model in profile.models}
+            self.profile_guard = ProfileGuard(
+                bounds_ns,
+                self._hub,
+                is_proven=manifest.scheduler.admission != "off" and admission.is_proven,
+            )
+            self._hub.add(self.profile_guard)
+        return admission
+
+    def _profiled_boundaries(self) -> dict[str, tuple[int, ...]]:
+        """Return where the profile's segments were cut: times hold for those segments alone."""
+        if self.admission.certificate is None or self.admission.profile is None:
+            return {}
+        return {name: model.boundaries for name, model in self.admission.profile.models.items()}
+
+    def _stamps(self, request_id: int) -> bool:
+        return self.stamps_kernels or self._is_stamped(request_id)
 
     def _start_telemetry(self, observers: _Observers) -> None:
         config = _telemetry_config(self._manifest)
@@ -300,7 +340,7 @@ class Runtime:
             self.clock,
             self._hub,
             notifies=context.capabilities.notifies_progress,
-            is_stamped=self._is_stamped,
+            is_stamped=self._stamps,
         )
         self._scheduler = make_scheduler(manifest)
         loop = OrchestrationLoop(self._scheduler, launcher, self.clock, self._hub)
@@ -446,6 +486,7 @@ class Runtime:
             statistics=self._final_statistics if self._end_ns else self.statistics(),
             pipelines=tuple(runner.report() for runner in self._runners),
             telemetry=self._telemetry_report,
+            overruns=dict(self.profile_guard.overruns) if self.profile_guard else {},
         )
 
     def __enter__(self) -> Self:

@@ -189,7 +189,7 @@ def _shorter_segments(task_set: TaskSet, recut: Recut) -> Iterable[Change]:
         return replace(
             task_set,
             tasks=tuple(
-                replace(task, segments_ns=pieces.get(task.name, task.segments_ns))
+                replace(task, segments_ns=pieces.get(task.name, task.segments_ns), total_ns=0)
                 for task in task_set.tasks
             ),
         )

@@ -75,6 +75,7 @@ class PairProfile:
     model: str
     beside: str
     segments: tuple[QuantileBound, ...]
+    total: QuantileBound
     total_median_ns: int
     totals_ns: tuple[int, ...]
 
@@ -97,6 +98,12 @@ class Profile:
         rows = [self.models[model].segments]
         rows += [pair.segments for pair in self.pairs if pair.model == model]
         return tuple(max(each.bound_ns for each in column) for column in zip(*rows, strict=True))
+
+    def total_ns(self, model: str) -> int:
+        """Return the longest time of all a model's segments, alone and beside every other."""
+        totals = [self.models[model].total]
+        totals += [pair.total for pair in self.pairs if pair.model == model]
+        return max(total.bound_ns for total in totals)
 
     def recut(self, model: str, longest_ns: int) -> tuple[int, ...]:
         """Return the times of a model's segments if none were longer than `longest_ns`.
@@ -180,7 +187,8 @@ def pair_profile(
     totals = [sum(row) for row in rows_ns]
     columns = zip(*rows_ns, strict=True)
     bounds = tuple(bound(column, quantile, confidence) for column in columns)
-    return PairProfile(model, beside, bounds, median(totals), grid(totals))
+    total = bound(totals, quantile, confidence)
+    return PairProfile(model, beside, bounds, total, median(totals), grid(totals))
 
 
 # --- the file -----------------------------------------------------------------------------------
@@ -217,6 +225,7 @@ def _profile(values: dict[str, Any]) -> Profile:
                 **{
                     **each,
                     "segments": _bounds(each["segments"]),
+                    "total": QuantileBound(*each["total"]),
                     "totals_ns": tuple(each["totals_ns"]),
                 }
             )

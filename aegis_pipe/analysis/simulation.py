@@ -76,9 +76,10 @@ def _run(
     on_finished: OnFinished | None,
 ) -> int:
     never = until_ns + 1 if until_ns is not None else 1 << 62
-    ends: list[tuple[int, int, ExecutionRequest]] = []
+    ends: list[tuple[int, int, ExecutionRequest, int]] = []
     open_requests: dict[int, ExecutionRequest] = {}
-    on_streams: dict[int, str] = {}
+    # Per stream what it runs and until when; several segments may be in flight there.
+    on_streams: dict[int, tuple[int, str]] = {}
     now_ns = 0
     next_deadline_ns, next_arrival_ns = scheduler.next_deadline_ns, workload.next_ns
     while True:
@@ -95,9 +96,9 @@ def _run(
         # A request may arrive with its deadline behind it.
         now_ns = max(now_ns, soonest_ns)
         while ends and ends[0][0] <= now_ns:
-            request = heappop(ends)[2]
-            assert request.stream is not None
-            del on_streams[request.stream]
+            _, _, request, stream = heappop(ends)
+            if on_streams[stream][0] <= now_ns:
+                del on_streams[stream]
             scheduler.segment_finished(request.request_id, now_ns)
         while arrival_ns is not None and arrival_ns <= now_ns:
             request = workload.take()
@@ -111,10 +112,12 @@ def _run(
         for decision in decisions:
             if decision.segment >= 0:
                 request = open_requests[decision.request_id]
-                beside = tuple(on_streams.values()) if on_streams else ()
-                held_ns = times(request, decision.segment, beside)
-                on_streams[decision.stream] = request.model
-                heappush(ends, (now_ns + held_ns, decision.sequence, request))
+                stream = decision.stream
+                start_ns = on_streams[stream][0] if stream in on_streams else now_ns
+                beside = [what[1] for other, what in on_streams.items() if other != stream]
+                end_ns = start_ns + times(request, decision.segment, beside)
+                on_streams[stream] = (end_ns, request.model)
+                heappush(ends, (end_ns, decision.sequence, request, stream))
         if on_decisions is not None and decisions:
             on_decisions(decisions)
         for request in scheduler.take_finished():
@@ -147,6 +150,8 @@ class StageLoad:
     """Of the request, from its submission; used where the items have no deadline."""
     host_ns: Sequence[int] = ()
     """Distribution of the time on the host before its submission; empty for none."""
+    wakes_ns: Sequence[int] = ()
+    """Distribution of the time from submission until the scheduler can act on it, when idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,16 +190,10 @@ class _RunningLoad:
 class Loads:
     """A `Workload` of several loads; their requests are numbered as they are submitted."""
 
-    def __init__(
-        self,
-        loads: Sequence[Load],
-        seed: int,
-        wakes_ns: Mapping[str, Sequence[int]] | None = None,
-    ) -> None:
+    def __init__(self, loads: Sequence[Load], seed: int) -> None:
         self._dice = random.Random(seed)
-        self._wakes_ns = wakes_ns or {}
-        # (instant, number, item, stage); a stage of None is an item's arrival.
-        self._coming: list[tuple[int, int, _Item, StageLoad | None]] = []
+        # (instant, number, item, stage, wake); a stage of None is an item's arrival.
+        self._coming: list[tuple[int, int, _Item, StageLoad | None, int]] = []
         self._numbers = 0
         self._requests = 0
         self._items: dict[int, tuple[_Item, StageLoad]] = {}
@@ -205,14 +204,16 @@ class Loads:
     def next_ns(self) -> int | None:
         """Return when the next request arrives."""
         while self._coming and self._coming[0][3] is None:
-            instant_ns, _, item, _ = heappop(self._coming)
+            instant_ns, _, item, _, _ = heappop(self._coming)
             self._arrive(item, instant_ns)
         return self._coming[0][0] if self._coming else None
 
     def take(self) -> ExecutionRequest:
         """Return the next request."""
-        instant_ns, _, item, stage = heappop(self._coming)
+        instant_ns, _, item, stage, wake_ns = heappop(self._coming)
         assert stage is not None
+        # It arrived when it was submitted; that is known only now.
+        instant_ns -= wake_ns
         load = item.load.load
         deadline_ns: int | None = None
         if load.deadline_ns is not None:
@@ -274,12 +275,20 @@ class Loads:
 
     def _submit(self, item: _Item, stage: StageLoad, now_ns: int) -> None:
         item.left += 1
-        host_ns = self._dice.choice(stage.host_ns) if stage.host_ns else 0
-        self._push(now_ns + host_ns, item, stage)
+        host_ns = self._draw(stage.host_ns)
+        wake_ns = self._draw(stage.wakes_ns)
+        self._push(now_ns + host_ns + wake_ns, item, stage, wake_ns)
 
-    def _push(self, instant_ns: int, item: _Item, stage: StageLoad | None) -> None:
+    def _draw(self, distribution: Sequence[int]) -> int:
+        if not distribution:
+            return 0
+        return distribution[int(self._dice.random() * len(distribution))]
+
+    def _push(
+        self, instant_ns: int, item: _Item, stage: StageLoad | None, wake_ns: int = 0
+    ) -> None:
         self._numbers += 1
-        heappush(self._coming, (instant_ns, self._numbers, item, stage))
+        heappush(self._coming, (instant_ns, self._numbers, item, stage, wake_ns))
 
 
 def periodic(period_ns: int, start_ns: int = 0) -> Callable[[], Iterator[int]]:

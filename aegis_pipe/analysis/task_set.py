@@ -29,6 +29,8 @@ class Task:
     """What its rate belongs to: the pipeline, or the model itself."""
     segments_ns: tuple[int, ...]
     """Longest time each segment holds its stream."""
+    total_ns: int = 0
+    """Longest time of all segments together, where it is known to be less than their sum."""
     period_ns: int | None = None
     """Shortest time between two requests; None: they come as they please (best effort)."""
     deadline_ns: int | None = None
@@ -50,7 +52,7 @@ class Task:
     @property
     def execution_ns(self) -> int:
         """Time that one request holds its stream."""
-        return sum(self.segments_ns)
+        return self.total_ns or sum(self.segments_ns)
 
     @property
     def longest_segment_ns(self) -> int:
