@@ -277,7 +277,11 @@ def loads_of(manifest: Manifest, profile: Profile, seed: int) -> list[Load]:
     loads += [
         Load(
             section.name,
-            (_stage_load(profile, section, section.name, section.priority),),
+            (
+                _stage_load(
+                    profile, manifest.streams.max_block_ns, section, section.name, section.priority
+                ),
+            ),
             simulation.periodic(section.period_ns),
         )
         for section in manifest.models
@@ -294,7 +298,17 @@ def _pipeline_load(
         section = manifest.model(stage.model)
         priority = section.priority if pipeline.priority is None else pipeline.priority
         host_ns = _host_times(profile, pipeline, stage)
-        stages.append(_stage_load(profile, section, stage.name, priority, stage.after, host_ns))
+        stages.append(
+            _stage_load(
+                profile,
+                manifest.streams.max_block_ns,
+                section,
+                stage.name,
+                priority,
+                stage.after,
+                host_ns,
+            )
+        )
     # A leg holds one item and its edge `queue_capacity`; a source that nothing slows down fills
     # the edge behind the first model and the legs at both its ends.
     return Load(
@@ -309,6 +323,7 @@ def _pipeline_load(
 
 def _stage_load(
     profile: Profile,
+    max_block_ns: int,
     section: ModelSection,
     name: str,
     priority: int,
@@ -319,7 +334,7 @@ def _stage_load(
     return StageLoad(
         name,
         section.name,
-        len(model.segments),
+        len(profile.medians_ns(section.name, max_block_ns)),
         priority,
         after,
         section.deadline_ns,
@@ -337,12 +352,12 @@ def _arrivals(pipeline: PipelineSection, seed: int) -> Callable[[], Iterator[int
     return simulation.periodic(round(1e9 / source.rate_per_s))
 
 
-def times_of(profile: Profile, seed: int) -> MeasuredTimes:
-    """Return times drawn from the profile."""
+def times_of(manifest: Manifest, profile: Profile, seed: int) -> MeasuredTimes:
+    """Return times drawn from the profile, for segments as the manifest cuts them."""
     return MeasuredTimes(
         {
             name: ModelTimes(
-                model.segment_medians_ns,
+                profile.medians_ns(name, manifest.streams.max_block_ns),
                 model.totals_ns,
                 {pair.beside: pair.totals_ns for pair in profile.pairs if pair.model == name},
             )

@@ -11,6 +11,7 @@ from typing import Any
 
 from aegis_pipe.analysis.quantiles import QuantileBound, bound
 from aegis_pipe.errors import PermanentError
+from aegis_pipe.execution.capture import cut_into_segments
 
 FORMAT = 1
 GRID_POINTS = 512
@@ -104,6 +105,18 @@ class Profile:
         totals = [self.models[model].total]
         totals += [pair.total for pair in self.pairs if pair.model == model]
         return max(total.bound_ns for total in totals)
+
+    def medians_ns(self, model: str, max_block_ns: int) -> tuple[int, ...]:
+        """Return the usual times of a model's segments, were it cut at another length."""
+        mine = self.models[model]
+        if max_block_ns == self.fingerprint.max_block_ns or not sum(mine.kernels_ns):
+            return mine.segment_medians_ns
+        edges = [0, *cut_into_segments(mine.kernels_ns, max_block_ns), len(mine.kernels_ns)]
+        overhead_ns = max(0, sum(mine.segment_medians_ns) - sum(mine.kernels_ns))
+        each_ns = overhead_ns // len(mine.segment_medians_ns)
+        return tuple(
+            sum(mine.kernels_ns[first:end]) + each_ns for first, end in itertools.pairwise(edges)
+        )
 
     def recut(self, model: str, longest_ns: int) -> tuple[int, ...]:
         """Return the times of a model's segments if none were longer than `longest_ns`.

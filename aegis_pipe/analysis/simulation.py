@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import random
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -409,18 +410,25 @@ class Tally:
     """Counts what becomes of requests, by model."""
 
     def __init__(self, models: Sequence[str]) -> None:
-        self._latencies: dict[str, list[int]] = {model: [] for model in models}
+        self._latencies = {model: array("q") for model in models}
         self._submitted = dict.fromkeys(models, 0)
         self._misses = dict.fromkeys(models, 0)
 
     def __call__(self, request: ExecutionRequest) -> None:
         """Take note of a request that is over."""
-        model = request.model
+        model = request.asked_model
         self._submitted[model] += 1
         if request.deadline_ns is not None and request.deadline_missed:
             self._misses[model] += 1
         if request.state is RequestState.COMPLETED:
             self._latencies[model].append(request.finished_ns - request.arrival_ns)
+
+    def add(self, other: Tally) -> None:
+        """Take over what another one has counted, of the same models."""
+        for model, latencies in other._latencies.items():
+            self._latencies[model].extend(latencies)
+            self._submitted[model] += other._submitted[model]
+            self._misses[model] += other._misses[model]
 
     def predictions(self) -> tuple[Prediction, ...]:
         """Return the figures so far, exact over all requests."""

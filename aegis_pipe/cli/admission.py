@@ -12,7 +12,8 @@ from aegis_pipe.cli.tables import table
 from aegis_pipe.manifest.model import Manifest
 
 _HEADER = (
-    "request", "verdict", "deadline", "bound", "slack", "before", "run", "blocked", "by", "waits for",
+    "request", "verdict", "deadline", "bound", "slack", "before", "run", "blocked", "by",
+    "waits for",
 )  # fmt: skip
 
 
