@@ -39,6 +39,7 @@ from aegis_pipe.execution.executor import check_inputs
 from aegis_pipe.execution.model_loader import LoadOptions
 from aegis_pipe.execution.program import BoundModel
 from aegis_pipe.manifest.model import LogSection, Manifest
+from aegis_pipe.manifest.writer import dump_manifest
 from aegis_pipe.manifest_check import check_manifest
 from aegis_pipe.memory import DevicePlan
 from aegis_pipe.pipeline import PipelineReport, PipelineRunner
@@ -52,7 +53,9 @@ from aegis_pipe.scheduling.device_launcher import (
     StreamSlot,
 )
 from aegis_pipe.scheduling.loop import OrchestrationLoop
+from aegis_pipe.scheduling.recording import RecordingScheduler, RunWriter
 from aegis_pipe.scheduling.request import ExecutionRequest
+from aegis_pipe.scheduling.scheduler import Scheduler
 from aegis_pipe.scheduling.statistics import ModelStatistics, RequestStatistics
 from aegis_pipe.telemetry import Telemetry, TelemetryConfig, TelemetryReport
 from aegis_pipe.tensor import TensorSpec
@@ -85,6 +88,14 @@ class RuntimeStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class Recording:
+    """Where a run was recorded, and the hash of its decisions."""
+
+    path: Path
+    journal: str
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeReport:
     """How a run went."""
 
@@ -101,6 +112,8 @@ class RuntimeReport:
     """None if telemetry goes nowhere."""
     overruns: Mapping[str, int]
     """Segments that took longer than the profile says, by model; empty without a profile."""
+    recording: Recording | None
+    """None unless the manifest asks for one."""
 
     @property
     def failed(self) -> bool:
@@ -224,6 +237,7 @@ class Runtime:
         self._is_stamped: Callable[[int], bool] = _never
         self._end_ns: int | None = None
         self.profile_guard: ProfileGuard | None = None
+        self.recording: Recording | None = None
         self.stamps_kernels = False
         """Whether every kernel of every request is timed, whoever listens."""
         try:
@@ -342,13 +356,30 @@ class Runtime:
             notifies=context.capabilities.notifies_progress,
             is_stamped=self._stamps,
         )
-        self._scheduler = make_scheduler(manifest)
+        self._scheduler = self._make_scheduler()
         loop = OrchestrationLoop(self._scheduler, launcher, self.clock, self._hub)
         context.set_progress_listener(loop.wake)
         loop.start()
         timeout_ns = manifest.scheduler.drain_timeout_ns
         self._closing.callback(self._stop_loop, loop, timeout_ns)
         return loop
+
+    def _make_scheduler(self) -> Scheduler:
+        manifest = self._manifest
+        if not manifest.scheduler.record:
+            return make_scheduler(manifest)
+        scheduler = make_scheduler(manifest, RecordingScheduler)
+        assert isinstance(scheduler, RecordingScheduler)
+        models = [model.name for model in manifest.models]
+        header = {"manifest": dump_manifest(manifest), "models": models}
+        writer = RunWriter(manifest.beside(".run"), header)
+        scheduler.record_to(writer, models)
+
+        def close() -> None:
+            self.recording = Recording(writer.path, writer.close())
+
+        self._closing.callback(close)
+        return scheduler
 
     def _stop_loop(self, loop: OrchestrationLoop, timeout_ns: int) -> None:
         drained = loop.stop(drain=True, timeout_ns=timeout_ns)
@@ -487,6 +518,7 @@ class Runtime:
             pipelines=tuple(runner.report() for runner in self._runners),
             telemetry=self._telemetry_report,
             overruns=dict(self.profile_guard.overruns) if self.profile_guard else {},
+            recording=self.recording,
         )
 
     def __enter__(self) -> Self:

@@ -199,6 +199,12 @@ def summary(report: RuntimeReport) -> str:
         lines += [f"  {line}" for line in pipeline.sinks]
         lines += [f"  stopped: {pipeline.error}"] if pipeline.error else []
     lines += _telemetry_lines(report.telemetry)
+    if any(report.overruns.values()):
+        counts = ", ".join(f"{name} {count}" for name, count in report.overruns.items() if count)
+        lines.append(f"profile: overrun by segments of {counts}: measure it anew")
+    if report.recording is not None:
+        recording = report.recording
+        lines.append(f"recorded: {recording.path}, journal {recording.journal}")
     return "\n".join(lines)
 
 
@@ -244,4 +250,4 @@ def _reasons(reasons: Any) -> str:
 
 
 def _as_json(report: RuntimeReport) -> dict[str, Any]:
-    return dataclasses.asdict(report)
+    return json.loads(json.dumps(dataclasses.asdict(report), default=str))
