@@ -14,7 +14,7 @@ from aegis_pipe.analysis.task_set import Task, TaskSet
 from aegis_pipe.device.protocols import DeviceDescription
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.manifest.model import Manifest, ModelSection, PipelineSection
-from aegis_pipe.scheduler_builder import arena_groups
+from aegis_pipe.scheduler_builder import arena_groups, variants_of
 
 PROFILE_ENDING = ".profile.json"
 
@@ -239,12 +239,26 @@ def check_admission(manifest: Manifest, device: DeviceDescription) -> Admission:
             f"the profile is void: {'; '.join(differences)}",
             "measure it anew with `aegis-pipe profile`",
         )
+    beyond = _beyond_analysis(manifest)
+    if beyond:
+        return Admission(None, profile, f"{beyond} is not in the analysis yet", "do without it")
     task_set = task_set_of(manifest, profile)
 
     def recut(longest_ns: int) -> dict[str, tuple[int, ...]]:
         return {task.name: profile.recut(task.model, longest_ns) for task in task_set.tasks}
 
     return Admission(certify(task_set, recut), profile)
+
+
+def _beyond_analysis(manifest: Manifest) -> str:
+    """Return a key in use that the bounds would not hold with; empty for none."""
+    if manifest.streams.in_flight > 1:
+        return "`streams.in_flight`"
+    for section in manifest.models:
+        for key in ("batching", "degrade_to", "concurrency"):
+            if getattr(section, key) is not None:
+                return f"`{key}` of model `{section.name}`"
+    return ""
 
 
 def refusal(admission: Admission) -> PermanentError:
@@ -350,6 +364,15 @@ def _arrivals(pipeline: PipelineSection, seed: int) -> Callable[[], Iterator[int
     if getattr(source, "arrivals", "periodic") == "poisson":
         return simulation.poisson(source.rate_per_s, seed)
     return simulation.periodic(round(1e9 / source.rate_per_s))
+
+
+def segments_of(manifest: Manifest, profile: Profile) -> dict[str, int]:
+    """Return the number of segments of every model; a batch is cut as often as its model."""
+    counts = {
+        section.name: len(profile.medians_ns(section.name, manifest.streams.max_block_ns))
+        for section in manifest.models
+    }
+    return counts | {each.name: counts[each.model] for each in variants_of(manifest)}
 
 
 def times_of(manifest: Manifest, profile: Profile, seed: int) -> MeasuredTimes:

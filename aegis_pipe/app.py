@@ -36,6 +36,7 @@ from aegis_pipe.execution.deployment import (
     plan_models,
 )
 from aegis_pipe.execution.executor import check_inputs
+from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.model_loader import LoadOptions
 from aegis_pipe.execution.program import BoundModel
 from aegis_pipe.manifest.model import LogSection, Manifest
@@ -44,7 +45,16 @@ from aegis_pipe.manifest_check import check_manifest
 from aegis_pipe.memory import DevicePlan
 from aegis_pipe.pipeline import PipelineReport, PipelineRunner
 from aegis_pipe.pipeline_builder import PipelineBuilder, arrivals_of, written_path
-from aegis_pipe.scheduler_builder import arena_groups, make_scheduler, policy_of
+from aegis_pipe.scheduler_builder import (
+    arena_groups,
+    check_models,
+    check_rows,
+    compile_variants,
+    make_manifest_policy,
+    make_scheduler,
+    make_slots,
+    variants_of,
+)
 from aegis_pipe.scheduling.admission import ProfileGuard
 from aegis_pipe.scheduling.device_launcher import (
     DeviceLauncher,
@@ -138,7 +148,7 @@ def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
 
 def _check_supported(manifest: Manifest) -> None:
     """Refuse what this version can not do before anything is loaded."""
-    policy_of(manifest)
+    make_manifest_policy(manifest)
     for section in manifest.models:
         if section.precision in ("fp16", "bf16"):
             raise PermanentError(
@@ -187,6 +197,8 @@ class PlannedDeployment:
     models: tuple[CompiledModel, ...]
     memory: DevicePlan
     admission: Admission
+    variants: tuple[CompiledModel, ...] = ()
+    """What is loaded besides, for requests that run together."""
 
 
 def plan_deployment(manifest: Manifest) -> PlannedDeployment:
@@ -196,12 +208,18 @@ def plan_deployment(manifest: Manifest) -> PlannedDeployment:
     phases = PhaseRecorder(EventHub(), clock)
     opened = _open_device(manifest, clock)
     with opened.context as context:
-        loaded = compile_models(model_orders(manifest), context, phases)
+        loaded = _compile(manifest, context, phases)
         plan = _plan(manifest, loaded, context)
         models = tuple(model.compiled for model in loaded)
-        admission = check_admission(manifest, context.description)
+        count = len(manifest.models)
         return PlannedDeployment(
-            manifest, context.description, opened.reason, models, plan, admission
+            manifest,
+            context.description,
+            opened.reason,
+            models[:count],
+            plan,
+            check_admission(manifest, context.description),
+            models[count:],
         )
 
 
@@ -223,6 +241,7 @@ class Runtime:
         self.policy = manifest.scheduler.policy
         self.unmet_wishes = unmet_wishes(manifest)
         self.stream_count = manifest.streams.count
+        self.queue_capacity = manifest.scheduler.queue_capacity
         self.clock = clock
         self._manifest = manifest
         self._write_line = write_line
@@ -233,6 +252,7 @@ class Runtime:
         self._request_ids = itertools.count(1)
         self._closing = ExitStack()
         self._runners: list[PipelineRunner] = []
+        self._telemetry: Telemetry | None = None
         self._telemetry_report: TelemetryReport | None = None
         self._is_stamped: Callable[[int], bool] = _never
         self._end_ns: int | None = None
@@ -260,7 +280,7 @@ class Runtime:
             with phases.phase("admission") as admission_phase:
                 self.admission = self._admit()
                 admission_phase.attributes["proven"] = self.admission.is_proven
-        loaded = compile_models(model_orders(manifest), context, phases)
+        loaded = _compile(manifest, context, phases)
         self.plan = _plan(manifest, loaded, context)
         streams = [context.create_stream(index) for index in range(manifest.streams.count)]
         self._deployment = self._closing.enter_context(
@@ -278,16 +298,21 @@ class Runtime:
         )
         self.boundaries = MappingProxyType(dict(self._deployment.boundaries))
         self.graphs = MappingProxyType(
-            {model.compiled.name: model.compiled.graph for model in loaded}
+            {model.compiled.name: model.compiled.graph for model in loaded[: len(manifest.models)]}
         )
         # A copy: the deployment's own is emptied at the end, and `submit` is called even then.
-        self._bound = dict(self._deployment.slots[0])
+        self._bound = {
+            model.name: self._deployment.slots[0][model.name] for model in manifest.models
+        }
         self.models = MappingProxyType(
             {model.name: _information(self._bound[model.name]) for model in manifest.models}
         )
         # Closed before the memory is freed: a request given up may still be on its stream.
         self._closing.callback(_close_all, streams)
-        self._loop = self._start_loop(context, [[stream] for stream in streams])
+        slots = make_slots(manifest, [[stream] for stream in streams], self._deployment.slots)
+        with phases.phase("batching.check"):
+            check_rows(manifest, slots[0], _graphs(loaded))
+        self._loop = self._start_loop(context, slots)
         self._start_ns = clock.now_ns()
         if hub.enabled:
             hub.emit(
@@ -333,6 +358,7 @@ class Runtime:
             return
         telemetry = Telemetry(config, self.clock, **observers._asdict())
         telemetry.start()
+        self._telemetry = telemetry
         self._hub.add(telemetry.listener)
         self._is_stamped = telemetry.is_stamped
 
@@ -341,14 +367,8 @@ class Runtime:
 
         self._closing.callback(close)
 
-    def _start_loop(
-        self, context: DeviceContext, lanes: Sequence[Sequence[DeviceStream]]
-    ) -> OrchestrationLoop:
+    def _start_loop(self, context: DeviceContext, slots: Sequence[StreamSlot]) -> OrchestrationLoop:
         manifest = self._manifest
-        slots = [
-            StreamSlot(stream_lanes, models)
-            for stream_lanes, models in zip(lanes, self._deployment.slots, strict=True)
-        ]
         launcher = DeviceLauncher(
             slots,
             self.clock,
@@ -356,7 +376,8 @@ class Runtime:
             notifies=context.capabilities.notifies_progress,
             is_stamped=self._stamps,
         )
-        self._scheduler = self._make_scheduler()
+        segments = {name: bound.segment_count for name, bound in self._deployment.slots[0].items()}
+        self._scheduler = self._make_scheduler(segments)
         loop = OrchestrationLoop(self._scheduler, launcher, self.clock, self._hub)
         context.set_progress_listener(loop.wake)
         loop.start()
@@ -364,14 +385,18 @@ class Runtime:
         self._closing.callback(self._stop_loop, loop, timeout_ns)
         return loop
 
-    def _make_scheduler(self) -> Scheduler:
+    def _make_scheduler(self, segments: Mapping[str, int]) -> Scheduler:
         manifest = self._manifest
         if not manifest.scheduler.record:
-            return make_scheduler(manifest)
-        scheduler = make_scheduler(manifest, RecordingScheduler)
+            return make_scheduler(manifest, segments)
+        scheduler = make_scheduler(manifest, segments, kind=RecordingScheduler)
         assert isinstance(scheduler, RecordingScheduler)
         models = [model.name for model in manifest.models]
-        header = {"manifest": dump_manifest(manifest), "models": models}
+        header = {
+            "manifest": dump_manifest(manifest),
+            "models": models,
+            "segments": dict(segments),
+        }
         writer = RunWriter(manifest.beside(".run"), header)
         scheduler.record_to(writer, models)
 
@@ -396,21 +421,34 @@ class Runtime:
         *,
         priority: int | None = None,
         deadline: float | str | None = None,
+        traceparent: str = "",
     ) -> InferenceFuture:
         """Hand in one inference and return at once; the future has the outputs by name.
 
         Arrays must not be changed until the future is done. `priority` and `deadline` (seconds
-        from now, or a text such as "20 ms") replace the model's own. Raises InvalidInputError for
-        inputs that do not fit, QueueFullError if there is no room, RuntimeStoppedError after
-        `close`. The future raises DeadlineExceededError, RequestCancelledError or what a kernel
-        raised.
+        from now, or a text such as "20 ms") replace the model's own. `traceparent` is the caller's
+        W3C trace context: the request's trace continues it; what is not valid counts as none.
+        Raises InvalidInputError for inputs that do not fit, QueueFullError if there is no room,
+        RuntimeStoppedError after `close`. The future raises DeadlineExceededError,
+        RequestCancelledError or what a kernel raised.
         """
         deadline_ns = None
         if deadline is not None:
             deadline_ns = self.clock.now_ns() + _duration_ns(deadline)
         if priority is not None:
             _check_priority(priority)
-        return self._submit(model, inputs, priority=priority, deadline_ns=deadline_ns)
+        return self._submit(
+            model, inputs, priority=priority, deadline_ns=deadline_ns, traceparent=traceparent
+        )
+
+    def traceparent(self, future: InferenceFuture) -> str:
+        """Return the W3C trace context of a request's own span, to hand on to others.
+
+        Empty without telemetry. Not for requests of pipelines, whose traces are those of items.
+        """
+        if self._telemetry is None:
+            return ""
+        return self._telemetry.traceparent(future.request_id, future.caller_traceparent)
 
     def _submit(
         self,
@@ -441,6 +479,7 @@ class Runtime:
             traceparent=traceparent,
         )
         future.attach(request.request_id, self._loop.cancel)
+        future.caller_traceparent = traceparent
         self._loop.submit(request)
         return future
 
@@ -566,10 +605,26 @@ def _as_lists(constant: Any) -> Any:
     return [_as_lists(item) for item in constant] if isinstance(constant, tuple) else constant
 
 
+def _compile(
+    manifest: Manifest, context: DeviceContext, phases: PhaseRecorder
+) -> tuple[LoadedModel, ...]:
+    """Compile the manifest's models, then the variants of those that batch."""
+    orders = model_orders(manifest)
+    loaded = compile_models(orders, context, phases)
+    loaded += compile_variants(manifest, orders, loaded, context, phases)
+    check_models(manifest, _graphs(loaded))
+    return loaded
+
+
+def _graphs(loaded: Sequence[LoadedModel]) -> dict[str, ExecutionGraph]:
+    return {model.compiled.name: model.compiled.graph for model in loaded}
+
+
 def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceContext) -> DevicePlan:
+    models = (*manifest.models, *(manifest.model(each.model) for each in variants_of(manifest)))
     return plan_models(
         loaded,
-        [section.memory_budget_bytes for section in manifest.models],
+        [section.memory_budget_bytes for section in models],
         context,
         stream_count=manifest.streams.count,
         budget_bytes=manifest.device.memory_budget_bytes,

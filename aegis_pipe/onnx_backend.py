@@ -25,6 +25,7 @@ from aegis_pipe.clock import Clock, SystemClock
 from aegis_pipe.device.protocols import DeviceContext, DeviceStream
 from aegis_pipe.device.registry import open_device
 from aegis_pipe.errors import (
+    DeviceUnavailableError,
     DynamicShapeError,
     InvalidInputError,
     InvalidModelError,
@@ -46,6 +47,14 @@ def _device(kind: str) -> tuple[DeviceContext, DeviceStream, Clock]:
     context = open_device(kind, clock=clock).context
     atexit.register(context.close)
     return context, context.create_stream(0), clock
+
+
+def _is_here(kind: str) -> bool:
+    try:
+        _device(kind)
+    except DeviceUnavailableError:
+        return False
+    return True
 
 
 def _compile(graph: ExecutionGraph, device: str) -> StandaloneGraph:
@@ -158,7 +167,9 @@ class AegisBackend(Backend):
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **_: Any) -> AegisBackendRep:
         """Return the model ready to run; it is compiled on its first run."""
         if not cls.supports_device(device):
-            raise InvalidInputError(f"device `{device}` is not supported", hint="use `CPU`")
+            raise InvalidInputError(
+                f"device `{device}` is not supported", hint="use `CPU` or `CUDA`"
+            )
         return AegisBackendRep(model, device)
 
     @classmethod
@@ -195,7 +206,8 @@ class AegisBackend(Backend):
     @classmethod
     def supports_device(cls, device: str) -> bool:
         """Return whether models can be prepared for this device."""
-        return device.partition(":")[0].upper() == "CPU"
+        kind = device.partition(":")[0].lower()
+        return kind == "cpu" or (kind == "cuda" and _is_here(kind))
 
 
 is_compatible = AegisBackend.is_compatible

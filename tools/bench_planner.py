@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder with instances as *.json")
     parser.add_argument("--json", type=Path, help="write the results to this file too")
-    parser.add_argument("--time-limit", type=float, default=2.0, help="seconds per instance")
+    parser.add_argument("--time-limit", type=float, default=10.0, help="seconds per instance")
     parser.add_argument("--repeat", type=int, default=3, help="runs; the fastest counts")
     arguments = parser.parse_args()
     print(f"{'instance':34} {'buffers':>7} {'peak':>13} {'bound':>13} {'ratio':>7} proven  seconds")

@@ -2,45 +2,75 @@
 
     python tools/bench_tracing.py --json tracing.json
 
-Reports the time spent on the emitting thread per request (the hot path), how late that thread
-wakes up (the telemetry threads compete with it for the interpreter; compare with `--off`), the
-processor time of the telemetry threads as a share of one core, and what was lost. The collector
-is `rotel`, in a process of its own, which throws away what it takes.
+`events`: synthetic requests of 120 kernels at 400 a second for a minute. Reports the time spent on
+the emitting thread per request (the hot path), how late that thread wakes up (the telemetry threads
+compete with it for the interpreter; compare with `--off`), the processor time of the telemetry
+threads as a share of one core, and what was lost.
+
+`requests`: latencies of real requests in five processes that take turns: telemetry off, on with
+every event, and on with a collector that is dead, that accepts and never answers, and that hangs up
+at once. Reports each one's p50 and p99 beside those of `off` in the same rounds, how long closing
+took, and what was lost.
+
+The collector is `rotel`, in a process of its own, which throws away what it takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+import aegis_pipe
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.events import Event, EventHub
 from aegis_pipe.telemetry import Telemetry, TelemetryConfig
 from aegis_pipe.testing.event_sequences import load_events, request_events
 
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = "package://onnx/backend/test/data/light/light_shufflenet.onnx"
+VARIANTS = ("off", "on", "dead", "silent", "refusing")
+
 
 def main() -> None:
     """Run the measurement and print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=("events", "requests", "all"), default="events")
+    parser.add_argument("--rounds", type=int, default=24, help="of `requests`")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, default=400.0, help="requests a second")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long")
     parser.add_argument("--kernels", type=int, default=120, help="kernels a request")
     parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc")
     parser.add_argument("--ratio", type=float, default=1.0, help="share of traces that are kept")
     parser.add_argument("--off", action="store_true", help="emit to nobody, for comparison")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
+    if options.serve is not None:
+        serve(options.serve)
+        return
+    figures: dict[str, Any] = {}
     with collector() as ports:
-        figures = measure(options, f"http://127.0.0.1:{ports[options.protocol]}")
+        endpoint = f"http://127.0.0.1:{ports[options.protocol]}"
+        if options.part in ("events", "all"):
+            figures["events"] = measure(options, endpoint)
+        if options.part in ("requests", "all"):
+            figures["requests"] = compare(options.rounds, endpoint)
     text = json.dumps(figures, indent=2)
     print(text)
     if options.json is not None:
@@ -83,6 +113,131 @@ def measure(options: argparse.Namespace, endpoint: str) -> dict[str, float | int
         "dropped_spans": report.dropped_spans,
         "dropped_events": report.dropped_events,
     }
+
+
+def compare(rounds: int, endpoint: str) -> dict[str, dict[str, float]]:
+    """Have the variants take turns; return each one's figures."""
+    with silent() as silent_port, refusing() as refusing_port, ExitStack() as stack:
+        endpoints = {
+            "off": "",
+            "on": endpoint,
+            "dead": f"http://127.0.0.1:{free_port()}",
+            "silent": f"http://127.0.0.1:{silent_port}",
+            "refusing": f"http://127.0.0.1:{refusing_port}",
+        }
+        workers = {name: stack.enter_context(worker(endpoints[name])) for name in VARIANTS}
+        latencies: dict[str, list[list[int]]] = {name: [] for name in VARIANTS}
+        for turn in range(rounds + 1):
+            # Not always in the same order: whoever comes after an idle time may be favoured.
+            for name in (*VARIANTS[turn % 5 :], *VARIANTS[: turn % 5]):
+                taken = ask(workers[name], "go")
+                if turn:  # The first turn warms up.
+                    latencies[name].append(taken)
+        reports = {name: ask(workers[name], "end") for name in VARIANTS}
+    off = latencies["off"]
+    return {
+        name: {
+            **quantiles("latency_us", [ns for taken in latencies[name] for ns in taken]),
+            "p50_ratio": ratio(latencies[name], off, 50),
+            "p99_ratio": ratio(latencies[name], off, 99),
+            **reports[name],
+        }
+        for name in VARIANTS
+    }
+
+
+def ratio(own: list[list[int]], off: list[list[int]], percent: int) -> float:
+    """Return a percentile over all rounds, beside the same of `off`."""
+    one, other = (
+        statistics.quantiles([ns for taken in rounds for ns in taken], n=100)[percent - 1]
+        for rounds in (own, off)
+    )
+    return one / other
+
+
+@contextmanager
+def worker(endpoint: str) -> Iterator[subprocess.Popen[str]]:
+    """Run requests in a process of its own, when asked to."""
+    command = [sys.executable, __file__, "--serve", endpoint]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        yield process
+
+
+def ask(process: subprocess.Popen[str], word: str) -> Any:
+    """Send a word and wait for the answer."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(word + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def serve(endpoint: str) -> None:
+    """Run a hundred requests each time a line comes in, one each 10 ms; print their latencies."""
+    telemetry = f'[telemetry]\notlp = {{ endpoint = "{endpoint}" }}\n' if endpoint else ""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.toml"
+        path.write_text(
+            'manifest_version = 1\nname = "bench"\n[scheduler]\npolicy = "priority"\n'
+            f'[[models]]\nname = "m"\npath = "{MODEL}"\n{telemetry}'
+        )
+        logging.disable(logging.WARNING)
+        runtime = aegis_pipe.open_pipeline(path)
+        inputs = {
+            name: np.zeros(spec.shape, spec.dtype)
+            for name, spec in runtime.models["m"].inputs.items()
+        }
+        while sys.stdin.readline().strip() == "go":
+            print(json.dumps([timed(runtime, inputs) for _ in range(100)]), flush=True)
+        start_ns = time.perf_counter_ns()
+        runtime.close()
+        close_s = (time.perf_counter_ns() - start_ns) / 1e9
+        report = runtime.report().telemetry
+        losses = {} if report is None else {
+            "exported_spans": report.exported_spans,
+            "dropped_spans": report.dropped_spans,
+            "dropped_events": report.dropped_events,
+        }  # fmt: skip
+        print(json.dumps({"close_s": close_s, **losses}), flush=True)
+
+
+def timed(runtime: aegis_pipe.Runtime, inputs: dict[str, np.ndarray]) -> int:
+    """Run one request; return its latency, and only after 10 ms."""
+    start_ns = time.perf_counter_ns()
+    runtime.submit("m", inputs).result()
+    latency_ns = time.perf_counter_ns() - start_ns
+    time.sleep(max(0.0, 0.01 - latency_ns / 1e9))
+    return latency_ns
+
+
+@contextmanager
+def silent() -> Iterator[int]:
+    """Accept connections and never answer."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listening:
+        yield listening.getsockname()[1]
+
+
+@contextmanager
+def refusing() -> Iterator[int]:
+    """Close every connection at once."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def refuse() -> None:
+            while True:
+                try:
+                    listening.accept()[0].close()
+                except OSError:
+                    return
+
+        threading.Thread(target=refuse, daemon=True).start()
+        yield listening.getsockname()[1]
+        listening.shutdown(socket.SHUT_RDWR)
 
 
 def quantiles(name: str, times_ns: list[int]) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""Build hook: compiles the CPU kernels with the compiler that the `ziglang` wheel brings along.
+"""Build hook: compiles CPU kernels and the planner's search with the compiler of `ziglang`.
 
 Runs whenever pip builds a wheel or makes an editable install; no compiler is needed on the machine.
-Where the kernels can not be built the install goes on without them, and the NumPy kernels do the
-same work. `python tools/hatch_build.py` builds them in place.
+Where they can not be built the install goes on without them, and NumPy and Python do the same
+work. `python tools/hatch_build.py` builds them in place.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = ROOT / "aegis_pipe" / "device" / "cpu" / "kernels"
-SOURCES = KERNELS / "c"
-LIBRARIES = KERNELS / "lib"
+KERNELS = "aegis_pipe/device/cpu/kernels"
+SEARCH = "aegis_pipe/memory/native"
 
 GLIBC = "2.17"
-"""Oldest C library the kernels run with: manylinux2014."""
+"""Oldest C library they run with: manylinux2014."""
 
 TARGETS = {
-    "x86_64": {f"x86_64_v{level}": f"x86_64_v{level}" for level in (2, 3, 4)},
-    "aarch64": {"aarch64": "generic"},
+    "x86_64": {
+        **{f"{KERNELS}/lib/x86_64_v{level}.so": f"x86_64_v{level}" for level in (2, 3, 4)},
+        f"{SEARCH}/lib/x86_64.so": "x86_64_v2",
+    },
+    "aarch64": {f"{KERNELS}/lib/aarch64.so": "generic", f"{SEARCH}/lib/aarch64.so": "generic"},
 }
-"""By machine: library name and processor it is compiled for."""
+"""By machine: each library, compiled from `../c`, and the processor it is compiled for."""
 
 FLAGS = (
     *("-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror"),
@@ -48,11 +50,11 @@ class KernelBuildHook(BuildHookInterface):
         """Compile; without a compiler the wheel stays pure Python."""
         problem = build()
         if problem:
-            self.app.display_warning(f"CPU kernels are not compiled: {problem}")
+            self.app.display_warning(f"CPU kernels and planner are not compiled: {problem}")
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{_platform_tag()}"
-        build_data["artifacts"].append("aegis_pipe/device/cpu/kernels/lib/*.so")
+        build_data["artifacts"] += [f"{folder}/lib/*.so" for folder in (KERNELS, SEARCH)]
 
 
 def build() -> str:
@@ -62,32 +64,39 @@ def build() -> str:
         return f"there are none for {platform.system()} on {platform.machine()}"
     if importlib.util.find_spec("ziglang") is None:
         return "the package `ziglang` is not installed"
-    LIBRARIES.mkdir(exist_ok=True)
-    paths = {LIBRARIES / f"{name}.so": processor for name, processor in targets.items()}
+    paths = {ROOT / path: processor for path, processor in targets.items()}
     old = {path: processor for path, processor in paths.items() if not _is_newer(path)}
+    for path in old:
+        path.parent.mkdir(exist_ok=True)
     # One compiler for each library, side by side.
     compilers = [
-        subprocess.Popen(compile_command(path, platform.machine(), processor))
+        subprocess.Popen(compile_command(path, platform.machine(), processor, _sources_of(path)))
         for path, processor in old.items()
     ]
     if any(status != 0 for status in [compiler.wait() for compiler in compilers]):
-        raise SystemExit("the CPU kernels do not compile; the compiler's messages are above")
+        raise SystemExit("the C sources do not compile; the compiler's messages are above")
     return ""
 
 
-def compile_command(target: Path, machine: str, processor: str) -> list[str]:
-    """Return the command that compiles all sources into one shared library."""
+def _sources_of(library: Path) -> Path:
+    return library.parent.parent / "c"
+
+
+def compile_command(
+    target: Path, machine: str, processor: str, sources: Path = ROOT / KERNELS / "c"
+) -> list[str]:
+    """Return the command that compiles all of a folder's sources into one shared library."""
     return [
         *(sys.executable, "-m", "ziglang", "cc"),
         *FLAGS,
         *("-target", f"{machine}-linux-gnu.{GLIBC}", f"-mcpu={processor}"),
-        *("-o", str(target), *map(str, sorted(SOURCES.glob("*.c")))),
+        *("-o", str(target), *map(str, sorted(sources.glob("*.c")))),
     ]
 
 
 def _is_newer(target: Path) -> bool:
     """Return whether the library is younger than its sources and this recipe."""
-    made_from = [*SOURCES.iterdir(), Path(__file__)]
+    made_from = [*_sources_of(target).iterdir(), Path(__file__)]
     return target.exists() and target.stat().st_mtime_ns >= max(
         source.stat().st_mtime_ns for source in made_from
     )

@@ -383,7 +383,8 @@ class MeasuredTimes:
             row = model.beside.get(other)
             if row is not None:
                 total_ns = max(total_ns, row[int(rank * len(row))])
-        return max(1, round(total_ns * self._shares[request.model][segment]))
+        # A batch is taken to need what its requests would one after the other: no less.
+        return max(1, round(total_ns * request.batch_size * self._shares[request.model][segment]))
 
 
 # --- figures ------------------------------------------------------------------------------------

@@ -35,13 +35,14 @@ def run(options: argparse.Namespace) -> int:
     """Replay and print; 1 if the decisions are not those of the recorded run."""
     recorded = read_run(Path(options.run_file))
     manifest = manifest_from_table(tomllib.loads(recorded.header["manifest"]), Path())
+    segments: dict[str, int] = recorded.header["segments"]
     lines: list[str] = []
 
     def keep(decision: Decision) -> None:
         if options.decisions:
             lines.append(format_decision(decision))
 
-    result = replay(recorded, make_scheduler(manifest), keep)
+    result = replay(recorded, make_scheduler(manifest, segments), keep)
     if options.decisions:
         text = "\n".join(lines) + "\n"
         Path(options.decisions).write_text(text, encoding="utf-8")
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     if options.policy:
         section = dataclasses.replace(manifest.scheduler, policy=options.policy)
         changed = dataclasses.replace(manifest, scheduler=section)
-        others = what_if(recorded, result.durations_ns, make_scheduler(changed))
+        others = what_if(recorded, result.durations_ns, make_scheduler(changed, segments))
     same = not recorded.journal or recorded.journal == result.journal
     if options.json:
         values = {

@@ -1,6 +1,7 @@
 """Run a manifest: load its models, feed its pipelines, report at the end.
 
 Ends when every source has ended, after `--for`, or at ctrl-C; what is under way is finished first.
+On a terminal it shows how it goes; elsewhere it prints a line now and then.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import json
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
@@ -22,8 +24,10 @@ from rich.table import Table
 
 from aegis_pipe import units
 from aegis_pipe.app import Runtime, RuntimeReport, open_pipeline
+from aegis_pipe.cli.live import LiveView
 from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.errors import AegisError
+from aegis_pipe.events import Listener
 from aegis_pipe.scheduling.statistics import ModelStatistics
 from aegis_pipe.telemetry import TelemetryReport
 
@@ -34,6 +38,8 @@ SUMMARY_HEADER = (
 
 REFRESH_S = 0.5
 PROGRESS_S = 5.0
+LIVE_SHARE = 0.01
+"""Most of a core that the live view may take: it is shown less often if it takes long."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +68,9 @@ def run(options: argparse.Namespace) -> int:
     stop = threading.Event()
     screen = _Screen(quiet=options.quiet or options.json)
     with ExitStack() as stack:
-        runtime = stack.enter_context(open_pipeline(options.manifest, write_line=screen.line))
+        runtime = stack.enter_context(
+            open_pipeline(options.manifest, listeners=screen.listeners, write_line=screen.line)
+        )
         # From here on ctrl-C ends the run in good order; before, it ends the loading.
         stack.enter_context(_signals(stop))
         screen.line(_headline(runtime))
@@ -73,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         runtime.close()
     report = runtime.report()
     if options.json:
-        print(json.dumps(_as_json(report), indent=2))
+        print(json.dumps(_as_json(report), indent=2, default=str))
     else:
         print(summary(report))
     return 1 if report.failed else 0
@@ -118,7 +126,15 @@ class _Screen:
         self._quiet = quiet
         self._console = Console(stderr=True)
         self._live: Live | None = None
+        is_live = self._console.is_terminal and not quiet
+        self._view = LiveView() if is_live else None
+        self._next_live_s = 0.0
         self._next_line_s = PROGRESS_S
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """Return what has to hear of the run's events."""
+        return () if self._view is None else (self._view,)
 
     def line(self, text: str) -> None:
         """Print one line (above the live table)."""
@@ -133,19 +149,24 @@ class _Screen:
     @contextmanager
     def live(self, runtime: Runtime) -> Iterator[None]:
         """Keep a table on the terminal for the length of the block."""
-        if self._quiet or not self._console.is_terminal:
+        if self._view is None:
             yield
             return
-        table = _live_table(runtime)
-        with Live(table, console=self._console, auto_refresh=False, transient=True) as live:
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
             self._live = live
+            self.refresh(runtime, 0)
             yield
         self._live = None
 
     def refresh(self, runtime: Runtime, elapsed_ns: int) -> None:
         """Show the present state."""
-        if self._live is not None:
-            self._live.update(_live_table(runtime), refresh=True)
+        if self._live is not None and self._view is not None:
+            if elapsed_ns / 1e9 >= self._next_live_s:
+                start_ns = time.thread_time_ns()
+                self._live.update(self._view.render(runtime, _live_table(runtime)), refresh=True)
+                cost_s = (time.thread_time_ns() - start_ns) / 1e9
+                pause_s = max(0.9 * REFRESH_S, cost_s / LIVE_SHARE)
+                self._next_live_s = elapsed_ns / 1e9 + pause_s
         elif elapsed_ns / 1e9 >= self._next_line_s:
             self._next_line_s += PROGRESS_S
             figures = runtime.statistics().models
@@ -176,7 +197,6 @@ def _live_table(runtime: Runtime) -> Table:
         shown.add_column(column, justify="left" if column == "model" else "right")
     for figures in statistics.models:
         shown.add_row(*_summary_row(figures))
-    shown.caption = f"{statistics.queue_depth} requests waiting"
     return shown
 
 
@@ -250,4 +270,4 @@ def _reasons(reasons: Any) -> str:
 
 
 def _as_json(report: RuntimeReport) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(report), default=str))
+    return dataclasses.asdict(report)

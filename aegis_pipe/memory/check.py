@@ -97,6 +97,9 @@ def _misplacements(lifetime: TensorLifetime, plan: AllocationPlan) -> Iterator[P
         yield PlanViolation(lifetime.first, name, "", f"`{name}` has no offset")
         return
     offset = plan.offsets[lifetime.tensor_id]
+    if lifetime.offset_bytes not in (None, offset):
+        message = f"`{name}` lies at {offset}, but has to lie at {lifetime.offset_bytes}"
+        yield PlanViolation(lifetime.first, name, "", message)
     if offset % lifetime.alignment_bytes:
         message = f"`{name}` at {offset} is not aligned to {lifetime.alignment_bytes}"
         yield PlanViolation(lifetime.first, name, "", message)
@@ -115,8 +118,14 @@ def _overlaps(
     placed = [each for each in lifetimes if each.size_bytes and each.tensor_id in offsets]
     # At the same step, ends come before starts: intervals are half-open.
     events = sorted(
-        [(each.end, 0, number) for number, each in enumerate(placed)]
-        + [(each.first, 1, number) for number, each in enumerate(placed)]
+        event
+        for number, each in enumerate(placed)
+        for event in [
+            (each.first, 1, number),
+            (each.end, 0, number),
+            *((start, 0, number) for start, _ in each.gaps),
+            *((end, 1, number) for _, end in each.gaps),
+        ]
     )
     live: list[tuple[int, int, int]] = []  # start, end, number; never overlapping
     for step, starts, number in events:

@@ -19,6 +19,10 @@ class TensorLifetime:
     first: int
     end: int
     alignment_bytes: int = 1
+    gaps: tuple[tuple[int, int], ...] = ()
+    """Half-open parts of the interval, ascending, in which others may use the bytes."""
+    offset_bytes: int | None = None
+    """Where it has to lie; None: wherever the planner likes."""
 
 
 @dataclass(frozen=True, slots=True)

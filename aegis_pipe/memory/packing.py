@@ -43,14 +43,21 @@ class PackingProblem:
     def build(cls, lifetimes: Sequence[TensorLifetime]) -> Self:
         """Sort the lifetimes that need memory."""
 
-        def canonical(lifetime: TensorLifetime) -> tuple[int, int, int, int]:
-            return lifetime.first, lifetime.end, -lifetime.size_bytes, lifetime.alignment_bytes
+        def canonical(lifetime: TensorLifetime) -> tuple[object, ...]:
+            fixed = -1 if lifetime.offset_bytes is None else lifetime.offset_bytes
+            start = lifetime.first, lifetime.end, -lifetime.size_bytes, lifetime.alignment_bytes
+            return *start, fixed, lifetime.gaps
 
         return cls(tuple(sorted((each for each in lifetimes if each.size_bytes), key=canonical)))
 
     def __len__(self) -> int:
         """Return the number of buffers."""
         return len(self.lifetimes)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every buffer may lie anywhere and lives without gaps."""
+        return not any(each.gaps or each.offset_bytes is not None for each in self.lifetimes)
 
     @cached_property
     def sizes(self) -> Integers:
@@ -86,6 +93,15 @@ class PackingProblem:
         All offsets are multiples of the alignments' common divisor, so every live buffer but the
         topmost takes up a multiple of it.
         """
+        return max(self._live_bound_bytes, *self._fixed_tops, 0)
+
+    @property
+    def _fixed_tops(self) -> list[int]:
+        fixed = [each for each in self.lifetimes if each.offset_bytes is not None]
+        return [(each.offset_bytes or 0) + each.size_bytes for each in fixed]
+
+    @property
+    def _live_bound_bytes(self) -> int:
         if not self.lifetimes:
             return 0
         grain = math.gcd(*(each.alignment_bytes for each in self.lifetimes))
@@ -97,12 +113,19 @@ class PackingProblem:
 
     @cached_property
     def _moments(self) -> Integers:
-        return np.unique(np.array([each.first for each in self.lifetimes], dtype=np.int64))
+        starts = [each.first for each in self.lifetimes]
+        starts += [end for each in self.lifetimes for _, end in each.gaps]
+        return np.unique(np.array(starts, dtype=np.int64))
 
     def _changes(self, weights: Integers) -> Integers:
         changes = np.zeros(len(self._moments) + 1, dtype=np.int64)
         np.add.at(changes, self.firsts, weights)
         np.subtract.at(changes, self.ends, weights)
+        for buffer, lifetime in enumerate(self.lifetimes):
+            for gap in lifetime.gaps:
+                start, end = np.searchsorted(self._moments, gap)
+                changes[start] -= weights[buffer]
+                changes[end] += weights[buffer]
         return changes
 
     def _largest_live(self, values: Integers) -> Integers:
@@ -134,7 +157,7 @@ class Placer(Protocol):
 
 def make_placer(problem: PackingProblem) -> Placer:
     """Choose the placer that is faster for this problem."""
-    if problem.neighbour_count > _DENSE_NEIGHBOURS * len(problem):
+    if problem.is_plain and problem.neighbour_count > _DENSE_NEIGHBOURS * len(problem):
         return SweepPlacer(problem)
     return NeighbourPlacer(problem)
 
@@ -146,14 +169,20 @@ class NeighbourPlacer:
         self._sizes: list[int] = problem.sizes.tolist()
         self._alignments = [each.alignment_bytes for each in problem.lifetimes]
         self._neighbours = _neighbours(problem)
+        self._fixed = [
+            None if each.offset_bytes is None else (each.offset_bytes, each.offset_bytes + size)
+            for each, size in zip(problem.lifetimes, self._sizes, strict=True)
+        ]
         self._work_each = 8 + 2 * problem.neighbour_count // max(1, len(problem))
         self.work = 0
 
     def place(self, order: Sequence[int], limit_bytes: int | None) -> list[int] | None:
         """See `Placer.place`. The planner's hottest loop, hence written out."""
         sizes, alignments, neighbours = self._sizes, self._alignments, self._neighbours
-        spans: list[tuple[int, int] | None] = [None] * len(sizes)
+        spans = list(self._fixed)
         for done, buffer in enumerate(order):
+            if spans[buffer] is not None:
+                continue
             size = sizes[buffer]
             lowest = 0
             for start, top in sorted(
@@ -222,6 +251,22 @@ def _lowest_gap(starts: Integers, tops: Integers, size: int, alignment: int) -> 
     return int(lowest[gap]) if len(fits) and fits[gap] else int(lowest[-1])
 
 
+def _meet(one: TensorLifetime, other: TensorLifetime) -> bool:
+    """Return whether two whose intervals overlap are alive at a common step, gaps aside."""
+    if not (one.gaps or other.gaps):
+        return True
+    return any(
+        first < other_end and other_first < end
+        for first, end in _stretches(one)
+        for other_first, other_end in _stretches(other)
+    )
+
+
+def _stretches(lifetime: TensorLifetime) -> list[tuple[int, int]]:
+    edges = [lifetime.first, *itertools.chain(*lifetime.gaps), lifetime.end]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
 def _neighbours(problem: PackingProblem) -> list[list[int]]:
     """List for each buffer all that are alive together with it; buffers come sorted by first."""
     neighbours: list[list[int]] = [[] for _ in range(len(problem))]
@@ -231,6 +276,8 @@ def _neighbours(problem: PackingProblem) -> list[list[int]]:
     ):
         del live[: bisect.bisect_right(live, first, key=lambda each: each[0])]
         for _, other in live:
+            if not _meet(problem.lifetimes[other], problem.lifetimes[buffer]):
+                continue
             neighbours[other].append(buffer)
             neighbours[buffer].append(other)
         bisect.insort(live, (end, buffer))

@@ -20,6 +20,8 @@ class AllocationPlan:
     """No plan for the same lifetimes has a smaller peak."""
     algorithm: str
     """Which strategy found it, for the curious."""
+    cut_off: bool = False
+    """The clock ended the search, not its count of work: another run may find another plan."""
 
     @property
     def optimal(self) -> bool:

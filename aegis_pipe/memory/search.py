@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+from aegis_pipe.memory.exact_search import BUFFERS_MAX, Outcome, Restarts
 from aegis_pipe.memory.orders import GREEDY_ORDERS, greedy_order
 from aegis_pipe.memory.packing import PackingProblem, make_placer
 
@@ -16,8 +17,19 @@ from aegis_pipe.memory.packing import PackingProblem, make_placer
 class Search:
     """The best plan found so far, what would be good enough, and how much work is left."""
 
-    def __init__(self, problem: PackingProblem, *, target_bytes: int, work: int) -> None:
+    def __init__(
+        self,
+        problem: PackingProblem,
+        *,
+        target_bytes: int,
+        work: int,
+        is_late: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.problem = problem
+        self.target_bytes = target_bytes
+        """A plan of this size is good enough."""
+        self.cut_off = False
+        """Whether the clock ended it, and not the count of its work."""
         self.lower_bound_bytes = problem.lower_bound_bytes
         """A strategy that proves a better bound raises it."""
         self.offsets: list[int] = []
@@ -26,18 +38,29 @@ class Search:
         self.algorithm = "nothing to place"
         self._placer = make_placer(problem)
         self._sizes: list[int] = problem.sizes.tolist()
-        self._target_bytes = target_bytes
         self._work_limit = work
+        self._is_late = is_late
 
     @property
     def finished(self) -> bool:
         """Whether the plan is good enough, or there is one and the work is used up."""
         if self.peak_bytes is None:
             return not len(self.problem)
-        return (
-            self.peak_bytes <= max(self._target_bytes, self.lower_bound_bytes)
-            or self._placer.work >= self._work_limit
-        )
+        if self.is_good_enough or self.work_left <= 0:
+            return True
+        self.cut_off = self._is_late()
+        return self.cut_off
+
+    @property
+    def is_good_enough(self) -> bool:
+        """Whether the plan reaches the target or the bound."""
+        wanted_bytes = max(self.target_bytes, self.lower_bound_bytes)
+        return self.peak_bytes is not None and self.peak_bytes <= wanted_bytes
+
+    @property
+    def work_left(self) -> int:
+        """What may still be spent, in neighbours looked at."""
+        return self._work_limit - self._placer.work
 
     def try_order(self, order: Sequence[int], algorithm: str, *, keep_ties: bool = False) -> bool:
         """Place in this order; keep the plan if it is better (with `keep_ties`: not worse)."""
@@ -67,6 +90,9 @@ class Search:
         return [buffer for buffer, (offset, size) in enumerate(spans) if offset + size > bytes_]
 
 
+_PATIENCE = 250_000
+"""Hill climbing ends after so many places given to buffers without a smaller peak."""
+
 Strategy = Callable[[Search], None]
 
 
@@ -87,7 +113,11 @@ def hill_climb(search: Search) -> None:
     generator = random.Random(20_030_901)
     firsts: list[int] = search.problem.firsts.tolist()
     ends: list[int] = search.problem.ends.tolist()
-    while not search.finished:
+    peak_bytes, patience = search.peak_bytes, _PATIENCE // len(search.problem)
+    while not search.finished and patience:
+        patience -= 1
+        if search.peak_bytes != peak_bytes:
+            peak_bytes, patience = search.peak_bytes, _PATIENCE // len(search.problem)
         # `random()` alone is stable across Python versions, `choice` and `randrange` are not.
         blamed = search.tops_above(search.lower_bound_bytes)
         buffer = blamed[int(generator.random() * len(blamed))]
@@ -106,5 +136,41 @@ def hill_climb(search: Search) -> None:
         search.try_order(order, "hill climbing", keep_ties=True)
 
 
-STRATEGIES: tuple[Strategy, ...] = (greedy, hill_climb)
+def exact(search: Search) -> None:
+    """Look for a plan of the wanted size; then for ever smaller and possible sizes.
+
+    Without a capacity, half of the work goes into the lower bound, because that is where good plans
+    nearly always end; then the sizes between the bound and the best plan are bisected from below:
+    each gets half of what is left. A size that is proven impossible raises the bound.
+    """
+    if len(search.problem) > BUFFERS_MAX or not search.problem.is_plain:
+        return
+    restarts = Restarts(search.problem)
+    low = max(search.target_bytes, search.lower_bound_bytes)
+    share = 1 if search.target_bytes > search.lower_bound_bytes else 2
+    size = low
+    while not search.finished:
+        end = search.work_left - search.work_left // share
+        outcome = Outcome.GAVE_UP
+        while outcome is Outcome.GAVE_UP and not search.finished and search.work_left >= end:
+            before = restarts.work
+            outcome = restarts.run(size)
+            search.spend((restarts.work - before) // _MOMENTS_PER_NEIGHBOUR + 1)
+        if outcome is Outcome.FOUND:
+            search.offer(restarts.offsets, "exact search")
+        else:
+            low = size + 1
+            if outcome is Outcome.NONE:
+                search.lower_bound_bytes = max(search.lower_bound_bytes, low)
+        assert search.peak_bytes is not None
+        if low >= search.peak_bytes:
+            return
+        size = (low + search.peak_bytes - 1) // 2
+        share = 2
+
+
+_MOMENTS_PER_NEIGHBOUR = 10
+"""Moments that the compiled search looks at in the time in which a placer looks at a neighbour."""
+
+STRATEGIES: tuple[Strategy, ...] = (greedy, exact, hill_climb)
 """In the order in which they are tried; each goes on from what the ones before have found."""

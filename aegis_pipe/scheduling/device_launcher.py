@@ -31,6 +31,8 @@ class InferenceFuture(Future[dict[str, np.ndarray]]):
     def __init__(self) -> None:
         super().__init__()
         self.request_id = 0
+        self.caller_traceparent = ""
+        """W3C `traceparent` that the request was submitted with, or empty."""
         self._withdraw: Callable[[int], bool] | None = None
 
     def attach(self, request_id: int, withdraw: Callable[[int], bool]) -> None:

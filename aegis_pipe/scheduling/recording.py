@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.scheduling.decision import Decision, Reason, format_decision
@@ -162,10 +162,10 @@ class RunWriter:
         out = bytearray()
         for _ in range(len(self._facts)):
             fact = self._facts.popleft()
-            if isinstance(fact, KINDS):
-                self._encode(fact, out)
+            if type(fact) is tuple:
+                self._journal.add(cast("tuple[Decision, ...]", fact))
             else:
-                self._journal.add(fact)
+                self._encode(cast(Fact, fact), out)
         self._file.write(out)
 
     def _encode(self, fact: Fact, out: bytearray) -> None:

@@ -30,9 +30,12 @@ from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.bounded import BoundedDict
 from aegis_pipe.telemetry.config import TelemetryConfig
 from aegis_pipe.telemetry.ids import (
+    Caller,
     Identifiers,
     SpanReference,
+    format_traceparent,
     is_within_ratio,
+    parse_traceparent,
 )
 from aegis_pipe.telemetry.loads import LoadTraces
 from aegis_pipe.telemetry.spans import SpanLink, SpanNode, Trace, flatten
@@ -227,7 +230,7 @@ class TraceAssembler:
 
     def _unit(self, requests: Sequence[RequestRecord], item: _Item | None, ended_ns: int) -> _Unit:
         unit = _Unit(requests, item, ended_ns)
-        unit.blockers = tuple(blocker for record in requests for blocker in record.blocked_by)
+        unit.blockers = tuple([blocker for record in requests for blocker in record.blocked_by])
         ends = [record.finished for record in requests]
         is_special = any(map(self._is_special, ends)) or (
             item is not None and self._is_special(item.finished)
@@ -281,6 +284,16 @@ class TraceAssembler:
         """Return whether a request is kept even if nothing is special about it."""
         trace_id = self._identifiers.root("request", request_id).trace_id
         return is_within_ratio(trace_id, self._config.ratio)
+
+    def traceparent(self, request_id: int, caller_text: str) -> str:
+        """Return the W3C `traceparent` of a request's `infer` span; for any thread."""
+        own = self._identifiers.root("request", request_id)
+        caller = parse_traceparent(caller_text)
+        is_sampled = is_within_ratio(own.trace_id, self._config.ratio)
+        if caller is not None:
+            own = own._replace(trace_id=caller.span.trace_id)
+            is_sampled |= caller.is_sampled
+        return format_traceparent(Caller(own, is_sampled))
 
     def _span_of(self, record: RequestRecord) -> SpanReference:
         """Return the ids of a request's `infer` span."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -53,10 +54,16 @@ def span_id_at(root_span_id: int, position: int) -> int:
 
 def span_ids_from(root_span_id: int, position: int, count: int) -> np.ndarray:
     """Return `span_id_at` of as many positions in a row, as uint64[count]."""
-    steps = np.arange(position, position + count, dtype=np.uint64) * np.uint64(_ODD_STEP)
-    ids: np.ndarray = steps + np.uint64(root_span_id)
-    ids[ids == 0] = 1
+    first = (root_span_id + position * _ODD_STEP) & _SPAN_ID_MASK
+    ids: np.ndarray = _steps(count) + np.uint64(first)
+    if not ids.all():
+        ids[ids == 0] = 1
     return ids
+
+
+@lru_cache(maxsize=1_024)
+def _steps(count: int) -> np.ndarray:
+    return np.arange(count, dtype=np.uint64) * np.uint64(_ODD_STEP)
 
 
 def is_within_ratio(trace_id: int, ratio: float) -> bool:
@@ -73,3 +80,8 @@ def parse_traceparent(text: str) -> Caller | None:
     if version == 0xFF or not trace_id or not span_id:
         return None
     return Caller(SpanReference(trace_id, span_id), bool(flags & 1))
+
+
+def format_traceparent(caller: Caller) -> str:
+    """Write a W3C `traceparent` (w3.org/TR/trace-context, version 00)."""
+    return f"00-{caller.span.trace_id:032x}-{caller.span.span_id:016x}-{int(caller.is_sampled):02x}"

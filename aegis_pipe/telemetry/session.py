@@ -91,6 +91,13 @@ class Telemetry:
             return self._assembler.is_in_ratio(request_id)
         return self._config.kernels == "always"
 
+    def traceparent(self, request_id: int, caller: str) -> str:
+        """Return the W3C `traceparent` of a request's span, given its caller's or an empty text.
+
+        The flag says whether it is certain to be kept; others may be, for how they end.
+        """
+        return self._assembler.traceparent(request_id, caller)
+
     def start(self) -> None:
         """Open the files and start the threads; connects to nobody yet.
 

@@ -144,24 +144,43 @@ def expand(trace: Trace) -> Iterator[Span]:
             yield from part.spans()
 
 
-@dataclass(slots=True, eq=False)
 class KernelBlock:
-    """A segment's kernels before they have ids; times are on the runtime's clock."""
+    """A segment's kernels before they have ids; times are on the runtime's clock until placed."""
 
-    calls: SegmentCalls
-    stream: int
-    times_ns: np.ndarray
-    """int64[calls, 2]: start and end; of the wall clock once it is placed."""
+    __slots__ = ("calls", "durations_ns", "end_ns", "ends_ns", "start_ns", "starts_ns", "stream")
 
-    @property
-    def start_ns(self) -> int:
-        """Return the first start."""
-        return int(self.times_ns[:, 0].min())
+    def __init__(self, calls: SegmentCalls, stream: int, times_ns: np.ndarray) -> None:
+        """Take int64[calls, 2], start and end per call, in the order of the calls."""
+        self.calls = calls
+        self.stream = stream
+        self.starts_ns = times_ns[:, 0]
+        self.ends_ns = np.maximum(times_ns[:, 1], self.starts_ns)
+        self.durations_ns = self.ends_ns - self.starts_ns
+        self.start_ns = int(self.starts_ns.min())
+        self.end_ns = int(self.ends_ns.max())
 
-    @property
-    def end_ns(self) -> int:
-        """Return the last end."""
-        return int(self.times_ns[:, 1].max())
+    def move(self, offset_ns: int) -> None:
+        """Add the same to all times."""
+        self.starts_ns = self.starts_ns + offset_ns
+        self.ends_ns += offset_ns
+        self.start_ns += offset_ns
+        self.end_ns += offset_ns
+
+    def separate(self) -> None:
+        """Do for the kernels what `_separate` does for nodes."""
+        starts, ends = self.starts_ns, self.ends_ns
+        starts_us = starts // 1000
+        shown_end_us = starts_us + self.durations_ns // 1000
+        here_us, next_us = starts_us[:-1], starts_us[1:]
+        gives_way = (shown_end_us[:-1] >= next_us) & (here_us < next_us) & (ends[:-1] <= starts[1:])
+        if gives_way.any():
+            shorter = starts[:-1] + (next_us - 1 - here_us) * 1000
+            ends[:-1] = np.where(gives_way, shorter, ends[:-1])
+
+    def give_way(self, successor_ns: int) -> None:
+        """Shorten the last kernel for what comes after the block."""
+        end_ns = _given_way(int(self.starts_ns[-1]), int(self.ends_ns[-1]), successor_ns)
+        self.ends_ns[-1] = end_ns
 
 
 @dataclass(slots=True, eq=False)
@@ -198,7 +217,7 @@ def flatten(
 
     Changes the tree's times as the module describes; each span's `aegis.duration_ns` stays true.
     """
-    durations = _Placing(to_unix_ns).place(root)
+    _place(root, to_unix_ns)
     _enclose(root)
     _separate(root)
     trace: list[Span | SpanBlock] = []
@@ -212,7 +231,7 @@ def flatten(
         own_id = trace[-1].span_id  # type: ignore[union-attr]  # just appended
         for child in _in_order(node):
             if isinstance(child, KernelBlock):
-                trace.append(_to_block(child, reference.trace_id, own_id, ids, durations))
+                trace.append(_to_block(child, reference.trace_id, own_id, ids))
             else:
                 visit(child, own_id, ids)
 
@@ -238,7 +257,7 @@ def _in_order(node: SpanNode) -> Sequence[SpanNode | KernelBlock]:
     if not node.blocks:
         return node.children
     parts: list[SpanNode | KernelBlock] = [*node.children, *node.blocks]
-    return sorted(parts, key=lambda part: (part.start_ns, part.end_ns))
+    return sorted(parts, key=_by_time)
 
 
 def _to_span(
@@ -260,59 +279,54 @@ def _to_span(
     )
 
 
-def _to_block(
-    block: KernelBlock, trace_id: int, parent_id: int, ids: _Ids, durations: dict[int, np.ndarray]
-) -> SpanBlock:
-    count = len(block.times_ns)
+def _to_block(block: KernelBlock, trace_id: int, parent_id: int, ids: _Ids) -> SpanBlock:
+    count = len(block.starts_ns)
     return SpanBlock(
         trace_id,
         parent_id,
         block.calls,
         block.stream,
         span_ids_from(*ids.take(count), count),
-        block.times_ns[:, 0],
-        block.times_ns[:, 1],
-        durations[id(block)],
+        block.starts_ns,
+        block.ends_ns,
+        block.durations_ns,
     )
 
 
-class _Placing:
-    """Moves a tree to the wall clock, and cuts off the events that are too many."""
-
-    def __init__(self, to_unix_ns: Callable[[int], int]) -> None:
-        self._to_unix_ns = to_unix_ns
-        self._durations: dict[int, np.ndarray] = {}
-
-    def place(self, node: SpanNode) -> dict[int, np.ndarray]:
-        """Place a node and what is below it; return the true durations of blocks by their id."""
-        to_unix_ns = self._to_unix_ns
-        node.start_ns, node.end_ns = to_unix_ns(node.start_ns), to_unix_ns(node.end_ns)
+def _place(node: SpanNode, to_unix_ns: Callable[[int], int]) -> None:
+    """Move a tree to the wall clock, and cut off the events that are too many."""
+    node.start_ns, node.end_ns = to_unix_ns(node.start_ns), to_unix_ns(node.end_ns)
+    if node.events:
         if len(node.events) > EVENTS_MAX:
             node.attributes[names.EVENTS_OMITTED] = len(node.events) - EVENTS_MAX
         node.events = [
-            event._replace(at_ns=to_unix_ns(event.at_ns)) for event in node.events[:EVENTS_MAX]
+            SpanEvent(to_unix_ns(event.at_ns), event.name, event.attributes)
+            for event in node.events[:EVENTS_MAX]
         ]
-        for block in node.blocks:
-            # An offset that is the same for all of a segment's kernels keeps them in order.
-            block.times_ns = block.times_ns + (to_unix_ns(block.start_ns) - block.start_ns)
-            np.maximum(block.times_ns[:, 1], block.times_ns[:, 0], out=block.times_ns[:, 1])
-            self._durations[id(block)] = block.times_ns[:, 1] - block.times_ns[:, 0]
-        for child in node.children:
-            self.place(child)
-        return self._durations
+    for block in node.blocks:
+        # The same for all of a segment's kernels, which so stay in order.
+        block.move(to_unix_ns(block.start_ns) - block.start_ns)
+    for child in node.children:
+        _place(child, to_unix_ns)
 
 
 def _enclose(node: SpanNode) -> None:
     """Widen parents to their children: device stamps may stray over the host's by a little."""
     for child in node.children:
-        _enclose(child)
-    node.children.sort(key=lambda child: (child.start_ns, child.end_ns))
-    if node.children:
-        node.start_ns = min(node.start_ns, node.children[0].start_ns)
-        node.end_ns = max(node.end_ns, *(child.end_ns for child in node.children))
-    for block in node.blocks:
-        node.start_ns = min(node.start_ns, block.start_ns)
-        node.end_ns = max(node.end_ns, block.end_ns)
+        if child.children or child.blocks:
+            _enclose(child)
+    if len(node.children) > 1:
+        node.children.sort(key=_by_time)
+    parts: list[SpanNode | KernelBlock] = [*node.children, *node.blocks]
+    for part in parts:
+        if part.start_ns < node.start_ns:
+            node.start_ns = part.start_ns
+        if part.end_ns > node.end_ns:
+            node.end_ns = part.end_ns
+
+
+def _by_time(part: SpanNode | KernelBlock) -> tuple[int, int]:
+    return part.start_ns, part.end_ns
 
 
 def _separate(node: SpanNode) -> None:
@@ -321,38 +335,28 @@ def _separate(node: SpanNode) -> None:
     Viewers that compute a critical path in whole microseconds (start and duration each rounded
     down) take the two for overlapping and leave out the first. Spans too short to give way stay.
     """
-    if node.blocks:
-        _separate_blocks(node)
-        return
-    for child, successor in pairwise(node.children):
-        start_us, successor_us = child.start_ns // 1000, successor.start_ns // 1000
-        shown_end_us = start_us + (child.end_ns - child.start_ns) // 1000
-        if child.end_ns <= successor.start_ns and start_us < successor_us <= shown_end_us:
-            child.end_ns = child.start_ns + (successor_us - 1 - start_us) * 1000
+    for block in node.blocks:
+        block.separate()
+    for child, successor in pairwise(_in_order(node)):
+        if isinstance(child, KernelBlock):
+            child.give_way(successor.start_ns)
+        else:
+            child.end_ns = _given_way(child.start_ns, child.end_ns, successor.start_ns)
     for child in node.children:
         child.start_ns = min(child.start_ns, node.end_ns)
         child.end_ns = min(child.end_ns, node.end_ns)
-        _separate(child)
-
-
-def _separate_blocks(node: SpanNode) -> None:
-    """Do the same for a node with blocks, whose other children are leaves."""
-    leaves = np.array([(leaf.start_ns, leaf.end_ns) for leaf in node.children], np.int64)
-    times = np.concatenate([leaves.reshape(-1, 2), *(block.times_ns for block in node.blocks)])
-    order = np.argsort(times[:, 0], kind="stable")
-    starts, ends = times[order, 0], times[order, 1]
-    starts_us = starts // 1000
-    here_us, next_us = starts_us[:-1], starts_us[1:]
-    shown_end_us = here_us + (ends - starts)[:-1] // 1000
-    gives_way = (ends[:-1] <= starts[1:]) & (here_us < next_us) & (next_us <= shown_end_us)
-    shorter = starts[:-1] + (next_us - 1 - here_us) * 1000
-    ends[:-1] = np.where(gives_way, shorter, ends[:-1])
-    times[order, 0] = np.minimum(starts, node.end_ns)
-    times[order, 1] = np.minimum(ends, node.end_ns)
-    first = len(node.children)
-    for leaf, (start_ns, end_ns) in zip(node.children, times[:first].tolist(), strict=True):
-        leaf.start_ns, leaf.end_ns = start_ns, end_ns
+        if child.children or child.blocks:
+            _separate(child)
     for block in node.blocks:
-        last = first + len(block.times_ns)
-        block.times_ns = times[first:last]
-        first = last
+        if block.end_ns > node.end_ns:
+            np.minimum(block.starts_ns, node.end_ns, out=block.starts_ns)
+            np.minimum(block.ends_ns, node.end_ns, out=block.ends_ns)
+
+
+def _given_way(start_ns: int, end_ns: int, successor_ns: int) -> int:
+    """Return the end of a span before its successor, which is either its own or a little less."""
+    start_us, successor_us = start_ns // 1000, successor_ns // 1000
+    shown_end_us = start_us + (end_ns - start_ns) // 1000
+    if end_ns <= successor_ns and start_us < successor_us <= shown_end_us:
+        return start_ns + (successor_us - 1 - start_us) * 1000
+    return end_ns

@@ -224,7 +224,7 @@ def _execute(
     later = decisions[1:]
     done: list[SegmentFinished | CopyFinished] = [*record.segments, *record.copies]
     blocks = [_kernels(segment, kernels) for segment in record.segments]
-    spans = len(later) + sum(len(block.times_ns) if block else 1 for block in blocks)
+    spans = len(later) + sum(len(block.starts_ns) if block else 1 for block in blocks)
     is_over = spans > max_spans
     if is_over and later:
         node.attributes[names.DECISIONS_OMITTED] = len(later)
@@ -349,12 +349,12 @@ def _aggregate_kernels(blocks: Iterable[KernelBlock]) -> list[SpanNode]:
     busy: dict[str, int] = {}
     for block in blocks:
         for place, operator in enumerate(block.calls.operators):
-            times = block.times_ns[block.calls.operator_of == place]
-            start_ns, end_ns = int(times[:, 0].min()), int(times[:, 1].max())
+            own = block.calls.operator_of == place
+            start_ns, end_ns = int(block.starts_ns[own].min()), int(block.ends_ns[own].max())
             starts[operator] = min(starts.get(operator, start_ns), start_ns)
             ends[operator] = max(ends.get(operator, end_ns), end_ns)
-            calls[operator] = calls.get(operator, 0) + len(times)
-            busy[operator] = busy.get(operator, 0) + int((times[:, 1] - times[:, 0]).sum())
+            calls[operator] = calls.get(operator, 0) + int(own.sum())
+            busy[operator] = busy.get(operator, 0) + int(block.durations_ns[own].sum())
     return [_aggregated(name, starts[name], ends[name], calls[name], busy[name]) for name in starts]
 
 

@@ -117,9 +117,7 @@ class Run:
         self.policy_name = dice.choice(("fifo", "priority", "ageing", "fairness", "edf"))
         self.preemption = not self.is_plain and dice.random() < 0.7
         self.limit = dice.randint(1, 2)
-        self.memory_of = {
-            model: dice.randrange(3) for model in MODELS if dice.random() < 0.7
-        }
+        self.memory_of = {model: dice.randrange(3) for model in MODELS if dice.random() < 0.7}
         self.segments = {model: dice.randint(1, 4) for model in MODELS}
         self.batching = Batching({1: self.segments["batched"], 2: 2, 4: 3}, dice.choice((0, 30)))
         self.needed_ns = {"batched": 3, "degrading": 8, "urgent": 2}

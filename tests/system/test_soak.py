@@ -66,19 +66,21 @@ RESIDENT_MAX_BYTES = 256 * 2**10
 
 
 def footprint() -> Footprint:
-    """Measure once telemetry has worked off what it holds: when the count stands still."""
+    """Measure once telemetry has worked off what it holds: when Python's blocks stand still."""
     process = psutil.Process()
-    counts = [-1, 0, 10**9]
-    while max(counts) - min(counts) > OBJECTS_MAX // 10:
+    blocks = [-1, 0, 10**9]
+    while max(blocks) - min(blocks) > BLOCKS_MAX // 10:
         # Longer than a finished request is held before it is judged and built.
         time.sleep(2.5 * assembler.SETTLE_NS / 1e9)
         gc.collect()
-        counts = [*counts[1:], len(gc.get_objects())]
+        blocks = [*blocks[1:], sys.getallocatedblocks()]
     return Footprint(
         process.memory_info().rss,
         native_bytes(),
-        counts[-1],
-        sys.getallocatedblocks(),
+        # Only now that the other threads rest: it takes hold of tuples that are being made, which
+        # CPython does not bear ("bad argument to internal function").
+        len(gc.get_objects()),
+        blocks[-1],
         process.num_threads(),
         process.num_fds(),
     )

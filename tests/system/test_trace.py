@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 import aegis_pipe
 from aegis_pipe.cli import main
 from aegis_pipe.events import DecisionMade, Event
+from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.breakdown import break_down
 from aegis_pipe.telemetry.decisions import decisions
 from aegis_pipe.telemetry.spans import Span
@@ -250,3 +251,63 @@ def test_every_line_of_a_runs_log_keeps_to_the_schema(
         own = Draft202012Validator({**schema, "oneOf": [{"$ref": f"#/$defs/{values['event']}"}]})
         assert [error.message for error in own.iter_errors(values)] == []
     validator.validate(json.loads(lines[0]))
+
+
+def test_a_callers_trace_is_continued_and_handed_on(tmp_path: Path) -> None:
+    model = ROOT / "manifests" / "quickstart" / "digits.onnx"
+    (tmp_path / "m.toml").write_text(MANIFEST.format(model=model))
+    image = {"image": np.zeros((1, 1, 8, 8), np.float32)}
+    caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with aegis_pipe.open_pipeline(tmp_path / "m.toml") as runtime:
+        future = runtime.submit("urgent", image, traceparent=caller)
+        future.result()
+        handed_on = runtime.traceparent(future)
+        alone = runtime.submit("urgent", image)
+        alone.result()
+        own = runtime.traceparent(alone)
+        ignored = runtime.submit("urgent", image, traceparent="00-nonsense")
+        ignored.result()
+    spans = {
+        span.attributes["aegis.request.id"]: span
+        for trace in traces_of(tmp_path / "traces.jsonl")
+        for span in trace
+        if span.name == "infer urgent"
+    }
+    for asked, text in ((future, handed_on), (alone, own)):
+        span = spans[asked.request_id]
+        assert text == f"00-{span.trace_id:032x}-{span.span_id:016x}-01"
+    assert handed_on[:35] == caller[:35]
+    assert f"{spans[future.request_id].parent_id:016x}" == caller[36:52]
+    assert spans[ignored.request_id].parent_id == 0
+
+
+def test_a_real_run_emits_what_is_documented(recorded: tuple[Path, list[DecisionMade]]) -> None:
+    spans = [span for trace in traces_of(recorded[0]) for span in trace]
+    emitted = {key for span in spans for key in span.attributes}
+    emitted |= {key for span in spans for event in span.events for key in event.attributes}
+    documented = set(names.ATTRIBUTES) | {
+        key for key in emitted if key.startswith(names.PHASE_PREFIX)
+    }
+    assert emitted <= documented
+    # What only pipelines, several streams a request, many kernels or lost events bring about.
+    rare = {
+        names.PIPELINE,
+        names.ITEM,
+        names.STAGE,
+        names.STAGE_KIND,
+        names.RECORD_STREAM,
+        names.WAIT_STREAM,
+        names.AGGREGATED,
+        names.CALLS,
+        names.DECISIONS_LOG,
+        names.DECISIONS_OMITTED,
+        names.DROPPED_EVENTS,
+        names.EVENTS_OMITTED,
+        names.LINK,
+    }
+    assert documented - emitted <= rare
+    phases = {span.name for span in spans if span.name.split(" ")[0] not in SPAN_WORDS}
+    assert {"model.load", "onnx.load", "passes", "memory.plan", "pool.reserve"} <= phases
+
+
+SPAN_WORDS = {name.split(" ")[0].rstrip(",") for name in names.SPANS} - {"model.load"}

@@ -10,39 +10,79 @@ from aegis_pipe.device.protocols import DeviceContext
 from aegis_pipe.errors import DeviceUnavailableError
 
 _DRIVER_LIBRARY = "libcuda.so.1"
+_DRIVER_VERSION_MIN = 13000
+_USE_CPU = 'or set `kind = "cpu"`'
 
 
 def open_context(*, index: int, clock: Clock, threads: int) -> DeviceContext:
-    """Open GPU `index`; raises DeviceUnavailableError with what is missing on this machine."""
-    bindings = _bindings_problem()
-    driver = _driver_problem()
-    raise DeviceUnavailableError(
-        f"{bindings or 'the CUDA bindings are installed'}; "
-        f"{driver or f'the driver library `{_DRIVER_LIBRARY}` is there'}"
-        f"{'' if bindings or driver else '; this version of AegisPipe has no kernels for it'}",
-        context=f"cuda:{index}",
-        hint=_what_next(bindings, driver),
-    )
+    """Open GPU `index`; raises DeviceUnavailableError with what was looked for and found.
+
+    `threads` concerns host kernels, of which this device has none.
+    """
+    _check_installed(index)
+    # Only here, because this imports the bindings.
+    from aegis_pipe.device.cuda.context import CudaContext
+
+    _check_driver(index)
+    return CudaContext(index, clock)
 
 
-def _bindings_problem() -> str:
-    """Look for the bindings without importing them."""
-    if importlib.util.find_spec("cuda") and importlib.util.find_spec("cuda.bindings"):
-        return ""
-    return "the Python package `cuda.bindings` was looked for and not found"
-
-
-def _driver_problem() -> str:
+def _check_installed(index: int) -> None:
+    """Look for driver library and bindings without importing either."""
+    missing = []
+    hints = []
     try:
         ctypes.CDLL(_DRIVER_LIBRARY)
     except OSError as error:
-        return f"the NVIDIA driver library was looked for and not loaded ({error})"
-    return ""
+        missing.append(f"the NVIDIA driver library was looked for and not loaded ({error})")
+        hints.append("install an NVIDIA driver")
+    packages = [name for name in ("cuda.bindings", "cuda.pathfinder") if not _is_installed(name)]
+    if packages:
+        names = " and ".join(f"`{name}`" for name in packages)
+        missing.append(f"Python's {names} was looked for and not found")
+        hints.append('pip install "aegis-pipe[cuda]"')
+    if missing:
+        raise _unavailable(index, "; ".join(missing), " and ".join(hints))
 
 
-def _what_next(bindings: str, driver: str) -> str:
-    if driver:
-        return 'install an NVIDIA driver, or set `kind = "cpu"`'
-    if bindings:
-        return 'pip install "aegis-pipe[cuda]"'
-    return 'set `kind = "cpu"`'
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _check_driver(index: int) -> None:
+    """Start the driver and see that it is new enough and has such a GPU."""
+    from aegis_pipe.device.cuda import driver
+
+    try:
+        driver.initialise()
+        version = driver.driver_version()
+        count = driver.device_count()
+    except (driver.DriverError, RuntimeError) as error:
+        raise _unavailable(
+            index,
+            f"the driver is installed, but does not start: {error}",
+            "see whether `nvidia-smi` lists a GPU for this user or container",
+        ) from error
+    if version < _DRIVER_VERSION_MIN:
+        raise _unavailable(
+            index,
+            f"the driver offers CUDA {_version(version)}, but "
+            f"{_version(_DRIVER_VERSION_MIN)} is needed",
+            "update the NVIDIA driver",
+        )
+    if not 0 <= index < count:
+        names = ", ".join(f"`{each}`" for each in range(count)) or "none"
+        raise _unavailable(
+            index, f"there is no GPU {index}; this machine's are {names}", "change `device.index`"
+        )
+
+
+def _version(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _unavailable(index: int, message: str, hint: str) -> DeviceUnavailableError:
+    return DeviceUnavailableError(message, context=f"cuda:{index}", hint=f"{hint}, {_USE_CPU}")

@@ -4,7 +4,8 @@ Canonical form, scales (float32) and zero points scalars, zero points left out b
 
     com.microsoft.QLinearAdd(A, a_scale, a_zero?, B, b_scale, b_zero?, c_scale, c_zero?)
     com.microsoft.QLinearMul(the same)
-        A and B broadcast; the real values are added or multiplied, then quantised
+        A and B broadcast; the real values are added or multiplied, then quantised; `levels` as in
+        `quantised_layers`
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def _infer(context: OperatorContext) -> list[TensorSpec]:
 
 def _lower(context: OperatorContext) -> Lowered:
     positions = reading.data_positions(context, 8)
-    return Lowered(context.node.qualified_operator, {}, positions)
+    attributes = {"levels": reading.integers(context, "levels", ())}
+    return Lowered(context.node.qualified_operator, attributes, positions)
 
 
 ENTRIES: tuple[OperatorEntry, ...] = (

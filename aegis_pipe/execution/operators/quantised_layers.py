@@ -4,20 +4,26 @@ Canonical form, with scales (float32) and zero points scalars, zero points left 
 
     com.microsoft.QLinearSigmoid(X, x_scale, x_zero?, y_scale, y_zero?)
     com.microsoft.QLinearLeakyRelu(the same)            `alpha`
+    aegis.QLinearClip(the same)                         `levels`; made by our own passes
     com.microsoft.QLinearSoftmax(the same)              the attributes of Softmax
     com.microsoft.QLinearAveragePool(the same)          those of AveragePool, and `channels_last`
     com.microsoft.QLinearGlobalAveragePool(the same)    `channels_last`
+    com.microsoft.QLinearConv(the operands of QLinearConv)    its attributes and `levels`; X and the
+        result are N, spatial..., C. With channels first it is QLinearConv, `levels` and all
     com.microsoft.QLinearConcat(y_scale, y_zero, then X, x_scale, x_zero of each part)   `axis`
     com.microsoft.DynamicQuantizeLSTM(the operands of LSTM, W_scale, W_zero, R_scale, R_zero)
         the attributes of LSTM; W[D, I, 4 H] and R[D, H, 4 H] are quantised, their scales and
         zero points [D] or [D, 4 H]. Activations are not rounded to 8 bits: only weights are.
+
+`levels`, the lowest and the highest of the result, or () for all that its type has, stand for an
+activation; only this project's passes write them.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from aegis_pipe.execution.operators import pooling, reading, recurrent, softmax
+from aegis_pipe.execution.operators import convolution, pooling, reading, recurrent, softmax
 from aegis_pipe.execution.operators.channels_last import (
     as_channels_first,
     channels_last,
@@ -26,7 +32,15 @@ from aegis_pipe.execution.operators.table import Lowered, OperatorContext, Opera
 from aegis_pipe.kernel import Attribute
 from aegis_pipe.tensor import TensorSpec
 
-_REAL = {entry.name: entry for entry in (*pooling.ENTRIES, *recurrent.ENTRIES, *softmax.ENTRIES)}
+_REAL = {
+    entry.name: entry
+    for entry in (
+        *convolution.ENTRIES,
+        *pooling.ENTRIES,
+        *recurrent.ENTRIES,
+        *softmax.ENTRIES,
+    )
+}
 
 
 def _infer_same(context: OperatorContext) -> list[TensorSpec]:
@@ -37,6 +51,8 @@ def _lower_unary(context: OperatorContext) -> Lowered:
     attributes: dict[str, Attribute] = {}
     if context.node.operator == "QLinearLeakyRelu":
         attributes["alpha"] = reading.number(context, "alpha", 0.01)
+    if context.node.operator == "QLinearClip":
+        attributes["levels"] = reading.integers(context, "levels", ())
     return Lowered(context.node.qualified_operator, attributes, reading.data_positions(context, 5))
 
 
@@ -72,6 +88,20 @@ def _lower_pool(context: OperatorContext) -> Lowered:
     }
     positions = reading.data_positions(context, 5)
     return Lowered(context.node.qualified_operator, attributes, positions)
+
+
+def _infer_conv(context: OperatorContext) -> list[TensorSpec]:
+    images = (0,) if _is_channels_last(context) else ()
+    results = _REAL["QLinearConv"].infer(as_channels_first(context, "QLinearConv", "", images))
+    return [channels_last(spec) for spec in results] if images else [*results]
+
+
+def _lower_conv(context: OperatorContext) -> Lowered:
+    images = (0,) if _is_channels_last(context) else ()
+    real = _REAL["QLinearConv"].lower(as_channels_first(context, "QLinearConv", "", images))
+    name = context.node.qualified_operator if images else "QLinearConv"
+    attributes = {**real.attributes, "levels": reading.integers(context, "levels", ())}
+    return Lowered(name, attributes, real.data_inputs)
 
 
 def _concat_axis(context: OperatorContext) -> int:
@@ -122,9 +152,11 @@ def _lower_lstm(context: OperatorContext) -> Lowered:
 ENTRIES: tuple[OperatorEntry, ...] = (
     OperatorEntry("com.microsoft.QLinearSigmoid", _infer_same, _lower_unary),
     OperatorEntry("com.microsoft.QLinearLeakyRelu", _infer_same, _lower_unary),
+    OperatorEntry("aegis.QLinearClip", _infer_same, _lower_unary),
     OperatorEntry("com.microsoft.QLinearSoftmax", _infer_same, _lower_softmax),
     OperatorEntry("com.microsoft.QLinearAveragePool", _infer_pool, _lower_pool),
     OperatorEntry("com.microsoft.QLinearGlobalAveragePool", _infer_pool, _lower_pool),
+    OperatorEntry("com.microsoft.QLinearConv", _infer_conv, _lower_conv),
     OperatorEntry("com.microsoft.QLinearConcat", _infer_concat, _lower_concat),
     OperatorEntry("com.microsoft.DynamicQuantizeLSTM", _infer_lstm, _lower_lstm),
 )

@@ -3,12 +3,12 @@
 Canonical form, which MatMulIntegerToFloat and DynamicQuantizeMatMul become too:
 
     com.microsoft.QGemm(A[..., M, K], B[..., K, N], a_scale?, a_zero?, b_scale, b_zero?, bias?,
-                        y_scale?, y_zero?)                      `transA`, `transB`, `alpha`
+                        y_scale?, y_zero?)            `transA`, `transB`, `alpha`, `levels`
 
 A is 8 bits wide, or float: then quantised on the way in, over its own range, and a_scale and
 a_zero are left out. Parameters of A and Y are scalars, those of B scalars or [N]. An int32 bias
 is on the scale of the product and added before rescaling, a float bias after. The result is
-quantised if there is a y_scale, else float.
+quantised if there is a y_scale, else float. `levels` as in `quantised_layers`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aegis_pipe.kernel import Attribute
 from aegis_pipe.tensor import TensorSpec
 
 _CANONICAL = "com.microsoft.QGemm"
-_PLAIN: dict[str, Attribute] = {"transA": 0, "transB": 0, "alpha": 1.0}
+_PLAIN: dict[str, Attribute] = {"transA": 0, "transB": 0, "alpha": 1.0, "levels": ()}
 
 
 def _product_shape(
@@ -76,6 +76,7 @@ def _lower_gemm(context: OperatorContext) -> Lowered:
         "transA": reading.integer(context, "transA", 0),
         "transB": reading.integer(context, "transB", 0),
         "alpha": reading.number(context, "alpha", 1.0),
+        "levels": reading.integers(context, "levels", ()),
     }
     positions = (left, right, a_scale, a_zero, b_scale, b_zero, bias, y_scale, y_zero)
     return Lowered(_CANONICAL, attributes, positions)

@@ -16,12 +16,15 @@ from aegis_pipe.execution.passes import (
     dead_code,
     fold_batch_normalisation,
     fuse_convolution,
+    fuse_dynamic_quantisation,
     fuse_gelu,
     fuse_gemm,
     fuse_layer_normalisation,
+    fuse_quantised,
     fuse_skip,
     fuse_swish,
     identity_elimination,
+    quantised_channels_last,
     sink_transposes,
 )
 
@@ -49,6 +52,9 @@ class PassReport(NamedTuple):
 
 PASSES: tuple[Pass, ...] = (
     identity_elimination,
+    # Before the weights it computes with are folded into floats.
+    fuse_quantised,
+    fuse_dynamic_quantisation,
     constant_folding,
     common_subexpressions,
     fuse_layer_normalisation,
@@ -58,6 +64,7 @@ PASSES: tuple[Pass, ...] = (
     fuse_convolution,
     fuse_gemm,
     fuse_skip,
+    quantised_channels_last,
     sink_transposes,
     identity_elimination,
     common_subexpressions,

@@ -71,6 +71,10 @@ class GraphEdit:
         self._constants[tensor] = array
         return tensor
 
+    def added(self, tensor: TensorId) -> np.ndarray:
+        """Return a constant that was added."""
+        return self._constants[tensor]
+
     def tensor(self, name: str, spec: TensorSpec) -> TensorId:
         """Add a tensor; return its final name."""
         while name in self._graph.tensors or name in self._specs:

@@ -12,12 +12,22 @@ from aegis_pipe.memory import MemoryStep, TensorLifetime, WorkspaceId
 
 
 @st.composite
-def lifetimes(draw, max_count=24):
+def lifetimes(draw, max_count=24, gaps=False):
     alignment = draw(st.sampled_from([1, 1, 8, 64, 256]))
     mixed = draw(st.booleans())
     result = []
     for number in range(draw(st.integers(0, max_count))):
         first = draw(st.integers(-3, 20))
+        if gaps and draw(st.booleans()):
+            edges = draw(st.lists(st.integers(1, 11), min_size=3, max_size=5, unique=True))
+            edges = [first, *(first + edge for edge in sorted(edges))]
+            pairs = tuple(zip(edges[1:-1:2], edges[2:-1:2], strict=False))
+            result.append(
+                TensorLifetime(
+                    f"t{number}", draw(st.integers(0, 1000)), first, edges[-1], alignment, pairs
+                )
+            )
+            continue
         result.append(
             TensorLifetime(
                 f"t{number}",

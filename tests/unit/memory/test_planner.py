@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import os
@@ -13,11 +14,13 @@ from aegis_pipe.errors import InvalidLifetimeError, PermanentError
 from aegis_pipe.memory import MemoryPlanner, TensorLifetime, check_lifetimes, search
 from aegis_pipe.memory.orders import GREEDY_ORDERS, conflict_weight, contention, greedy_order
 from aegis_pipe.memory.packing import NeighbourPlacer, PackingProblem, SweepPlacer
+from aegis_pipe.testing.virtual_clock import VirtualClock
 from tests.unit.memory.instances import lifetimes
 
 
 def planner(**options):
-    return MemoryPlanner(**{"time_limit_s": 0.02, **options})
+    """Count work only: a clock that stands still cuts nothing off."""
+    return MemoryPlanner(**{"time_limit_s": 0.02, "clock": VirtualClock(), **options})
 
 
 @given(lifetimes())
@@ -134,7 +137,10 @@ def needing_search():
     return [TensorLifetime(str(i), *each) for i, each in enumerate(NEEDS_SEARCH)]
 
 
-def test_hill_climbing_improves_what_greedy_finds(monkeypatch):
+def test_searching_improves_what_greedy_finds(monkeypatch):
+    plan = MemoryPlanner().plan(needing_search())
+    assert (plan.optimal, plan.algorithm) == (True, "exact search")
+    monkeypatch.setattr("aegis_pipe.memory.planner.STRATEGIES", (search.greedy, search.hill_climb))
     plan = MemoryPlanner().plan(needing_search())
     assert (plan.optimal, plan.algorithm) == (True, "hill climbing")
     monkeypatch.setattr("aegis_pipe.memory.planner.STRATEGIES", (search.greedy,))
@@ -173,6 +179,70 @@ def test_a_strategy_may_prove_a_better_bound(monkeypatch):
     assert MemoryPlanner().plan(needing_search()).optimal
 
 
+class HurryingClock(VirtualClock):
+    def now_ns(self):
+        self.advance(1_000_000)
+        return super().now_ns()
+
+
+def test_a_plan_says_when_the_clock_cut_it_off():
+    hard = needing_search()
+    hurried = MemoryPlanner(time_limit_s=0.0045, clock=HurryingClock()).plan(hard)
+    assert (hurried.cut_off, hurried.optimal) == (True, False)
+    assert check_lifetimes(hard, hurried) == []
+    assert not planner().plan(hard).cut_off
+
+
+@given(lifetimes(gaps=True))
+def test_gaps_are_kept_free_and_used(tensors):
+    plan = planner().plan(tensors)
+    assert check_lifetimes(tensors, plan) == []
+    steps = range(-3, 40)
+
+    def live(step):
+        return sum(
+            x.size_bytes
+            for x in tensors
+            if x.first <= step < x.end and not any(a <= step < b for a, b in x.gaps)
+        )
+
+    assert plan.lower_bound_bytes >= max((live(step) for step in steps), default=0)
+
+
+def test_a_gap_is_room_for_another():
+    kept = TensorLifetime("kept", 100, 0, 6, gaps=((2, 4),))
+    guest = TensorLifetime("guest", 100, 2, 4)
+    plan = planner().plan([kept, guest])
+    assert (plan.peak_bytes, plan.optimal) == (100, True)
+    longer = planner().plan([kept, TensorLifetime("guest", 100, 2, 5)])
+    assert longer.peak_bytes == 200
+
+
+@given(lifetimes(), st.data())
+def test_fixed_offsets_stay(tensors, data):
+    free = planner().plan(tensors)
+    chosen = data.draw(st.sets(st.sampled_from([x.tensor_id for x in tensors]))) if tensors else ()
+    fixed = [
+        dataclasses.replace(x, offset_bytes=free.offsets[x.tensor_id])
+        if x.tensor_id in chosen
+        else x
+        for x in tensors
+    ]
+    plan = planner().plan(fixed)
+    assert check_lifetimes(fixed, plan) == []
+    assert all(plan.offsets[each] == free.offsets[each] for each in chosen)
+
+
+def test_fixed_offsets_that_clash_are_refused():
+    with pytest.raises(InvalidLifetimeError, match="two fixed offsets clash"):
+        planner().plan(
+            [
+                TensorLifetime("a", 10, 0, 2, offset_bytes=0),
+                TensorLifetime("b", 10, 1, 3, offset_bytes=5),
+            ]
+        )
+
+
 def test_nothing_needs_no_memory():
     plan = planner().plan([])
     assert (dict(plan.offsets), plan.peak_bytes, plan.optimal, plan.gap) == ({}, 0, True, 0.0)
@@ -187,6 +257,8 @@ def test_nothing_needs_no_memory():
         (TensorLifetime("x", 1, 2, 2), r"interval \[2, 2\) is empty"),
         (TensorLifetime("x", 1, 3, 2), r"interval \[3, 2\) is empty"),
         (TensorLifetime("x", 1, 0, 1, 0), "alignment_bytes is 0"),
+        (TensorLifetime("x", 1, 0, 4, gaps=((0, 2),)), "do not ascend strictly inside"),
+        (TensorLifetime("x", 1, 0, 4, 4, offset_bytes=6), "offset_bytes is 6"),
         (TensorLifetime("y", 1, 0, 1), "`y` has two lifetimes"),
         (TensorLifetime("x", 1 << 62, 0, 1), "more than 4 EiB"),
     ],
@@ -200,6 +272,7 @@ def test_impossible_lifetimes_are_refused_by_name(tensor, words):
 
 HASH_SEED_SCRIPT = """
 import json, random
+from aegis_pipe.testing.virtual_clock import VirtualClock
 from aegis_pipe.memory import MemoryPlanner, TensorLifetime
 generator = random.Random(5)
 tensors = []
@@ -207,7 +280,7 @@ for number in range(60):
     first = int(generator.random() * 40)
     size = int(generator.random() * 90) + 1
     tensors.append(TensorLifetime(f"t{number}", size, first, first + 1 + number % 9))
-plan = MemoryPlanner(time_limit_s=0.05).plan(tensors)
+plan = MemoryPlanner(time_limit_s=0.05, clock=VirtualClock()).plan(tensors)
 print(json.dumps([plan.peak_bytes, plan.algorithm, plan.offsets.copy()]))
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import runpy
 from pathlib import Path
 
@@ -76,3 +78,12 @@ def test_the_document_is_up_to_date() -> None:
     assert tool["PATH"].read_text(encoding="utf-8") == tool["render"](), (
         "run `python tools/generate_telemetry_docs.py`"
     )
+
+
+def test_jaegers_ui_is_told_attributes_that_there_are() -> None:
+    settings = json.loads((TOOL.parent / "jaeger" / "ui.json").read_text(encoding="utf-8"))
+    for prefix in settings["topTagPrefixes"]:
+        assert any(name.startswith(prefix) for name in names.ATTRIBUTES), prefix
+    for pattern in settings["linkPatterns"]:
+        used = re.findall(r"#\{([^}]*)\}", pattern["url"] + pattern["text"])
+        assert {pattern["key"], *used} <= names.ATTRIBUTES.keys()

@@ -96,3 +96,21 @@ def digest(*arrays: np.ndarray | None) -> str:
     """Return a short name for the content of constants that packing depends on."""
     content = b"".join(b"-" if a is None else np.ascontiguousarray(a).tobytes() for a in arrays)
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def result_kind(result: TensorSpec) -> int:
+    """Return how a kernel writes results of this spec."""
+    if result.dtype.itemsize == 1:
+        return BYTE_RESULT
+    return FLOAT_RESULT if result.dtype.kind == "f" else INTEGER_RESULT
+
+
+def result_bounds(request: KernelRequest) -> tuple[float, float]:
+    """Return the lowest and highest level of the result: of its type, or of a fused activation."""
+    result = operands.output_spec(request)
+    if result.dtype.itemsize != 1:
+        return 0.0, 0.0
+    if not request.attributes.get("levels"):
+        return level_bounds(result.dtype)
+    low, high = operands.integers(request, "levels")
+    return float(low), float(high)

@@ -57,7 +57,7 @@ class _Gemm(ctypes.Structure):
         *((name, POINTER) for name in ("a", "b", "y", "workspace", "a_offsets", "b_offsets")),
         *((name, INTEGER) for name in ("batch", "rows", "columns", "depth")),
         *((name, INTEGER) for name in ("b_step", "b_column")),
-        *((name, INTEGER) for name in ("b_is_plain", "a_is_float", "a_is_ready")),
+        *((name, INTEGER) for name in ("b_is_plain", "a_is_float", "a_bytes")),
         ("scales", byte_units.Scales),
     )
 
@@ -204,7 +204,6 @@ def _bind(
     a_offsets = product.a_matrices * product.rows * product.depth
     b_offsets = product.b_matrices * matrix_bytes
     is_float = left.dtype == compiled.FLOAT32
-    is_ready = not is_float and not byte_units.is_signed(left) and product.depth % 64 == 0
     arguments = _Gemm(
         native.address(operands.required(inputs, 0)),
         native.address(operands.required(inputs, at.b)),
@@ -217,7 +216,7 @@ def _bind(
         *b_strides,
         not choice.packed,
         is_float,
-        is_ready,
+        left.size_bytes,
         _scales(request, at, inputs),
     )
     kept = (*inputs, *outputs, workspace, a_offsets, b_offsets)
@@ -241,22 +240,16 @@ def _scales(
         *_signs(request, at, result),
         byte_units.size_of(given["b_zero"]),
         byte_units.size_of(given["b_scale"]),
-        _kind(result),
+        byte_units.result_kind(result),
         operands.number(request, "alpha") if "alpha" in request.attributes else 1.0,
         byte_units.has_zeros(request, at.b, at.b_zero),
-        *(byte_units.level_bounds(result.dtype) if result.dtype.itemsize == 1 else (0.0, 0.0)),
+        *byte_units.result_bounds(request),
     )
 
 
 def _signs(request: KernelRequest, at: _Positions, result: TensorSpec) -> Sequence[bool]:
     specs = (operands.input_spec(request, 0), operands.input_spec(request, at.b), result)
     return [byte_units.is_signed(spec) for spec in specs]
-
-
-def _kind(result: TensorSpec) -> int:
-    if result.dtype.itemsize == 1:
-        return byte_units.BYTE_RESULT
-    return byte_units.FLOAT_RESULT if result.dtype.kind == "f" else byte_units.INTEGER_RESULT
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

@@ -655,6 +655,7 @@ def _result_writer(
         ),
         zero=operands.required(inputs, 7).reshape(()),
         bias=None if bias is None else bias.reshape(groups, -1, 1),
+        levels=operands.integers(request, "levels") if "levels" in request.attributes else (),
     )
 
 

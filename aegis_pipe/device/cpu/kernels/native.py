@@ -79,6 +79,10 @@ class NativeLibrary:
         """Return the bytes of workspace that a product of 8-bit matrices wants."""
         return self._integer("aegis_byte_gemm_workspace", depth, columns, b_is_plain)
 
+    def size_for(self, function: str, arguments: ctypes.Structure) -> int:
+        """Return what a function says of a kernel's arguments: the bytes of its workspace."""
+        return self._integer(function, ctypes.addressof(arguments))
+
     def _integer(self, name: str, *arguments: int) -> int:
         function = getattr(self._library, name)
         function.restype = INTEGER
@@ -113,7 +117,7 @@ class NativeCall:
         library: NativeLibrary,
         function: str,
         arguments: ctypes.Structure,
-        kept: Sequence[np.ndarray | None] = (),
+        kept: Sequence[object] = (),
     ) -> None:
         self.step = library.step(function, arguments)
         self._address = ctypes.addressof(self.step)

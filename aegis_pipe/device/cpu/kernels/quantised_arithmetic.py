@@ -47,6 +47,7 @@ def _bind(
     wide_left = np.broadcast_to(left, total.shape)
     combine = np.add if request.operator.endswith("Add") else np.multiply
     limits = np.iinfo(result.dtype)
+    low, high = operands.integers(request, "levels") or (limits.min, limits.max)
 
     def run() -> None:
         subtract_zero(wide_left, left_zero, total)
@@ -58,7 +59,7 @@ def _bind(
         np.rint(total, out=total)
         if zero is not None:
             np.add(total, zero, out=total, dtype=FLOAT32)
-        np.clip(total, limits.min, limits.max, out=total)
+        np.clip(total, low, high, out=total)
         np.copyto(result, total, casting="unsafe")
 
     return run

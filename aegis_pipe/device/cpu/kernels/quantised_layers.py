@@ -100,6 +100,7 @@ def _bind_table(
     scale_at, zero_at = _scale_positions(request)
     scale, zero = operands.required(inputs, scale_at).reshape(()), _scalar(inputs, zero_at)
     function = _function(request)
+    bounds = operands.integers(request, "levels") if "levels" in request.attributes else ()
     result = operands.required(outputs)
     axis = operands.integer(request, "axis") if request.operator == _CONCAT else 0
     parts = []
@@ -122,6 +123,8 @@ def _bind_table(
             if function is not None:
                 function(real)
             quantise(real, scale, zero, table)
+            if bounds:
+                np.clip(table, *bounds, out=table)
             for source, target in blocks:
                 target[...] = table[source]
 
@@ -255,7 +258,12 @@ def _bind_lstm(
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
     planned_kernel(
         "quantised.table",
-        ("com.microsoft.QLinearSigmoid", "com.microsoft.QLinearLeakyRelu", _CONCAT),
+        (
+            "aegis.QLinearClip",
+            "com.microsoft.QLinearLeakyRelu",
+            "com.microsoft.QLinearSigmoid",
+            _CONCAT,
+        ),
         _bind_table,
         accepts=_accepts_table,
         scratch=_table_scratch,

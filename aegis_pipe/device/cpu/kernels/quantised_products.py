@@ -160,7 +160,8 @@ def _bind(
     b_scale, alpha = operands.required(inputs, _B_SCALE), operands.number(request, "alpha")
     bias = operands.optional(inputs, _BIAS)
     integer_bias = bias if bias is not None and bias.dtype.kind == "i" else None
-    write = _bind_write(inputs, operands.required(outputs), sums, multiplier)
+    levels = operands.integers(request, "levels")
+    write = _bind_write(inputs, operands.required(outputs), sums, multiplier, levels)
 
     def run() -> None:
         prepare_left()
@@ -181,6 +182,7 @@ def _bind_write(
     result: np.ndarray,
     sums: np.ndarray,
     multiplier: np.ndarray,
+    levels: tuple[int, ...],
 ) -> Callable[[], None]:
     """Return the call that rescales the sums into the result."""
     factor = _parameter(multiplier)
@@ -195,6 +197,7 @@ def _bind_write(
 
         return write_real
     limits = np.iinfo(result.dtype)
+    low, high = levels or (limits.min, limits.max)
     result_scale = scale.reshape(())
     result_zero = None if zero is None else zero.reshape(())
 
@@ -204,7 +207,7 @@ def _bind_write(
         np.rint(sums, out=sums)
         if result_zero is not None:
             np.add(sums, result_zero, out=sums, dtype=sums.dtype)
-        np.clip(sums, limits.min, limits.max, out=sums)
+        np.clip(sums, low, high, out=sums)
         np.copyto(result, sums, casting="unsafe")
 
     return write_quantised

@@ -61,6 +61,8 @@ class Requantised(IntegerResult):
     """Scales of data, weights and result; each broadcasts to the multiplier."""
     zero: np.ndarray
     bias: np.ndarray | None = None
+    levels: tuple[int, ...] = ()
+    """Lowest and highest level of the result; those of its type if there are none."""
 
     def prepare(self) -> None:
         """Compute the multiplier."""
@@ -76,5 +78,6 @@ class Requantised(IntegerResult):
         np.rint(sums, out=sums)
         np.add(sums, self.zero, out=sums, dtype=sums.dtype)
         limits = np.iinfo(out.dtype)
-        np.clip(sums, limits.min, limits.max, out=sums)
+        low, high = self.levels or (limits.min, limits.max)
+        np.clip(sums, low, high, out=sums)
         np.copyto(out, sums, casting="unsafe")

@@ -32,12 +32,21 @@ typedef struct {
     float low, high;        /* bounds of a fused activation, in levels of the result */
 } byte_scales;
 
+INLINE int64_t result_size(int64_t kind) { return kind == RESULT_BYTE ? 1 : 4; }
+
+/* Where levels lie: bounds as distances from the zero point. */
+typedef struct { float low, high; uint8_t zero; } level_range;
+
+INLINE level_range range_of_levels(float zero, float low, float high) {
+    return (level_range){low - zero, high - zero, (uint8_t)(int32_t)zero};
+}
+
 /* The same, made ready: arrays are as long as the columns, padded to whole panels. */
 typedef struct {
     int32_t *correction, *zeros;
     float *factor;
     const float *addend;
-    float y_zero, low, high;
+    level_range levels;
     int64_t kind, has_zeros;
 } byte_results;
 
@@ -75,54 +84,97 @@ INLINE byte_results ready_results(const byte_scales *s, const float *a_scale, co
     for (int64_t c = columns; c < padded; c++) r.correction[c] = 0, r.zeros[c] = 0, r.factor[c] = 0;
     if (s->kind == RESULT_BYTE) {
         uint8_t zero = s->y_zero ? *s->y_zero : 0;
-        r.y_zero = s->y_is_signed ? (float)(int8_t)zero : (float)zero;
-        r.low = s->low;
-        r.high = s->high;
+        r.levels = range_of_levels(s->y_is_signed ? (float)(int8_t)zero : (float)zero, s->low, s->high);
     }
     return r;
 }
 
 INLINE wide_int wide_int_load(const int32_t *p) { wide_int v; __builtin_memcpy(&v, p, sizeof v); return v; }
 
-INLINE wide_int right_sums(const byte_results *r, const int32_t *sums, int32_t row_sum, int64_t column) {
-    wide_int total = wide_int_load(sums) + wide_int_load(r->correction + column);
-    if (r->has_zeros) total -= wide_int_load(r->zeros + column) * row_sum;
-    return total;
+/* To the nearest integer, the even one of two; x fits into 32 bits. */
+INLINE wide_int wide_rounded(wide x) {
+#if defined(__AVX512F__)
+    return (wide_int)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+    typedef int32_t eight_int __attribute__((vector_size(32)));
+    eight low = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
+    eight high = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    eight_int a = (eight_int)_mm256_cvtps_epi32((__m256)low), b = (eight_int)_mm256_cvtps_epi32((__m256)high);
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+    return __builtin_convertvector(__builtin_elementwise_roundeven(x), wide_int);
+#endif
 }
 
-INLINE wide rescaled(const byte_results *r, wide_int sums, int64_t column) {
-    return __builtin_convertvector(sums, wide) * wide_load(r->factor + column);
+/* Saturated and rounded to even. Bounds are whole numbers, so it makes no difference that they come
+ * before the rounding; the zero point is added last, to bytes. */
+INLINE wide_bytes quantised_levels(wide x, level_range r) {
+    wide level = wide_at_most(wide_at_least(x, wide_of(r.low)), wide_of(r.high));
+    return __builtin_convertvector(wide_rounded(level), wide_bytes) + (int8_t)r.zero;
 }
 
-/* Rounded to even and saturated; the low byte of each is the result. */
-INLINE wide_bytes quantised_levels(wide x, float zero, float low, float high) {
-    wide level = __builtin_elementwise_roundeven(x) + zero;
-    level = wide_at_most(wide_at_least(level, wide_of(low)), wide_of(high));
-    return __builtin_convertvector(__builtin_convertvector(level, wide_int), wide_bytes);
-}
-
+/* The first `count` of 16 bytes. */
 INLINE void store_bytes(uint8_t *to, wide_bytes bytes, int64_t count) {
-    if (count >= WIDE) __builtin_memcpy(to, &bytes, WIDE);
-    else for (int64_t i = 0; i < count; i++) to[i] = (uint8_t)bytes[i];
+    if (count >= WIDE) {
+        __builtin_memcpy(to, &bytes, WIDE);
+        return;
+    }
+#if defined(__AVX512F__)
+    _mm_mask_storeu_epi8(to, (__mmask16)((1u << count) - 1), (__m128i)bytes);
+#else
+    for (int64_t i = 0; i < count; i++) to[i] = (uint8_t)bytes[i];
+#endif
 }
 
-/* Writes results of one row from `column` on, `count` of which are there, 16 at most. */
-INLINE void store_results(const byte_results *r, const int32_t *sums, int32_t row_sum, int64_t column,
-                          int64_t count, void *row) {
-    wide_int total = right_sums(r, sums, row_sum, column);
-    if (r->kind == RESULT_BYTE) {
-        wide_bytes levels = quantised_levels(rescaled(r, total, column), r->y_zero, r->low, r->high);
-        store_bytes((uint8_t *)row + column, levels, count);
-    } else if (r->kind == RESULT_FLOAT) {
-        wide real = rescaled(r, total, column);
-        if (r->addend) real += count >= WIDE ? wide_load(r->addend + column) : wide_load_part(r->addend + column, count);
-        float *to = (float *)row + column;
-        if (count >= WIDE) wide_store(to, real);
-        else wide_store_part(to, real, count);
-    } else {
-        int32_t *to = (int32_t *)row + column;
-        if (count >= WIDE) __builtin_memcpy(to, &total, sizeof total);
-        else for (int64_t i = 0; i < count; i++) to[i] = total[i];
+INLINE void store_integers(int32_t *to, wide_int v, int64_t count) {
+    if (count >= WIDE) __builtin_memcpy(to, &v, sizeof v);
+    else for (int64_t i = 0; i < count; i++) to[i] = v[i];
+}
+
+INLINE void store_floats(float *to, wide v, int64_t count) {
+    if (count >= WIDE) wide_store(to, v);
+    else wide_store_part(to, v, count);
+}
+
+/* Results of `rows` rows from `column` on, `count` of which are there, 16 at most; `y` is where the
+ * first goes. `kind` and `has_zeros` are constants wherever this is inlined. */
+INLINE void store_strip(const byte_results *r, const int32_t *sums, const int32_t *row_sums, int64_t rows,
+                        int64_t column, int64_t count, char *y, int64_t y_row, int64_t kind, int has_zeros) {
+    wide_int correction = wide_int_load(r->correction + column), zeros = wide_int_load(r->zeros + column);
+    wide factor = wide_load(r->factor + column), addend = wide_of(0);
+    /* Bytes may lie anywhere, as far as the compiler knows: what they could change is read before. */
+    const level_range levels = r->levels;
+    if (r->addend) addend = count >= WIDE ? wide_load(r->addend + column) : wide_load_part(r->addend + column, count);
+    for (int64_t i = 0; i < rows; i++, sums += BYTE_BLOCK_COLUMNS, y += y_row) {
+        wide_int total = wide_int_load(sums) + correction;
+        if (has_zeros) total -= zeros * row_sums[i];
+        if (kind == RESULT_INTEGER) {
+            store_integers((int32_t *)(void *)y, total, count);
+            continue;
+        }
+        wide real = __builtin_convertvector(total, wide) * factor;
+        if (kind == RESULT_FLOAT) store_floats((float *)(void *)y, real + addend, count);
+        else store_bytes((uint8_t *)y, quantised_levels(real, levels), count);
+    }
+}
+
+/* Results of a block of sums; `left` columns there are from `column` on; `y` is where the first goes. */
+INLINE void store_block(const byte_results *r, const byte_block *block, const int32_t *row_sums, int64_t column,
+                        int64_t left, char *y, int64_t y_row) {
+    int64_t panel_bytes = BYTE_PANEL * result_size(r->kind);
+    for (int64_t part = 0; part < block->panel_count;
+         part++, column += BYTE_PANEL, left -= BYTE_PANEL, y += panel_bytes) {
+        const int32_t *sums = block->sums + part * BYTE_PANEL;
+        int64_t rows = block->rows;
+#define STRIP(kind)                                                                             \
+    if (r->has_zeros) store_strip(r, sums, row_sums, rows, column, left, y, y_row, kind, 1);     \
+    else store_strip(r, sums, row_sums, rows, column, left, y, y_row, kind, 0)
+        switch (r->kind) {
+            case RESULT_INTEGER: STRIP(RESULT_INTEGER); break;
+            case RESULT_FLOAT: STRIP(RESULT_FLOAT); break;
+            default: STRIP(RESULT_BYTE); break;
+        }
+#undef STRIP
     }
 }
 

@@ -4,13 +4,12 @@
 
 #include "byte_results.h"
 
-INLINE void quantise_row(const float *x, int64_t count, float scale, float zero, float low, float high,
-                         uint8_t *to) {
+INLINE void quantise_row(const float *x, int64_t count, float scale, level_range levels, uint8_t *to) {
     int64_t i = 0;
     for (; i + WIDE <= count; i += WIDE)
-        store_bytes(to + i, quantised_levels(wide_load(x + i) / scale, zero, low, high), WIDE);
+        store_bytes(to + i, quantised_levels(wide_load(x + i) / scale, levels), WIDE);
     if (i < count)
-        store_bytes(to + i, quantised_levels(wide_load_part(x + i, count - i) / scale, zero, low, high), count - i);
+        store_bytes(to + i, quantised_levels(wide_load_part(x + i, count - i) / scale, levels), count - i);
 }
 
 typedef struct { float low, high; } float_range;

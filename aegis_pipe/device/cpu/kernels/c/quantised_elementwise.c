@@ -26,7 +26,8 @@ KERNEL(aegis_quantise, rescaling) {
     uint8_t *y = q->y;
     for (int64_t o = 0; o < q->outer; o++)
         for (int64_t p = 0; p < q->parts; p++, x += q->inner, y += q->inner)
-            quantise_row(x, q->inner, q->scale[p], zero_point(q->zero, p, q->is_signed), q->low, q->high, y);
+            quantise_row(x, q->inner, q->scale[p],
+                         range_of_levels(zero_point(q->zero, p, q->is_signed), q->low, q->high), y);
 }
 
 typedef uint8_t wide_unsigned_bytes __attribute__((vector_size(WIDE)));
@@ -72,7 +73,7 @@ KERNEL(aegis_quantise_dynamically, dynamic_quantisation) {
     byte_grid grid = grid_of(q->x, q->count);
     *q->scale = grid.scale;
     *q->zero = grid.zero;
-    quantise_row(q->x, q->count, grid.scale, grid.zero, 0, 255, q->y);
+    quantise_row(q->x, q->count, grid.scale, range_of_levels(grid.zero, 0, 255), q->y);
 }
 
 enum { RANK = 4 };
@@ -88,19 +89,21 @@ typedef struct {
     float low, high;
 } byte_pair;
 
+/* All scales in one factor an operand: (a - za) sa / sy + (b - zb) sb / sy, or the product. */
 INLINE void pair_run(const byte_pair *p, const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t count,
                      int64_t is_signed, int64_t multiplies) {
     wide a_zero = wide_of(zero_point(p->a_zero, 0, is_signed)), b_zero = wide_of(zero_point(p->b_zero, 0, is_signed));
-    float y_zero = zero_point(p->y_zero, 0, is_signed);
-    wide a_scale = wide_of(*p->a_scale), b_scale = wide_of(*p->b_scale), y_scale = wide_of(*p->y_scale);
+    level_range levels = range_of_levels(zero_point(p->y_zero, 0, is_signed), p->low, p->high);
+    wide factor = wide_of(multiplies ? *p->a_scale * *p->b_scale / *p->y_scale : *p->a_scale / *p->y_scale);
+    wide b_factor = wide_of(*p->b_scale / *p->y_scale), shift = -(a_zero * factor + b_zero * b_factor);
     int a_moves = p->a_strides[RANK - 1] != 0, b_moves = p->b_strides[RANK - 1] != 0;
-    wide one_a = (bytes_to_wide_part(a, 1, is_signed)[0] - a_zero) * a_scale;
-    wide one_b = (bytes_to_wide_part(b, 1, is_signed)[0] - b_zero) * b_scale;
+    wide one_a = wide_of(bytes_to_wide_part(a, 1, is_signed)[0]), one_b = wide_of(bytes_to_wide_part(b, 1, is_signed)[0]);
     for (int64_t i = 0; i < count; i += WIDE) {
-        wide x = a_moves ? (byte_row_load(a, i, count, is_signed) - a_zero) * a_scale : one_a;
-        wide z = b_moves ? (byte_row_load(b, i, count, is_signed) - b_zero) * b_scale : one_b;
-        wide real = multiplies ? x * z : x + z;
-        store_bytes(y + i, quantised_levels(real / y_scale, y_zero, p->low, p->high), count - i);
+        wide x = a_moves ? byte_row_load(a, i, count, is_signed) : one_a;
+        wide z = b_moves ? byte_row_load(b, i, count, is_signed) : one_b;
+        wide level = multiplies ? (x - a_zero) * (z - b_zero) * factor
+                                : multiply_add(x, factor, multiply_add(z, b_factor, shift));
+        store_bytes(y + i, quantised_levels(level, levels), count - i);
     }
 }
 
@@ -143,18 +146,24 @@ INLINE wide mapped(int64_t function, wide x, float alpha) {
     }
 }
 
-KERNEL(aegis_byte_map, byte_map) {
-    const byte_map *m = arguments;
+static void map_bytes(const byte_map *m) {
     wide zero = wide_of(zero_point(m->x_zero, 0, m->x_is_signed)), scale = wide_of(*m->x_scale);
     wide y_scale = wide_of(*m->y_scale);
-    float y_zero = zero_point(m->y_zero, 0, m->y_is_signed);
+    level_range levels = range_of_levels(zero_point(m->y_zero, 0, m->y_is_signed), m->low, m->high);
     for (int64_t r = 0; r < m->rows; r++) {
         const uint8_t *x = m->x + r * m->count;
         uint8_t *y = m->y + r * m->y_row;
         for (int64_t i = 0; i < m->count; i += WIDE) {
             wide real = (byte_row_load(x, i, m->count, m->x_is_signed) - zero) * scale;
             wide level = mapped(m->function, real, m->alpha) / y_scale;
-            store_bytes(y + i, quantised_levels(level, y_zero, m->low, m->high), m->count - i);
+            store_bytes(y + i, quantised_levels(level, levels), m->count - i);
         }
     }
+}
+
+typedef struct { const byte_map *maps; int64_t count; } byte_maps;
+
+KERNEL(aegis_byte_map, byte_maps) {
+    const byte_maps *m = arguments;
+    for (int64_t i = 0; i < m->count; i++) map_bytes(&m->maps[i]);
 }

@@ -7,6 +7,7 @@
  *       its rows are made ready: unsigned, padded, their sums taken where they count
  *       for each pair of panels of B:  a block of sums;  for each row: results
  */
+#include "byte_images.h"
 #include "byte_products.h"
 #include "byte_results.h"
 #include "quantise.h"
@@ -20,7 +21,8 @@ typedef struct {
     const int64_t *a_offsets, *b_offsets; /* elements of A, bytes of B; one a matrix of the batch */
     int64_t batch, rows, columns, depth;
     int64_t b_step, b_column;             /* strides of a plain B */
-    int64_t b_is_plain, a_is_float, a_is_ready; /* ready: can be multiplied where it lies */
+    int64_t b_is_plain, a_is_float;
+    int64_t a_bytes;                      /* of all matrices of A */
     byte_scales scales;
 } byte_gemm;
 
@@ -42,23 +44,27 @@ EXPORT int64_t aegis_byte_gemm_workspace(int64_t depth, int64_t columns, int64_t
     return b_is_plain ? bytes + byte_panels_size(depth, columns) : bytes;
 }
 
-INLINE void copy_moved(const uint8_t *from, int64_t count, uint8_t moved, uint8_t *to) {
-    for (int64_t i = 0; i < count; i++) to[i] = from[i] ^ moved;
-}
-
-/* Rows from `first` on, as they can be multiplied. */
-static const uint8_t *ready_rows(const byte_gemm *g, const void *a, byte_grid grid, int64_t first,
-                                 int64_t count, uint8_t *buffer) {
-    if (g->a_is_ready) return (const uint8_t *)a + first * g->depth;
-    int64_t padded = padded_byte_depth(g->depth);
+/* Makes the rows from `first` on ready to be multiplied. Unsigned bytes are, where they lie: the
+ * padding of a row is the next one's beginning, and what is multiplied with it is zero. It must not
+ * lie behind the end of A, though. */
+static void ready_rows(const byte_gemm *g, const void *a, byte_grid grid, int64_t first, uint8_t *buffer,
+                       byte_block *block) {
+    int64_t padded = block->padded_depth, count = block->rows;
+    const uint8_t *bytes = (const uint8_t *)a + first * g->depth, *end = (const uint8_t *)g->a + g->a_bytes;
+    int is_unsigned = !g->a_is_float && !g->scales.a_is_signed;
+    block->a = bytes;
+    block->a_row = g->depth;
+    if (is_unsigned && (count - 1) * g->depth + padded <= end - bytes) return;
     for (int64_t r = 0; r < count; r++) {
         uint8_t *to = buffer + r * padded;
         int64_t from = (first + r) * g->depth;
-        if (g->a_is_float) quantise_row((const float *)a + from, g->depth, grid.scale, grid.zero, 0, 255, to);
+        if (g->a_is_float)
+            quantise_row((const float *)a + from, g->depth, grid.scale, range_of_levels(grid.zero, 0, 255), to);
         else copy_moved((const uint8_t *)a + from, g->depth, g->scales.a_is_signed ? 0x80 : 0, to);
         __builtin_memset(to + g->depth, 0, (size_t)(padded - g->depth));
     }
-    return buffer;
+    block->a = buffer;
+    block->a_row = padded;
 }
 
 /* One block of rows against all panels. */
@@ -72,12 +78,7 @@ static void multiply_rows(const byte_gemm *g, byte_block *block, const byte_resu
         block->panels = panels + column * block->padded_depth;
         block->panel_count = left > BYTE_PANEL ? 2 : 1;
         multiply_bytes(block);
-        for (int64_t i = 0; i < block->rows; i++) {
-            const int32_t *sums = block->sums + i * BYTE_BLOCK_COLUMNS;
-            store_results(r, sums, row_sums[i], column, left, y + i * y_row);
-            if (left > BYTE_PANEL)
-                store_results(r, sums + BYTE_PANEL, row_sums[i], column + BYTE_PANEL, left - BYTE_PANEL, y + i * y_row);
-        }
+        store_block(r, block, row_sums, column, left, y + column * result_size(r->kind), y_row);
     }
 }
 
@@ -90,12 +91,11 @@ static void multiply_matrix(const byte_gemm *g, const void *a, byte_grid grid, c
     const uint8_t *a_zero = g->a_is_float ? &grid.zero : g->scales.a_zero;
     byte_results r = ready_results(&g->scales, a_scale, a_zero, column_sums, g->depth, 0, g->columns, w->results);
     byte_block block = {.depth = g->depth, .padded_depth = padded, .sums = sums};
-    block.a_row = g->a_is_ready ? g->depth : padded;
     block.tile_rows = begin_byte_products(g->rows);
     for (int64_t i = 0; i < byte_block_count(g->rows); i++) {
         int64_t first = byte_block_start(g->rows, i);
         block.rows = byte_block_start(g->rows, i + 1) - first;
-        block.a = ready_rows(g, a, grid, first, block.rows, w->rows);
+        ready_rows(g, a, grid, first, w->rows, &block);
         multiply_rows(g, &block, &r, panels, y + first * y_row, y_row);
     }
     end_byte_products(block.tile_rows);
@@ -104,14 +104,11 @@ static void multiply_matrix(const byte_gemm *g, const void *a, byte_grid grid, c
 KERNEL(aegis_byte_gemm, byte_gemm) {
     const byte_gemm *g = arguments;
     working w = carve(g);
-    int64_t y_row = g->columns * (g->scales.kind == RESULT_BYTE ? 1 : 4);
+    int64_t y_row = g->columns * result_size(g->scales.kind);
     int64_t panels_bytes = padded_byte_depth(g->depth) * padded_byte_columns(g->columns);
     byte_grid grid = {1, 0};
     /* One grid for all of A, also where it is a batch. */
-    if (g->a_is_float) {
-        int64_t matrices = g->a_offsets[g->batch - 1] / larger(1, g->rows * g->depth) + 1;
-        grid = grid_of(g->a, matrices * g->rows * g->depth);
-    }
+    if (g->a_is_float) grid = grid_of(g->a, g->a_bytes / (int64_t)sizeof(float));
     for (int64_t i = 0; i < g->batch; i++) {
         const uint8_t *b = g->b + g->b_offsets[i];
         if (g->b_is_plain) {

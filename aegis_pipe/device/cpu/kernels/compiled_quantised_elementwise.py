@@ -1,0 +1,269 @@
+"""Compiled elementwise work between floats and bytes (`c/quantised_elementwise.c`).
+
+native.bytes.quantise, native.bytes.dequantise   scales for the tensor or along an axis
+native.bytes.quantise_dynamically                scale and zero point from the data
+native.bytes.pair                                QLinearAdd, QLinearMul
+native.bytes.map                                 functions of one element; QLinearConcat
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from aegis_pipe.device.cpu.kernels import broadcasting, byte_units, compiled, native, operands
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.planned import elements_moved
+from aegis_pipe.device.cpu.kernels.registry import CpuKernel
+from aegis_pipe.kernel import KernelChoice, KernelRequest
+
+_RANK = broadcasting.RANK
+_SHORT_RUN = 4
+"""Shorter runs of the last dimension leave most lanes empty."""
+_CONCAT = "com.microsoft.QLinearConcat"
+_FUNCTIONS = {
+    _CONCAT: 0,
+    "aegis.QLinearClip": 0,
+    "com.microsoft.QLinearLeakyRelu": 1,
+    "com.microsoft.QLinearSigmoid": 2,
+}
+"""Numbers of the enumeration in `c/quantised_elementwise.c`."""
+
+
+class _Rescaling(ctypes.Structure):
+    """`rescaling` of `c/quantised_elementwise.c`."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("x", "y", "scale", "zero")),
+        *((name, INTEGER) for name in ("outer", "parts", "inner", "is_signed")),
+        *((name, FLOAT) for name in ("low", "high")),
+    )
+
+
+class _DynamicQuantisation(ctypes.Structure):
+    """`dynamic_quantisation` of `c/quantised_elementwise.c`."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("x", "y", "scale", "zero")),
+        ("count", INTEGER),
+    )
+
+
+class _Pair(ctypes.Structure):
+    """`byte_pair` of `c/quantised_elementwise.c`."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("a", "b", "y", "a_scale", "b_scale", "y_scale")),
+        *((name, POINTER) for name in ("a_zero", "b_zero", "y_zero")),
+        *((name, INTEGER * _RANK) for name in ("shape", "a_strides", "b_strides")),
+        *((name, INTEGER) for name in ("is_signed", "multiplies")),
+        *((name, FLOAT) for name in ("low", "high")),
+    )
+
+
+class _Map(ctypes.Structure):
+    """`byte_map` of `c/quantised_elementwise.c`."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("x", "y", "x_scale", "y_scale", "x_zero", "y_zero")),
+        *((name, INTEGER) for name in ("rows", "count", "y_row")),
+        *((name, INTEGER) for name in ("x_is_signed", "y_is_signed", "function")),
+        *((name, FLOAT) for name in ("alpha", "low", "high")),
+        ("unused", ctypes.c_int32),
+    )
+
+
+class _Maps(ctypes.Structure):
+    """`byte_maps` of `c/quantised_elementwise.c`."""
+
+    _fields_ = (("maps", POINTER), ("count", INTEGER))
+
+
+def _split(request: KernelRequest) -> tuple[int, int, int]:
+    """Return (outer, parts, inner): how often scales repeat, how many there are, elements each."""
+    shape = operands.input_spec(request, 0).shape
+    if operands.input_spec(request, 1).element_count == 1:
+        return 1, 1, math.prod(shape)
+    axis = operands.integer(request, "axis")
+    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+
+
+def _choose_rescaling(request: KernelRequest) -> KernelChoice | None:
+    is_quantise = request.operator == "QuantizeLinear"
+    source, result = operands.input_spec(request, 0), operands.output_spec(request)
+    levels, real = (result, source) if is_quantise else (source, result)
+    if native.LIBRARY is None or operands.integer(request, "block_size"):
+        return None
+    if levels.dtype not in byte_units.EIGHT_BITS or not levels.element_count:
+        return None
+    if real.dtype != compiled.FLOAT32 or operands.input_spec(request, 1).dtype != real.dtype:
+        return None
+    if request.attributes.get("precision", "") not in ("", "float32"):
+        return None
+    name = "quantise" if is_quantise else "dequantise"
+    return KernelChoice(kernel=f"native.bytes.{name}", cost=elements_moved(request))
+
+
+def _bind_rescaling(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    assert native.LIBRARY is not None
+    x, y = operands.required(inputs), operands.required(outputs)
+    levels = y if request.operator == "QuantizeLinear" else x
+    arguments = _Rescaling(
+        native.address(x),
+        native.address(y),
+        native.address(operands.required(inputs, 1)),
+        native.address(operands.optional(inputs, 2)),
+        *_split(request),
+        byte_units.is_signed(levels),
+        *byte_units.level_bounds(levels.dtype),
+    )
+    function = f"aegis_{choice.kernel.rpartition('.')[2]}"
+    return NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs))
+
+
+def _choose_dynamic(request: KernelRequest) -> KernelChoice | None:
+    source = operands.input_spec(request, 0)
+    if native.LIBRARY is None or source.dtype != compiled.FLOAT32 or not source.element_count:
+        return None
+    if not all(operands.has_output(request, position) for position in range(3)):
+        return None
+    return KernelChoice(
+        kernel="native.bytes.quantise_dynamically", cost=2 * elements_moved(request)
+    )
+
+
+def _bind_dynamic(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    assert native.LIBRARY is not None
+    x = operands.required(inputs)
+    addresses = (native.address(array) for array in (x, *outputs))
+    arguments = _DynamicQuantisation(*addresses, x.size)
+    function = "aegis_quantise_dynamically"
+    return NativeCall(native.LIBRARY, function, arguments, (x, *outputs))
+
+
+def _choose_pair(request: KernelRequest) -> KernelChoice | None:
+    a, b, result = (
+        operands.input_spec(request, 0),
+        operands.input_spec(request, 3),
+        operands.output_spec(request),
+    )
+    if native.LIBRARY is None or not result.element_count:
+        return None
+    if a.dtype not in byte_units.EIGHT_BITS or {b.dtype, result.dtype} != {a.dtype}:
+        return None
+    if not byte_units.is_single(request, 1, 2, 4, 5, 6, 7):
+        return None
+    broadcast = broadcasting.broadcast(result.shape, a.shape, b.shape)
+    if broadcast is None or broadcast.shape[-1] < min(_SHORT_RUN, result.element_count):
+        return None
+    return KernelChoice(
+        kernel="native.bytes.pair",
+        in_place=tuple((i, 0) for i in (0, 3) if request.inputs[i] == result),
+        cost=elements_moved(request),
+    )
+
+
+def _bind_pair(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    assert native.LIBRARY is not None
+    a, b, y = operands.required(inputs), operands.required(inputs, 3), operands.required(outputs)
+    broadcast = broadcasting.broadcast(y.shape, a.shape, b.shape)
+    assert broadcast is not None, request.node
+    arguments = _Pair(
+        *(native.address(array) for array in (a, b, y)),
+        *(native.address(operands.required(inputs, position)) for position in (1, 4, 6)),
+        *(native.address(operands.optional(inputs, position)) for position in (2, 5, 7)),
+        *(
+            (INTEGER * _RANK)(*values)
+            for values in (broadcast.shape, broadcast.a_strides, broadcast.b_strides)
+        ),
+        byte_units.is_signed(y),
+        request.operator.endswith("Mul"),
+        *byte_units.result_bounds(request),
+    )
+    return NativeCall(native.LIBRARY, "aegis_byte_pair", arguments, (*inputs, y))
+
+
+def _parts(request: KernelRequest) -> list[int]:
+    """Return the positions of what is mapped; scale and zero point follow."""
+    return list(range(2, len(request.inputs), 3)) if request.operator == _CONCAT else [0]
+
+
+def _choose_map(request: KernelRequest) -> KernelChoice | None:
+    parts = _parts(request)
+    specs = [operands.output_spec(request), *(operands.input_spec(request, i) for i in parts)]
+    others = [i for i in range(len(request.inputs)) if i not in parts]
+    if native.LIBRARY is None or not all(spec.element_count for spec in specs):
+        return None
+    if not {spec.dtype for spec in specs} <= set(byte_units.EIGHT_BITS):
+        return None
+    if not byte_units.is_single(request, *others):
+        return None
+    return KernelChoice(kernel="native.bytes.map", cost=elements_moved(request))
+
+
+def _bind_map(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    assert native.LIBRARY is not None
+    y = operands.required(outputs)
+    axis = operands.integer(request, "axis") if request.operator == _CONCAT else 0
+    y_scale, y_zero = (0, 1) if request.operator == _CONCAT else (3, 4)
+    y_row = math.prod(y.shape[axis:])
+    start = y.ctypes.data
+    maps = []
+    for position in _parts(request):
+        x = operands.required(inputs, position)
+        count = math.prod(x.shape[axis:])
+        zero = operands.optional(inputs, position + 2)
+        maps.append(
+            _Map(
+                native.address(x),
+                start,
+                native.address(operands.required(inputs, position + 1)),
+                native.address(operands.required(inputs, y_scale)),
+                native.address(zero),
+                native.address(operands.optional(inputs, y_zero)),
+                *(x.size // count, count, y_row),
+                *(byte_units.is_signed(x), byte_units.is_signed(y)),
+                _FUNCTIONS[request.operator],
+                operands.number(request, "alpha") if "alpha" in request.attributes else 0.0,
+                *byte_units.result_bounds(request),
+            )
+        )
+        start += count
+    array = (_Map * len(maps))(*maps)
+    arguments = _Maps(ctypes.addressof(array), len(maps))
+    return NativeCall(native.LIBRARY, "aegis_byte_map", arguments, (*inputs, y, array))
+
+
+KERNEL_FAMILY: tuple[CpuKernel, ...] = (
+    CpuKernel(("QuantizeLinear", "DequantizeLinear"), _choose_rescaling, _bind_rescaling),
+    CpuKernel(("DynamicQuantizeLinear",), _choose_dynamic, _bind_dynamic),
+    CpuKernel(("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul"), _choose_pair, _bind_pair),
+    CpuKernel(tuple(_FUNCTIONS), _choose_map, _bind_map),
+)

@@ -1,0 +1,78 @@
+"""CUDA C++ to loaded kernels, each source once, and once per machine: images are kept on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from aegis_pipe.device.cuda import driver
+
+ENTRY = "k"
+"""The name of the kernel in every source."""
+
+
+def cache_folder() -> Path:
+    """Return where compiled kernels and measured choices are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "aegis-pipe" / "cuda"
+
+
+class DiskCache:
+    """Bytes by key, written whole or not at all; a folder that can not be written keeps nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, key: str) -> bytes | None:
+        """Return what was kept, if anything."""
+        try:
+            return (self._folder / key).read_bytes()
+        except OSError:
+            return None
+
+    def write(self, key: str, content: bytes) -> None:
+        """Keep bytes under a key."""
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            file, name = tempfile.mkstemp(dir=self._folder)
+            with os.fdopen(file, "wb") as target:
+                target.write(content)
+            os.replace(name, self._folder / key)
+
+
+class KernelCompiler:
+    """Compiles and loads sources; every image is unloaded at `close`."""
+
+    def __init__(self, architecture: str, cache: DiskCache) -> None:
+        self._architecture = architecture
+        self._cache = cache
+        self._functions: dict[str, int] = {}
+        self._libraries: list[int] = []
+
+    def function(self, source: str, shared_bytes: int = 0) -> int:
+        """Return the loaded kernel of a source; its name is `ENTRY`."""
+        key = hashlib.sha256(source.encode()).hexdigest()
+        if key not in self._functions:
+            library = driver.load_library(self._image(source, key))
+            self._libraries.append(library)
+            self._functions[key] = driver.kernel_function(library, ENTRY)
+            if shared_bytes > 48 << 10:
+                driver.allow_shared_memory(self._functions[key], shared_bytes)
+        return self._functions[key]
+
+    def close(self) -> None:
+        """Unload everything; idempotent."""
+        self._functions.clear()
+        while self._libraries:
+            driver.unload_library(self._libraries.pop())
+
+    def _image(self, source: str, key: str) -> bytes:
+        name = f"{key}.{self._architecture}.{driver.compiler_version()}.cubin"
+        image = self._cache.read(name)
+        if image is None:
+            image = driver.compile_cubin(source, self._architecture)
+            self._cache.write(name, image)
+        return image

@@ -1,0 +1,271 @@
+"""A GPU as a device: streams, events, planned memory, kernels of our own and of its libraries."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Self, TypeVar
+
+import numpy as np
+
+from aegis_pipe.clock import Clock
+from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.compiler import DiskCache, KernelCompiler, cache_folder
+from aegis_pipe.device.cuda.event import CudaEvent
+from aegis_pipe.device.cuda.faults import FaultWords
+from aegis_pipe.device.cuda.graph import CudaGraph, CudaKernelCall
+from aegis_pipe.device.cuda.kernels import KERNELS
+from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Machine
+from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_of
+from aegis_pipe.device.cuda.stamps import Stamps
+from aegis_pipe.device.cuda.stream import CudaStream
+from aegis_pipe.device.cuda.timeline import Timeline
+from aegis_pipe.device.protocols import (
+    DeviceCapabilities,
+    DeviceDescription,
+    DeviceEvent,
+    DeviceGraph,
+    DeviceStream,
+    KernelCall,
+    Region,
+)
+from aegis_pipe.errors import PermanentError, UnsupportedOperatorError
+from aegis_pipe.kernel import KernelChoice, KernelRequest
+
+_Resource = CudaRegion | CudaStream | CudaEvent | CudaGraph
+_AnyResource = TypeVar("_AnyResource", CudaRegion, CudaStream, CudaEvent, CudaGraph)
+
+
+class CudaContext:
+    """An open GPU. Made by `open_context`, which has checked that there is one."""
+
+    def __init__(self, index: int, clock: Clock) -> None:
+        self._device = driver.device(index)
+        self._name = f"cuda:{index}"
+        self._handle = driver.retain_context(self._device)
+        self._allocation_count = 0
+        # Weak, so that what is dropped unclosed warns at once; by number, so that the order of
+        # closing is the order of making.
+        self._resources: weakref.WeakValueDictionary[int, _Resource]
+        self._resources = weakref.WeakValueDictionary()
+        self._numbers = itertools.count()
+        major, minor = (
+            driver.attribute(self._device, f"COMPUTE_CAPABILITY_{part}")
+            for part in ("MAJOR", "MINOR")
+        )
+        compiler = KernelCompiler(f"sm_{major}{minor}", DiskCache(cache_folder()))
+        self._machine = Machine(
+            compiler=compiler,
+            cache=DiskCache(cache_folder()),
+            model=driver.device_name(self._device),
+            capability=10 * major + minor,
+            multiprocessors=driver.attribute(self._device, "MULTIPROCESSOR_COUNT"),
+        )
+        self._stamps = Stamps(compiler)
+        self._faults = FaultWords()
+        self._capture_stream = driver.create_stream(0)
+        self._timeline = Timeline(clock, self._stamps.sample)
+        self._priorities = driver.stream_priority_range()
+        self._description = self._describe()
+        self._is_open = True
+
+    @property
+    def description(self) -> DeviceDescription:
+        """Facts about the device."""
+        return self._description
+
+    @property
+    def capabilities(self) -> DeviceCapabilities:
+        """Graphs are launched by the device, copies overlap, completion is polled."""
+        least, greatest = self._priorities
+        return DeviceCapabilities(
+            graph_capture=True, async_copy=True, stream_priorities=least - greatest + 1
+        )
+
+    @property
+    def allocation_count(self) -> int:
+        """Calls of `allocate` since the context was opened."""
+        return self._allocation_count
+
+    def allocate(self, size_bytes: int) -> CudaRegion:
+        """Reserve zeroed memory; PermanentError if the device has not that much to give."""
+        self._assert_open()
+        try:
+            region = CudaRegion.reserve(size_bytes)
+        except driver.DriverError as error:
+            raise self._out_of_memory(size_bytes) from error
+        self._allocation_count += 1
+        return self._own(region)
+
+    def write(self, target: Region, source: np.ndarray) -> None:
+        """Copy host bytes into a region and wait; for loading only."""
+        assert source.flags.c_contiguous, "host arrays of copies are C-contiguous"
+        assert source.nbytes == target.size_bytes, f"{source.nbytes} host bytes go to {target!r}"
+        address = address_of(target)
+        if source.nbytes:
+            driver.copy_to_device(address, source.ctypes.data, source.nbytes)
+
+    def read(self, source: Region, target: np.ndarray) -> None:
+        """Copy a region to the host and wait; for loading and tests only."""
+        assert target.flags.c_contiguous, "host arrays of copies are C-contiguous"
+        assert target.nbytes == source.size_bytes, f"{target.nbytes} host bytes from {source!r}"
+        address = address_of(source)
+        if target.nbytes:
+            driver.copy_to_host(target.ctypes.data, address, target.nbytes)
+
+    def create_stream(self, index: int, *, priority: int = 0) -> DeviceStream:
+        """Make a stream; priorities beyond what the device has count as its highest."""
+        self._assert_open()
+        least, greatest = self._priorities
+        handle = driver.create_stream(max(greatest, least - priority))
+        return self._own(CudaStream(index, handle, self._handle, self._faults))
+
+    def create_event(self) -> DeviceEvent:
+        """Make an event."""
+        self._assert_open()
+        return self._own(CudaEvent(self._timeline))
+
+    def select(self, request: KernelRequest) -> KernelChoice:
+        """Offer the first kernel that takes the request.
+
+        Raises UnsupportedOperatorError if there is none: reference functions run on the host, and
+        nothing moves there unless the manifest says so.
+        """
+        for kernel in KERNELS.candidates(request.operator):
+            choice = kernel.choose(request, self._machine)
+            if choice is not None:
+                return choice
+        raise self._unsupported(request)
+
+    def bind(
+        self,
+        request: KernelRequest,
+        choice: KernelChoice,
+        inputs: Sequence[Region | None],
+        outputs: Sequence[Region | None],
+        workspace: Region | None,
+    ) -> KernelCall:
+        """Fix a kernel to its operands; a view's call has nothing to run."""
+        self._assert_open()
+        if choice.view is not None:
+            return CudaKernelCall(choice.kernel, request.node, ())
+        binding = Binding(
+            request=request,
+            choice=choice,
+            machine=self._machine,
+            inputs=tuple(None if region is None else address_of(region) for region in inputs),
+            outputs=tuple(None if region is None else address_of(region) for region in outputs),
+            workspace=0 if workspace is None else address_of(workspace),
+            fault_words=self._faults,
+        )
+        launches = self._kernel_of(request, choice).bind(binding)
+        return CudaKernelCall(choice.kernel, request.node, tuple(launches), tuple(binding.faults))
+
+    def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
+        """Capture bound calls as one CUDA graph, to run in this order."""
+        self._assert_open()
+        graph = CudaGraph(
+            calls, self._capture_stream, self._stamps.enqueue, self._timeline, self._faults
+        )
+        return self._own(graph)
+
+    def set_progress_listener(self, listener: Callable[[], None] | None) -> None:
+        """Do nothing: this device's events are polled."""
+
+    def close(self) -> None:
+        """Finish and close the streams, then everything else; idempotent."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        driver.make_current(self._handle)
+        remaining = list(self._resources.values())
+        for resource in sorted(remaining, key=lambda one: not isinstance(one, CudaStream)):
+            resource.close()
+        self._timeline.close()
+        self._stamps.close()
+        self._faults.close()
+        self._machine.close()
+        driver.destroy_stream(self._capture_stream)
+        driver.release_context(self._device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "open" if self._is_open else "closed"
+        return f"<CudaContext {self._name}, {self._description.model}, {state}>"
+
+    def __del__(self) -> None:
+        if getattr(self, "_is_open", False):
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    def _assert_open(self) -> None:
+        assert self._is_open, f"{self!r} is used after it was closed"
+
+    def _own(self, resource: _AnyResource) -> _AnyResource:
+        self._resources[next(self._numbers)] = resource
+        return resource
+
+    def _kernel_of(self, request: KernelRequest, choice: KernelChoice) -> CudaKernel:
+        # Asked again instead of remembered: choosing is pure, and a table of choices would grow.
+        for kernel in KERNELS.candidates(request.operator):
+            offer = kernel.choose(request, self._machine)
+            if offer is not None and offer.kernel == choice.kernel:
+                return kernel
+        raise AssertionError(f"kernel {choice.kernel} was not offered for {request.operator}")
+
+    def _describe(self) -> DeviceDescription:
+        version = driver.driver_version()
+        return DeviceDescription(
+            name=self._name,
+            model=self._machine.model,
+            memory_bytes=driver.device_memory_bytes(self._device),
+            compute_units=self._machine.multiprocessors,
+            alignment_bytes=ALIGNMENT_BYTES,
+            library_versions=(
+                ("cuda driver", f"{version // 1000}.{version % 1000 // 10}"),
+                ("nvrtc", driver.compiler_version()),
+                *self._machine.library_versions(),
+            ),
+        )
+
+    def _out_of_memory(self, size_bytes: int) -> PermanentError:
+        free_bytes = driver.free_memory_bytes()
+        return PermanentError(
+            f"{_mebibytes(size_bytes)} were asked for, but only {_mebibytes(free_bytes)} of "
+            f"{_mebibytes(self._description.memory_bytes)} are free",
+            context=self._name,
+            hint="load fewer or smaller models, lower their precision, or end what else is on the "
+            "device (nvidia-smi lists it)",
+        )
+
+    def _unsupported(self, request: KernelRequest) -> UnsupportedOperatorError:
+        known = KERNELS.operators()
+        where = f"node `{request.node}`"
+        if request.operator in known:
+            operands = ", ".join("-" if spec is None else str(spec) for spec in request.inputs)
+            return UnsupportedOperatorError(
+                f"no kernel of {self._name} runs `{request.operator}` on ({operands}) "
+                "with these attributes",
+                context=where,
+                hint='convert the model, or run it with `kind = "cpu"`',
+            )
+        near = difflib.get_close_matches(request.operator, known, n=3)
+        alternatives = " or ".join(f"`{name}`" for name in near)
+        return UnsupportedOperatorError(
+            f"{self._name} has no kernel for operator `{request.operator}`",
+            context=where,
+            hint=f"did you mean {alternatives}?"
+            if near
+            else 'export the model without this operator, or run it with `kind = "cpu"`',
+        )
+
+
+def _mebibytes(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:,.1f} MiB"

@@ -1,0 +1,438 @@
+"""The one door to the CUDA driver and its compiler: every call is checked here.
+
+Nothing else imports `cuda`. Handles go in and out of these functions as plain integers and stay
+within this folder; a call that fails raises an AegisError of the right category:
+
+    transient   the driver is busy or not ready: the same call may succeed later
+    permanent   the call or this machine's set-up is wrong
+    fatal       the device failed, or a kernel broke the context: every later call fails too
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cuda.bindings import driver as cu
+from cuda.bindings import nvrtc
+
+from aegis_pipe.errors import AegisError, DeviceLostError, PermanentError, TransientError
+
+_SUCCESS = cu.CUresult.CUDA_SUCCESS
+_NOT_READY = cu.CUresult.CUDA_ERROR_NOT_READY
+
+_TRANSIENT = frozenset({46, 802, 909})
+"""Device unavailable, system not ready, timeout."""
+
+_FATAL = frozenset(
+    {4, 201, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 720, 721, 911, 999}
+)
+"""Shut down or destroyed contexts, hardware faults, and what a kernel did wrong (sticky)."""
+
+
+class DriverError(Exception):
+    """A driver call failed; its code decides what is raised to the outside."""
+
+    def __init__(self, function: str, code: int, name: str, text: str) -> None:
+        super().__init__(f"{function}: {name} ({code}): {text}")
+        self.function = function
+        self.code = code
+        self.name = name
+        self.text = text
+
+    def classified(self) -> AegisError:
+        """Return the error for the outside, by category."""
+        message = f"the CUDA driver's {self.function} failed: {self.name} ({self.text})"
+        if self.code in _FATAL:
+            return DeviceLostError(
+                message,
+                context="cuda",
+                hint="the device can not be used any more by this process: end it and start anew; "
+                "if it happens again, run the model under compute-sanitizer and report it",
+            )
+        if self.code in _TRANSIENT:
+            return TransientError(message, context="cuda", hint="try again")
+        return PermanentError(
+            message, context="cuda", hint="see `aegis-pipe doctor` for what the device offers"
+        )
+
+
+def checked(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a driver function; return its results, raise the classified error of its code."""
+    code, *results = function(*arguments)
+    if code != _SUCCESS:
+        raise _error(function, code).classified()
+    return results[0] if len(results) == 1 else results
+
+
+def raw(function: Callable[..., Any], *arguments: Any) -> Any:
+    """As `checked`, but raise DriverError, for callers that know what a code means to them."""
+    code, *results = function(*arguments)
+    if code != _SUCCESS:
+        raise _error(function, code)
+    return results[0] if len(results) == 1 else results
+
+
+def _error(function: Callable[..., Any], code: Any) -> DriverError:
+    number = int(code)
+    try:
+        text = cu.cuGetErrorString(code)[1].decode()
+    except (AttributeError, TypeError, RuntimeError):
+        text = "no description"
+    return DriverError(
+        getattr(function, "__name__", "call"), number, getattr(code, "name", str(number)), text
+    )
+
+
+# --- Devices and contexts ---------------------------------------------------------------------
+
+
+def initialise() -> None:
+    """Load and start the driver; DriverError, or RuntimeError if there is no library."""
+    raw(cu.cuInit, 0)
+
+
+def driver_version() -> int:
+    """Return the CUDA version the driver offers: 13000 for 13.0."""
+    return int(raw(cu.cuDriverGetVersion))
+
+
+def device_count() -> int:
+    """Return the number of GPUs."""
+    return int(raw(cu.cuDeviceGetCount))
+
+
+def device(index: int) -> int:
+    """Return a GPU's ordinal."""
+    return int(checked(cu.cuDeviceGet, index))
+
+
+def device_name(ordinal: int) -> str:
+    """Return what the maker calls it."""
+    return str(checked(cu.cuDeviceGetName, 96, ordinal).split(b"\0")[0].decode())
+
+
+def device_memory_bytes(ordinal: int) -> int:
+    """Return the size of its memory."""
+    return int(checked(cu.cuDeviceTotalMem, ordinal))
+
+
+def attribute(ordinal: int, name: str) -> int:
+    """Return a device attribute: `MULTIPROCESSOR_COUNT`, ..."""
+    key = getattr(cu.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+    return int(checked(cu.cuDeviceGetAttribute, key, ordinal))
+
+
+def retain_context(ordinal: int) -> int:
+    """Open the device's primary context, which libraries share, and make it current."""
+    handle = int(checked(cu.cuDevicePrimaryCtxRetain, ordinal))
+    make_current(handle)
+    return handle
+
+
+def make_current(context: int) -> None:
+    """Make a context the calling thread's."""
+    checked(cu.cuCtxSetCurrent, context)
+
+
+def release_context(ordinal: int) -> None:
+    """Give the primary context back."""
+    checked(cu.cuDevicePrimaryCtxRelease, ordinal)
+
+
+def synchronise_context() -> None:
+    """Wait for everything."""
+    checked(cu.cuCtxSynchronize)
+
+
+def stream_priority_range() -> tuple[int, int]:
+    """Return (least, greatest); greater urgency is the smaller number."""
+    least, greatest = checked(cu.cuCtxGetStreamPriorityRange)
+    return int(least), int(greatest)
+
+
+# --- Memory -----------------------------------------------------------------------------------
+
+
+def free_memory_bytes() -> int:
+    """Return how much device memory is free."""
+    return int(checked(cu.cuMemGetInfo)[0])
+
+
+def allocate(size_bytes: int) -> int:
+    """Reserve device memory; DriverError if there is none."""
+    return int(raw(cu.cuMemAlloc, size_bytes))
+
+
+def free(address: int) -> None:
+    """Give device memory back."""
+    checked(cu.cuMemFree, address)
+
+
+def allocate_pinned(size_bytes: int) -> int:
+    """Reserve page-locked host memory, also addressable by the device."""
+    flags = cu.CU_MEMHOSTALLOC_PORTABLE | cu.CU_MEMHOSTALLOC_DEVICEMAP
+    return int(checked(cu.cuMemHostAlloc, size_bytes, flags))
+
+
+def free_pinned(address: int) -> None:
+    """Give page-locked memory back."""
+    checked(cu.cuMemFreeHost, address)
+
+
+def fill_zero(address: int, size_bytes: int) -> None:
+    """Zero device memory and wait."""
+    checked(cu.cuMemsetD8, address, 0, size_bytes)
+    checked(cu.cuCtxSynchronize)
+
+
+def copy_to_device(target: int, source: int, size_bytes: int) -> None:
+    """Copy from the host and wait."""
+    checked(cu.cuMemcpyHtoD, target, source, size_bytes)
+    checked(cu.cuCtxSynchronize)
+
+
+def copy_to_host(target: int, source: int, size_bytes: int) -> None:
+    """Copy to the host and wait."""
+    checked(cu.cuCtxSynchronize)
+    checked(cu.cuMemcpyDtoH, target, source, size_bytes)
+
+
+def enqueue_copy_to_device(target: int, source: int, size_bytes: int, stream: int) -> None:
+    """Enqueue a copy from page-locked memory."""
+    checked(cu.cuMemcpyHtoDAsync, target, source, size_bytes, stream)
+
+
+def enqueue_copy_to_host(target: int, source: int, size_bytes: int, stream: int) -> None:
+    """Enqueue a copy to page-locked memory."""
+    checked(cu.cuMemcpyDtoHAsync, target, source, size_bytes, stream)
+
+
+def enqueue_copy(target: int, source: int, size_bytes: int, stream: int) -> None:
+    """Enqueue a copy within the device."""
+    checked(cu.cuMemcpyDtoDAsync, target, source, size_bytes, stream)
+
+
+def enqueue_zero(target: int, size_bytes: int, stream: int) -> None:
+    """Enqueue zeroing."""
+    checked(cu.cuMemsetD8Async, target, 0, size_bytes, stream)
+
+
+# --- Streams and events -----------------------------------------------------------------------
+
+
+def create_stream(priority: int) -> int:
+    """Make a stream that does not wait for the legacy default stream."""
+    flags = int(cu.CUstream_flags.CU_STREAM_NON_BLOCKING)
+    return int(checked(cu.cuStreamCreateWithPriority, flags, priority))
+
+
+def destroy_stream(stream: int) -> None:
+    """Release a stream."""
+    checked(cu.cuStreamDestroy, stream)
+
+
+def synchronise_stream(stream: int) -> None:
+    """Wait for a stream."""
+    checked(cu.cuStreamSynchronize, stream)
+
+
+def stream_is_idle(stream: int) -> bool:
+    """Return whether everything enqueued has finished; raises what went wrong."""
+    return _is_done(cu.cuStreamQuery, stream)
+
+
+def wait_event(stream: int, event: int) -> None:
+    """Have a stream wait for an event's latest record."""
+    checked(cu.cuStreamWaitEvent, stream, event, 0)
+
+
+def create_event() -> int:
+    """Make an event with a time."""
+    return int(checked(cu.cuEventCreate, int(cu.CUevent_flags.CU_EVENT_DEFAULT)))
+
+
+def destroy_event(event: int) -> None:
+    """Release an event."""
+    checked(cu.cuEventDestroy, event)
+
+
+def record_event(event: int, stream: int) -> None:
+    """Record an event."""
+    checked(cu.cuEventRecord, event, stream)
+
+
+def event_is_done(event: int) -> bool:
+    """Return whether an event was reached."""
+    return _is_done(cu.cuEventQuery, event)
+
+
+def synchronise_event(event: int) -> None:
+    """Wait for an event."""
+    checked(cu.cuEventSynchronize, event)
+
+
+def elapsed_ns(first: int, second: int) -> int:
+    """Return the time between two events that were reached."""
+    return round(float(checked(cu.cuEventElapsedTime, first, second)) * 1e6)
+
+
+def _is_done(query: Callable[..., Any], handle: int) -> bool:
+    (code,) = query(handle)
+    if code == _SUCCESS:
+        return True
+    if code == _NOT_READY:
+        return False
+    raise _error(query, code).classified()
+
+
+# --- Green contexts ---------------------------------------------------------------------------
+
+
+def create_partition(ordinal: int, sm_count: int) -> tuple[int, int]:
+    """Make a green context of at least `sm_count` multiprocessors; return it and its size.
+
+    Partitions are not exclusive: the caller sizes them so that they fit side by side.
+    """
+    kind = cu.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
+    whole = checked(cu.cuDeviceGetDevResource, ordinal, kind)
+    groups, _, _ = checked(cu.cuDevSmResourceSplitByCount, 1, whole, 0, sm_count)
+    part = groups[0]
+    description = checked(cu.cuDevResourceGenerateDesc, [part], 1)
+    flags = int(cu.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM)
+    green = int(checked(cu.cuGreenCtxCreate, description, ordinal, flags))
+    return green, int(part.sm.smCount)
+
+
+def create_partition_stream(partition: int, priority: int) -> int:
+    """Make a stream whose work stays within a green context."""
+    flags = int(cu.CUstream_flags.CU_STREAM_NON_BLOCKING)
+    return int(checked(cu.cuGreenCtxStreamCreate, partition, flags, priority))
+
+
+def destroy_partition(partition: int) -> None:
+    """Release a green context."""
+    checked(cu.cuGreenCtxDestroy, partition)
+
+
+# --- Kernels ----------------------------------------------------------------------------------
+
+
+def load_library(image: bytes) -> int:
+    """Load a compiled image."""
+    return int(checked(cu.cuLibraryLoadData, image, [], [], 0, [], [], 0))
+
+
+def unload_library(library: int) -> None:
+    """Unload an image."""
+    checked(cu.cuLibraryUnload, library)
+
+
+def kernel_function(library: int, name: str) -> int:
+    """Return a kernel of a loaded image, for the current context."""
+    kernel = checked(cu.cuLibraryGetKernel, library, name.encode())
+    return int(checked(cu.cuKernelGetFunction, kernel))
+
+
+def allow_shared_memory(function: int, size_bytes: int) -> None:
+    """Raise a kernel's limit of dynamic shared memory."""
+    key = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    checked(cu.cuFuncSetAttribute, function, key, size_bytes)
+
+
+class Arguments:
+    """A kernel's arguments, packed once: device addresses, or 32- and 64-bit numbers."""
+
+    __slots__ = ("_keep", "address")
+
+    def __init__(self, values: Sequence[int | ctypes.c_float | ctypes.c_int]) -> None:
+        cells = [ctypes.c_void_p(each) if isinstance(each, int) else each for each in values]
+        table = (ctypes.c_void_p * max(1, len(cells)))(*map(ctypes.addressof, cells))
+        self._keep = (cells, table)
+        self.address = ctypes.addressof(table)
+
+
+def launch(
+    function: int,
+    grid: tuple[int, int, int],
+    block: tuple[int, int, int],
+    shared_bytes: int,
+    stream: int,
+    arguments: Arguments,
+) -> None:
+    """Enqueue a kernel."""
+    checked(cu.cuLaunchKernel, function, *grid, *block, shared_bytes, stream, arguments.address, 0)
+
+
+def compile_cubin(source: str, architecture: str) -> bytes:
+    """Compile CUDA C++ for one architecture (`sm_90`); needs neither GPU nor driver.
+
+    Raises AssertionError with the compiler's log: sources are our own.
+    """
+    program = _nvrtc(nvrtc.nvrtcCreateProgram, source.encode(), b"kernel.cu", 0, [], [])
+    options = [b"--std=c++17", f"--gpu-architecture={architecture}".encode()]
+    (code,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    if code != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        log = bytes(_nvrtc(nvrtc.nvrtcGetProgramLogSize, program))
+        _nvrtc(nvrtc.nvrtcGetProgramLog, program, log)
+        raise AssertionError(f"a kernel does not compile: {log.decode()}\n{source}")
+    image = bytes(_nvrtc(nvrtc.nvrtcGetCUBINSize, program))
+    _nvrtc(nvrtc.nvrtcGetCUBIN, program, image)
+    _nvrtc(nvrtc.nvrtcDestroyProgram, program)
+    return image
+
+
+def compiler_version() -> str:
+    """Return NVRTC's version."""
+    major, minor = _nvrtc(nvrtc.nvrtcVersion)
+    return f"{major}.{minor}"
+
+
+def _nvrtc(function: Callable[..., Any], *arguments: Any) -> Any:
+    code, *results = function(*arguments)
+    assert code == nvrtc.nvrtcResult.NVRTC_SUCCESS, f"{function.__name__}: {code}"
+    return results[0] if len(results) == 1 else results
+
+
+# --- Graphs -----------------------------------------------------------------------------------
+
+
+def begin_capture(stream: int) -> None:
+    """Record what is enqueued on a stream instead of running it; other threads are free."""
+    mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    checked(cu.cuStreamBeginCapture, stream, mode)
+
+
+def end_capture(stream: int) -> int:
+    """Return what was recorded."""
+    return int(checked(cu.cuStreamEndCapture, stream))
+
+
+def abandon_capture(stream: int) -> None:
+    """End a capture that failed half-way, and drop what was recorded."""
+    code, graph = cu.cuStreamEndCapture(stream)
+    if code == _SUCCESS and int(graph):
+        cu.cuGraphDestroy(graph)
+
+
+def instantiate(graph: int) -> int:
+    """Make a launchable of a recorded graph, which is released."""
+    launchable = int(checked(cu.cuGraphInstantiate, graph, 0))
+    checked(cu.cuGraphDestroy, graph)
+    return launchable
+
+
+def upload_graph(launchable: int, stream: int) -> None:
+    """Prepare a launch, so that the first is as quick as the others."""
+    checked(cu.cuGraphUpload, launchable, stream)
+
+
+def launch_graph(launchable: int, stream: int) -> None:
+    """Enqueue a graph."""
+    checked(cu.cuGraphLaunch, launchable, stream)
+
+
+def destroy_graph(launchable: int) -> None:
+    """Release a launchable."""
+    checked(cu.cuGraphExecDestroy, launchable)

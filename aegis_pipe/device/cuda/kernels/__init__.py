@@ -1,0 +1,29 @@
+"""The CUDA device's kernels; one module a family, asked in this order.
+
+A new family is one new module with `KERNEL_FAMILY` and one line here.
+"""
+
+from aegis_pipe.device.cuda.kernels import (
+    batch_normalisation,
+    elementwise,
+    indexing,
+    layout,
+    products,
+    rows,
+    windows,
+)
+from aegis_pipe.device.cuda.kernels.registry import KernelTable
+
+_FAMILIES = (
+    elementwise,
+    layout,
+    rows,
+    products,
+    windows,
+    indexing,
+    batch_normalisation,
+)
+
+KERNELS = KernelTable()
+for _family in _FAMILIES:
+    KERNELS.register(*_family.KERNEL_FAMILY)

@@ -1,0 +1,124 @@
+"""The CUDA device's kernel table: one entry per kernel, first registered is asked first.
+
+A kernel file defines `KERNEL_FAMILY`, and has one line in `kernels/__init__.py`. Choosing and
+binding happen at load; what binding returns is captured into graphs, and enqueues kernels at fixed
+addresses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.compiler import DiskCache, KernelCompiler
+from aegis_pipe.device.cuda.faults import FaultWord, FaultWords
+from aegis_pipe.kernel import KernelChoice, KernelRequest
+
+Enqueue = Callable[[int], None]
+"""Puts one kernel on the stream with this handle."""
+
+
+@dataclass(slots=True, eq=False)
+class Machine:
+    """What kernels may know of the device they are chosen for."""
+
+    compiler: KernelCompiler
+    cache: DiskCache
+    model: str
+    capability: int
+    """Major and minor as one number: 90."""
+    multiprocessors: int
+    libraries: dict[str, object] = field(default_factory=dict)
+    """Handles that kernel families keep, by name; each has `close` and `version`."""
+
+    def library_versions(self) -> tuple[tuple[str, str], ...]:
+        """Return names and versions of the libraries in use."""
+        return tuple(
+            (name, str(getattr(one, "version", "")))
+            for name, one in self.libraries.items()
+            if one is not None
+        )
+
+    def close(self) -> None:
+        """Close libraries and unload kernels."""
+        for library in self.libraries.values():
+            if library is not None:
+                library.close()  # type: ignore[attr-defined]
+        self.libraries.clear()
+        self.compiler.close()
+
+
+@dataclass(slots=True, eq=False)
+class Binding:
+    """A choice and the addresses it is bound to; 0 or None where an operand is left out."""
+
+    request: KernelRequest
+    choice: KernelChoice
+    machine: Machine
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int | None, ...]
+    workspace: int
+    fault_words: FaultWords
+    faults: list[FaultWord] = field(default_factory=list)
+
+    def given(self) -> list[int]:
+        """Return the addresses of the operands that are there."""
+        return [address for address in self.inputs if address is not None]
+
+    def fault(self) -> int:
+        """Return the address of an int32 to which the kernel writes what is wrong with its data."""
+        word = self.fault_words.word(self.request.node, self.choice.kernel)
+        self.faults.append(word)
+        return word.address
+
+    def kernel(
+        self,
+        source: str,
+        arguments: Sequence[int | ctypes.c_float | ctypes.c_int | None],
+        *,
+        grid: int | tuple[int, int, int],
+        block: int,
+        shared_bytes: int = 0,
+    ) -> Enqueue:
+        """Compile a source and return its launch."""
+        function = self.machine.compiler.function(source, shared_bytes)
+        packed = driver.Arguments([0 if each is None else each for each in arguments])
+        blocks = (grid, 1, 1) if isinstance(grid, int) else grid
+
+        def enqueue(stream: int) -> None:
+            driver.launch(function, blocks, (block, 1, 1), shared_bytes, stream, packed)
+
+        return enqueue
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CudaKernel:
+    """One kernel and the canonical operators it can run."""
+
+    operators: tuple[str, ...]
+    choose: Callable[[KernelRequest, Machine], KernelChoice | None]
+    """The offer, or None if this kernel does not do this request."""
+    bind: Callable[[Binding], Sequence[Enqueue]]
+
+
+class KernelTable:
+    """Kernels by operator, in the order they were registered."""
+
+    def __init__(self) -> None:
+        self._by_operator: dict[str, list[CudaKernel]] = {}
+
+    def register(self, *kernels: CudaKernel) -> None:
+        """Add kernels; earlier ones are asked first."""
+        for kernel in kernels:
+            for operator in kernel.operators:
+                self._by_operator.setdefault(operator, []).append(kernel)
+
+    def candidates(self, operator: str) -> Sequence[CudaKernel]:
+        """Return the kernels that know this operator."""
+        return self._by_operator.get(operator, ())
+
+    def operators(self) -> tuple[str, ...]:
+        """All operators some kernel knows, sorted."""
+        return tuple(sorted(self._by_operator))

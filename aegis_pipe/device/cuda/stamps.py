@@ -1,0 +1,40 @@
+"""The kernel that writes the GPU's time."""
+
+from __future__ import annotations
+
+from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.compiler import KernelCompiler
+from aegis_pipe.device.cuda.staging import pinned_bytes
+
+_SOURCE = """
+extern "C" __global__ void k(unsigned long long* target) {
+  unsigned long long t;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
+  *target = t;
+}
+"""
+
+
+class Stamps:
+    """Enqueues stamps, and takes single ones for the timeline."""
+
+    def __init__(self, compiler: KernelCompiler) -> None:
+        self._function = compiler.function(_SOURCE)
+        self._memory = driver.allocate_pinned(8)
+
+    def enqueue(self, address: int, stream: int) -> None:
+        """Enqueue a kernel that writes nanoseconds, as uint64, to an address."""
+        arguments = driver.Arguments([address])
+        driver.launch(self._function, (1, 1, 1), (1, 1, 1), 0, stream, arguments)
+
+    def sample(self, stream: int) -> int:
+        """Run one stamp on a stream, wait, and return it."""
+        self.enqueue(self._memory, stream)
+        driver.synchronise_stream(stream)
+        return int(pinned_bytes(self._memory, 8).view("u8")[0])
+
+    def close(self) -> None:
+        """Give the memory back; idempotent."""
+        if self._memory:
+            driver.free_pinned(self._memory)
+            self._memory = 0

@@ -1,0 +1,143 @@
+"""An ordered queue of work on the GPU."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import numpy as np
+
+from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.event import CudaEvent
+from aegis_pipe.device.cuda.faults import FaultWords
+from aegis_pipe.device.cuda.region import address_of
+from aegis_pipe.device.cuda.staging import PinnedStaging
+from aegis_pipe.device.protocols import DeviceEvent, Region
+from aegis_pipe.errors import AegisError
+
+_STAGING_BYTES = 1 << 16
+
+
+class CudaStream:
+    """A CUDA stream with its staging memory.
+
+    What is copied out is in the staging memory first, and delivered when somebody learns that the
+    stream got there: by an event recorded afterwards, or by `synchronise`.
+    """
+
+    def __init__(self, index: int, handle: int, context: int, faults: FaultWords) -> None:
+        self._index = index
+        self._handle = handle
+        self._context = context
+        self._faults = faults
+        self._thread = threading.get_ident()
+        self._order = 0
+        self._staging = PinnedStaging(_STAGING_BYTES)
+
+    @property
+    def index(self) -> int:
+        """Position in the stream pool."""
+        return self._index
+
+    @property
+    def handle(self) -> int:
+        """The driver's handle, current context made sure of; used within this folder."""
+        assert self._handle, f"{self!r} is used after it was closed"
+        thread = threading.get_ident()
+        if thread != self._thread:
+            # The driver keeps a current context per thread.
+            driver.make_current(self._context)
+            self._thread = thread
+        return self._handle
+
+    def copy_in(self, source: np.ndarray, target: Region) -> None:
+        """Enqueue a copy to the device; `source` may change as soon as this returns."""
+        assert source.flags.c_contiguous, "host arrays of copies are C-contiguous"
+        assert source.nbytes == target.size_bytes, f"{source.nbytes} host bytes go to {target!r}"
+        handle, address = self.handle, address_of(target)
+        if source.nbytes == 0:
+            return
+        self._make_room(source.nbytes)
+        self._order += 1
+        copy = self._staging.stage(source.nbytes, self._order, None)
+        np.copyto(copy.bytes, source.reshape(-1).view(np.uint8))
+        driver.enqueue_copy_to_device(address, copy.address, source.nbytes, handle)
+
+    def copy_out(self, source: Region, target: np.ndarray) -> None:
+        """Enqueue a copy to the host; `target` (C-contiguous) is filled when done."""
+        assert target.flags.c_contiguous, "host arrays of copies are C-contiguous"
+        assert target.nbytes == source.size_bytes, f"{target.nbytes} host bytes from {source!r}"
+        handle, address = self.handle, address_of(source)
+        if target.nbytes == 0:
+            return
+        self._make_room(target.nbytes)
+        self._order += 1
+        copy = self._staging.stage(target.nbytes, self._order, target.reshape(-1).view(np.uint8))
+        driver.enqueue_copy_to_host(copy.address, address, target.nbytes, handle)
+
+    def record(self, event: DeviceEvent) -> None:
+        """Enqueue: mark the event when everything before has finished."""
+        handle = self.handle
+        driver.record_event(_own(event).recorded(self, self._order), handle)
+
+    def wait(self, event: DeviceEvent) -> None:
+        """Enqueue: go on only once the event's latest record has been reached."""
+        handle = self.handle
+        if _own(event).is_recorded:
+            driver.wait_event(handle, _own(event).handle)
+
+    def synchronise(self) -> None:
+        """Block until everything enqueued has finished, then `check`."""
+        driver.synchronise_stream(self.handle)
+        self.reached(self._order)
+        self.check()
+
+    def check(self) -> None:
+        """Raise the first error of the work since the last check, and forget it.
+
+        Data that a kernel refused is a KernelError; what broke the context is a DeviceLostError,
+        for ever.
+        """
+        driver.stream_is_idle(self.handle)
+        error = self._faults.take(self._index)
+        if error is not None:
+            raise error
+
+    def reached(self, order: int) -> None:
+        """Deliver what was copied out up to a position that the stream is known to have passed."""
+        self._staging.retire(order)
+
+    def close(self) -> None:
+        """Finish what is enqueued and release; idempotent."""
+        if not self._handle:
+            return
+        handle = self.handle
+        try:
+            driver.synchronise_stream(handle)
+            self.reached(self._order)
+        except AegisError:
+            # A broken context finishes nothing, and who used the stream has been told.
+            pass
+        self._handle = 0
+        driver.destroy_stream(handle)
+        self._staging.close()
+
+    def __repr__(self) -> str:
+        return f"<CudaStream {self._index}, {'open' if self._handle else 'closed'}>"
+
+    def _make_room(self, size_bytes: int) -> None:
+        if self._staging.has_room(size_bytes):
+            return
+        driver.synchronise_stream(self._handle)
+        self.reached(self._order)
+        if not self._staging.has_room(size_bytes):
+            self._staging.grow(2 * size_bytes)
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", 0):
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+
+def _own(event: DeviceEvent) -> CudaEvent:
+    assert isinstance(event, CudaEvent), f"{event!r} belongs to another device"
+    return event

@@ -1,0 +1,82 @@
+"""Device time on the host's clock.
+
+Events tell times relative to each other, stamps tell the GPU's `%globaltimer`. Both are brought to
+the host's clock by anchors: something recorded on an idle stream of its own, between two readings
+of the host's clock. The offset is whatever agrees with the anchors; a new anchor moves it only as
+far as it has to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aegis_pipe.clock import Clock
+from aegis_pipe.device.cuda import driver
+
+_ANCHORS = 16
+_REFRESH_NS = 1_000_000_000
+"""Elapsed times are single-precision milliseconds: after a second they resolve 60 ns."""
+
+
+class Timeline:
+    """Keeps the anchor event and both offsets."""
+
+    def __init__(self, clock: Clock, stamp: Callable[[int], int]) -> None:
+        """`stamp` runs a stamp kernel on a stream, waits, and returns its `%globaltimer`."""
+        self._now_ns = clock.now_ns
+        self._stream = driver.create_stream(driver.stream_priority_range()[1])
+        self._anchor, self._spare, self._probe = (driver.create_event() for _ in range(3))
+        driver.record_event(self._anchor, self._stream)
+        driver.synchronise_event(self._anchor)
+        self._anchor_ns = clock.now_ns()
+        low, high = -(1 << 62), 1 << 62
+        stamp_low, stamp_high = low, high
+        for _ in range(_ANCHORS):
+            begin, device_ns, end = self._sample()
+            low, high = max(low, begin - device_ns), min(high, end - device_ns)
+            first = self._recorded(self._spare)
+            ticks = stamp(self._stream)
+            last = self._recorded(self._probe)
+            stamp_low, stamp_high = max(stamp_low, first - ticks), min(stamp_high, last - ticks)
+        self._anchor_ns += (low + high) // 2
+        self._stamp_offset_ns = (low + high) // 2 + (stamp_low + stamp_high) // 2
+        self.uncertainty_ns = max(0, high - low) // 2
+        self.stamp_uncertainty_ns = max(0, stamp_high - stamp_low) // 2
+
+    def event_ns(self, event: int) -> int:
+        """Return when an event was reached."""
+        if self._now_ns() - self._anchor_ns > _REFRESH_NS:
+            self._refresh()
+        return self._anchor_ns + driver.elapsed_ns(self._anchor, event)
+
+    @property
+    def stamp_offset_ns(self) -> int:
+        """What to add to a `%globaltimer` reading."""
+        return self._stamp_offset_ns
+
+    def close(self) -> None:
+        """Release the events and the stream."""
+        for event in (self._anchor, self._spare, self._probe):
+            driver.destroy_event(event)
+        driver.destroy_stream(self._stream)
+
+    def _sample(self) -> tuple[int, int, int]:
+        """Return host times around a record, and its device time by the present anchor."""
+        begin = self._now_ns()
+        device_ns = self._recorded(self._probe)
+        return begin, device_ns, self._now_ns()
+
+    def _recorded(self, event: int) -> int:
+        driver.record_event(event, self._stream)
+        driver.synchronise_event(event)
+        return self._anchor_ns + driver.elapsed_ns(self._anchor, event)
+
+    def _refresh(self) -> None:
+        """Take a new anchor, and let the host's readings around it correct the drift."""
+        begin = self._now_ns()
+        anchored_ns = self._recorded(self._spare)
+        end = self._now_ns()
+        corrected = min(max(anchored_ns, begin), end)
+        self._anchor, self._spare = self._spare, self._anchor
+        self._anchor_ns = corrected
+        self._stamp_offset_ns += corrected - anchored_ns

@@ -1,0 +1,106 @@
+"""Every kernel family's sources compile for every architecture; NVRTC needs no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from aegis_pipe.kernel import Attribute, KernelRequest
+from aegis_pipe.tensor import TensorSpec
+
+driver = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
+from aegis_pipe.device.cuda.faults import FaultWord  # noqa: E402
+from aegis_pipe.device.cuda.kernels import KERNELS  # noqa: E402
+from aegis_pipe.device.cuda.kernels.registry import Binding, Machine  # noqa: E402
+
+ARCHITECTURES = ("sm_75", "sm_90", "sm_100")
+
+
+class CollectingCompiler:
+    """Keeps sources instead of loading them."""
+
+    def __init__(self) -> None:
+        self.sources: list[str] = []
+
+    def function(self, source: str, shared_bytes: int = 0) -> int:
+        self.sources.append(source)
+        return 1
+
+
+class _Words:
+    def word(self, node: str, kernel: str) -> FaultWord:
+        return FaultWord(64, np.zeros(1, np.int32), node, kernel)
+
+
+def sources_of(request: KernelRequest) -> list[str]:
+    """Return the sources of the first kernel of our own that takes a request."""
+    compiler = CollectingCompiler()
+    machine = Machine(compiler, None, "none", 90, 132)
+    for kernel in KERNELS.candidates(request.operator):
+        choice = kernel.choose(request, machine)
+        if choice is not None:
+            addresses = [
+                tuple(None if spec is None else 256 * (at + 1) for at, spec in enumerate(specs))
+                for specs in (request.inputs, request.outputs)
+            ]
+            kernel.bind(Binding(request, choice, machine, *addresses, 0, _Words()))
+            return compiler.sources
+    raise AssertionError(f"{request.operator} is not known")
+
+
+def _request(
+    operator: str,
+    inputs: Sequence[tuple[int, ...]],
+    output: tuple[int, ...],
+    attributes: Mapping[str, Attribute] | None = None,
+    dtype: object = np.float32,
+) -> KernelRequest:
+    specs = tuple(TensorSpec(np.dtype(dtype), shape) for shape in inputs)
+    return KernelRequest(
+        operator, "node", attributes or {}, specs, (TensorSpec(np.dtype(dtype), output),)
+    )
+
+
+_WINDOWS = {"kernel_shape": (3, 3), "strides": (1, 1), "dilations": (1, 1), "pads": (1, 1, 1, 1)}
+_CONV = {**_WINDOWS, "group": 1}
+_HALF = ml_dtypes.bfloat16
+
+REQUESTS = {
+    "add": _request("Add", [(4, 8), (8,)], (4, 8)),
+    "gelu half": _request(
+        "com.microsoft.BiasGelu", [(4, 8), (8,)], (4, 8), {"approximate": "none"}, np.float16
+    ),
+    "transpose": _request("Transpose", [(4, 6)], (6, 4), {"perm": (1, 0)}, _HALF),
+    "softmax": _request("Softmax", [(4, 100)], (4, 100), {"axes": (1,)}, np.float16),
+    "long softmax": _request("Softmax", [(4, 40000)], (4, 40000), {"axes": (1,)}),
+    "columns": _request("ReduceMean", [(4, 5, 64)], (4, 64), {"axes": (1,), "keepdims": 0}),
+    "layer": _request(
+        "LayerNormalization", [(4, 768), (768,), (768,)], (4, 768), {"axis": 1, "epsilon": 1e-5}
+    ),
+    "matmul": _request("MatMul", [(2, 5, 7), (7, 3)], (2, 5, 3)),
+    "conv": _request("Conv", [(1, 3, 8, 8), (4, 3, 3, 3), (4,)], (1, 4, 8, 8), _CONV),
+    "pool": _request("MaxPool", [(1, 3, 8, 8)], (1, 3, 8, 8), {**_WINDOWS, "storage_order": 0}),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_compiles_everywhere(name: str) -> None:
+    sources = sources_of(REQUESTS[name])
+    assert sources, "a kernel that does something has a source"
+    for source in sources:
+        for architecture in ARCHITECTURES:
+            image = driver.compile_cubin(source, architecture)
+            assert image.startswith(b"\x7fELF")
+
+
+def test_same_source_for_the_same_request() -> None:
+    for request in REQUESTS.values():
+        assert sources_of(request) == sources_of(request)
+
+
+def test_a_source_that_is_wrong_is_told() -> None:
+    with pytest.raises(AssertionError, match="undefined"):
+        driver.compile_cubin('extern "C" __global__ void k() { nothing(); }', "sm_90")
