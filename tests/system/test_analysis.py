@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.system.running import ROOT, aegis, save_model, small_nodes
 
 MANIFEST = """
