@@ -52,7 +52,8 @@ SETTLE_NS: Final = 200_000_000
 OVERDUE_NS: Final = 2_000_000_000
 """How long at most it waits for the requests that blocked it, so that it can link to them."""
 
-_OPEN_MAX: Final = 65_536
+_OPEN_MAX: Final = 16_384
+"""Open requests or items that are kept track of; those whose end was lost stay until then."""
 _REMEMBERED_MAX: Final = 16_384
 _NEVER_NS: Final = 2**63
 

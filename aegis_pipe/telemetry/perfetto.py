@@ -1,8 +1,8 @@
 """Traces for Perfetto and chrome://tracing, in Chrome's JSON trace format.
 
-Requests and pipeline items overlap, so they are asynchronous tracks, one row each as long as it is
-needed; a stream runs one thing at a time, so it is a thread. Times are microseconds since the first
-span, with nanoseconds as decimals.
+Requests, pipeline items and loads overlap, so they are asynchronous tracks, one row each as long as
+it is needed; a stream runs one thing at a time, so it is a thread. Times are microseconds since the
+first span, with nanoseconds as decimals.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from aegis_pipe.telemetry.spans import AttributeValue, Span
 _REQUESTS: Final = 1
 _DEVICE: Final = 2
 _LOADING: Final = 3
+_FIRST_STREAM: Final = 100
+"""Thread of stream 0; one of the same number as its process would be shown as the main thread."""
 _PROCESSES: Final = {_REQUESTS: "requests", _DEVICE: "device", _LOADING: "loading"}
 
 
@@ -32,14 +34,14 @@ def to_events(traces: Iterable[Sequence[Span]]) -> Iterator[dict[str, Any]]:
             if span.on_device and not span.name.startswith(f"{names.STREAM_LANE} "):
                 stream = int(str(span.attributes.get(names.STREAM, 0)))
                 streams.add(stream)
-                yield _complete(span, origin_ns, _DEVICE, stream + 1)
+                yield _complete(span, origin_ns, stream)
             elif not span.on_device:
                 yield from _host(trace, span, origin_ns)
     for stream in sorted(streams):
         yield {
             "ph": "M",
             "pid": _DEVICE,
-            "tid": stream + 1,
+            "tid": _FIRST_STREAM + stream,
             "name": "thread_name",
             "args": {"name": f"stream {stream}"},
         }
@@ -47,13 +49,11 @@ def to_events(traces: Iterable[Sequence[Span]]) -> Iterator[dict[str, Any]]:
 
 def _host(trace: Sequence[Span], span: Span, origin_ns: int) -> Iterator[dict[str, Any]]:
     root = trace[0]
-    if not root.name.startswith((f"{names.INFER} ", f"{names.PIPELINE_ITEM} ")):
-        yield _complete(span, origin_ns, _LOADING, 1)
-        return
+    is_load = not root.name.startswith((f"{names.INFER} ", f"{names.PIPELINE_ITEM} "))
     common = {
         "cat": root.name.partition(" ")[0],
-        "id": f"0x{span.trace_id:032x}",
-        "pid": _REQUESTS,
+        "id2": {"local": f"0x{span.trace_id:032x}"},
+        "pid": _LOADING if is_load else _REQUESTS,
         "tid": 1,
         "name": span.name,
     }
@@ -80,11 +80,11 @@ def _host(trace: Sequence[Span], span: Span, origin_ns: int) -> Iterator[dict[st
             }
 
 
-def _complete(span: Span, origin_ns: int, process: int, thread: int) -> dict[str, Any]:
+def _complete(span: Span, origin_ns: int, stream: int) -> dict[str, Any]:
     return {
         "ph": "X",
-        "pid": process,
-        "tid": thread,
+        "pid": _DEVICE,
+        "tid": _FIRST_STREAM + stream,
         "name": span.name,
         "ts": _us(span.start_ns, origin_ns),
         "dur": (span.end_ns - span.start_ns) / 1000,

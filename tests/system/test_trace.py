@@ -311,3 +311,21 @@ def test_a_real_run_emits_what_is_documented(recorded: tuple[Path, list[Decision
 
 
 SPAN_WORDS = {name.split(" ")[0].rstrip(",") for name in names.SPANS} - {"model.load"}
+
+
+def test_a_ring_that_overflows_costs_events_and_no_request(tmp_path: Path) -> None:
+    model = ROOT / "manifests" / "quickstart" / "digits.onnx"
+    text = MANIFEST.format(model=model).replace("queue_capacity = 8", "queue_capacity = 500")
+    (tmp_path / "m.toml").write_text(text.replace("[telemetry]", "[telemetry]\nring_capacity = 64"))
+    image = {"image": np.zeros((1, 1, 8, 8), np.float32)}
+    with aegis_pipe.open_pipeline(tmp_path / "m.toml") as runtime:
+        for _ in range(3):
+            for future in [runtime.submit("urgent", image) for _ in range(400)]:
+                assert future.result()
+    report = runtime.report()
+    assert sum(model.completed for model in report.statistics.models) == 3 * 400
+    assert report.telemetry is not None
+    assert report.telemetry.dropped_events > 100
+    # What was kept says that something is missing.
+    roots = [trace[0] for trace in traces_of(tmp_path / "traces.jsonl")]
+    assert any(names.DROPPED_EVENTS in root.attributes for root in roots)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,11 @@ def test_perfetto_gets_every_span_in_the_order_of_its_thread(trace_file: Path) -
             assert event["ts"] >= 0
         if event["ph"] == "X":
             assert event["dur"] >= 0
+    # Perfetto drops what overlaps something on its thread without lying in it.
+    for stream in {event["tid"] for event in events if event["ph"] == "X"}:
+        own = sorted((e["ts"], e["dur"]) for e in events if e["ph"] == "X" and e["tid"] == stream)
+        for (start, length), (successor, _) in pairwise(own):
+            assert start + length <= successor + 1e-6
 
 
 def test_the_summary_is_printed_and_comes_as_json(
