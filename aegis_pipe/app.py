@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from aegis_pipe import units
+from aegis_pipe.analysis_builder import Admission, check_admission, refusal
 from aegis_pipe.clock import Clock, SystemClock
 from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, DeviceStream
 from aegis_pipe.device.registry import OpenedDevice, open_device
@@ -39,6 +40,7 @@ from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.model_loader import LoadOptions
 from aegis_pipe.execution.program import BoundModel
 from aegis_pipe.manifest.model import LogSection, Manifest
+from aegis_pipe.manifest.writer import dump_manifest
 from aegis_pipe.manifest_check import check_manifest
 from aegis_pipe.memory import DevicePlan
 from aegis_pipe.pipeline import PipelineReport, PipelineRunner
@@ -53,6 +55,7 @@ from aegis_pipe.scheduler_builder import (
     make_slots,
     variants_of,
 )
+from aegis_pipe.scheduling.admission import ProfileGuard
 from aegis_pipe.scheduling.device_launcher import (
     DeviceLauncher,
     InferenceFuture,
@@ -60,7 +63,9 @@ from aegis_pipe.scheduling.device_launcher import (
     StreamSlot,
 )
 from aegis_pipe.scheduling.loop import OrchestrationLoop
+from aegis_pipe.scheduling.recording import RecordingScheduler, RunWriter
 from aegis_pipe.scheduling.request import ExecutionRequest
+from aegis_pipe.scheduling.scheduler import Scheduler
 from aegis_pipe.scheduling.statistics import ModelStatistics, RequestStatistics
 from aegis_pipe.telemetry import Telemetry, TelemetryConfig, TelemetryReport
 from aegis_pipe.tensor import TensorSpec
@@ -93,6 +98,14 @@ class RuntimeStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class Recording:
+    """Where a run was recorded, and the hash of its decisions."""
+
+    path: Path
+    journal: str
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeReport:
     """How a run went."""
 
@@ -107,6 +120,10 @@ class RuntimeReport:
     pipelines: tuple[PipelineReport, ...]
     telemetry: TelemetryReport | None
     """None if telemetry goes nowhere."""
+    overruns: Mapping[str, int]
+    """Segments that took longer than the profile says, by model; empty without a profile."""
+    recording: Recording | None
+    """None unless the manifest asks for one."""
 
     @property
     def failed(self) -> bool:
@@ -122,11 +139,6 @@ def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
     Nothing is passed over in silence: `up` and `plan` show them.
     """
     lines = []
-    if manifest.scheduler.admission != "off":
-        lines.append(
-            f'`scheduler.admission = "{manifest.scheduler.admission}"`: deadlines are kept by '
-            "timers, but not proven at start yet"
-        )
     if manifest.serve is not None:
         lines.append("`serve`: this version does not listen to clients yet")
     if manifest.device.staging_budget_bytes is not None:
@@ -172,6 +184,7 @@ class PlannedDeployment:
     device_reason: str
     models: tuple[CompiledModel, ...]
     memory: DevicePlan
+    admission: Admission
     variants: tuple[CompiledModel, ...] = ()
     """What is loaded besides, for requests that run together."""
 
@@ -188,7 +201,13 @@ def plan_deployment(manifest: Manifest) -> PlannedDeployment:
         models = tuple(model.compiled for model in loaded)
         count = len(manifest.models)
         return PlannedDeployment(
-            manifest, context.description, opened.reason, models[:count], plan, models[count:]
+            manifest,
+            context.description,
+            opened.reason,
+            models[:count],
+            plan,
+            check_admission(manifest, context.description),
+            models[count:],
         )
 
 
@@ -225,6 +244,10 @@ class Runtime:
         self._telemetry_report: TelemetryReport | None = None
         self._is_stamped: Callable[[int], bool] = _never
         self._end_ns: int | None = None
+        self.profile_guard: ProfileGuard | None = None
+        self.recording: Recording | None = None
+        self.stamps_kernels = False
+        """Whether every kernel of every request is timed, whoever listens."""
         try:
             self._start(observers)
         except BaseException:
@@ -242,6 +265,9 @@ class Runtime:
                 opened = _open_device(manifest, clock)
             context = self._closing.enter_context(opened.context)
             self.device = context.description
+            with phases.phase("admission") as admission_phase:
+                self.admission = self._admit()
+                admission_phase.attributes["proven"] = self.admission.is_proven
         loaded = _compile(manifest, context, phases)
         self.plan = _plan(manifest, loaded, context)
         streams = [context.create_stream(index) for index in range(manifest.streams.count)]
@@ -252,10 +278,15 @@ class Runtime:
                 context,
                 streams,
                 max_block_ns=manifest.streams.max_block_ns,
+                boundaries=self._profiled_boundaries(),
                 hub=hub,
                 clock=clock,
                 phases=phases,
             )
+        )
+        self.boundaries = MappingProxyType(dict(self._deployment.boundaries))
+        self.graphs = MappingProxyType(
+            {model.compiled.name: model.compiled.graph for model in loaded[: len(manifest.models)]}
         )
         # A copy: the deployment's own is emptied at the end, and `submit` is called even then.
         self._bound = {
@@ -283,6 +314,32 @@ class Runtime:
                 )
             )
 
+    def _admit(self) -> Admission:
+        """Hold the promises against the profile; with `enforce`, refuse what is not proven."""
+        manifest = self._manifest
+        admission = check_admission(manifest, self.device)
+        if manifest.scheduler.admission == "enforce" and not admission.is_proven:
+            raise refusal(admission)
+        if admission.certificate is not None and admission.profile is not None:
+            profile = admission.profile
+            bounds_ns = {model: profile.segments_ns(model) for model in profile.models}
+            self.profile_guard = ProfileGuard(
+                bounds_ns,
+                self._hub,
+                is_proven=manifest.scheduler.admission != "off" and admission.is_proven,
+            )
+            self._hub.add(self.profile_guard)
+        return admission
+
+    def _profiled_boundaries(self) -> dict[str, tuple[int, ...]]:
+        """Return where the profile's segments were cut: times hold for those segments alone."""
+        if self.admission.certificate is None or self.admission.profile is None:
+            return {}
+        return {name: model.boundaries for name, model in self.admission.profile.models.items()}
+
+    def _stamps(self, request_id: int) -> bool:
+        return self.stamps_kernels or self._is_stamped(request_id)
+
     def _start_telemetry(self, observers: _Observers) -> None:
         config = _telemetry_config(self._manifest)
         if not (config.has_destination or any(observers)):
@@ -305,16 +362,37 @@ class Runtime:
             self.clock,
             self._hub,
             notifies=context.capabilities.notifies_progress,
-            is_stamped=self._is_stamped,
+            is_stamped=self._stamps,
         )
         segments = {name: bound.segment_count for name, bound in self._deployment.slots[0].items()}
-        self._scheduler = make_scheduler(manifest, segments)
+        self._scheduler = self._make_scheduler(segments)
         loop = OrchestrationLoop(self._scheduler, launcher, self.clock, self._hub)
         context.set_progress_listener(loop.wake)
         loop.start()
         timeout_ns = manifest.scheduler.drain_timeout_ns
         self._closing.callback(self._stop_loop, loop, timeout_ns)
         return loop
+
+    def _make_scheduler(self, segments: Mapping[str, int]) -> Scheduler:
+        manifest = self._manifest
+        if not manifest.scheduler.record:
+            return make_scheduler(manifest, segments)
+        scheduler = make_scheduler(manifest, segments, kind=RecordingScheduler)
+        assert isinstance(scheduler, RecordingScheduler)
+        models = [model.name for model in manifest.models]
+        header = {
+            "manifest": dump_manifest(manifest),
+            "models": models,
+            "segments": dict(segments),
+        }
+        writer = RunWriter(manifest.beside(".run"), header)
+        scheduler.record_to(writer, models)
+
+        def close() -> None:
+            self.recording = Recording(writer.path, writer.close())
+
+        self._closing.callback(close)
+        return scheduler
 
     def _stop_loop(self, loop: OrchestrationLoop, timeout_ns: int) -> None:
         drained = loop.stop(drain=True, timeout_ns=timeout_ns)
@@ -466,6 +544,8 @@ class Runtime:
             statistics=self._final_statistics if self._end_ns else self.statistics(),
             pipelines=tuple(runner.report() for runner in self._runners),
             telemetry=self._telemetry_report,
+            overruns=dict(self.profile_guard.overruns) if self.profile_guard else {},
+            recording=self.recording,
         )
 
     def __enter__(self) -> Self:

@@ -175,6 +175,20 @@ class EventSynchronised(NamedTuple):
     tensor: str
 
 
+class ProfileOverrun(NamedTuple):
+    """A segment took longer than the profile says that it ever does."""
+
+    at_ns: int
+    request_id: int
+    model: str
+    segment: int
+    stream: int
+    ratio: float
+    """Time it took, by the longest profiled one."""
+    voids_certificate: bool
+    """Whether deadlines were proven with that time, and now are not."""
+
+
 class RequestFinished(NamedTuple):
     """A request reached its final state; exactly one per submitted request."""
 
@@ -238,6 +252,7 @@ Event = (
     | RequestSubmitted
     | DecisionMade
     | SegmentFinished
+    | ProfileOverrun
     | CopyFinished
     | EventSynchronised
     | RequestFinished

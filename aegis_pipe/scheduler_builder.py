@@ -159,16 +159,21 @@ def make_scheduler(
     segments: Mapping[str, int],
     *,
     needed_ns: Mapping[str, int] | None = None,
+    kind: type[Scheduler] = Scheduler,
 ) -> Scheduler:
-    """Make the manifest's scheduler.
+    """Make the manifest's scheduler, for running and for simulating alike.
 
     `segments` has the number of segments of every loaded model, variants among them; `needed_ns`
-    what models (and variants) are known to need from start to result.
+    what models (and variants) are known to need from start to result; `kind` may be one that
+    records.
     """
     models = manifest.models
-    return Scheduler(
+    return kind(
         make_manifest_policy(manifest),
-        StreamPool(manifest.streams.count),
+        StreamPool(
+            manifest.streams.count,
+            allowed={model.name: model.streams for model in models if model.streams},
+        ),
         queue_capacity=manifest.scheduler.queue_capacity,
         model_capacity={
             model.name: model.queue_capacity for model in models if model.queue_capacity is not None

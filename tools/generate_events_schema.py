@@ -23,6 +23,7 @@ _INSTANT = {"$ref": "#/$defs/instant"}
 _REQUEST = {"$ref": "#/$defs/request"}
 _SCALARS: dict[str, dict[str, Any]] = {
     "int": {"type": "integer"},
+    "float": {"type": "number"},
     "str": {"type": "string"},
     "bool": {"type": "boolean"},
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 from aegis_pipe import units
 from aegis_pipe.app import PlannedDeployment, plan_deployment, unmet_wishes
+from aegis_pipe.cli.admission import admission_json, admission_lines
 from aegis_pipe.cli.segment_costs import costs_table, measure_segments
 from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.execution.compiler import CompiledModel
@@ -63,6 +64,8 @@ def as_text(planned: PlannedDeployment, *, steps: bool, passes: bool) -> str:
         f"queue of {manifest.scheduler.queue_capacity}, "
         f"segments of at most {milliseconds(manifest.streams.max_block_ns)} ms",
         _schedule_table(manifest.models),
+        "",
+        *admission_lines(planned.manifest, planned.admission),
         "",
         "kernels",
         *[_kernel_line(model) for model in planned.models],
@@ -193,6 +196,7 @@ def as_json(planned: PlannedDeployment, *, steps: bool, passes: bool) -> dict[st
             "queue_capacity": planned.manifest.scheduler.queue_capacity,
             "max_block_ns": planned.manifest.streams.max_block_ns,
         },
+        "admission": admission_json(planned.admission),
         "models": [
             _model_json(model, section, steps, passes)
             for model, section in zip(planned.models, planned.manifest.models, strict=True)

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         runtime.close()
     report = runtime.report()
     if options.json:
-        print(json.dumps(_as_json(report), indent=2))
+        print(json.dumps(_as_json(report), indent=2, default=str))
     else:
         print(summary(report))
     return 1 if report.failed else 0
@@ -219,6 +219,12 @@ def summary(report: RuntimeReport) -> str:
         lines += [f"  {line}" for line in pipeline.sinks]
         lines += [f"  stopped: {pipeline.error}"] if pipeline.error else []
     lines += _telemetry_lines(report.telemetry)
+    if any(report.overruns.values()):
+        counts = ", ".join(f"{name} {count}" for name, count in report.overruns.items() if count)
+        lines.append(f"profile: overrun by segments of {counts}: measure it anew")
+    if report.recording is not None:
+        recording = report.recording
+        lines.append(f"recorded: {recording.path}, journal {recording.journal}")
     return "\n".join(lines)
 
 

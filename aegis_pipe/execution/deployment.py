@@ -181,6 +181,7 @@ class Deployment:
         streams: Sequence[DeviceStream],
         *,
         max_block_ns: int | None,
+        boundaries: Mapping[str, Sequence[int]] | None = None,
         hub: EventHub,
         clock: Clock,
         phases: PhaseRecorder,
@@ -192,7 +193,7 @@ class Deployment:
         self._clock = clock
         self._phases = phases
         self._pools: list[DeviceMemoryPool] = []
-        self._boundaries: dict[str, tuple[int, ...]] = {}
+        self._boundaries = {model: tuple(cuts) for model, cuts in (boundaries or {}).items()}
         self.slots: list[dict[str, BoundModel]] = [{} for _ in streams]
         try:
             with collector_paused():
@@ -271,7 +272,7 @@ class Deployment:
             whole = capture.record(calls, ())
             bound = self._program(compiled, binder, whole)
             durations_ns = self._warm_up(bound, self._streams[index])
-            if self._max_block_ns is not None and index == 0:
+            if self._max_block_ns is not None and name not in self._boundaries:
                 self._boundaries[name] = cut_into_segments(durations_ns, self._max_block_ns)
             boundaries = self._boundaries.get(name, ())
             if boundaries:
@@ -334,6 +335,11 @@ class Deployment:
                 compiled.plan.peak_bytes,
             )
         )
+
+    @property
+    def boundaries(self) -> Mapping[str, tuple[int, ...]]:
+        """The calls at which each model's segments begin, but for the first."""
+        return self._boundaries
 
     @property
     def allocations_after_start(self) -> int:

@@ -37,7 +37,7 @@ _UNITS: Mapping[str, _Unit] = {
     "_ns": _Unit(parse_duration, format_duration),
     "_per_s": _Unit(parse_rate, format_rate),
 }
-_NOT_KEYS = {"directory"}
+_NOT_KEYS = {"directory", "stem"}
 
 
 class SectionField(NamedTuple):
@@ -78,11 +78,11 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
 # --- from tables --------------------------------------------------------------------------------
 
 
-def manifest_from_table(table: Table, directory: Path) -> Manifest:
+def manifest_from_table(table: Table, directory: Path, stem: str = "") -> Manifest:
     """Build the manifest from a table that has passed every check."""
     manifest = _section(Manifest, table)
     assert isinstance(manifest, Manifest), "a manifest's table makes a manifest"
-    return dataclasses.replace(manifest, directory=directory)
+    return dataclasses.replace(manifest, directory=directory, stem=stem)
 
 
 def _section(section: type, table: Table) -> object:

@@ -40,7 +40,7 @@ def load_manifest(path: str | Path, *, inspect_model: InspectModel | None = None
     if inspect_model is not None:
         check_models(checker, inspect_model)
     problems.raise_if_any()
-    return manifest_from_table(table, file.parent)
+    return manifest_from_table(table, file.parent, file.stem)
 
 
 # --- the file -----------------------------------------------------------------------------------

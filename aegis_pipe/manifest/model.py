@@ -61,6 +61,8 @@ class SchedulerSection:
     ageing_ns: int = 100_000_000
     """Waiting time that raises a request by one priority level; 0: waiting does not count."""
     drain_timeout_ns: int = 5_000_000_000
+    record: bool = False
+    """Keep arrivals and completions in `<manifest>.run`, for `aegis-pipe replay`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class ModelSection:
     batching: BatchingSection | None = None
     queue_capacity: int | None = None
     """Most requests of this model that wait at once; None: the scheduler's capacity."""
+    streams: tuple[int, ...] = ()
+    """The streams it is confined to, from 0; empty: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,11 +403,17 @@ class Manifest:
     serve: ServeSection | None = None
     directory: Path = field(default=Path(), compare=False)
     """Folder that relative paths start from; not a key of the file."""
+    stem: str = field(default="", compare=False)
+    """Name of the file without its ending; empty if it came from no file. Not a key."""
 
     @property
     def service_name(self) -> str:
         """Name under which telemetry appears."""
         return self.telemetry.service_name or self.name
+
+    def beside(self, ending: str) -> Path:
+        """Return the file beside the manifest that has its name and this ending."""
+        return self.directory / f"{self.stem or self.name}{ending}"
 
     def model(self, name: str) -> ModelSection:
         """Return a model's section; KeyError if there is none of that name."""

@@ -20,6 +20,7 @@ from aegis_pipe.events import (
     MemoryReleased,
     ModelLoaded,
     PhaseFinished,
+    ProfileOverrun,
     RequestFinished,
     RequestSubmitted,
     RuntimeStarted,
@@ -228,6 +229,7 @@ def run_events(request_count: int = 20) -> list[Event]:
     end_ns = now + 2_000_000
     return [
         *events,
+        ProfileOverrun(end_ns, last + 4, MODEL, 0, 0, 1.25, True),
         ListenerFailed(end_ns, "table", "RuntimeError()"),
         MemoryReleased(end_ns, "arena", MODEL, "t0", 0, 64),
         RuntimeStopped(end_ns, "run", True),

@@ -103,13 +103,17 @@ class _Assignment:
         if not self._is_image(data) or weights not in self._graph.constants:
             return False
         groups = attribute(node, "group", 1)
-        is_depthwise = groups == self._graph.spec(weights).shape[0] == self._graph.spec(data).shape[1]
+        is_depthwise = (
+            groups == self._graph.spec(weights).shape[0] == self._graph.spec(data).shape[1]
+        )
         if self._crops(node):
             return False
         # Grouped ones read parts of a pixel, and their channels are shuffled before or after.
         if groups > 1 and not (is_depthwise and data in self._last):
             return False
-        images = [self._to_last(tensor) if i in (0, 3) else tensor for i, tensor in enumerate(node.inputs)]
+        images = [
+            self._to_last(tensor) if i in (0, 3) else tensor for i, tensor in enumerate(node.inputs)
+        ]
         self._emit(node, "NhwcFusedConv", CONTRIBUTED, node.attributes, images)
         return True
 

@@ -1,0 +1,456 @@
+"""Runs of the real scheduler on virtual time, from event to event.
+
+The scheduler is the one that serves requests; only time, arrivals and durations are made up.
+What happens at one instant is seen in this order: segments that end, requests that arrive,
+decisions. Everything is drawn from seeded generators in the order in which it is needed, so the
+same seed gives the same run.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Protocol
+
+from aegis_pipe.scheduling.decision import Decision
+from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
+from aegis_pipe.scheduling.scheduler import Scheduler
+
+OnDecisions = Callable[[tuple[Decision, ...]], None]
+OnFinished = Callable[[ExecutionRequest], None]
+
+
+class Workload(Protocol):
+    """Where requests come from."""
+
+    def next_ns(self) -> int | None:
+        """Return when the next request arrives; None if none does until one has finished."""
+        ...
+
+    def take(self) -> ExecutionRequest:
+        """Return that request."""
+        ...
+
+    def finished(self, request: ExecutionRequest, now_ns: int) -> None:
+        """Hear how a request ended, which may bring about further ones."""
+        ...
+
+
+class Times(Protocol):
+    """How long segments hold their stream."""
+
+    def __call__(self, request: ExecutionRequest, segment: int, beside: Sequence[str]) -> int:
+        """Return nanoseconds; `beside` has the models that other streams run just now."""
+        ...
+
+
+def run(
+    scheduler: Scheduler,
+    workload: Workload,
+    times: Times,
+    *,
+    until_ns: int | None = None,
+    on_decisions: OnDecisions | None = None,
+    on_finished: OnFinished | None = None,
+) -> int:
+    """Run until nothing is left to happen or time is up; return the last instant."""
+    # What the run makes has no cycles, and collecting would look at all of it again and again.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return _run(scheduler, workload, times, until_ns, on_decisions, on_finished)
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _run(
+    scheduler: Scheduler,
+    workload: Workload,
+    times: Times,
+    until_ns: int | None,
+    on_decisions: OnDecisions | None,
+    on_finished: OnFinished | None,
+) -> int:
+    never = until_ns + 1 if until_ns is not None else 1 << 62
+    ends: list[tuple[int, int, ExecutionRequest, int]] = []
+    open_requests: dict[int, ExecutionRequest] = {}
+    # Per stream what it runs and until when; several segments may be in flight there.
+    on_streams: dict[int, tuple[int, str]] = {}
+    now_ns = 0
+    next_deadline_ns, next_arrival_ns = scheduler.next_deadline_ns, workload.next_ns
+    while True:
+        end_ns = ends[0][0] if ends else never
+        arrival_ns = next_arrival_ns()
+        due_ns = next_deadline_ns()
+        soonest_ns = end_ns
+        if arrival_ns is not None and arrival_ns < soonest_ns:
+            soonest_ns = arrival_ns
+        if due_ns is not None and due_ns < soonest_ns:
+            soonest_ns = due_ns
+        if soonest_ns >= never:
+            return now_ns
+        # A request may arrive with its deadline behind it.
+        now_ns = max(now_ns, soonest_ns)
+        while ends and ends[0][0] <= now_ns:
+            _, _, request, stream = heappop(ends)
+            if on_streams[stream][0] <= now_ns:
+                del on_streams[stream]
+            scheduler.segment_finished(request.request_id, now_ns)
+        while arrival_ns is not None and arrival_ns <= now_ns:
+            request = workload.take()
+            if scheduler.admit(request, now_ns) is None:
+                open_requests[request.request_id] = request
+                scheduler.enqueue(request, now_ns)
+            else:
+                _tell(request, workload, now_ns, on_finished)
+            arrival_ns = next_arrival_ns()
+        decisions = scheduler.decide(now_ns)
+        for decision in decisions:
+            if decision.segment >= 0:
+                request = open_requests[decision.request_id]
+                stream = decision.stream
+                start_ns = on_streams[stream][0] if stream in on_streams else now_ns
+                beside = [what[1] for other, what in on_streams.items() if other != stream]
+                end_ns = start_ns + times(request, decision.segment, beside)
+                on_streams[stream] = (end_ns, request.model)
+                heappush(ends, (end_ns, decision.sequence, request, stream))
+        if on_decisions is not None and decisions:
+            on_decisions(decisions)
+        for request in scheduler.take_finished():
+            del open_requests[request.request_id]
+            _tell(request, workload, now_ns, on_finished)
+
+
+def _tell(
+    request: ExecutionRequest, workload: Workload, now_ns: int, on_finished: OnFinished | None
+) -> None:
+    if on_finished is not None:
+        on_finished(request)
+    workload.finished(request, now_ns)
+
+
+# --- requests -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StageLoad:
+    """A model stage of a stream of items."""
+
+    name: str
+    model: str
+    segment_count: int
+    priority: int
+    after: tuple[str, ...] = ()
+    """Stages whose results it needs."""
+    deadline_ns: int | None = None
+    """Of the request, from its submission; used where the items have no deadline."""
+    host_ns: Sequence[int] = ()
+    """Distribution of the time on the host before its submission; empty for none."""
+    wakes_ns: Sequence[int] = ()
+    """Distribution of the time from submission until the scheduler can act on it, when idle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Items that arrive and pass through model stages: a pipeline, or a caller of one model."""
+
+    name: str
+    stages: tuple[StageLoad, ...]
+    """In an order in which each follows those it needs."""
+    arrivals: Callable[[], Iterator[int]]
+    """Makes the instants, ascending; they repeat one instant where items are taken at once."""
+    window: int | None = None
+    """Most items under way; None: no limit. Arrivals wait, or are dropped with `drops`."""
+    drops: bool = False
+    deadline_ns: int | None = None
+    """From an item's arrival, for all of its requests."""
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    load: _RunningLoad
+    origin_ns: int
+    done: set[str] = field(default_factory=set)
+    left: int = 0
+    failed: bool = False
+
+
+class _RunningLoad:
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.arrivals = load.arrivals()
+        self.under_way = 0
+        self.held_back: list[int] = []
+
+
+class Loads:
+    """A `Workload` of several loads; their requests are numbered as they are submitted."""
+
+    def __init__(self, loads: Sequence[Load], seed: int) -> None:
+        self._dice = random.Random(seed)
+        # (instant, number, item, stage, wake); a stage of None is an item's arrival.
+        self._coming: list[tuple[int, int, _Item, StageLoad | None, int]] = []
+        self._numbers = 0
+        self._requests = 0
+        self._items: dict[int, tuple[_Item, StageLoad]] = {}
+        self.dropped = dict.fromkeys((load.name for load in loads), 0)
+        for load in loads:
+            self._expect(_RunningLoad(load))
+
+    def next_ns(self) -> int | None:
+        """Return when the next request arrives."""
+        while self._coming and self._coming[0][3] is None:
+            instant_ns, _, item, _, _ = heappop(self._coming)
+            self._arrive(item, instant_ns)
+        return self._coming[0][0] if self._coming else None
+
+    def take(self) -> ExecutionRequest:
+        """Return the next request."""
+        instant_ns, _, item, stage, wake_ns = heappop(self._coming)
+        assert stage is not None
+        # It arrived when it was submitted; that is known only now.
+        instant_ns -= wake_ns
+        load = item.load.load
+        deadline_ns: int | None = None
+        if load.deadline_ns is not None:
+            deadline_ns = item.origin_ns + load.deadline_ns
+        elif stage.deadline_ns is not None:
+            deadline_ns = instant_ns + stage.deadline_ns
+        self._requests += 1
+        self._items[self._requests] = (item, stage)
+        return ExecutionRequest(
+            self._requests,
+            stage.model,
+            instant_ns,
+            stage.segment_count,
+            stage.priority,
+            deadline_ns,
+        )
+
+    def finished(self, request: ExecutionRequest, now_ns: int) -> None:
+        """Send the item on to the stages that waited for this one, or let it leave."""
+        item, stage = self._items.pop(request.request_id)
+        item.left -= 1
+        if request.state is RequestState.COMPLETED:
+            item.done.add(stage.name)
+            for other in item.load.load.stages:
+                if stage.name in other.after and item.done.issuperset(other.after):
+                    self._submit(item, other, now_ns)
+        if not item.left:
+            self._leave(item, now_ns)
+
+    def _expect(self, running: _RunningLoad) -> None:
+        instant_ns = next(running.arrivals, None)
+        if instant_ns is not None:
+            self._push(instant_ns, _Item(running, instant_ns), None)
+
+    def _arrive(self, item: _Item, now_ns: int) -> None:
+        running = item.load
+        if running.load.window is not None and running.under_way >= running.load.window:
+            if running.load.drops:
+                self.dropped[running.load.name] += 1
+                self._expect(running)
+            else:
+                running.held_back.append(now_ns)
+            return
+        self._begin(item, now_ns)
+
+    def _begin(self, item: _Item, now_ns: int) -> None:
+        item.load.under_way += 1
+        for stage in item.load.load.stages:
+            if not stage.after:
+                self._submit(item, stage, now_ns)
+        self._expect(item.load)
+
+    def _leave(self, item: _Item, now_ns: int) -> None:
+        running = item.load
+        running.under_way -= 1
+        if running.held_back:
+            running.held_back.clear()
+            self._begin(_Item(running, now_ns), now_ns)
+
+    def _submit(self, item: _Item, stage: StageLoad, now_ns: int) -> None:
+        item.left += 1
+        host_ns = self._draw(stage.host_ns)
+        wake_ns = self._draw(stage.wakes_ns)
+        self._push(now_ns + host_ns + wake_ns, item, stage, wake_ns)
+
+    def _draw(self, distribution: Sequence[int]) -> int:
+        if not distribution:
+            return 0
+        return distribution[int(self._dice.random() * len(distribution))]
+
+    def _push(
+        self, instant_ns: int, item: _Item, stage: StageLoad | None, wake_ns: int = 0
+    ) -> None:
+        self._numbers += 1
+        heappush(self._coming, (instant_ns, self._numbers, item, stage, wake_ns))
+
+
+def periodic(period_ns: int, start_ns: int = 0) -> Callable[[], Iterator[int]]:
+    """Return arrivals at a fixed distance."""
+
+    def make() -> Iterator[int]:
+        instant_ns = start_ns
+        while True:
+            yield instant_ns
+            instant_ns += period_ns
+
+    return make
+
+
+def poisson(rate_per_s: float, seed: int) -> Callable[[], Iterator[int]]:
+    """Return arrivals of a Poisson process."""
+
+    def make() -> Iterator[int]:
+        dice = random.Random(seed)
+        rate_per_ns, instant = rate_per_s / 1e9, 0.0
+        while True:
+            instant += dice.expovariate(rate_per_ns)
+            yield round(instant)
+
+    return make
+
+
+def always(start_ns: int = 0) -> Callable[[], Iterator[int]]:
+    """Return arrivals of a source that offers an item whenever one is taken."""
+
+    def make() -> Iterator[int]:
+        while True:
+            yield start_ns
+
+    return make
+
+
+# --- durations ----------------------------------------------------------------------------------
+
+
+def fixed_times(segments_ns: Mapping[str, Sequence[int]]) -> Times:
+    """Let every request of a model take the same time, given per segment."""
+
+    def times(request: ExecutionRequest, segment: int, beside: Sequence[str]) -> int:
+        return segments_ns[request.model][segment]
+
+    return times
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTimes:
+    """A model's measured times."""
+
+    segment_medians_ns: tuple[int, ...]
+    totals_ns: tuple[int, ...]
+    beside: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """`totals_ns` while other streams run another model."""
+
+
+class MeasuredTimes:
+    """Draws a request's total from what was measured, and shares it out among its segments.
+
+    A request keeps its luck: the rank in the distribution is drawn once. What other streams run
+    when a segment starts decides from which distribution that segment comes; of several, the
+    slowest.
+    """
+
+    def __init__(self, models: Mapping[str, ModelTimes], seed: int) -> None:
+        self._dice = random.Random(seed)
+        self._models = models
+        self._ranks: dict[int, float] = {}
+        self._shares = {
+            name: [each / sum(model.segment_medians_ns) for each in model.segment_medians_ns]
+            for name, model in models.items()
+        }
+
+    def __call__(self, request: ExecutionRequest, segment: int, beside: Sequence[str]) -> int:
+        """Return how long a segment holds its stream."""
+        model = self._models[request.model]
+        last = segment == request.segment_count - 1
+        if segment == 0:
+            rank = self._dice.random()
+            if not last:
+                self._ranks[request.request_id] = rank
+        else:
+            number = request.request_id
+            rank = self._ranks.pop(number) if last else self._ranks[number]
+        totals = model.totals_ns
+        total_ns = totals[int(rank * len(totals))]
+        for other in beside:
+            row = model.beside.get(other)
+            if row is not None:
+                total_ns = max(total_ns, row[int(rank * len(row))])
+        # A batch is taken to need what its requests would one after the other: no less.
+        return max(1, round(total_ns * request.batch_size * self._shares[request.model][segment]))
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One model's figures of a simulated run; durations in nanoseconds."""
+
+    model: str
+    submitted: int
+    completed: int
+    misses: int
+    """Requests whose result came late or not at all."""
+    dropped: int
+    """Expired, rejected or cancelled."""
+    p50_ns: int
+    """Arrival to result, of completed requests."""
+    p99_ns: int
+    longest_ns: int
+
+
+class Tally:
+    """Counts what becomes of requests, by model."""
+
+    def __init__(self, models: Sequence[str]) -> None:
+        self._latencies = {model: array("q") for model in models}
+        self._submitted = dict.fromkeys(models, 0)
+        self._misses = dict.fromkeys(models, 0)
+
+    def __call__(self, request: ExecutionRequest) -> None:
+        """Take note of a request that is over."""
+        model = request.asked_model
+        self._submitted[model] += 1
+        if request.deadline_ns is not None and request.deadline_missed:
+            self._misses[model] += 1
+        if request.state is RequestState.COMPLETED:
+            self._latencies[model].append(request.finished_ns - request.arrival_ns)
+
+    def add(self, other: Tally) -> None:
+        """Take over what another one has counted, of the same models."""
+        for model, latencies in other._latencies.items():
+            self._latencies[model].extend(latencies)
+            self._submitted[model] += other._submitted[model]
+            self._misses[model] += other._misses[model]
+
+    def predictions(self) -> tuple[Prediction, ...]:
+        """Return the figures so far, exact over all requests."""
+        return tuple(self._prediction(model) for model in self._latencies)
+
+    def _prediction(self, model: str) -> Prediction:
+        ordered = sorted(self._latencies[model])
+        completed, submitted = len(ordered), self._submitted[model]
+        return Prediction(
+            model,
+            submitted,
+            completed,
+            self._misses[model],
+            submitted - completed,
+            _at(ordered, 0.5),
+            _at(ordered, 0.99),
+            ordered[-1] if ordered else 0,
+        )
+
+
+def _at(ordered: Sequence[int], q: float) -> int:
+    if not ordered:
+        return 0
+    return ordered[max(0, -(-round(q * 1e6) * len(ordered) // 1_000_000) - 1)]

@@ -1,0 +1,390 @@
+"""From a manifest and its profile to what is analysed: task set, loads, times; and admission."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from aegis_pipe.analysis import simulation
+from aegis_pipe.analysis.certificate import Certificate, certify
+from aegis_pipe.analysis.profile import Fingerprint, Profile, read_profile
+from aegis_pipe.analysis.simulation import Load, MeasuredTimes, ModelTimes, StageLoad
+from aegis_pipe.analysis.task_set import Task, TaskSet
+from aegis_pipe.device.protocols import DeviceDescription
+from aegis_pipe.errors import PermanentError
+from aegis_pipe.manifest.model import Manifest, ModelSection, PipelineSection
+from aegis_pipe.scheduler_builder import arena_groups, variants_of
+
+PROFILE_ENDING = ".profile.json"
+
+
+def fingerprint_of(manifest: Manifest, device: DeviceDescription) -> Fingerprint:
+    """Return what a profile of this manifest on this device depends on."""
+    return Fingerprint(
+        models={section.name: _model_digest(manifest, section) for section in manifest.models},
+        device=f"{device.name}: {device.model}, {device.compute_units} units",
+        libraries=dict(device.library_versions),
+        stream_count=manifest.streams.count,
+        threads=manifest.streams.threads,
+        max_block_ns=manifest.streams.max_block_ns,
+    )
+
+
+def _model_digest(manifest: Manifest, section: ModelSection) -> str:
+    with manifest.resolve(section.path).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    shapes = sorted((name, tuple(shape)) for name, shape in section.shapes.items())
+    return f"{digest} {section.precision} {shapes} {sorted(section.bind.items())}"
+
+
+def load_profile(manifest: Manifest) -> Profile:
+    """Read the profile beside a manifest; raises PermanentError if there is none, or a bad one."""
+    path = manifest.beside(PROFILE_ENDING)
+    if not path.is_file():
+        raise PermanentError(
+            "there is no profile of this manifest's models",
+            context=str(path),
+            hint=f"measure one with `aegis-pipe profile {manifest.stem or manifest.name}.toml`",
+        )
+    profile = read_profile(path.read_text(encoding="utf-8"), str(path))
+    missing = [model.name for model in manifest.models if model.name not in profile.models]
+    if missing:
+        raise PermanentError(
+            f"the profile lacks model `{missing[0]}`",
+            context=str(path),
+            hint="measure it anew with `aegis-pipe profile`",
+        )
+    return profile
+
+
+# --- what is to be proven -----------------------------------------------------------------------
+
+
+def task_set_of(manifest: Manifest, profile: Profile) -> TaskSet:
+    """Return every model's requests as tasks: pipelines' stages, and models that callers use."""
+    groups = arena_groups(manifest)
+    tasks = [
+        _stage_task(manifest, profile, groups, pipeline, stage)
+        for pipeline in manifest.pipelines
+        for stage in _model_stages(pipeline)
+    ]
+    fed = {task.model for task in tasks}
+    tasks += [
+        _task(manifest, profile, groups, section, section.name, section.name)
+        for section in manifest.models
+        if section.name not in fed
+    ]
+    return TaskSet(
+        tuple(tasks),
+        manifest.scheduler.policy,
+        manifest.scheduler.ageing_ns if manifest.scheduler.policy == "priority" else 0,
+        manifest.streams.count,
+    )
+
+
+def _task(
+    manifest: Manifest,
+    profile: Profile,
+    groups: Mapping[str, int],
+    section: ModelSection,
+    name: str,
+    source: str,
+) -> Task:
+    return Task(
+        name=name,
+        model=section.name,
+        source=source,
+        segments_ns=profile.segments_ns(section.name),
+        total_ns=profile.total_ns(section.name),
+        period_ns=section.period_ns,
+        deadline_ns=section.deadline_ns,
+        priority=section.priority,
+        wake_ns=profile.models[section.name].wake.bound_ns,
+        memory=groups[section.name],
+        streams=frozenset(section.streams or range(manifest.streams.count)),
+    )
+
+
+def _stage_task(
+    manifest: Manifest,
+    profile: Profile,
+    groups: Mapping[str, int],
+    pipeline: PipelineSection,
+    stage: _ModelStage,
+) -> Task:
+    section = manifest.model(stage.model)
+    plain = _task(
+        manifest, profile, groups, section, f"{pipeline.name}/{stage.name}", pipeline.name
+    )
+    has_end = pipeline.deadline_ns is not None
+    host_ns = max(_host_times(profile, pipeline, stage), default=0)
+    return Task(
+        name=plain.name,
+        model=plain.model,
+        source=pipeline.name,
+        segments_ns=plain.segments_ns,
+        total_ns=plain.total_ns,
+        period_ns=_shortest_period_ns(pipeline),
+        deadline_ns=pipeline.deadline_ns if has_end else section.deadline_ns,
+        priority=section.priority if pipeline.priority is None else pipeline.priority,
+        before=tuple(f"{pipeline.name}/{name}" for name in stage.after),
+        is_from_origin=has_end,
+        host_ns=host_ns,
+        wake_ns=plain.wake_ns,
+        memory=plain.memory,
+        streams=plain.streams,
+    )
+
+
+def _shortest_period_ns(pipeline: PipelineSection) -> int | None:
+    """Return the distance of a pipeline's items; None where they can come at any distance."""
+    source = pipeline.source
+    if source.rate_per_s is None or getattr(source, "arrivals", "periodic") != "periodic":
+        return None
+    return round(1e9 / source.rate_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _ModelStage:
+    name: str
+    model: str
+    after: tuple[str, ...]
+    """Model stages whose results it needs, through transforms or directly."""
+    transforms: tuple[str, ...]
+    """What runs on the host before it: the source, if it waits for no model, and transforms."""
+
+
+def _model_stages(pipeline: PipelineSection) -> list[_ModelStage]:
+    by_name = {stage.name: (index, stage) for index, stage in enumerate(pipeline.stages)}
+
+    def reads(name: str) -> list[str]:
+        index, stage = by_name[name]
+        if stage.inputs:
+            return [value.partition(".")[0] for value in stage.inputs.values()]
+        return [pipeline.stages[index - 1].name if index else "source"]
+
+    def behind(name: str) -> tuple[set[str], list[str]]:
+        models: set[str] = set()
+        hosts: list[str] = []
+        for other in reads(name):
+            if other == "source":
+                hosts.append("source")
+            elif by_name[other][1].model is not None:
+                models.add(other)
+            else:
+                more_models, more_hosts = behind(other)
+                models |= more_models
+                hosts += [*more_hosts, other]
+        return models, hosts
+
+    stages = []
+    for stage in pipeline.stages:
+        if stage.model is not None:
+            models, hosts = behind(stage.name)
+            stages.append(
+                _ModelStage(
+                    stage.name,
+                    stage.model,
+                    tuple(each.name for each in pipeline.stages if each.name in models),
+                    tuple(dict.fromkeys(hosts)),
+                )
+            )
+    return stages
+
+
+def _host_times(profile: Profile, pipeline: PipelineSection, stage: _ModelStage) -> Sequence[int]:
+    """Return the distribution of host time before a stage: rank by rank, the parts added up."""
+    parts = [profile.host_ns.get(f"{pipeline.name}/{name}", ()) for name in stage.transforms]
+    parts = [part for part in parts if part]
+    if not parts:
+        return ()
+    points = min(map(len, parts))
+    return [
+        sum(part[(rank + 1) * len(part) // points - 1] for part in parts) for rank in range(points)
+    ]
+
+
+# --- admission ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What is known about a manifest's promises before it runs."""
+
+    certificate: Certificate | None
+    """None if there is nothing to prove it from."""
+    profile: Profile | None
+    problem: str = ""
+    """Why there is no certificate."""
+    hint: str = ""
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether every promise is kept."""
+        return self.certificate is not None and self.certificate.is_proven
+
+
+def check_admission(manifest: Manifest, device: DeviceDescription) -> Admission:
+    """Hold a manifest against its profile; what is missing is told in the result."""
+    try:
+        profile = load_profile(manifest)
+    except PermanentError as error:
+        return Admission(None, None, error.message, error.hint)
+    differences = profile.fingerprint.differences(fingerprint_of(manifest, device))
+    if differences:
+        return Admission(
+            None,
+            profile,
+            f"the profile is void: {'; '.join(differences)}",
+            "measure it anew with `aegis-pipe profile`",
+        )
+    beyond = _beyond_analysis(manifest)
+    if beyond:
+        return Admission(None, profile, f"{beyond} is not in the analysis yet", "do without it")
+    task_set = task_set_of(manifest, profile)
+
+    def recut(longest_ns: int) -> dict[str, tuple[int, ...]]:
+        return {task.name: profile.recut(task.model, longest_ns) for task in task_set.tasks}
+
+    return Admission(certify(task_set, recut), profile)
+
+
+def _beyond_analysis(manifest: Manifest) -> str:
+    """Return a key in use that the bounds would not hold with; empty for none."""
+    if manifest.streams.in_flight > 1:
+        return "`streams.in_flight`"
+    for section in manifest.models:
+        for key in ("batching", "degrade_to", "concurrency"):
+            if getattr(section, key) is not None:
+                return f"`{key}` of model `{section.name}`"
+    return ""
+
+
+def refusal(admission: Admission) -> PermanentError:
+    """Return the error with which `admission = "enforce"` refuses to start."""
+    context = 'scheduler.admission = "enforce"'
+    if admission.certificate is None:
+        return PermanentError(admission.problem, context=context, hint=admission.hint)
+    lines = [f"`{proof.task.name}`: {proof.reason}" for proof in admission.certificate.refused]
+    changes = admission.certificate.changes
+    hint = (
+        f"the smallest change that would pass: {changes[0].text}"
+        if changes
+        else "no single change of a rate, the segments, a stream or a model is enough"
+    )
+    return PermanentError(
+        f"deadlines can not be shown to be kept: {'; '.join(lines)}", context=context, hint=hint
+    )
+
+
+# --- what is to be simulated --------------------------------------------------------------------
+
+
+def loads_of(manifest: Manifest, profile: Profile, seed: int) -> list[Load]:
+    """Return the manifest's pipelines, and the models with a period that no pipeline feeds."""
+    loads = [
+        _pipeline_load(manifest, profile, pipeline, seed + number)
+        for number, pipeline in enumerate(manifest.pipelines)
+    ]
+    fed = {stage.model for load in loads for stage in load.stages}
+    loads += [
+        Load(
+            section.name,
+            (
+                _stage_load(
+                    profile, manifest.streams.max_block_ns, section, section.name, section.priority
+                ),
+            ),
+            simulation.periodic(section.period_ns),
+        )
+        for section in manifest.models
+        if section.period_ns is not None and section.name not in fed
+    ]
+    return loads
+
+
+def _pipeline_load(
+    manifest: Manifest, profile: Profile, pipeline: PipelineSection, seed: int
+) -> Load:
+    stages = []
+    for stage in _model_stages(pipeline):
+        section = manifest.model(stage.model)
+        priority = section.priority if pipeline.priority is None else pipeline.priority
+        host_ns = _host_times(profile, pipeline, stage)
+        stages.append(
+            _stage_load(
+                profile,
+                manifest.streams.max_block_ns,
+                section,
+                stage.name,
+                priority,
+                stage.after,
+                host_ns,
+            )
+        )
+    # A leg holds one item and its edge `queue_capacity`; a source that nothing slows down fills
+    # the edge behind the first model and the legs at both its ends.
+    return Load(
+        pipeline.name,
+        tuple(stages),
+        _arrivals(pipeline, seed),
+        window=pipeline.queue_capacity + 2,
+        drops=pipeline.full == "drop",
+        deadline_ns=pipeline.deadline_ns,
+    )
+
+
+def _stage_load(
+    profile: Profile,
+    max_block_ns: int,
+    section: ModelSection,
+    name: str,
+    priority: int,
+    after: tuple[str, ...] = (),
+    host_ns: Sequence[int] = (),
+) -> StageLoad:
+    model = profile.models[section.name]
+    return StageLoad(
+        name,
+        section.name,
+        len(profile.medians_ns(section.name, max_block_ns)),
+        priority,
+        after,
+        section.deadline_ns,
+        host_ns,
+        model.wakes_ns,
+    )
+
+
+def _arrivals(pipeline: PipelineSection, seed: int) -> Callable[[], Iterator[int]]:
+    source = pipeline.source
+    if source.rate_per_s is None:
+        return simulation.always()
+    if getattr(source, "arrivals", "periodic") == "poisson":
+        return simulation.poisson(source.rate_per_s, seed)
+    return simulation.periodic(round(1e9 / source.rate_per_s))
+
+
+def segments_of(manifest: Manifest, profile: Profile) -> dict[str, int]:
+    """Return the number of segments of every model; a batch is cut as often as its model."""
+    counts = {
+        section.name: len(profile.medians_ns(section.name, manifest.streams.max_block_ns))
+        for section in manifest.models
+    }
+    return counts | {each.name: counts[each.model] for each in variants_of(manifest)}
+
+
+def times_of(manifest: Manifest, profile: Profile, seed: int) -> MeasuredTimes:
+    """Return times drawn from the profile, for segments as the manifest cuts them."""
+    return MeasuredTimes(
+        {
+            name: ModelTimes(
+                profile.medians_ns(name, manifest.streams.max_block_ns),
+                model.totals_ns,
+                {pair.beside: pair.totals_ns for pair in profile.pairs if pair.model == name},
+            )
+            for name, model in profile.models.items()
+        },
+        seed,
+    )

@@ -1,0 +1,108 @@
+"""Measure how long a manifest's models take on its device, and keep it beside the manifest.
+
+The result, `<manifest>.profile.json`, is what admission proves deadlines with and what `simulate`
+draws from. It is void once a model, the device, a library or the streams are different.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from aegis_pipe import units
+from aegis_pipe.analysis.profile import Profile, profile_text
+from aegis_pipe.analysis.quantiles import QuantileBound, samples_needed
+from aegis_pipe.analysis_builder import PROFILE_ENDING
+from aegis_pipe.cli.tables import table
+from aegis_pipe.manifest_check import check_manifest
+from aegis_pipe.profiler import ProfileOptions, measure_profile
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take the manifest, how much to measure, and `--json`."""
+    parser.add_argument("manifest", help="path of the TOML file")
+    parser.add_argument(
+        "--quantile", type=_share, default=0.999, help="share of executions to bound"
+    )
+    parser.add_argument("--confidence", type=_share, default=0.99, help="how sure to be of it")
+    parser.add_argument(
+        "--samples", type=int, help="requests of each model alone; default: what the bound takes"
+    )
+    parser.add_argument(
+        "--pair-samples", type=int, default=300, help="requests beside each other model"
+    )
+    parser.add_argument(
+        "--limit", type=_duration, default=60 * 10**9, metavar="TIME", help="most time for each"
+    )
+    parser.add_argument(
+        "--pipelines", type=_duration, default=2 * 10**9, metavar="TIME",
+        help="time to run pipelines for their transforms",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the profile as JSON")
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _duration(text: str) -> int:
+    try:
+        return units.parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, write, and show."""
+    manifest = check_manifest(options.manifest)
+    needed = samples_needed(options.quantile, options.confidence)
+    profile = measure_profile(
+        manifest,
+        ProfileOptions(
+            options.quantile,
+            options.confidence,
+            max(1, options.samples or needed),
+            max(1, options.pair_samples),
+            options.limit,
+            options.pipelines,
+        ),
+        lambda line: print(line, file=sys.stderr),
+    )
+    path = manifest.beside(PROFILE_ENDING)
+    text = profile_text(profile)
+    path.write_text(text, encoding="utf-8")
+    print(text if options.json else f"{_as_text(profile)}\n\nwritten to {path}")
+    return 0
+
+
+def _as_text(profile: Profile) -> str:
+    rows = [
+        (
+            model.model,
+            str(len(model.segments)),
+            str(model.total.samples),
+            _ms(model.totals_ns[len(model.totals_ns) // 2]),
+            _ms(model.total.bound_ns),
+            _ms(max(profile.segments_ns(model.model))),
+            _ms(sum(profile.segments_ns(model.model))),
+            _ms(model.wake.bound_ns),
+            _covered(model.total),
+        )
+        for model in profile.models.values()
+    ]
+    header = (
+        "model", "segments", "samples", "p50", "bound", "longest segment", "all beside others",
+        "wake", "the bound covers",
+    )  # fmt: skip
+    return f"times in ms\n\n{table(header, rows)}"
+
+
+def _covered(bound: QuantileBound) -> str:
+    return f"p{bound.quantile * 100:.5g} at {bound.confidence:.0%}"
+
+
+def _ms(duration_ns: int) -> str:
+    return f"{duration_ns / 1e6:.3f}"

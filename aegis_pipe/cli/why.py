@@ -1,0 +1,160 @@
+"""Explain where a request's time went: who was chosen, by which rule, and who held it up.
+
+Reads the log that a run wrote (`telemetry.log`); the parts of a request's time add up to the
+whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aegis_pipe.analysis.blame import CAUSES, Explanation, RunLog
+from aegis_pipe.cli.tables import table
+from aegis_pipe.errors import PermanentError
+from aegis_pipe.manifest import load_manifest
+
+_CULPRITS_SHOWN = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take the request or `--worst`, the log, and `--json`."""
+    parser.add_argument("request", nargs="?", help="number of a request: 17 or req-17")
+    parser.add_argument(
+        "--from", dest="source", required=True, metavar="FILE",
+        help="the run's log (JSON lines), or the manifest that names it",
+    )  # fmt: skip
+    parser.add_argument("--worst", type=int, metavar="N", help="the N longest requests instead")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Explain and print; 1 if the log does not have the request."""
+    if (options.request is None) == (options.worst is None):
+        print("error: give a request, or --worst N", file=sys.stderr)
+        return 2
+    path = _log_of(Path(options.source))
+    log = RunLog(_lines(path))
+    if options.worst is not None:
+        explanations = [log.explain(request) for request in log.worst(options.worst)]
+        if options.json:
+            print(json.dumps([_as_json(each) for each in explanations], indent=2))
+        else:
+            print(_worst_text(explanations))
+        return 0
+    request = f"req-{options.request.removeprefix('req-')}"
+    if request not in log.requests:
+        raise PermanentError(
+            f"it has no end of request {request}",
+            context=str(path),
+            hint="`aegis-pipe why --worst 10` lists requests; older parts of a log are beside it",
+        )
+    explanation = log.explain(request)
+    print(json.dumps(_as_json(explanation), indent=2) if options.json else _as_text(explanation))
+    return 0
+
+
+def _log_of(path: Path) -> Path:
+    if path.suffix != ".toml":
+        return path
+    manifest = load_manifest(path)
+    if manifest.telemetry.log is None:
+        raise PermanentError(
+            "the manifest names no log",
+            context=str(path),
+            hint='add `log = { path = "events.jsonl" }` under `[telemetry]` and run it again',
+        )
+    return manifest.resolve(manifest.telemetry.log.path)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, text in enumerate(file, start=1):
+                try:
+                    yield json.loads(text)
+                except ValueError as error:
+                    raise PermanentError(
+                        f"line {number} is no JSON: {error}", context=str(path)
+                    ) from error
+    except OSError as error:
+        raise PermanentError(
+            f"it can not be read: {error.strerror}",
+            context=str(path),
+            hint="run the manifest with a `telemetry.log` first",
+        ) from error
+
+
+def _as_text(it: Explanation) -> str:
+    head = f"{it.request} ({it.model}, priority {it.priority}): {it.outcome}"
+    head += f" for {it.reason}" if it.reason else ""
+    lines = [f"{head} after {_ms(it.total_ns)} ms{_due(it)}", ""]
+    if it.rule:
+        others = ", ".join(
+            f"{rival.request} ({rival.model}) {rival.score:g}" for rival in it.candidates[1:]
+        )
+        score = f" with {it.candidates[0].score:g}" if it.candidates else ""
+        lines.append(
+            f"chosen on {it.stream} by `{it.policy}`: {it.rule}{score}, of {it.queue_depth} waiting"
+        )
+        lines.append(f"  against {others or 'nobody'}")
+    else:
+        lines.append(f"never chosen by `{it.policy}`" if it.policy else "never chosen")
+    if it.lost:
+        shown = ", ".join(it.lost[:_CULPRITS_SHOWN])
+        lines.append(f"  while it waited the stream went to {shown}{_more(len(it.lost))}")
+    rows = [
+        (cause, _ms(duration_ns), f"{duration_ns / max(it.total_ns, 1):.1%}")
+        for cause, duration_ns in it.by_cause().items()
+    ]
+    rows.append(("total", _ms(it.total_ns), "100.0%"))
+    lines += ["", table(("where", "ms", "share"), rows)]
+    culprits = it.by_culprit()
+    if culprits:
+        lines += ["", "waited for"]
+        lines += [
+            f"  {_ms(piece.duration_ns)} ms {'behind' if piece.cause == 'queue' else 'blocked by'} "
+            f"{piece.request} ({piece.model})"
+            + (f", segment {piece.segment}" if piece.segment >= 0 else "")
+            for piece in culprits[:_CULPRITS_SHOWN]
+        ]
+    return "\n".join(lines)
+
+
+def _more(count: int) -> str:
+    return f" and {count - _CULPRITS_SHOWN} more" if count > _CULPRITS_SHOWN else ""
+
+
+def _due(it: Explanation) -> str:
+    if it.deadline_ns is None:
+        return ""
+    over_ns = it.end_ns - it.deadline_ns
+    what = "late" if over_ns > 0 else "before its deadline"
+    return f", {_ms(abs(over_ns))} ms {what}"
+
+
+def _worst_text(explanations: list[Explanation]) -> str:
+    rows = []
+    for it in explanations:
+        sums, culprits = it.by_cause(), it.by_culprit()
+        worst = f"{culprits[0].request} ({culprits[0].model})" if culprits else "-"
+        rows.append(
+            (it.request, it.model, it.outcome, _ms(it.total_ns), *map(_ms, sums.values()), worst)
+        )
+    header = ("request", "model", "outcome", "total", *CAUSES, "longest behind")
+    return f"times in ms\n\n{table(header, rows, left=3)}"
+
+
+def _ms(duration_ns: int) -> str:
+    return f"{duration_ns / 1e6:.3f}"
+
+
+def _as_json(it: Explanation) -> dict[str, Any]:
+    values = dataclasses.asdict(it)
+    values["pieces"] = [piece._asdict() for piece in it.pieces]
+    return values | {"total_ns": it.total_ns, "by_cause_ns": it.by_cause()}

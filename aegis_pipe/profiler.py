@@ -1,0 +1,244 @@
+"""Measures how long a manifest's models hold a stream, by running them as `up` would."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from aegis_pipe.analysis.profile import (
+    ModelProfile,
+    PairProfile,
+    Profile,
+    grid,
+    median,
+    model_profile,
+    pair_profile,
+)
+from aegis_pipe.analysis_builder import fingerprint_of
+from aegis_pipe.app import Runtime, open_pipeline
+from aegis_pipe.errors import AegisError, PermanentError
+from aegis_pipe.events import Event, RequestFinished, SegmentFinished, StageFinished
+from aegis_pipe.execution.input_generation import generate_inputs
+from aegis_pipe.manifest.model import Manifest, TelemetrySection
+
+WARM_UP = 5
+"""Requests of each model that are run first and not counted."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileOptions:
+    """How much to measure."""
+
+    quantile: float
+    confidence: float
+    samples: int
+    """Requests of each model alone."""
+    pair_samples: int
+    limit_ns: int
+    """Longest time for each of these measurements."""
+    pipelines_ns: int
+    """How long pipelines are run, for the times of their sources and transforms."""
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    launches_ns: list[int] = field(default_factory=list)
+    kernel_times: list[bytes] = field(default_factory=list)
+
+
+class _Recorder:
+    """A listener: every finished request as (arrival to start, time per segment).
+
+    A segment holds its stream from its launch to the next segment's, the first one from the
+    decision to start, the last one until the scheduler has seen its end: what the device does and
+    what the host needs between two of them.
+    """
+
+    def __init__(self) -> None:
+        self._open: defaultdict[int, _Request] = defaultdict(_Request)
+        self.rows: defaultdict[str, list[tuple[int, ...]]] = defaultdict(list)
+        self.wakes: defaultdict[str, list[int]] = defaultdict(list)
+        self.host: defaultdict[str, list[int]] = defaultdict(list)
+        self.kernels: defaultdict[str, list[list[int]]] = defaultdict(list)
+
+    def __call__(self, event: Event) -> None:
+        if type(event) is SegmentFinished:
+            request = self._open[event.request_id]
+            request.launches_ns.append(event.launch_ns)
+            request.kernel_times.append(event.kernel_times)
+        elif type(event) is RequestFinished:
+            request = self._open.pop(event.request_id, _Request())
+            if event.outcome == "completed":
+                edges = [event.start_ns, *request.launches_ns[1:], event.at_ns]
+                self.rows[event.model].append(
+                    tuple(end - first for first, end in itertools.pairwise(edges))
+                )
+                self.wakes[event.model].append(event.start_ns - event.arrival_ns)
+                if all(request.kernel_times):
+                    self._keep_kernels(event.model, b"".join(request.kernel_times))
+        elif type(event) is StageFinished and event.kind in ("source", "transform"):
+            name = "source" if event.kind == "source" else event.stage
+            self.host[f"{event.pipeline}/{name}"].append(event.end_ns - event.start_ns)
+
+    def _keep_kernels(self, model: str, stamps: bytes) -> None:
+        times = np.frombuffer(stamps, np.int64).reshape(-1, 2)
+        self.kernels[model].append((times[:, 1] - times[:, 0]).tolist())
+
+    def clear(self) -> None:
+        """Forget what was measured so far."""
+        for kept in (self.rows, self.wakes, self.host, self.kernels):
+            kept.clear()
+
+
+def measure_profile(manifest: Manifest, options: ProfileOptions, say: Say) -> Profile:
+    """Run every model alone, beside each other one if there are several streams, and pipelines."""
+    quiet = dataclasses.replace(
+        manifest,
+        telemetry=TelemetrySection(),
+        scheduler=dataclasses.replace(manifest.scheduler, admission="off", record=False),
+        models=tuple(
+            dataclasses.replace(model, deadline_ns=None, streams=()) for model in manifest.models
+        ),
+        # What a sink would write is nobody's result.
+        pipelines=tuple(dataclasses.replace(each, sinks=()) for each in manifest.pipelines),
+        serve=None,
+    )
+    recorder = _Recorder()
+    with open_pipeline(quiet, listeners=(recorder,), write_line=say) as runtime:
+        bench = _Bench(runtime, recorder, options, say)
+        models = {name: bench.alone(name) for name in runtime.models}
+        pairs = bench.pairs() if manifest.streams.count > 1 else ()
+        host_ns = bench.pipelines() if manifest.pipelines else {}
+        fingerprint = fingerprint_of(manifest, runtime.device)
+    return Profile(fingerprint, options.quantile, options.confidence, models, pairs, host_ns)
+
+
+class _Bench:
+    """Drives a runtime through the measurements."""
+
+    def __init__(
+        self, runtime: Runtime, recorder: _Recorder, options: ProfileOptions, say: Say
+    ) -> None:
+        self._runtime = runtime
+        self._recorder = recorder
+        self._options = options
+        self._say = say
+        self._inputs = {
+            name: generate_inputs(graph, seed=0) for name, graph in runtime.graphs.items()
+        }
+
+    def alone(self, model: str) -> ModelProfile:
+        """Measure one model, a request at a time."""
+        self._runtime.stamps_kernels = True
+        self._repeat(model, WARM_UP)
+        kernels = [median(column) for column in zip(*self._recorder.kernels[model], strict=True)]
+        self._runtime.stamps_kernels = False
+        self._repeat(model, WARM_UP)
+        self._recorder.clear()
+        self._repeat(model, self._options.samples)
+        rows = self._rows(model)
+        profile = model_profile(
+            model,
+            rows,
+            self._recorder.wakes[model],
+            self._runtime.boundaries.get(model, ()),
+            kernels,
+            self._options.quantile,
+            self._options.confidence,
+        )
+        self._say(
+            f"{model}: p50 {median(profile.totals_ns) / 1e6:.3f} ms, "
+            f"at most {profile.total.bound_ns / 1e6:.3f} ms ({len(rows)} requests)"
+        )
+        return profile
+
+    def pairs(self) -> tuple[PairProfile, ...]:
+        """Measure each model while all other streams run another, or itself."""
+        return tuple(
+            self._pair(model, beside)
+            for model in self._runtime.models
+            for beside in self._runtime.models
+        )
+
+    def _pair(self, model: str, beside: str) -> PairProfile:
+        # One's own requests and those of its double are told apart by nothing but who waits for
+        # them: of a model beside itself, all are counted.
+        background = _Background(
+            self._runtime, beside, self._inputs[beside], self._runtime.stream_count - 1
+        )
+        with background:
+            self._repeat(model, WARM_UP)
+            self._recorder.clear()
+            self._repeat(model, self._options.pair_samples)
+            rows = self._rows(model)
+        profile = pair_profile(
+            model, beside, rows, self._options.quantile, self._options.confidence
+        )
+        self._say(f"{model} beside {beside}: p50 {profile.total_median_ns / 1e6:.3f} ms")
+        return profile
+
+    def pipelines(self) -> dict[str, tuple[int, ...]]:
+        """Run the pipelines for the times that sources and transforms take."""
+        self._recorder.clear()
+        self._runtime.start_pipelines()
+        self._runtime.join(self._options.pipelines_ns / 1e9, threading.Event())
+        return {name: grid(times) for name, times in sorted(self._recorder.host.items())}
+
+    def _rows(self, model: str) -> list[tuple[int, ...]]:
+        rows = list(self._recorder.rows[model])
+        if not rows:
+            raise PermanentError(
+                "no request came to its end",
+                context=f"model `{model}`",
+                hint="generated inputs may not suit it; `aegis-pipe verify` shows what it raises",
+            )
+        return rows
+
+    def _repeat(self, model: str, count: int) -> None:
+        clock = self._runtime.clock
+        end_ns = clock.now_ns() + self._options.limit_ns
+        for done in range(count):
+            if done and clock.now_ns() >= end_ns:
+                return
+            self._runtime.infer(model, self._inputs[model])
+
+
+class _Background:
+    """Keeps some streams busy with one model for the length of a block."""
+
+    def __init__(
+        self, runtime: Runtime, model: str, inputs: Mapping[str, np.ndarray], streams: int
+    ) -> None:
+        self._submit = partial(runtime.submit, model, inputs)
+        self._streams = streams
+        self._ended: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._going_on = True
+
+    def __enter__(self) -> None:
+        for _ in range(self._streams):
+            self._next()
+
+    def _next(self, done: Future[dict[str, np.ndarray]] | None = None) -> None:
+        if not self._going_on:
+            self._ended.put(True)
+            return
+        try:
+            self._submit().add_done_callback(self._next)
+        except AegisError:
+            self._ended.put(True)
+
+    def __exit__(self, *exc: object) -> None:
+        self._going_on = False
+        for _ in range(self._streams):
+            self._ended.get()

@@ -1,0 +1,134 @@
+"""profile, plan, simulate, replay and why as users run them, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.running import ROOT, aegis, save_model, small_nodes
+
+MANIFEST = """
+manifest_version = 1
+name = "small"
+[scheduler]
+policy = "priority"
+ageing = "0 ms"
+record = true
+admission = "report"
+[[models]]
+name = "m"
+path = "m.onnx"
+priority = 3
+deadline = "2 s"
+[[pipelines]]
+name = "load"
+source = { kind = "synthetic", like = "m", rate = "10/s", count = 20 }
+stages = [{ name = "infer", model = "m" }]
+[telemetry]
+log = { path = "events.jsonl" }
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest with its profile, and a run of it."""
+    folder = tmp_path_factory.mktemp("analysis")
+    nodes, weights = small_nodes()
+    save_model(folder / "m.onnx", nodes, weights)
+    (folder / "small.toml").write_text(MANIFEST)
+    profiled = aegis("profile", folder / "small.toml", "--samples", "300", "--pipelines", "200 ms")
+    assert profiled.returncode == 0, profiled.stderr
+    assert "p98.47" in profiled.stdout
+    ran = aegis("up", folder / "small.toml", "--quiet")
+    assert ran.returncode == 0, ran.stderr
+    assert "recorded:" in ran.stdout
+    return folder
+
+
+def test_the_plan_shows_the_certificate_and_a_changed_model_voids_it(folder: Path) -> None:
+    plan = json.loads(aegis("plan", folder / "small.toml", "--json").stdout)
+    assert plan["admission"]["proven"]
+    (row,) = plan["admission"]["requests"]
+    assert (row["name"], row["verdict"]) == ("load/infer", "proven")
+    assert 0 < row["slack_ns"] < 2e9
+    text = (folder / "small.toml").read_text()
+    changed = folder / "changed.toml"
+    changed.write_text(text.replace('"report"', '"enforce"').replace("events.jsonl", "none.jsonl"))
+    refused = aegis("up", changed, "--for", "1 s")
+    assert refused.returncode == 1
+    assert "aegis-pipe profile changed.toml" in refused.stderr
+    stale = folder / "changed.profile.json"
+    stale.write_text((folder / "small.profile.json").read_text())
+    changed.write_text(changed.read_text() + "[streams]\nthreads = 2\n")
+    refused = aegis("up", changed, "--for", "1 s")
+    assert refused.returncode == 1
+    assert "the profile is void: threads: 1, now 2" in refused.stderr
+
+
+def test_enforce_refuses_what_can_not_be_kept_with_a_change_that_would_pass(folder: Path) -> None:
+    tight = folder / "tight.toml"
+    text = (folder / "small.toml").read_text().replace('"report"', '"enforce"')
+    text = text.replace("events.jsonl", "none.jsonl")
+    profile = json.loads((folder / "small.profile.json").read_text())
+    # Four times as fast as it can be, however slow the machine is.
+    rate = 4e9 / profile["models"]["m"]["total"][0]
+    tight.write_text(text.replace('rate = "10/s"', f'rate = "{rate:.3f}/s"'))
+    (folder / "tight.profile.json").write_text((folder / "small.profile.json").read_text())
+    refused = aegis("up", tight)
+    assert refused.returncode == 1
+    assert "the smallest change that would pass: send to `load` every" in refused.stderr
+
+
+def test_simulation_is_repeatable_and_takes_settings(folder: Path) -> None:
+    def simulate(*more: str) -> dict[str, object]:
+        words = ("simulate", folder / "small.toml", "--for", "10 s", "--json", "--journal", *more)
+        done = aegis(*words)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    one = simulate("--seed", "4")
+    assert one == simulate("--seed", "4")
+    assert one["journal"] != simulate("--seed", "5")["journal"]
+    assert one["requests"] == 100
+    twice = simulate("--set", "pipelines.load.source.rate=20/s", "--set", "scheduler.policy=edf")
+    assert (twice["requests"], twice["policy"]) == (200, "edf")
+    wrong = aegis("simulate", folder / "small.toml", "--set", "scheduler.polic=edf")
+    assert wrong.returncode == 2
+    assert "did you mean `policy`" in wrong.stderr
+
+
+def test_replay_gives_the_same_journal_in_every_process(folder: Path) -> None:
+    journals = set()
+    for seed in ("0", "1", "12345"):
+        done = subprocess.run(
+            [sys.executable, "-m", "aegis_pipe", "replay", folder / "small.run", "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed},
+        )
+        result = json.loads(done.stdout)
+        journals.add((result["journal"], result["recorded_journal"]))
+    assert len(journals) == 1
+    assert len(set(journals.pop())) == 1
+    other = json.loads(aegis("replay", folder / "small.run", "--policy", "fifo", "--json").stdout)
+    assert other["what_if"][0]["submitted"] == 20
+
+
+def test_why_adds_up_to_the_whole(folder: Path) -> None:
+    worst = json.loads(
+        aegis("why", "--worst", "10", "--from", folder / "small.toml", "--json").stdout
+    )
+    assert len(worst) == 10
+    for each in worst:
+        assert sum(each["by_cause_ns"].values()) == each["total_ns"]
+        assert each["by_cause_ns"]["execute"] > 0
+    text = aegis("why", worst[0]["request"], "--from", folder / "events.jsonl")
+    assert "chosen on stream-0 by `priority`" in text.stdout
+    assert aegis("why", "req-999999", "--from", folder / "events.jsonl").returncode == 1
+    assert aegis("why", "--from", folder / "events.jsonl").returncode == 2

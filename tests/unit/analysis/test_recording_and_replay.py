@@ -1,0 +1,88 @@
+"""Runs of a recording scheduler, decided again."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from aegis_pipe.analysis.replay import replay, what_if
+from aegis_pipe.analysis.simulation import Load, Loads, StageLoad, poisson, run
+from aegis_pipe.errors import PermanentError
+from aegis_pipe.scheduling.policies import make_policy
+from aegis_pipe.scheduling.recording import RecordingScheduler, RunWriter, read_run
+from aegis_pipe.scheduling.scheduler import Scheduler
+from aegis_pipe.scheduling.stream_pool import StreamPool
+
+MODELS = ["a", "b"]
+
+
+def scheduler(kind=Scheduler, policy="priority"):
+    return kind(
+        make_policy(policy),
+        StreamPool(2),
+        queue_capacity=4,
+        preemption=True,
+        memory_of={"a": 1, "b": 0},
+    )
+
+
+def record(path, seed):
+    """Simulate an overload: expiries and refusals are among what happens."""
+    writer = RunWriter(path, {"models": MODELS})
+    recording = scheduler(RecordingScheduler)
+    recording.record_to(writer, MODELS)
+    loads = [
+        Load("a", (StageLoad("a", "a", 1, 5, deadline_ns=3_000_000),), poisson(900, seed)),
+        Load("b", (StageLoad("b", "b", 3, 0, deadline_ns=9_000_000),), poisson(500, seed + 1)),
+    ]
+    dice = random.Random(seed)
+    decisions = []
+    run(
+        recording,
+        Loads(loads, seed),
+        lambda request, segment, beside: dice.randrange(100_000, 2_500_000),
+        until_ns=500_000_000,
+        on_decisions=decisions.extend,
+    )
+    return writer.close(), decisions
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_same_facts_give_the_same_decisions_to_the_byte(tmp_path, seed):
+    journal, decisions = record(tmp_path / "x.run", seed)
+    kinds = {decision.kind for decision in decisions}
+    assert kinds >= {"start", "continue", "expire"}
+    again = []
+    recorded = read_run(tmp_path / "x.run")
+    result = replay(recorded, scheduler(), again.append)
+    assert result.journal == recorded.journal == journal
+    assert any(decision.kind == "reject" for decision in again)
+    assert [each for each in again if each.kind != "reject"] == decisions
+
+
+def test_another_policy_meets_the_same_requests(tmp_path):
+    record(tmp_path / "x.run", 5)
+    recorded = read_run(tmp_path / "x.run")
+    result = replay(recorded, scheduler(), lambda decision: None)
+    same = what_if(recorded, result.durations_ns, scheduler())
+    other = what_if(recorded, result.durations_ns, scheduler(policy="fifo"))
+    assert [each.submitted for each in same] == [each.submitted for each in other]
+    # The urgent model loses by it.
+    assert other[0].misses + other[0].dropped > same[0].misses + same[0].dropped
+
+
+def test_a_recording_takes_some_twenty_bytes_a_request(tmp_path):
+    record(tmp_path / "x.run", 1)
+    recorded = read_run(tmp_path / "x.run")
+    requests = sum(type(fact).__name__ in ("Submitted", "Rejected") for fact in recorded.facts)
+    assert (tmp_path / "x.run").stat().st_size < 45 * requests
+
+
+def test_what_is_no_recording_is_told(tmp_path):
+    for content in (b"", b"{}\n", b'{"format": 99}\n', b'{"format": 1}\n\xff'):
+        (tmp_path / "x.run").write_bytes(content)
+        with pytest.raises(PermanentError, match="no recording"):
+            read_run(tmp_path / "x.run")
+    with pytest.raises(PermanentError, match="can not be read"):
+        read_run(tmp_path / "nothing.run")
