@@ -11,6 +11,7 @@ from aegis_pipe.device.cpu.kernels import (
     casting,
     channels_last,
     classic_ml,
+    compiled_channels_last,
     compiled_convolution,
     compiled_elementwise,
     compiled_matrix_products,
@@ -65,6 +66,7 @@ from aegis_pipe.device.cpu.kernels.registry import KERNELS
 
 _FAMILIES = (
     # Compiled kernels are asked before the NumPy kernels of the same operators.
+    compiled_channels_last,
     compiled_convolution,
     compiled_elementwise,
     compiled_matrix_products,
