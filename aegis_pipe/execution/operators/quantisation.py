@@ -7,6 +7,9 @@ Canonical form:
                                                `precision`: dtype name to divide in, "" if open
     DequantizeLinear(X, scale, zero_point?)    `axis`, `block_size`
     DynamicQuantizeLinear(X) -> Y, scale, zero_point
+
+What quantisers write for 16 bits before opset 21, com.microsoft.QuantizeLinear and its inverse,
+becomes these.
 """
 
 from __future__ import annotations
@@ -87,5 +90,7 @@ def _lower_dynamic(context: OperatorContext) -> Lowered:
 ENTRIES: tuple[OperatorEntry, ...] = (
     OperatorEntry("QuantizeLinear", _infer_quantise, _lower_quantise),
     OperatorEntry("DequantizeLinear", _infer_dequantise, _lower_dequantise),
+    OperatorEntry("com.microsoft.QuantizeLinear", _infer_quantise, _lower_quantise),
+    OperatorEntry("com.microsoft.DequantizeLinear", _infer_dequantise, _lower_dequantise),
     OperatorEntry("DynamicQuantizeLinear", _infer_dynamic, _lower_dynamic),
 )

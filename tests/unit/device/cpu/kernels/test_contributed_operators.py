@@ -387,3 +387,19 @@ def test_group_query_attention_hides_nothing_large() -> None:
     driven = drive(operator_node(proto, 1), values)
     assert driven is not None
     assert driven.hidden_bytes < HIDDEN_BYTES_MAX
+
+
+# Quantisation to 16 bits
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.uint8])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_contributed_quantisation(dtype: type, per_channel: bool) -> None:
+    size = (5,) if per_channel else ()
+    scale = np.random.default_rng(0).uniform(1e-4, 1e-3, size).astype(np.float32)
+    zero = np.full(size, 3, dtype)
+    attributes = {"axis": 1} if per_channel else {}
+    (quantised,) = _compare(
+        _node("QuantizeLinear", 3, **attributes), [_random(2, 5, 7), scale, zero], atol=0, rtol=0
+    )
+    _compare(_node("DequantizeLinear", 3, **attributes), [quantised, scale, zero])

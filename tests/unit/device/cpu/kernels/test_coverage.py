@@ -26,6 +26,8 @@ RENAMED = {
     "Upsample": "Resize",
     "ai.onnx.ml.ArrayFeatureExtractor": "Gather",
     "ai.onnx.ml.TreeEnsembleRegressor": "ai.onnx.ml.TreeEnsemble",
+    "com.microsoft.DequantizeLinear": "DequantizeLinear",
+    "com.microsoft.QuantizeLinear": "QuantizeLinear",
     "com.microsoft.DynamicQuantizeMatMul": "com.microsoft.QGemm",
     "com.microsoft.FastGelu": "com.microsoft.BiasGelu",
     "com.microsoft.Gelu": "com.microsoft.BiasGelu",

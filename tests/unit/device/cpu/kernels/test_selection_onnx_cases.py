@@ -54,6 +54,8 @@ WITHOUT_OFFICIAL_CASE = frozenset(
         "ai.onnx.ml.Imputer",
         "ai.onnx.ml.Normalizer",
         "ai.onnx.ml.Scaler",
+        "com.microsoft.DequantizeLinear",
+        "com.microsoft.QuantizeLinear",
         "com.microsoft.QuickGelu",
     }
 )
