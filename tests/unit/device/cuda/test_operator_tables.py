@@ -5,7 +5,7 @@ import pytest
 from aegis_pipe.device.cpu.kernels import KERNELS as CPU_KERNELS
 
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
-from aegis_pipe.device.cuda.kernels import KERNELS  # noqa: E402
+from aegis_pipe.device.cuda.kernels import KERNELS
 
 _BEYOND = {"Identity"}
 """Not canonical: asked for by the device conformance suite alone."""
