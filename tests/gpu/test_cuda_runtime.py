@@ -75,8 +75,9 @@ def _results(
     return results
 
 
+# tf32 has the mantissa of fp16: ten bits.
 @pytest.mark.parametrize(
-    ("precision", "tolerance"), [("fp32", 1e-6), ("tf32", 1e-4), ("fp16", 1e-3), ("bf16", 1e-2)]
+    ("precision", "tolerance"), [("fp32", 1e-6), ("tf32", 1e-3), ("fp16", 1e-3), ("bf16", 1e-2)]
 )
 def test_as_the_cpu_and_the_same_bits(folder: Path, precision: str, tolerance: float) -> None:
     rng = np.random.default_rng(4)
@@ -92,6 +93,6 @@ def test_as_the_cpu_and_the_same_bits(folder: Path, precision: str, tolerance: f
 def test_a_budget_that_is_too_small_is_refused_before_anything_is_reserved(folder: Path) -> None:
     path = folder / "small.toml"
     text = MANIFEST.format(kind="cuda", precision="fp32", streams=1)
-    path.write_text(text.replace("256 MiB", "4 KiB"))
+    path.write_text(text.replace("256 MiB", "16 KiB"))
     with pytest.raises(aegis_pipe.BudgetExceededError):
         aegis_pipe.open_pipeline(path)
