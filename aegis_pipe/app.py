@@ -215,7 +215,7 @@ class Runtime:
         self._manifest = manifest
         self._write_line = write_line
         self._requests = RequestStatistics(tuple(model.name for model in manifest.models))
-        self._hub = EventHub(self._requests, *listeners)
+        self._hub = EventHub(*listeners, counters=(self._requests,))
         self._sections = {section.name: section for section in manifest.models}
         # From 1: 0 stands for no request. next() of a count is atomic.
         self._request_ids = itertools.count(1)

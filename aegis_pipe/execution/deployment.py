@@ -21,6 +21,7 @@ from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, DeviceStream
 from aegis_pipe.errors import AegisError, PermanentError
 from aegis_pipe.events import EventHub, ModelLoaded, Phase, PhaseRecorder
 from aegis_pipe.execution.capture import GraphCapture, cut_into_segments
+from aegis_pipe.execution.collector import collector_paused
 from aegis_pipe.execution.compiler import CompiledModel, CompiledStep, ModelBinder, compile_model
 from aegis_pipe.execution.executor import Executor
 from aegis_pipe.execution.graph import ExecutionGraph
@@ -70,7 +71,8 @@ def compile_models(
     orders: Sequence[ModelOrder], context: DeviceContext, phases: PhaseRecorder
 ) -> tuple[LoadedModel, ...]:
     """Read and compile every model; raises the first model's error, with its name."""
-    return tuple(_compile(order, context, phases) for order in orders)
+    with collector_paused():
+        return tuple(_compile(order, context, phases) for order in orders)
 
 
 def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -> LoadedModel:
@@ -204,7 +206,8 @@ class Deployment:
         self._boundaries: dict[str, tuple[int, ...]] = {}
         self.slots: list[dict[str, BoundModel]] = [{} for _ in streams]
         try:
-            self._deploy(loaded, plan)
+            with collector_paused():
+                self._deploy(loaded, plan)
         except BaseException:
             self.close()
             raise

@@ -13,6 +13,7 @@ import numpy as np
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.protocols import DeviceContext, DeviceStream
 from aegis_pipe.events import EventHub, PhaseRecorder
+from aegis_pipe.execution.collector import collector_paused
 from aegis_pipe.execution.deployment import Deployment, LoadedModel, compile_graph, plan_models
 from aegis_pipe.execution.executor import Executor, check_inputs
 from aegis_pipe.execution.graph import ExecutionGraph
@@ -31,7 +32,8 @@ class StandaloneGraph:
     ) -> None:
         hub = EventHub()
         phases = PhaseRecorder(hub, clock)
-        compiled = compile_graph(graph, context, phases, precision)
+        with collector_paused():
+            compiled = compile_graph(graph, context, phases, precision)
         loaded = LoadedModel(compiled, phases.begin("model.load"))
         self._stream = stream
         self._context = context

@@ -22,6 +22,8 @@ from aegis_pipe.device.cpu.kernels import (
     compiled_quantised_pooling,
     compiled_quantised_products,
     compiled_recurrent,
+    compiled_suppression,
+    compiled_winograd,
     convolution,
     data_dependent,
     decoder_attention,
@@ -65,6 +67,7 @@ from aegis_pipe.device.cpu.kernels.registry import KERNELS
 
 _FAMILIES = (
     # Compiled kernels are asked before the NumPy kernels of the same operators.
+    compiled_winograd,
     compiled_channels_last,
     compiled_convolution,
     compiled_elementwise,
@@ -76,6 +79,7 @@ _FAMILIES = (
     compiled_quantised_pooling,
     compiled_quantised_products,
     compiled_recurrent,
+    compiled_suppression,
     attention,
     batch_statistics,
     block_quantised,

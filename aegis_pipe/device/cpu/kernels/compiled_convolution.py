@@ -22,14 +22,20 @@ from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 
 _PLANAR = ("Conv", "com.microsoft.FusedConv")
-_CHANNELS_LAST = "com.microsoft.NhwcFusedConv"
-_BLOCK_FLOATS = 48 << 10
-"""What a block of pixels reads should leave room in a second-level cache for the weights."""
+CHANNELS_LAST = "com.microsoft.NhwcFusedConv"
+"""Its images have their channels last, its weights as in `Conv`."""
+_BLOCK_FLOATS, _LARGE_BLOCK_FLOATS = 48 << 10, 144 << 10
+"""What a block of pixels reads should leave room in a second-level cache for the weights; where
+those are too many for that anyway, few blocks matter more, because each fetches them all."""
+_MANY_WEIGHTS = 256 << 10
+_CHUNK_ABOVE, _CHUNK = 1024, 512
+"""Floats of a window from which on it is summed in chunks, and their size: a panel of weights that
+long stays in a second-level cache while all pixels of a block meet it."""
 _PIXELS_MIN = 128
 """With fewer pixels a panel of them is too often a part of a panel."""
 _DEPTHWISE_CHANNELS_PIXELS_MAX = 256
 """Planes up to this size leave too many lanes empty if pixels fill them."""
-_RESIDUAL = 3
+RESIDUAL = 3
 """Position of the operand that is added to the result."""
 _LANES = 16
 """Lanes of the depthwise kernels, whatever the machine's registers."""
@@ -46,7 +52,8 @@ class _Arguments(ctypes.Structure):
         *((name, INTEGER) for name in ("stride_height", "stride_width")),
         *((name, INTEGER) for name in ("dilation_height", "dilation_width")),
         *((name, INTEGER) for name in ("pad_top", "pad_left", "copy_height", "copy_width")),
-        *((name, INTEGER) for name in ("block", "workspace_floats", "x_is_planar", "y_is_planar")),
+        *((name, INTEGER) for name in ("block", "chunk", "workspace_floats")),
+        *((name, INTEGER) for name in ("x_is_planar", "y_is_planar")),
         *((name, FLOAT) for name in ("low", "high")),
         ("clips", INTEGER),
     )
@@ -56,7 +63,7 @@ _Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Convolution:
+class Convolution:
     """Sizes; pairs are (height, width). A group has `depth` input and `maps` output channels."""
 
     batch: int
@@ -126,13 +133,13 @@ def _pair(values: Sequence[int], filler: int) -> _Pair:
     return height, width
 
 
-def _convolution(request: KernelRequest) -> _Convolution:
+def read_convolution(request: KernelRequest) -> Convolution:
     data, weights = operands.input_spec(request, 0).shape, operands.input_spec(request, 1).shape
     is_planar = request.operator in _PLANAR
     image = slice(2, None) if is_planar else slice(1, -1)
     groups = operands.integer(request, "group")
     pads = operands.integers(request, "pads")
-    shape = _Convolution(
+    shape = Convolution(
         batch=data[0],
         groups=groups,
         depth=weights[1],
@@ -154,7 +161,7 @@ def _convolution(request: KernelRequest) -> _Convolution:
     return shape
 
 
-def _accepted(request: KernelRequest) -> _Convolution | None:
+def accepted(request: KernelRequest) -> Convolution | None:
     """Return the convolution if the compiled kernels can do it at all."""
     if native.LIBRARY is None or 1 not in request.constants or not compiled.is_float32(request):
         return None
@@ -162,12 +169,12 @@ def _accepted(request: KernelRequest) -> _Convolution | None:
         return None
     if min(operands.integers(request, "pads")) < 0:
         return None
-    return _convolution(request) if compiled.clip_bounds(request) is not None else None
+    return read_convolution(request) if compiled.clip_bounds(request) is not None else None
 
 
 def _choice(
     request: KernelRequest,
-    shape: _Convolution,
+    shape: Convolution,
     kernel: str,
     workspace_floats: int,
     layout: str,
@@ -190,24 +197,30 @@ def _choice(
     )
 
 
-def _pack(shape: _Convolution, array: np.ndarray, tile: int) -> np.ndarray:
+def _pack(shape: Convolution, array: np.ndarray, tile: int) -> np.ndarray:
     """Turn [groups * maps, depth, kernel...] into [groups, maps / tile, taps, depth, tile]."""
-    taps = array.reshape(shape.groups, shape.maps, shape.depth, -1).transpose(0, 3, 2, 1)
-    rows = taps.reshape(shape.groups, -1, shape.maps)
-    return compiled.as_bytes(compiled.in_tiles(rows, tile))
+    assert native.LIBRARY is not None
+    plain = np.ascontiguousarray(array, dtype=np.float32).reshape(shape.groups, -1)
+    taps = math.prod(shape.kernel)
+    floats = taps * shape.depth * compiled.round_up(shape.maps, tile)
+    packed = np.empty((shape.groups, floats), np.float32)
+    for source, target in zip(plain, packed, strict=True):
+        native.LIBRARY.pack_taps(
+            source.ctypes.data, shape.maps, shape.depth, taps, tile, target.ctypes.data
+        )
+    return compiled.as_bytes(packed)
 
 
 def _choose_depthwise_pixels(request: KernelRequest) -> KernelChoice | None:
-    shape = _accepted(request)
+    shape = accepted(request)
     if shape is None or not shape.is_depthwise:
         return None
     is_small = shape.pixels <= _DEPTHWISE_CHANNELS_PIXELS_MAX
-    if is_small and not operands.has_input(request, _RESIDUAL):
+    if is_small and not operands.has_input(request, RESIDUAL):
         return None
-    height, width = _sorted_copy(shape)
     return KernelChoice(
         kernel="native.conv.depthwise_pixels",
-        workspace_bytes=height * shape.strides[1] * width * 4,
+        workspace_bytes=_depthwise_pixels_floats(shape) * 4,
         in_place=_over_residual(request),
         cost=shape.multiply_adds,
     )
@@ -215,15 +228,14 @@ def _choose_depthwise_pixels(request: KernelRequest) -> KernelChoice | None:
 
 def _over_residual(request: KernelRequest) -> tuple[tuple[int, int], ...]:
     """Offer to write over the residual: every tile reads of it just what it then writes."""
-    return ((_RESIDUAL, 0),) if operands.has_input(request, _RESIDUAL) else ()
+    return ((RESIDUAL, 0),) if operands.has_input(request, RESIDUAL) else ()
 
 
 def _choose_depthwise_channels(request: KernelRequest) -> KernelChoice | None:
-    shape = _accepted(request)
-    if shape is None or not shape.is_depthwise or operands.has_input(request, _RESIDUAL):
+    shape = accepted(request)
+    if shape is None or not shape.is_depthwise or operands.has_input(request, RESIDUAL):
         return None
     taps = math.prod(shape.kernel)
-    pixels = math.prod(_padded_copy(shape)) + shape.pixels + math.prod(shape.size)
     packed = PackedConstant(
         layout=f"taps.{_LANES}",
         size_bytes=taps * compiled.round_up(shape.groups, _LANES) * 4,
@@ -233,13 +245,32 @@ def _choose_depthwise_channels(request: KernelRequest) -> KernelChoice | None:
     )
     return KernelChoice(
         kernel="native.conv.depthwise_channels",
-        workspace_bytes=pixels * _LANES * 4,
+        workspace_bytes=_depthwise_channels_floats(shape) * 4,
         packed={1: packed},
         cost=shape.multiply_adds,
     )
 
 
-def _sorted_copy(shape: _Convolution) -> _Pair:
+def _depthwise_pixels_floats(shape: Convolution) -> int:
+    height, width = _sorted_copy(shape)
+    return compiled.round_up(height * shape.strides[1] * width, _LANES)
+
+
+def _depthwise_channels_floats(shape: Convolution) -> int:
+    return (math.prod(_padded_copy(shape)) + shape.pixels + math.prod(shape.size)) * _LANES
+
+
+def _pixels_floats(shape: Convolution) -> int:
+    assert native.LIBRARY is not None
+    thinned = shape.depth * shape.pixels if shape.is_strided else 0
+    return compiled.round_up(shape.depth * native.LIBRARY.panel_columns + thinned, _LANES)
+
+
+def _channels_floats(shape: Convolution) -> int:
+    return _block(shape).workspace_floats
+
+
+def _sorted_copy(shape: Convolution) -> _Pair:
     """Return height and width of the copied plane, its columns sorted by the stride."""
     stride = shape.strides[1]
     last_tap = (shape.kernel[1] - 1) * shape.dilations[1] // stride
@@ -249,18 +280,16 @@ def _sorted_copy(shape: _Convolution) -> _Pair:
 
 
 def _choose_pixels(request: KernelRequest) -> KernelChoice | None:
-    shape = _accepted(request)
+    shape = accepted(request)
     if shape is None or not shape.is_pointwise or shape.pixels < _PIXELS_MIN:
         return None
     assert native.LIBRARY is not None
-    floats = shape.depth * native.LIBRARY.panel_columns
-    if shape.is_strided:
-        floats += shape.depth * shape.pixels
+    floats = _pixels_floats(shape)
     return _choice(request, shape, "native.conv.pixels", floats, "rows", native.LIBRARY.tile_rows)
 
 
 def _choose_channels(request: KernelRequest) -> KernelChoice | None:
-    shape = _accepted(request)
+    shape = accepted(request)
     if shape is None:
         return None
     assert native.LIBRARY is not None
@@ -277,24 +306,33 @@ class _Block:
     pixels: int
     copy_width: int
     """0: nothing is copied."""
+    chunk: int
+    """Floats of a window that are summed for the whole block before the next ones; 0: all."""
     workspace_floats: int
     """A whole number of cache lines."""
 
 
-def _block(shape: _Convolution) -> _Block:
+def _block(shape: Convolution) -> _Block:
+    assert native.LIBRARY is not None
     out_height, out_width = shape.out_size
+    is_deep = math.prod(shape.kernel) * shape.depth > _CHUNK_ABOVE
+    has_many_weights = math.prod(shape.kernel) * shape.depth * shape.maps > _MANY_WEIGHTS
+    most = _LARGE_BLOCK_FLOATS if has_many_weights else _BLOCK_FLOATS
+    chunk, kept_columns = (_CHUNK, native.LIBRARY.panel_columns) if is_deep else (0, 0)
     if shape.is_inside and not shape.is_planar:
-        whole = max(1, _BLOCK_FLOATS // (shape.depth * math.prod(shape.strides)))
-        return _Block(_even_part(shape.pixels, whole), 0, 0)
+        whole = max(1, most // (shape.depth * math.prod(shape.strides)))
+        pixels = _even_part(shape.pixels, whole)
+        return _Block(pixels, 0, chunk, pixels * kept_columns)
     met_height, copy_width = shape.met_size
     copy_width = max(copy_width, shape.pads[1])
     row_floats = copy_width * shape.depth
     shared_rows = met_height - (out_height - 1) * shape.strides[0]
-    rows = max(1, (_BLOCK_FLOATS // row_floats - shared_rows) // shape.strides[0] + 1)
+    rows = max(1, (most // row_floats - shared_rows) // shape.strides[0] + 1)
     rows = _even_part(out_height, rows)
     copied_rows = (rows - 1) * shape.strides[0] + shared_rows
     floats = compiled.round_up(copied_rows * row_floats, _LANES)
-    return _Block(rows * out_width, copy_width, floats)
+    pixels = rows * out_width
+    return _Block(pixels, copy_width, chunk, pixels * kept_columns + floats)
 
 
 def _even_part(whole: int, most: int) -> int:
@@ -302,18 +340,31 @@ def _even_part(whole: int, most: int) -> int:
     return -(-whole // -(-whole // most))
 
 
-def _padded_copy(shape: _Convolution) -> _Pair:
+def _padded_copy(shape: Convolution) -> _Pair:
     """Return height and width of the padded image."""
     height, width = shape.met_size
     return max(height, shape.pads[0]), max(width, shape.pads[1])
 
 
+def _block_copy(shape: Convolution) -> _Pair:
+    return 0, _block(shape).copy_width
+
+
 _FUNCTIONS = {
-    "native.conv.depthwise_pixels": ("aegis_conv_depthwise_pixels", _sorted_copy),
-    "native.conv.depthwise_channels": ("aegis_conv_depthwise_channels", _padded_copy),
-    "native.conv.pixels": ("aegis_conv_pixels", _padded_copy),
-    "native.conv.channels": ("aegis_conv_channels", lambda shape: (0, _block(shape).copy_width)),
+    "native.conv.depthwise_pixels": (
+        "aegis_conv_depthwise_pixels",
+        _sorted_copy,
+        _depthwise_pixels_floats,
+    ),
+    "native.conv.depthwise_channels": (
+        "aegis_conv_depthwise_channels",
+        _padded_copy,
+        _depthwise_channels_floats,
+    ),
+    "native.conv.pixels": ("aegis_conv_pixels", _padded_copy, _pixels_floats),
+    "native.conv.channels": ("aegis_conv_channels", _block_copy, _channels_floats),
 }
+"""By kernel: the function, the size of what it copies, and the workspace of one thread."""
 
 
 def _bind(
@@ -324,8 +375,9 @@ def _bind(
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
     assert native.LIBRARY is not None
-    shape = _convolution(request)
-    function, copy_size = _FUNCTIONS[choice.kernel]
+    shape = read_convolution(request)
+    function, copy_size, workspace_floats = _FUNCTIONS[choice.kernel]
+    block = _block(shape)
     bounds = compiled.clip_bounds(request)
     assert bounds is not None, request.operator
     arguments = _Arguments(
@@ -343,8 +395,7 @@ def _bind(
         *shape.dilations,
         *shape.pads,
         *copy_size(shape),
-        _block(shape).pixels,
-        _block(shape).workspace_floats,
+        *(block.pixels, block.chunk, workspace_floats(shape)),
         *(shape.is_planar, shape.is_planar),
         *bounds,
         bounds != compiled.UNBOUNDED,
@@ -353,8 +404,8 @@ def _bind(
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel(_PLANAR, _choose_depthwise_pixels, _bind),
-    CpuKernel(_PLANAR, _choose_depthwise_channels, _bind),
-    CpuKernel(_PLANAR, _choose_pixels, _bind),
-    CpuKernel((*_PLANAR, _CHANNELS_LAST), _choose_channels, _bind, shares_work=True),
+    CpuKernel(_PLANAR, _choose_depthwise_pixels, _bind, shares_work=True),
+    CpuKernel(_PLANAR, _choose_depthwise_channels, _bind, shares_work=True),
+    CpuKernel(_PLANAR, _choose_pixels, _bind, shares_work=True),
+    CpuKernel((*_PLANAR, CHANNELS_LAST), _choose_channels, _bind, shares_work=True),
 )

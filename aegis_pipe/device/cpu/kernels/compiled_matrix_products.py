@@ -207,5 +207,5 @@ def _bind(
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
     CpuKernel(_OPERATORS, _choose_packed, _bind),
-    CpuKernel(_OPERATORS, _choose_dynamic, _bind),
+    CpuKernel(_OPERATORS, _choose_dynamic, _bind, shares_work=True),
 )

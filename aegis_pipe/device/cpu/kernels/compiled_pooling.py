@@ -33,7 +33,7 @@ class _Pool(ctypes.Structure):
         *((name, INTEGER) for name in ("stride_height", "stride_width")),
         *((name, INTEGER) for name in ("dilation_height", "dilation_width")),
         *((name, INTEGER) for name in ("pad_top", "pad_left", "pad_bottom", "pad_right")),
-        *((name, INTEGER) for name in ("row_floats", "counts_pads")),
+        *((name, INTEGER) for name in ("row_floats", "counts_pads", "workspace_floats")),
     )
 
 
@@ -68,6 +68,11 @@ def _row_floats(request: KernelRequest) -> int:
     return compiled.round_up(max(width, written, read), _LANES)
 
 
+def _workspace_floats(request: KernelRequest) -> int:
+    stride = operands.integers(request, "strides")[-1]
+    return (_STRIP * stride + 2) * _row_floats(request)
+
+
 def _choose_pool(request: KernelRequest) -> KernelChoice | None:
     if native.LIBRARY is None or not compiled.is_float32(request):
         return None
@@ -75,10 +80,9 @@ def _choose_pool(request: KernelRequest) -> KernelChoice | None:
         return None
     if operands.has_output(request, 1) or min(operands.integers(request, "pads")) < 0:
         return None
-    stride = operands.integers(request, "strides")[-1]
     return KernelChoice(
         kernel=_FUNCTIONS[request.operator][0],
-        workspace_bytes=(_STRIP * stride + 2) * _row_floats(request) * 4,
+        workspace_bytes=_workspace_floats(request) * 4,
         cost=elements_moved(request) * math.prod(operands.integers(request, "kernel_shape")),
     )
 
@@ -106,6 +110,7 @@ def _bind_pool(
         *_pair(pads[half:], 0),
         _row_floats(request),
         bool(request.attributes.get("count_include_pad", 0)),
+        _workspace_floats(request),
     )
     function = _FUNCTIONS[request.operator][1]
     return NativeCall(native.LIBRARY, function, arguments, (x, y, workspace))
@@ -133,6 +138,6 @@ def _bind_global(
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel(("MaxPool", "AveragePool"), _choose_pool, _bind_pool),
+    CpuKernel(("MaxPool", "AveragePool"), _choose_pool, _bind_pool, shares_work=True),
     CpuKernel(("GlobalMaxPool", "GlobalAveragePool"), _choose_global, _bind_global),
 )

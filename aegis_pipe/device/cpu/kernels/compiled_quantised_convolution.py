@@ -57,7 +57,7 @@ class _Arguments(ctypes.Structure):
         *((name, INTEGER) for name in ("stride_height", "stride_width")),
         *((name, INTEGER) for name in ("dilation_height", "dilation_width")),
         *((name, INTEGER) for name in ("pad_top", "pad_left", "copy_height", "copy_width")),
-        *((name, INTEGER) for name in ("x_is_planar", "y_is_planar")),
+        ("is_planar", INTEGER),
         ("scales", byte_units.Scales),
     )
 
@@ -231,7 +231,7 @@ _FUNCTIONS = {
 
 
 def _copy_size(request: KernelRequest, shape: _Convolution) -> _Pair:
-    """Return height and width of the padded copy, 0 if none is needed."""
+    """Return rows and columns of the padded image that windows meet, 0 if it is read as it is."""
     is_signed = byte_units.is_signed(operands.input_spec(request, 0))
     if shape.is_inside and not shape.is_planar and not is_signed:
         return 0, 0
@@ -260,7 +260,6 @@ def _arguments(
         *shape.dilations,
         *shape.pads,
         *_copy_size(request, shape),
-        shape.is_planar,
         shape.is_planar,
         _scales(request, at, inputs),
     )
@@ -306,6 +305,6 @@ def _bind(
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel(_OPERATORS, _choose_depthwise, _bind),
-    CpuKernel(_OPERATORS, _choose, _bind),
+    CpuKernel(_OPERATORS, _choose_depthwise, _bind, shares_work=True),
+    CpuKernel(_OPERATORS, _choose, _bind, shares_work=True),
 )

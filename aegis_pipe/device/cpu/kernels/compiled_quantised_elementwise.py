@@ -262,8 +262,15 @@ def _bind_map(
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel(("QuantizeLinear", "DequantizeLinear"), _choose_rescaling, _bind_rescaling),
+    CpuKernel(
+        ("QuantizeLinear", "DequantizeLinear"), _choose_rescaling, _bind_rescaling, shares_work=True
+    ),
     CpuKernel(("DynamicQuantizeLinear",), _choose_dynamic, _bind_dynamic),
-    CpuKernel(("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul"), _choose_pair, _bind_pair),
-    CpuKernel(tuple(_FUNCTIONS), _choose_map, _bind_map),
+    CpuKernel(
+        ("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul"),
+        _choose_pair,
+        _bind_pair,
+        shares_work=True,
+    ),
+    CpuKernel(tuple(_FUNCTIONS), _choose_map, _bind_map, shares_work=True),
 )

@@ -102,4 +102,4 @@ def _bind(
     return NativeCall(native.LIBRARY, function, arguments, (*inputs, y))
 
 
-KERNEL_FAMILY: tuple[CpuKernel, ...] = (CpuKernel(_OPERATORS, _choose, _bind),)
+KERNEL_FAMILY: tuple[CpuKernel, ...] = (CpuKernel(_OPERATORS, _choose, _bind, shares_work=True),)

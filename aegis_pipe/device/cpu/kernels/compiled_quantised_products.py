@@ -253,6 +253,6 @@ def _signs(request: KernelRequest, at: _Positions, result: TensorSpec) -> Sequen
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel(tuple(_POSITIONS), _choose_packed, _bind),
-    CpuKernel(tuple(_POSITIONS), _choose_dynamic, _bind),
+    CpuKernel(tuple(_POSITIONS), _choose_packed, _bind, shares_work=True),
+    CpuKernel(tuple(_POSITIONS), _choose_dynamic, _bind, shares_work=True),
 )

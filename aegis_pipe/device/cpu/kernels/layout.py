@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import operands
+from aegis_pipe.device.cpu.kernels.moves import bind_moves
 from aegis_pipe.device.cpu.kernels.planned import elements_moved
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.errors import KernelError
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
 Copies = list[tuple[np.ndarray, np.ndarray]]
-"""(target, source) views, in the order they have to be copied."""
 
 PlanCopies = Callable[[KernelRequest, Sequence[np.ndarray], Sequence[np.ndarray | None]], Copies]
 
@@ -35,13 +35,8 @@ def _moving_kernel(operator: str, plan: PlanCopies) -> CpuKernel:
         workspace: np.ndarray | None,
     ) -> Callable[[], None]:
         copies = plan(request, [array for array in inputs if array is not None], outputs)
-        copies = [(target, source) for target, source in copies if target.size]
-
-        def run() -> None:
-            for target, source in copies:
-                np.copyto(target, source)
-
-        return run
+        # A padding's borders are copied from what is there already.
+        return bind_moves(copies, in_order=operator == "Pad")
 
     return CpuKernel((operator,), choose, bind)
 

@@ -60,6 +60,16 @@ class NativeLibrary:
         self.pack_panels = self._library.aegis_pack_panels
         self.pack_panels.argtypes = (POINTER, *(INTEGER,) * 4, POINTER)
         self.pack_panels.restype = None
+        self.pack_taps = self._library.aegis_pack_taps
+        self.pack_taps.argtypes = (POINTER, *(INTEGER,) * 4, POINTER)
+        self.pack_taps.restype = None
+        self.pack_winograd = self._library.aegis_pack_winograd
+        self.pack_winograd.argtypes = (POINTER, *(INTEGER,) * 3, POINTER)
+        self.pack_winograd.restype = None
+        self.winograd_workspace = self._library.aegis_winograd_workspace
+        """winograd_workspace(m, depth, block): floats for one thread."""
+        self.winograd_workspace.argtypes = (INTEGER,) * 3
+        self.winograd_workspace.restype = INTEGER
         self.pack_byte_panels = self._library.aegis_pack_byte_panels
         self.pack_byte_panels.argtypes = (POINTER, *(INTEGER,) * 5, POINTER)
         self.pack_byte_panels.restype = None
@@ -142,7 +152,11 @@ class NativeCall:
         self._address = ctypes.addressof(self.step)
         self._run = library.run
         # The step holds addresses only: the arguments and what they point to live here.
-        self._kept = (arguments, *kept)
+        self._kept: tuple[object, ...] = (arguments, *kept)
+
+    def keep(self, something: object) -> None:
+        """Keep what the arguments point to alive as long as the call."""
+        self._kept = (*self._kept, something)
 
     def run_alone(self) -> None:
         """Have one thread do all of it: so little work that a team would lose by sharing."""

@@ -189,7 +189,9 @@ def test_description_and_capabilities() -> None:
         assert versions["numpy"] == np.__version__
         assert versions["kernels"] == native.STATUS
         assert any("threads=1" in version for version in versions.values())
-        assert device.capabilities == DeviceCapabilities(async_copy=True, notifies_progress=True)
+        assert device.capabilities == DeviceCapabilities(
+            async_copy=True, notifies_progress=True, channels_last=native.LIBRARY is not None
+        )
 
 
 def test_blas_threads_are_limited_while_open() -> None:

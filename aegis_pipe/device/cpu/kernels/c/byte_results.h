@@ -58,15 +58,21 @@ INLINE int32_t moved_b(const byte_scales *s, uint8_t b) { return (int8_t)(s->b_i
 
 INLINE int32_t moved_a_zero(const byte_scales *s) { return moved_a(s, s->a_zero ? *s->a_zero : 0); }
 
+/* Results of other columns that were made ready in this place. */
+INLINE byte_results results_at(byte_results r, void *workspace, int64_t columns) {
+    int64_t padded = padded_byte_columns(columns);
+    r.correction = workspace;
+    r.zeros = r.correction + padded;
+    r.factor = (float *)(r.zeros + padded);
+    return r;
+}
+
 /* `a_scale` is given apart, because it may have been found out only now. */
 INLINE byte_results ready_results(const byte_scales *s, const float *a_scale, const uint8_t *a_zero,
                                   const int32_t *column_sums, int64_t depth, int64_t first_column,
                                   int64_t columns, void *workspace) {
     int64_t padded = padded_byte_columns(columns);
-    byte_results r = {.kind = s->kind, .has_zeros = s->has_zeros};
-    r.correction = workspace;
-    r.zeros = r.correction + padded;
-    r.factor = (float *)(r.zeros + padded);
+    byte_results r = results_at((byte_results){.kind = s->kind, .has_zeros = s->has_zeros}, workspace, columns);
     r.addend = s->addend ? s->addend + first_column : NULL;
     int32_t za = moved_a(s, a_zero ? *a_zero : 0);
     float scale = s->kind == RESULT_INTEGER ? 1 : *a_scale;

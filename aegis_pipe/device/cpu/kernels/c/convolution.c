@@ -23,7 +23,8 @@ typedef struct {
     int64_t dilation_height, dilation_width, pad_top, pad_left;
     int64_t copy_height, copy_width; /* of the padded copy in the workspace; 0: none is made */
     int64_t block; /* pixels that are done together */
-    int64_t workspace_floats; /* of one worker */
+    int64_t chunk; /* floats of a window that are summed in one pass over a block; 0: all */
+    int64_t workspace_floats; /* of one worker: with chunks [block][PANEL] sums, then the copy */
     int64_t x_is_planar, y_is_planar;
     float low, high;
     int64_t clips;
@@ -56,7 +57,7 @@ INLINE void pixels_tile(const convolution *c, const epilogue *end, const float *
     UNROLL for (int r = 0; r < rows; r++) a[r] = w + map * c->depth + r;
     vec sums[ROWS][VECTORS];
     tile_clear(sums, rows, vectors);
-    tile_accumulate(sums, rows, vectors, a, ROWS, b, b_step, c->depth);
+    tile_accumulate(sums, rows, vectors, a, ROWS, b, b_step, c->depth, b);
     tile_store(end, sums, rows, vectors, y, pixels, map, pixel, pixels - pixel);
 }
 
@@ -86,29 +87,29 @@ static void copy_pixels(const float *x, int64_t channels, int64_t pixels, int64_
     }
 }
 
-KERNEL(aegis_conv_pixels, convolution) {
+SHARED_KERNEL(aegis_conv_pixels, convolution) {
     const convolution *c = arguments;
-    int64_t pixels = c->out_height * c->out_width;
+    int64_t pixels = c->out_height * c->out_width, panels = ceil_divide(pixels, PANEL), seen = -1;
     int64_t packed_maps = ceil_divide(c->maps, ROWS) * ROWS;
     int is_strided = c->stride_height > 1 || c->stride_width > 1;
-    float *thinned = c->workspace + c->depth * PANEL;
-    for (int64_t image = 0; image < c->batch * c->groups; image++) {
-        int64_t group = image % c->groups;
+    float *panel = c->workspace + self.index * c->workspace_floats, *thinned = panel + c->depth * PANEL;
+    range mine = part_of(self, c->batch * c->groups * panels);
+    for (int64_t unit = mine.first; unit < mine.last; unit++) {
+        int64_t image = unit / panels, group = image % c->groups, pixel = unit % panels * PANEL;
         const float *x = c->x + image * c->depth * c->height * c->width;
         const float *w = c->w + group * packed_maps * c->depth;
         if (is_strided) {
-            thin_image(c, x, thinned);
+            if (image != seen) thin_image(c, x, thinned);
+            seen = image;
             x = thinned;
         }
         float *y = c->y + image * c->maps * pixels;
         epilogue end = finish(c, image, 1, 0);
-        for (int64_t pixel = 0; pixel < pixels; pixel += PANEL) {
-            int64_t count = smaller(PANEL, pixels - pixel), vectors = ceil_divide(count, LANES);
-            copy_pixels(x + pixel, c->depth, pixels, count, c->workspace);
-            for (int64_t map = 0; map < c->maps; map += ROWS)
-                TILE_DISPATCH(pixels_tile, smaller(ROWS, c->maps - map), vectors, c, &end, w, c->workspace,
-                              PANEL, y, map, pixel, pixels)
-        }
+        int64_t count = smaller(PANEL, pixels - pixel), vectors = ceil_divide(count, LANES);
+        copy_pixels(x + pixel, c->depth, pixels, count, panel);
+        for (int64_t map = 0; map < c->maps; map += ROWS)
+            TILE_DISPATCH(pixels_tile, smaller(ROWS, c->maps - map), vectors, c, &end, w, panel, PANEL, y, map,
+                          pixel, pixels)
     }
 }
 
@@ -135,8 +136,16 @@ typedef struct {
     int64_t first_row; /* output row of `window` */
 } block_source;
 
-INLINE void channels_tile(const convolution *c, const epilogue *end, const block_source *from,
-                          const float *panel, float *y, int64_t pixel, int64_t map, int rows, int vectors) {
+/* The part of a window that one pass over a block's pixels sums up: kernel rows from `first` to before
+ * `last`, of each of their runs the floats from `start` to before `end`. */
+typedef struct {
+    int64_t first, last, first_run, last_run, start, end;
+    int begins, ends; /* whether nothing, or everything, has been summed before and after */
+} window_part;
+
+INLINE void channels_tile(const convolution *c, const epilogue *end, const block_source *from, window_part part,
+                          const float *panel, const float *ahead, float *y, int64_t pixel, int64_t map,
+                          float *kept, int rows, int vectors) {
     const float *a[ROWS];
     int64_t out_row = pixel / c->out_width, out_column = pixel % c->out_width;
     out_row -= from->first_row;
@@ -144,22 +153,61 @@ INLINE void channels_tile(const convolution *c, const epilogue *end, const block
         a[r] = from->window + out_row * c->stride_height * from->row + out_column * c->stride_width * from->column;
         if (++out_column == c->out_width) out_column = 0, out_row++;
     }
-    int is_one_run = c->dilation_width == 1 && from->column == c->depth;
-    int64_t runs = is_one_run ? 1 : c->kernel_width;
-    int64_t length = is_one_run ? c->kernel_width * c->depth : c->depth;
     vec sums[ROWS][VECTORS];
-    tile_clear(sums, rows, vectors);
-    for (int64_t row = 0; row < c->kernel_height; row++) {
-        for (int64_t run = 0; run < runs; run++, panel += length * PANEL) {
+    if (part.begins) tile_clear(sums, rows, vectors);
+    else tile_load(sums, rows, vectors, kept);
+    for (int64_t row = part.first; row < part.last; row++) {
+        for (int64_t run = part.first_run; run < part.last_run; run++) {
             int64_t offset = row * c->dilation_height * from->row + run * c->dilation_width * from->column;
+            int64_t length = part.end - part.start;
             const float *tap[ROWS];
-            UNROLL for (int r = 0; r < rows; r++) tap[r] = a[r] + offset;
-            tile_accumulate(sums, rows, vectors, tap, 1, panel, PANEL, length);
+            UNROLL for (int r = 0; r < rows; r++) tap[r] = a[r] + offset + part.start;
+            tile_accumulate(sums, rows, vectors, tap, 1, panel, PANEL, length, ahead);
+            panel += length * PANEL;
+            ahead += length * PANEL;
         }
     }
     int64_t pixels = c->out_height * c->out_width;
-    if (c->y_is_planar) tile_store_transposed(end, sums, rows, vectors, y, pixels, pixel, map, c->maps - map);
+    if (!part.ends) tile_keep(sums, rows, vectors, kept);
+    else if (c->y_is_planar) tile_store_transposed(end, sums, rows, vectors, y, pixels, pixel, map, c->maps - map);
     else tile_store(end, sums, rows, vectors, y, c->groups * c->maps, pixel, map, c->maps - map);
+}
+
+/* One pass over a block's pixels. `kept` holds the sums of all of them between passes. */
+static void channels_pass(const convolution *c, const epilogue *end, const block_source *from, window_part part,
+                          const float *panel, float *y, range pixels, int64_t map, float *kept) {
+    int64_t tile = even_tile(pixels.last - pixels.first);
+    int64_t vectors = ceil_divide(smaller(PANEL, c->maps - map), LANES), i = 0;
+    int64_t depth = (part.last - part.first) * (part.last_run - part.first_run) * (part.end - part.start);
+    for (int64_t pixel = pixels.first; pixel < pixels.last; pixel += tile, kept += tile * PANEL) {
+        const float *ahead = panel_ahead(panel, panel + depth * PANEL, i++);
+        TILE_DISPATCH(channels_tile, smaller(tile, pixels.last - pixel), vectors, c, end, from, part, panel, ahead,
+                      y, pixel, map, kept)
+    }
+}
+
+/* A block's results for one panel of output channels. A panel that is too large to be read for each
+ * tile anew is taken in chunks, each for all tiles. */
+static void channels_block(const convolution *c, const epilogue *end, const block_source *from, const float *panel,
+                           float *y, range pixels, int64_t map, float *kept) {
+    int is_one_run = c->dilation_width == 1 && from->column == c->depth;
+    int64_t runs = is_one_run ? 1 : c->kernel_width;
+    int64_t length = is_one_run ? c->kernel_width * c->depth : c->depth;
+    if (!c->chunk) {
+        window_part all = {0, c->kernel_height, 0, runs, 0, length, 1, 1};
+        channels_pass(c, end, from, all, panel, y, pixels, map, kept);
+        return;
+    }
+    for (int64_t row = 0; row < c->kernel_height; row++)
+        for (int64_t run = 0; run < runs; run++)
+            for (int64_t start = 0; start < length; start += c->chunk) {
+                int64_t stop = smaller(length, start + c->chunk);
+                window_part part = {row, row + 1, run, run + 1, start, stop,
+                                    !row && !run && !start,
+                                    row + 1 == c->kernel_height && run + 1 == runs && stop == length};
+                channels_pass(c, end, from, part, panel, y, pixels, map, kept);
+                panel += (stop - start) * PANEL;
+            }
 }
 
 /* One row of a group of the image: [columns][depth]. */
@@ -210,23 +258,21 @@ SHARED_KERNEL(aegis_conv_channels, convolution) {
     int64_t panel_floats = c->kernel_height * c->kernel_width * c->depth;
     range mine = part_of(self, c->batch * c->groups * blocks * panels);
     block_source from = {};
+    float *kept = c->workspace + self.index * c->workspace_floats;
     for (int64_t unit = mine.first; unit < mine.last; unit++) {
         int64_t image = unit / panels / blocks, group = image % c->groups;
         int64_t first = unit / panels % blocks * c->block, last = smaller(first + c->block, pixels);
-        int64_t map = unit % panels * PANEL, vectors = ceil_divide(smaller(PANEL, c->maps - map), LANES);
+        int64_t map = unit % panels * PANEL;
         if (unit / panels != read) {
             read = unit / panels;
-            from = read_block(c, image, first, c->workspace + self.index * c->workspace_floats);
+            from = read_block(c, image, first, kept + (c->chunk ? c->block * PANEL : 0));
         }
         epilogue end = finish(c, image, 0, 1);
         int64_t results = c->y_is_planar ? image * c->maps * pixels
                                          : image / c->groups * c->groups * c->maps * pixels + group * c->maps;
         if (end.residual) end.residual = c->residual + results;
         const float *panel = c->w + (group * panels * PANEL + map) * panel_floats;
-        int64_t tile = even_tile(last - first);
-        for (int64_t pixel = first; pixel < last; pixel += tile)
-            TILE_DISPATCH(channels_tile, smaller(tile, last - pixel), vectors, c, &end, &from, panel,
-                          c->y + results, pixel, map)
+        channels_block(c, &end, &from, panel, c->y + results, (range){first, last}, map, kept);
     }
 }
 
@@ -248,10 +294,10 @@ typedef struct { int64_t height, width, stride_height, stride_width, dilation_he
 
 /* `count` output rows' 16 results from one column on. The sums of several rows hide each other's
  * latency, and with a known window what neighbouring rows share is loaded once. */
-INLINE void depthwise_strip(const convolution *c, const float *w, float bias, int64_t plane, int64_t row,
+INLINE void depthwise_strip(const convolution *c, const float *copied, const float *w, float bias, int64_t plane, int64_t row,
                             int64_t column, int count, window k) {
     int64_t row_floats = k.stride_width * c->copy_width;
-    const float *corner = c->workspace + row * k.stride_height * row_floats + column;
+    const float *corner = copied + row * k.stride_height * row_floats + column;
     wide sums[4];
     UNROLL for (int i = 0; i < count; i++) sums[i] = wide_of(0);
     for (int64_t kh = 0; kh < k.height; kh++) {
@@ -273,40 +319,42 @@ INLINE void depthwise_strip(const convolution *c, const float *w, float bias, in
     }
 }
 
-INLINE void depthwise_plane(const convolution *c, const float *w, float bias, int64_t plane, window k) {
+INLINE void depthwise_plane(const convolution *c, const float *copied, const float *w, float bias, int64_t plane, window k) {
     for (int64_t column = 0; column < c->out_width; column += WIDE) {
         int64_t row = 0;
-        for (; row + 4 <= c->out_height; row += 4) depthwise_strip(c, w, bias, plane, row, column, 4, k);
+        for (; row + 4 <= c->out_height; row += 4) depthwise_strip(c, copied, w, bias, plane, row, column, 4, k);
         switch (c->out_height - row) {
-            case 3: depthwise_strip(c, w, bias, plane, row, column, 3, k); break;
-            case 2: depthwise_strip(c, w, bias, plane, row, column, 2, k); break;
-            case 1: depthwise_strip(c, w, bias, plane, row, column, 1, k); break;
+            case 3: depthwise_strip(c, copied, w, bias, plane, row, column, 3, k); break;
+            case 2: depthwise_strip(c, copied, w, bias, plane, row, column, 2, k); break;
+            case 1: depthwise_strip(c, copied, w, bias, plane, row, column, 1, k); break;
         }
     }
 }
 
-KERNEL(aegis_conv_depthwise_pixels, convolution) {
+SHARED_KERNEL(aegis_conv_depthwise_pixels, convolution) {
     const convolution *c = arguments;
     window k = {c->kernel_height, c->kernel_width, c->stride_height,
                 c->stride_width, c->dilation_height, c->dilation_width};
     int is_3x3 = k.height == 3 && k.width == 3 && k.dilation_height == 1 && k.dilation_width == 1;
     int64_t row_floats = c->stride_width * c->copy_width;
     int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
-    __builtin_memset(c->workspace, 0, (size_t)(c->copy_height * row_floats) * sizeof(float));
-    for (int64_t plane = 0; plane < c->batch * c->groups; plane++) {
+    float *copied = c->workspace + self.index * c->workspace_floats;
+    clear_floats(copied, c->copy_height * row_floats);
+    range mine = part_of(self, c->batch * c->groups);
+    for (int64_t plane = mine.first; plane < mine.last; plane++) {
         int64_t channel = plane % c->groups;
         const float *x = c->x + plane * c->height * c->width;
         for (int64_t row = 0; row < rows; row++)
             sort_columns(x + row * c->width, c->width, c->stride_width, c->pad_left, c->copy_width,
-                         c->workspace + (row + c->pad_top) * row_floats);
+                         copied + (row + c->pad_top) * row_floats);
         const float *w = c->w + channel * c->kernel_height * c->kernel_width;
         float bias = c->bias ? c->bias[channel] : 0;
         if (is_3x3 && k.stride_height == 1 && k.stride_width == 1)
-            depthwise_plane(c, w, bias, plane, (window){3, 3, 1, 1, 1, 1});
+            depthwise_plane(c, copied, w, bias, plane, (window){3, 3, 1, 1, 1, 1});
         else if (is_3x3 && k.stride_height == 2 && k.stride_width == 2)
-            depthwise_plane(c, w, bias, plane, (window){3, 3, 2, 2, 1, 1});
+            depthwise_plane(c, copied, w, bias, plane, (window){3, 3, 2, 2, 1, 1});
         else
-            depthwise_plane(c, w, bias, plane, k);
+            depthwise_plane(c, copied, w, bias, plane, k);
     }
 }
 
@@ -374,27 +422,30 @@ INLINE void depthwise_group(const convolution *c, const float *copy, const float
     }
 }
 
-KERNEL(aegis_conv_depthwise_channels, convolution) {
+SHARED_KERNEL(aegis_conv_depthwise_channels, convolution) {
     const convolution *c = arguments;
     int64_t pixels = c->out_height * c->out_width, taps = c->kernel_height * c->kernel_width;
     int64_t copied_floats = c->copy_height * c->copy_width * WIDE;
     int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
     int64_t columns = smaller(c->width, c->copy_width - c->pad_left);
-    float *copy = c->workspace, *sums = copy + copied_floats, *turned = sums + pixels * WIDE;
-    __builtin_memset(copy, 0, (size_t)copied_floats * sizeof(float));
-    for (int64_t image = 0; image < c->batch; image++)
-        for (int64_t channel = 0; channel < c->groups; channel += WIDE) {
-            int64_t channels = smaller(WIDE, c->groups - channel), plane = image * c->groups + channel;
-            const float *x = c->x + plane * c->height * c->width, *w = c->w + channel * taps;
-            turn(x, channels, c->height * c->width, c->height * c->width, turned, WIDE);
-            for (int64_t row = 0; row < rows; row++) {
-                int64_t at = (row + c->pad_top) * c->copy_width + c->pad_left;
-                copy_floats(copy + at * WIDE, turned + row * c->width * WIDE, columns * WIDE);
-            }
-            wide bias = wide_of(0);
-            if (c->bias) bias = row_load(c->bias, channel, c->groups);
-            if (c->kernel_height == 3 && c->kernel_width == 3) depthwise_group(c, copy, w, bias, sums, 3, 3);
-            else depthwise_group(c, copy, w, bias, sums, c->kernel_height, c->kernel_width);
-            turn_back(sums, pixels, channels, c->y + plane * pixels);
+    float *copy = c->workspace + self.index * c->workspace_floats;
+    float *sums = copy + copied_floats, *turned = sums + pixels * WIDE;
+    int64_t parts = ceil_divide(c->groups, WIDE);
+    clear_floats(copy, copied_floats);
+    range mine = part_of(self, c->batch * parts);
+    for (int64_t unit = mine.first; unit < mine.last; unit++) {
+        int64_t image = unit / parts, channel = unit % parts * WIDE;
+        int64_t channels = smaller(WIDE, c->groups - channel), plane = image * c->groups + channel;
+        const float *x = c->x + plane * c->height * c->width, *w = c->w + channel * taps;
+        turn(x, channels, c->height * c->width, c->height * c->width, turned, WIDE);
+        for (int64_t row = 0; row < rows; row++) {
+            int64_t at = (row + c->pad_top) * c->copy_width + c->pad_left;
+            copy_floats(copy + at * WIDE, turned + row * c->width * WIDE, columns * WIDE);
         }
+        wide bias = wide_of(0);
+        if (c->bias) bias = row_load(c->bias, channel, c->groups);
+        if (c->kernel_height == 3 && c->kernel_width == 3) depthwise_group(c, copy, w, bias, sums, 3, 3);
+        else depthwise_group(c, copy, w, bias, sums, c->kernel_height, c->kernel_width);
+        turn_back(sums, pixels, channels, c->y + plane * pixels);
+    }
 }

@@ -15,11 +15,12 @@ typedef struct {
 
 #define MAP(name, expression)                                                            \
     INLINE wide name##_of(wide x, wide p, wide q) { (void)p, (void)q; return expression; } \
-    KERNEL(aegis_##name, map) {                                                          \
+    SHARED_KERNEL(aegis_##name, map) {                                                   \
         const map *m = arguments;                                                        \
         wide p = wide_of(m->p), q = wide_of(m->q);                                       \
-        int64_t i = 0, rest = m->count % WIDE;                                           \
-        for (; i < m->count - rest; i += WIDE)                                           \
+        range mine = part_of(self, ceil_divide(m->count, WIDE));                         \
+        int64_t i = mine.first * WIDE, end = smaller(m->count, mine.last * WIDE), rest = (end - i) % WIDE; \
+        for (; i < end - rest; i += WIDE)                                                \
             wide_store(m->y + i, name##_of(wide_load(m->x + i), p, q));                  \
         if (rest)                                                                        \
             wide_store_part(m->y + i, name##_of(wide_load_part(m->x + i, rest), p, q), rest); \
@@ -52,6 +53,16 @@ typedef struct {
     int64_t a_strides[RANK], b_strides[RANK]; /* in floats; the last ones are 0 or 1 */
 } pair;
 
+/* A worker's part: runs of the last dimension, or a part of each if there are few. */
+typedef struct { range rows, columns; } runs;
+
+INLINE runs runs_of(const pair *p, worker self) {
+    int64_t count = p->shape[0] * p->shape[1] * p->shape[2], length = p->shape[3];
+    if (count >= 8 * self.count) return (runs){part_of(self, count), {0, length}};
+    range part = part_of(self, ceil_divide(length, WIDE));
+    return (runs){{0, count}, {part.first * WIDE, smaller(length, part.last * WIDE)}};
+}
+
 /* One run of the last dimension; `a_step` and `b_step` are constants wherever this is inlined. */
 #define PAIR(name, expression)                                                           \
     INLINE wide name##_of(wide a, wide b) { return expression; }                         \
@@ -67,20 +78,22 @@ typedef struct {
                             name##_of(a_step ? wide_load_part(a + i, rest) : same_a,  \
                                       b_step ? wide_load_part(b + i, rest) : same_b), rest); \
     }                                                                                    \
-    KERNEL(aegis_##name, pair) {                                                         \
+    SHARED_KERNEL(aegis_##name, pair) {                                                  \
         const pair *p = arguments;                                                       \
         const int64_t *n = p->shape, *s = p->a_strides, *t = p->b_strides;               \
-        float *y = p->y;                                                                 \
-        for (int64_t i = 0; i < n[0]; i++)                                               \
-            for (int64_t j = 0; j < n[1]; j++)                                           \
-                for (int64_t k = 0; k < n[2]; k++, y += n[3]) {                          \
-                    const float *a = p->a + i * s[0] + j * s[1] + k * s[2];              \
-                    const float *b = p->b + i * t[0] + j * t[1] + k * t[2];              \
-                    if (s[3] && t[3]) name##_run(a, b, y, n[3], 1, 1);                   \
-                    else if (s[3]) name##_run(a, b, y, n[3], 1, 0);                      \
-                    else if (t[3]) name##_run(a, b, y, n[3], 0, 1);                      \
-                    else name##_run(a, b, y, n[3], 0, 0);                                \
-                }                                                                        \
+        runs mine = runs_of(p, self);                                                    \
+        for (int64_t run = mine.rows.first; run < mine.rows.last; run++) {               \
+            int64_t i = run / n[2] / n[1], j = run / n[2] % n[1], k = run % n[2];        \
+            int64_t start = mine.columns.first, count = mine.columns.last - start;       \
+            const float *a = p->a + i * s[0] + j * s[1] + k * s[2] + start * s[3];       \
+            const float *b = p->b + i * t[0] + j * t[1] + k * t[2] + start * t[3];       \
+            float *y = p->y + run * n[3] + start;                                        \
+            if (count <= 0) continue;                                                    \
+            if (s[3] && t[3]) name##_run(a, b, y, count, 1, 1);                          \
+            else if (s[3]) name##_run(a, b, y, count, 1, 0);                             \
+            else if (t[3]) name##_run(a, b, y, count, 0, 1);                             \
+            else name##_run(a, b, y, count, 0, 0);                                       \
+        }                                                                                \
     }
 
 PAIR(add, a + b)

@@ -6,6 +6,8 @@
  *     for each block of rows of A (about 128 KiB: stays in the second-level cache)
  *       for each panel of B (depth * PANEL floats, read once a block)
  *         for each tile of the block's rows:  ROWS x PANEL results
+ *
+ * Workers share the pairs of block and panel.
  */
 #include "step.h"
 #include "tile.h"
@@ -44,40 +46,43 @@ static void pack_panels(const float *b, int64_t b_step, int64_t b_column, int64_
     }
 }
 
-INLINE void gemm_tile(const gemm *g, const float *a, const float *panel, float *y, int64_t row,
-                      int64_t column, int rows, int vectors) {
+INLINE void gemm_tile(const gemm *g, const float *a, const float *panel, const float *ahead, float *y,
+                      int64_t row, int64_t column, int rows, int vectors) {
     const float *a_rows[ROWS];
     UNROLL for (int r = 0; r < rows; r++) a_rows[r] = a + (row + r) * g->a_row;
     vec sums[ROWS][VECTORS];
     tile_clear(sums, rows, vectors);
-    tile_accumulate(sums, rows, vectors, a_rows, g->a_step, panel, PANEL, g->depth);
+    tile_accumulate(sums, rows, vectors, a_rows, g->a_step, panel, PANEL, g->depth, ahead);
     tile_store(&g->end, sums, rows, vectors, y, g->columns, row, column, g->columns - column);
 }
 
-static void multiply(const gemm *g, const float *a, const float *panels, float *y) {
-    int64_t tile = even_tile(g->rows);
-    int64_t block = larger(1, BLOCK_FLOATS / larger(1, g->depth * tile)) * tile;
-    for (int64_t first = 0; first < g->rows; first += block) {
-        int64_t last = smaller(first + block, g->rows);
-        for (int64_t column = 0; column < g->columns; column += PANEL) {
-            const float *panel = panels + column * g->depth;
-            int64_t vectors = ceil_divide(smaller(PANEL, g->columns - column), LANES);
-            for (int64_t row = first; row < last; row += tile)
-                TILE_DISPATCH(gemm_tile, smaller(tile, last - row), vectors, g, a, panel, y, row, column)
-        }
+/* A block of rows by one panel. */
+static void multiply(const gemm *g, const float *a, const float *panels, float *y, range rows, int64_t tile,
+                     int64_t column) {
+    const float *panel = panels + column * g->depth;
+    int64_t vectors = ceil_divide(smaller(PANEL, g->columns - column), LANES);
+    for (int64_t row = rows.first; row < rows.last; row += tile) {
+        const float *ahead = panel_ahead(panel, panel + g->depth * PANEL, (row - rows.first) / tile);
+        TILE_DISPATCH(gemm_tile, smaller(tile, rows.last - row), vectors, g, a, panel, ahead, y, row, column)
     }
 }
 
-KERNEL(aegis_gemm, gemm) {
+SHARED_KERNEL(aegis_gemm, gemm) {
     const gemm *g = arguments;
-    for (int64_t i = 0; i < g->batch; i++) {
-        const float *panels = g->b + g->b_offsets[i];
-        if (g->workspace) {
-            if (i == 0 || g->b_offsets[i] != g->b_offsets[i - 1])
-                pack_panels(panels, g->b_step, g->b_column, g->depth, g->columns, g->workspace);
-            panels = g->workspace;
+    int64_t tile = even_tile(g->rows), packed = -1;
+    int64_t block = larger(1, BLOCK_FLOATS / larger(1, g->depth * tile)) * tile;
+    int64_t blocks = ceil_divide(g->rows, block), panels = ceil_divide(g->columns, PANEL);
+    float *own = g->workspace ? g->workspace + self.index * panels * PANEL * g->depth : NULL;
+    range mine = part_of(self, g->batch * blocks * panels);
+    for (int64_t unit = mine.first; unit < mine.last; unit++) {
+        int64_t i = unit / panels / blocks, first = unit / panels % blocks * block;
+        const float *b = g->b + g->b_offsets[i];
+        if (own && g->b_offsets[i] != packed) {
+            packed = g->b_offsets[i];
+            pack_panels(b, g->b_step, g->b_column, g->depth, g->columns, own);
         }
-        multiply(g, g->a + g->a_offsets[i], panels, g->y + i * g->rows * g->columns);
+        multiply(g, g->a + g->a_offsets[i], own ? own : b, g->y + i * g->rows * g->columns,
+                 (range){first, smaller(first + block, g->rows)}, tile, unit % panels * PANEL);
     }
 }
 

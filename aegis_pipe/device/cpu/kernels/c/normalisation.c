@@ -21,9 +21,10 @@ INLINE wide load_power(const float *row, int64_t i, int64_t count) {
 INLINE wide larger_lanes(wide a, wide b) { return wide_select(a > b, a, b); }
 
 /* exp(x - max) / sum; a row of -inf alone becomes NaN. */
-KERNEL(aegis_softmax, softmax) {
+SHARED_KERNEL(aegis_softmax, softmax) {
     const softmax *s = arguments;
-    for (int64_t r = 0; r < s->rows; r++) {
+    range mine = part_of(self, s->rows);
+    for (int64_t r = mine.first; r < mine.last; r++) {
         const float *x = s->x + r * s->count;
         float *y = s->y + r * s->count;
         wide best = wide_of(-__builtin_inff());
@@ -63,10 +64,11 @@ INLINE void add_skip(const layer_normalisation *n, const float *x, const float *
 
 /* (x - mean) / sqrt(variance + epsilon) * scale + bias; two passes, so that a large mean does not
  * cost the variance its digits. */
-KERNEL(aegis_layer_normalisation, layer_normalisation) {
+SHARED_KERNEL(aegis_layer_normalisation, layer_normalisation) {
     const layer_normalisation *n = arguments;
     int64_t count = n->count;
-    for (int64_t r = 0; r < n->rows; r++) {
+    range mine = part_of(self, n->rows);
+    for (int64_t r = mine.first; r < mine.last; r++) {
         const float *x = n->x + r * count;
         float *y = n->y + r * count;
         if (n->skip) {
@@ -100,9 +102,10 @@ typedef struct {
     float epsilon;
 } batch_normalisation;
 
-KERNEL(aegis_batch_normalisation, batch_normalisation) {
+SHARED_KERNEL(aegis_batch_normalisation, batch_normalisation) {
     const batch_normalisation *n = arguments;
-    for (int64_t plane = 0; plane < n->batch * n->channels; plane++) {
+    range mine = part_of(self, n->batch * n->channels);
+    for (int64_t plane = mine.first; plane < mine.last; plane++) {
         int64_t c = plane % n->channels;
         wide factor = wide_of(n->scale[c] / __builtin_sqrtf(n->variance[c] + n->epsilon));
         wide shift = multiply_add(wide_of(-n->mean[c]), factor, wide_of(n->bias[c]));

@@ -20,6 +20,7 @@ typedef struct {
     int64_t dilation_height, dilation_width, pad_top, pad_left, pad_bottom, pad_right;
     int64_t row_floats; /* room of one sorted row: a whole last register beyond out_width and the taps */
     int64_t counts_pads; /* averages: whether padding counts in the divisor */
+    int64_t workspace_floats; /* of one worker */
 } pool;
 
 enum { STRIP = 8 };
@@ -72,10 +73,10 @@ INLINE void finish_row(const pool *p, const float *sorted, float neutral, int is
     }
 }
 
-INLINE void pool_planes(const pool *p, int is_max) {
+INLINE void pool_planes(const pool *p, worker self, int is_max) {
     const float neutral = is_max ? -__builtin_inff() : 0;
     int64_t sorted_floats = p->stride_width * p->row_floats;
-    float *sorted = p->workspace, *row = sorted + STRIP * sorted_floats, *shares = row + p->row_floats;
+    float *sorted = p->workspace + self.index * p->workspace_floats, *row = sorted + STRIP * sorted_floats, *shares = row + p->row_floats;
     int64_t pads_top = p->counts_pads ? p->pad_top : 0, pads_left = p->counts_pads ? p->pad_left : 0;
     int64_t bottom = p->height + (p->counts_pads ? p->pad_bottom : 0);
     int64_t right = p->width + (p->counts_pads ? p->pad_right : 0);
@@ -86,7 +87,8 @@ INLINE void pool_planes(const pool *p, int is_max) {
     }
     /* The padding is the same for all rows: filled in once, never written again. */
     for (int64_t i = 0; i < STRIP * sorted_floats; i += WIDE) wide_store(sorted + i, wide_of(neutral));
-    for (int64_t plane = 0; plane < p->planes; plane++) {
+    range mine = part_of(self, p->planes);
+    for (int64_t plane = mine.first; plane < mine.last; plane++) {
         const float *x = p->x + plane * p->height * p->width;
         float *y = p->y + plane * p->out_height * p->out_width;
         for (int64_t first = 0; first < p->out_height; first += STRIP) {
@@ -104,8 +106,8 @@ INLINE void pool_planes(const pool *p, int is_max) {
     }
 }
 
-KERNEL(aegis_max_pool, pool) { pool_planes(arguments, 1); }
-KERNEL(aegis_average_pool, pool) { pool_planes(arguments, 0); }
+SHARED_KERNEL(aegis_max_pool, pool) { pool_planes(arguments, self, 1); }
+SHARED_KERNEL(aegis_average_pool, pool) { pool_planes(arguments, self, 0); }
 
 typedef struct {
     const float *x;
@@ -114,9 +116,10 @@ typedef struct {
 } global_pool;
 
 /* Four registers of sums hide the latency of the addition. */
-KERNEL(aegis_global_average_pool, global_pool) {
+SHARED_KERNEL(aegis_global_average_pool, global_pool) {
     const global_pool *p = arguments;
-    for (int64_t plane = 0; plane < p->planes; plane++) {
+    range mine = part_of(self, p->planes);
+    for (int64_t plane = mine.first; plane < mine.last; plane++) {
         const float *x = p->x + plane * p->count;
         wide sums[4] = {wide_of(0), wide_of(0), wide_of(0), wide_of(0)};
         int64_t i = 0;
@@ -128,9 +131,10 @@ KERNEL(aegis_global_average_pool, global_pool) {
     }
 }
 
-KERNEL(aegis_global_max_pool, global_pool) {
+SHARED_KERNEL(aegis_global_max_pool, global_pool) {
     const global_pool *p = arguments;
-    for (int64_t plane = 0; plane < p->planes; plane++) {
+    range mine = part_of(self, p->planes);
+    for (int64_t plane = mine.first; plane < mine.last; plane++) {
         const float *x = p->x + plane * p->count;
         wide best = wide_of(-__builtin_inff());
         int64_t i = 0;

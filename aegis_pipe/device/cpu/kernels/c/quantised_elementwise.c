@@ -20,14 +20,21 @@ INLINE float zero_point(const uint8_t *zero, int64_t i, int64_t is_signed) {
     return is_signed ? (float)(int8_t)zero[i] : (float)zero[i];
 }
 
-KERNEL(aegis_quantise, rescaling) {
+/* A worker's part of each row of `count`, in whole registers but for the row's end. */
+INLINE range part_of_row(worker self, int64_t count) {
+    range part = part_of(self, ceil_divide(count, WIDE));
+    return (range){part.first * WIDE, smaller(count, part.last * WIDE)};
+}
+
+SHARED_KERNEL(aegis_quantise, rescaling) {
     const rescaling *q = arguments;
     const float *x = q->x;
     uint8_t *y = q->y;
+    range part = part_of_row(self, q->inner);
     for (int64_t o = 0; o < q->outer; o++)
         for (int64_t p = 0; p < q->parts; p++, x += q->inner, y += q->inner)
-            quantise_row(x, q->inner, q->scale[p],
-                         range_of_levels(zero_point(q->zero, p, q->is_signed), q->low, q->high), y);
+            quantise_row(x + part.first, part.last - part.first, q->scale[p],
+                         range_of_levels(zero_point(q->zero, p, q->is_signed), q->low, q->high), y + part.first);
 }
 
 typedef uint8_t wide_unsigned_bytes __attribute__((vector_size(WIDE)));
@@ -48,14 +55,15 @@ INLINE wide byte_row_load(const uint8_t *row, int64_t i, int64_t count, int64_t 
                              : bytes_to_wide_part(row + i, count - i, is_signed);
 }
 
-KERNEL(aegis_dequantise, rescaling) {
+SHARED_KERNEL(aegis_dequantise, rescaling) {
     const rescaling *q = arguments;
+    range part = part_of_row(self, q->inner);
     const uint8_t *x = q->x;
     float *y = q->y;
     for (int64_t o = 0; o < q->outer; o++)
         for (int64_t p = 0; p < q->parts; p++, x += q->inner, y += q->inner) {
             wide zero = wide_of(zero_point(q->zero, p, q->is_signed)), scale = wide_of(q->scale[p]);
-            for (int64_t i = 0; i < q->inner; i += WIDE)
+            for (int64_t i = part.first; i < part.last; i += WIDE)
                 row_store(y, i, q->inner, (byte_row_load(x, i, q->inner, q->is_signed) - zero) * scale);
         }
 }
@@ -90,15 +98,15 @@ typedef struct {
 } byte_pair;
 
 /* All scales in one factor an operand: (a - za) sa / sy + (b - zb) sb / sy, or the product. */
-INLINE void pair_run(const byte_pair *p, const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t count,
-                     int64_t is_signed, int64_t multiplies) {
+INLINE void pair_run(const byte_pair *p, const uint8_t *a, const uint8_t *b, uint8_t *y, range part,
+                     int64_t count, int64_t is_signed, int64_t multiplies) {
     wide a_zero = wide_of(zero_point(p->a_zero, 0, is_signed)), b_zero = wide_of(zero_point(p->b_zero, 0, is_signed));
     level_range levels = range_of_levels(zero_point(p->y_zero, 0, is_signed), p->low, p->high);
     wide factor = wide_of(multiplies ? *p->a_scale * *p->b_scale / *p->y_scale : *p->a_scale / *p->y_scale);
     wide b_factor = wide_of(*p->b_scale / *p->y_scale), shift = -(a_zero * factor + b_zero * b_factor);
     int a_moves = p->a_strides[RANK - 1] != 0, b_moves = p->b_strides[RANK - 1] != 0;
     wide one_a = wide_of(bytes_to_wide_part(a, 1, is_signed)[0]), one_b = wide_of(bytes_to_wide_part(b, 1, is_signed)[0]);
-    for (int64_t i = 0; i < count; i += WIDE) {
+    for (int64_t i = part.first; i < part.last; i += WIDE) {
         wide x = a_moves ? byte_row_load(a, i, count, is_signed) : one_a;
         wide z = b_moves ? byte_row_load(b, i, count, is_signed) : one_b;
         wide level = multiplies ? (x - a_zero) * (z - b_zero) * factor
@@ -107,8 +115,9 @@ INLINE void pair_run(const byte_pair *p, const uint8_t *a, const uint8_t *b, uin
     }
 }
 
-KERNEL(aegis_byte_pair, byte_pair) {
+SHARED_KERNEL(aegis_byte_pair, byte_pair) {
     const byte_pair *p = arguments;
+    range part = part_of_row(self, p->shape[RANK - 1]);
     const int64_t *n = p->shape, *s = p->a_strides, *t = p->b_strides;
     uint8_t *y = p->y;
     for (int64_t i = 0; i < n[0]; i++)
@@ -116,10 +125,10 @@ KERNEL(aegis_byte_pair, byte_pair) {
             for (int64_t k = 0; k < n[2]; k++, y += n[3]) {
                 const uint8_t *a = p->a + i * s[0] + j * s[1] + k * s[2];
                 const uint8_t *b = p->b + i * t[0] + j * t[1] + k * t[2];
-                if (p->is_signed && p->multiplies) pair_run(p, a, b, y, n[3], 1, 1);
-                else if (p->is_signed) pair_run(p, a, b, y, n[3], 1, 0);
-                else if (p->multiplies) pair_run(p, a, b, y, n[3], 0, 1);
-                else pair_run(p, a, b, y, n[3], 0, 0);
+                if (p->is_signed && p->multiplies) pair_run(p, a, b, y, part, n[3], 1, 1);
+                else if (p->is_signed) pair_run(p, a, b, y, part, n[3], 1, 0);
+                else if (p->multiplies) pair_run(p, a, b, y, part, n[3], 0, 1);
+                else pair_run(p, a, b, y, part, n[3], 0, 0);
             }
 }
 
@@ -146,14 +155,15 @@ INLINE wide mapped(int64_t function, wide x, float alpha) {
     }
 }
 
-static void map_bytes(const byte_map *m) {
+static void map_bytes(const byte_map *m, worker self) {
+    range part = part_of_row(self, m->count);
     wide zero = wide_of(zero_point(m->x_zero, 0, m->x_is_signed)), scale = wide_of(*m->x_scale);
     wide y_scale = wide_of(*m->y_scale);
     level_range levels = range_of_levels(zero_point(m->y_zero, 0, m->y_is_signed), m->low, m->high);
     for (int64_t r = 0; r < m->rows; r++) {
         const uint8_t *x = m->x + r * m->count;
         uint8_t *y = m->y + r * m->y_row;
-        for (int64_t i = 0; i < m->count; i += WIDE) {
+        for (int64_t i = part.first; i < part.last; i += WIDE) {
             wide real = (byte_row_load(x, i, m->count, m->x_is_signed) - zero) * scale;
             wide level = mapped(m->function, real, m->alpha) / y_scale;
             store_bytes(y + i, quantised_levels(level, levels), m->count - i);
@@ -163,7 +173,7 @@ static void map_bytes(const byte_map *m) {
 
 typedef struct { const byte_map *maps; int64_t count; } byte_maps;
 
-KERNEL(aegis_byte_map, byte_maps) {
+SHARED_KERNEL(aegis_byte_map, byte_maps) {
     const byte_maps *m = arguments;
-    for (int64_t i = 0; i < m->count; i++) map_bytes(&m->maps[i]);
+    for (int64_t i = 0; i < m->count; i++) map_bytes(&m->maps[i], self);
 }

@@ -48,12 +48,13 @@ INLINE void largest_bytes(const byte_pool *p, const uint8_t *corner, taps rows, 
     __builtin_memcpy(to, &best, (size_t)count);
 }
 
-KERNEL(aegis_byte_max_pool, byte_pool) {
+SHARED_KERNEL(aegis_byte_max_pool, byte_pool) {
     const byte_pool *p = arguments;
-    uint8_t moved = p->is_signed ? 0x80 : 0, *y = p->y;
-    for (int64_t image = 0; image < p->batch; image++)
-        for (int64_t i = 0; i < p->out_height; i++)
+    range mine = part_of(self, p->batch * p->out_height);
+    uint8_t moved = p->is_signed ? 0x80 : 0, *y = p->y + mine.first * p->out_width * p->channels;
+    for (int64_t line = mine.first; line < mine.last; line++)
             for (int64_t j = 0; j < p->out_width; j++, y += p->channels) {
+                int64_t image = line / p->out_height, i = line % p->out_height;
                 int64_t row = i * p->stride_height - p->pad_top, column = j * p->stride_width - p->pad_left;
                 taps rows = taps_inside(row, p->kernel_height, p->dilation_height, 0, p->height);
                 taps columns = taps_inside(column, p->kernel_width, p->dilation_width, 0, p->width);
@@ -87,14 +88,15 @@ INLINE int64_t divisor(const byte_pool *p, taps rows, taps columns, int64_t row,
     return larger(1, (rows.last - rows.first) * (columns.last - columns.first));
 }
 
-KERNEL(aegis_byte_average_pool, byte_pool) {
+SHARED_KERNEL(aegis_byte_average_pool, byte_pool) {
     const byte_pool *p = arguments;
+    range mine = part_of(self, p->batch * p->out_height);
     float x_zero = zero_of(p, p->x_zero), y_zero = zero_of(p, p->y_zero), scale = *p->x_scale / *p->y_scale;
     level_range levels = range_of_levels(y_zero, p->low, p->high);
-    uint8_t *y = p->y;
-    for (int64_t image = 0; image < p->batch; image++)
-        for (int64_t i = 0; i < p->out_height; i++)
+    uint8_t *y = p->y + mine.first * p->out_width * p->channels;
+    for (int64_t line = mine.first; line < mine.last; line++)
             for (int64_t j = 0; j < p->out_width; j++, y += p->channels) {
+                int64_t image = line / p->out_height, i = line % p->out_height;
                 int64_t row = i * p->stride_height - p->pad_top, column = j * p->stride_width - p->pad_left;
                 taps rows = taps_inside(row, p->kernel_height, p->dilation_height, 0, p->height);
                 taps columns = taps_inside(column, p->kernel_width, p->dilation_width, 0, p->width);

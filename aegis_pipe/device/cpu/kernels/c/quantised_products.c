@@ -31,9 +31,9 @@ typedef struct {
 } working;
 
 /* The panels come last: only a plain B has them. */
-static working carve(const byte_gemm *g) {
+static working carve(const byte_gemm *g, uint8_t *workspace) {
     working w;
-    w.rows = g->workspace;
+    w.rows = workspace;
     w.results = w.rows + BYTE_ROWS * padded_byte_depth(g->depth);
     w.panels = w.results + byte_results_size(g->columns);
     return w;
@@ -41,7 +41,8 @@ static working carve(const byte_gemm *g) {
 
 EXPORT int64_t aegis_byte_gemm_workspace(int64_t depth, int64_t columns, int64_t b_is_plain) {
     int64_t bytes = BYTE_ROWS * padded_byte_depth(depth) + byte_results_size(columns);
-    return b_is_plain ? bytes + byte_panels_size(depth, columns) : bytes;
+    if (b_is_plain) bytes += byte_panels_size(depth, columns);
+    return ceil_divide(bytes, 64) * 64;
 }
 
 /* Makes the rows from `first` on ready to be multiplied. Unsigned bytes are, where they lie: the
@@ -67,13 +68,13 @@ static void ready_rows(const byte_gemm *g, const void *a, byte_grid grid, int64_
     block->a_row = padded;
 }
 
-/* One block of rows against all panels. */
-static void multiply_rows(const byte_gemm *g, byte_block *block, const byte_results *r, const int8_t *panels,
-                          char *y, int64_t y_row) {
+/* Columns [first, last) of a block of rows. */
+static void multiply_columns(const byte_gemm *g, byte_block *block, const byte_results *r, const int8_t *panels,
+                             int64_t first, int64_t last, char *y, int64_t y_row) {
     int32_t row_sums[BYTE_ROWS] = {0};
     if (r->has_zeros)
         for (int64_t i = 0; i < block->rows; i++) row_sums[i] = byte_sum(block->a + i * block->a_row, g->depth);
-    for (int64_t column = 0; column < g->columns; column += BYTE_BLOCK_COLUMNS) {
+    for (int64_t column = first; column < last; column += BYTE_BLOCK_COLUMNS) {
         int64_t left = g->columns - column;
         block->panels = panels + column * block->padded_depth;
         block->panel_count = left > BYTE_PANEL ? 2 : 1;
@@ -82,42 +83,52 @@ static void multiply_rows(const byte_gemm *g, byte_block *block, const byte_resu
     }
 }
 
-static void multiply_matrix(const byte_gemm *g, const void *a, byte_grid grid, const int8_t *panels, char *y,
-                            int64_t y_row, const working *w) {
-    int32_t sums[BYTE_ROWS * BYTE_BLOCK_COLUMNS] __attribute__((aligned(64)));
-    int64_t padded = padded_byte_depth(g->depth);
-    const int32_t *column_sums = (const int32_t *)(const void *)(panels + padded * padded_byte_columns(g->columns));
-    const float *a_scale = g->a_is_float ? &grid.scale : g->scales.a_scale;
-    const uint8_t *a_zero = g->a_is_float ? &grid.zero : g->scales.a_zero;
-    byte_results r = ready_results(&g->scales, a_scale, a_zero, column_sums, g->depth, 0, g->columns, w->results);
-    byte_block block = {.depth = g->depth, .padded_depth = padded, .sums = sums};
-    block.tile_rows = begin_byte_products(g->rows);
-    for (int64_t i = 0; i < byte_block_count(g->rows); i++) {
-        int64_t first = byte_block_start(g->rows, i);
-        block.rows = byte_block_start(g->rows, i + 1) - first;
-        ready_rows(g, a, grid, first, w->rows, &block);
-        multiply_rows(g, &block, &r, panels, y + first * y_row, y_row);
-    }
-    end_byte_products(block.tile_rows);
+/* The panels of a matrix of the batch: as they were packed at load, or packed now. */
+static const int8_t *panels_of(const byte_gemm *g, int64_t matrix, const working *w) {
+    const uint8_t *b = g->b + g->b_offsets[matrix];
+    if (!g->b_is_plain) return (const int8_t *)b;
+    int64_t panels_bytes = padded_byte_depth(g->depth) * padded_byte_columns(g->columns);
+    pack_byte_panels(b, g->b_step, g->b_column, g->depth, g->columns, g->scales.b_is_signed ? 0 : 0x80,
+                     (int8_t *)w->panels, (int32_t *)(void *)(w->panels + panels_bytes));
+    return (const int8_t *)w->panels;
 }
 
-KERNEL(aegis_byte_gemm, byte_gemm) {
+/* Few blocks of rows are split by columns too, so that a team has something to share. */
+enum { UNITS_WANTED = 8 };
+
+SHARED_KERNEL(aegis_byte_gemm, byte_gemm) {
     const byte_gemm *g = arguments;
-    working w = carve(g);
-    int64_t y_row = g->columns * result_size(g->scales.kind);
-    int64_t panels_bytes = padded_byte_depth(g->depth) * padded_byte_columns(g->columns);
-    byte_grid grid = {1, 0};
+    working w = carve(g, g->workspace + self.index * aegis_byte_gemm_workspace(g->depth, g->columns, g->b_is_plain));
+    int32_t sums[BYTE_ROWS * BYTE_BLOCK_COLUMNS] __attribute__((aligned(64)));
+    int64_t y_row = g->columns * result_size(g->scales.kind), padded = padded_byte_depth(g->depth);
+    int64_t blocks = byte_block_count(g->rows), pairs = ceil_divide(g->columns, BYTE_BLOCK_COLUMNS);
+    int64_t parts = smaller(pairs, ceil_divide(UNITS_WANTED, g->batch * blocks));
     /* One grid for all of A, also where it is a batch. */
+    byte_grid grid = {1, 0};
     if (g->a_is_float) grid = grid_of(g->a, g->a_bytes / (int64_t)sizeof(float));
-    for (int64_t i = 0; i < g->batch; i++) {
-        const uint8_t *b = g->b + g->b_offsets[i];
-        if (g->b_is_plain) {
-            if (i == 0 || g->b_offsets[i] != g->b_offsets[i - 1])
-                pack_byte_panels(b, g->b_step, g->b_column, g->depth, g->columns, g->scales.b_is_signed ? 0 : 0x80,
-                                 (int8_t *)w.panels, (int32_t *)(void *)(w.panels + panels_bytes));
-            b = w.panels;
+    byte_block block = {.depth = g->depth, .padded_depth = padded, .sums = sums};
+    byte_results r = {};
+    const int8_t *panels = NULL;
+    int64_t packed = -1, matrix = -1, ready = -1;
+    range mine = part_of(self, g->batch * blocks * parts);
+    block.tile_rows = begin_byte_products(g->rows);
+    for (int64_t unit = mine.first; unit < mine.last; unit++) {
+        int64_t at = unit / parts, part = unit % parts, first = byte_block_start(g->rows, at % blocks);
+        if (at / blocks != matrix) {
+            matrix = at / blocks;
+            if (g->b_offsets[matrix] != packed) panels = panels_of(g, matrix, &w);
+            packed = g->b_offsets[matrix];
+            const int32_t *column_sums = (const int32_t *)(const void *)(panels + padded * padded_byte_columns(g->columns));
+            r = ready_results(&g->scales, g->a_is_float ? &grid.scale : g->scales.a_scale,
+                              g->a_is_float ? &grid.zero : g->scales.a_zero, column_sums, g->depth, 0, g->columns, w.results);
         }
-        const char *a = (const char *)g->a + g->a_offsets[i] * (g->a_is_float ? 4 : 1);
-        multiply_matrix(g, a, grid, (const int8_t *)b, (char *)g->y + i * g->rows * y_row, y_row, &w);
+        block.rows = byte_block_start(g->rows, at % blocks + 1) - first;
+        const char *a = (const char *)g->a + g->a_offsets[matrix] * (g->a_is_float ? (int64_t)sizeof(float) : 1);
+        if (at != ready) ready_rows(g, a, grid, first, w.rows, &block);
+        ready = at;
+        multiply_columns(g, &block, &r, panels, pairs * part / parts * BYTE_BLOCK_COLUMNS,
+                         smaller(g->columns, pairs * (part + 1) / parts * BYTE_BLOCK_COLUMNS),
+                         (char *)g->y + (matrix * g->rows + first) * y_row, y_row);
     }
+    end_byte_products(block.tile_rows);
 }

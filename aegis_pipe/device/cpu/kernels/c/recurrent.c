@@ -67,6 +67,8 @@ static working carve(const direction *d, int64_t gates) {
  * multiply-add: then several panels run side by side.
  */
 
+enum { NARROW_SUMS = 8 }; /* registers of sums that are added to at the same time */
+
 INLINE void store_panel(const epilogue *end, vec sums[2][VECTORS], float *y, int64_t columns, int64_t column,
                         int rows, int vectors) {
     tile_store(end, sums, rows, vectors, y, columns, 0, column, columns - column);
@@ -103,7 +105,7 @@ INLINE void wide_tile(const epilogue *end, const float *a, int64_t depth, const 
     UNROLL for (int r = 0; r < rows; r++) a_rows[r] = a + (row + r) * depth;
     vec sums[ROWS][VECTORS];
     tile_clear(sums, rows, vectors);
-    tile_accumulate(sums, rows, vectors, a_rows, 1, panel, PANEL, depth);
+    tile_accumulate(sums, rows, vectors, a_rows, 1, panel, PANEL, depth, panel);
     tile_store(end, sums, rows, vectors, y, columns, row, column, columns - column);
 }
 
@@ -114,11 +116,11 @@ static void product(const float *a, int64_t rows, int64_t depth, const float *pa
                     const float *bias, float *y) {
     const epilogue end = {NULL, bias, 0, 1, 1, 1, 0, 0, 0};
     if (rows == 1) {
-        narrow_product(&end, a, depth, panels, columns, y, 1, 4);
+        narrow_product(&end, a, depth, panels, columns, y, 1, NARROW_SUMS / VECTORS);
         return;
     }
     if (rows == 2) {
-        narrow_product(&end, a, depth, panels, columns, y, 2, 2);
+        narrow_product(&end, a, depth, panels, columns, y, 2, NARROW_SUMS / VECTORS / 2);
         return;
     }
     int64_t tile = even_tile(rows);

@@ -47,10 +47,13 @@ typedef struct {
 } epilogue;
 
 /* Adds a[row r][k * a_step] * b[k * b_step + column] over k to the sums. `rows` and `vectors` are
- * constants wherever this is inlined. */
+ * constants wherever this is inlined. Meanwhile one cache line of each row of a panel `ahead` is
+ * fetched into the second-level cache. */
 INLINE void tile_accumulate(vec sums[ROWS][VECTORS], int rows, int vectors, const float *const a[ROWS],
-                            int64_t a_step, const float *b, int64_t b_step, int64_t depth) {
-    for (int64_t k = 0; k < depth; k++, b += b_step) {
+                            int64_t a_step, const float *b, int64_t b_step, int64_t depth,
+                            const float *ahead) {
+    for (int64_t k = 0; k < depth; k++, b += b_step, ahead += b_step) {
+        __builtin_prefetch(ahead, 0, 2);
         vec b_row[VECTORS];
         UNROLL for (int v = 0; v < vectors; v++) b_row[v] = vec_load(b + v * LANES);
         UNROLL for (int r = 0; r < rows; r++) {
@@ -60,9 +63,25 @@ INLINE void tile_accumulate(vec sums[ROWS][VECTORS], int rows, int vectors, cons
     }
 }
 
+/* What the i-th of the tiles that share a panel fetches of the next one: a line each, until all are
+ * on their way; then nothing that is not there. */
+INLINE const float *panel_ahead(const float *panel, const float *next, int64_t i) {
+    return i < PANEL / WIDE ? next + i * WIDE : panel;
+}
+
 INLINE void tile_clear(vec sums[ROWS][VECTORS], int rows, int vectors) {
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = vec_of(0);
+}
+
+/* Sums put aside between passes over the depth, [rows][PANEL]. */
+INLINE void tile_keep(vec sums[ROWS][VECTORS], int rows, int vectors, float *kept) {
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) vec_store(kept + r * PANEL + v * LANES, sums[r][v]);
+}
+INLINE void tile_load(vec sums[ROWS][VECTORS], int rows, int vectors, const float *kept) {
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = vec_load(kept + r * PANEL + v * LANES);
 }
 
 /* The first `count` < LANES floats, zeros behind them. */
