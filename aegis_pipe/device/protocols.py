@@ -40,6 +40,8 @@ class DeviceCapabilities:
     """Number of partitions that streams can be confined to."""
     channels_last: bool = False
     """Kernels for images are faster with channels in the last dimension."""
+    fused_attention: bool = False
+    """Attention of several heads is faster as one kernel than spelled out."""
     half_precision: bool = False
     """Kernels take float16 and bfloat16 at more than the speed of float32."""
     notifies_progress: bool = False

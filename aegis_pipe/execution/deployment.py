@@ -27,7 +27,14 @@ from aegis_pipe.execution.executor import Executor
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
 from aegis_pipe.execution.operators import OPERATORS
-from aegis_pipe.execution.passes import CHANNELS_LAST_PASSES, PASSES, Pass, PassReport, run_passes
+from aegis_pipe.execution.passes import (
+    ATTENTION_PASSES,
+    CHANNELS_LAST_PASSES,
+    PASSES,
+    Pass,
+    PassReport,
+    run_passes,
+)
 from aegis_pipe.execution.passes.precision import HALF_DTYPES, convert
 from aegis_pipe.execution.program import BoundModel, build_program
 from aegis_pipe.execution.reference_operators import reference_function
@@ -97,8 +104,12 @@ def compile_graph(
     Raises a PermanentError for a `precision` that the device is not made for.
     """
     _check_precision(precision, context)
-    wants_channels_last = context.capabilities.channels_last
-    passes = (*PASSES, *(CHANNELS_LAST_PASSES if wants_channels_last else ()))
+    capabilities = context.capabilities
+    passes = (
+        *PASSES,
+        *(ATTENTION_PASSES if capabilities.fused_attention else ()),
+        *(CHANNELS_LAST_PASSES if capabilities.channels_last else ()),
+    )
     with phases.phase("passes", model=graph.name):
         graph, reports = _run_passes(graph, passes, phases)
         if precision in HALF_DTYPES:

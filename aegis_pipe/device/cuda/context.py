@@ -95,6 +95,7 @@ class CudaContext:
             async_copy=True,
             stream_priorities=least - greatest + 1,
             channels_last=True,
+            fused_attention=True,
             half_precision=True,
         )
 

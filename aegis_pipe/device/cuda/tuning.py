@@ -1,8 +1,8 @@
 """Of several ways to compute the same thing, the fastest by measurement, remembered on disk.
 
-Only ways that give the same bits every time are offered; which one is taken can still differ between
-two machines, so the choice is kept by GPU model and library version, and is part of what a cache
-folder says about a deployment.
+Only ways that give the same bits every time are offered; which one is taken can still differ
+between two machines, so the choice is kept by GPU model and library version, and is part of what a
+cache folder says about a deployment.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from aegis_pipe.execution.passes import (
     constant_folding,
     dead_code,
     fold_batch_normalisation,
+    fuse_attention,
     fuse_convolution,
     fuse_dynamic_quantisation,
     fuse_gelu,
@@ -72,6 +73,14 @@ PASSES: tuple[Pass, ...] = (
     dead_code,
 )
 """All passes, in order. What fusing leaves behind (reshapes, for one) is cleaned up once more."""
+
+ATTENTION_PASSES: tuple[Pass, ...] = (
+    fuse_attention,
+    sink_transposes,
+    identity_elimination,
+    dead_code,
+)
+"""What comes after them for devices that have attention as one kernel."""
 
 CHANNELS_LAST_PASSES: tuple[Pass, ...] = (
     channels_last,

@@ -31,7 +31,8 @@ HALF_DTYPES: Mapping[str, np.dtype] = {
 """Element types by the manifest's `precision`."""
 
 _NAMES = """
-Abs Add AveragePool BatchNormalization Clip Concat Conv ConvTranspose DepthToSpace Div Elu Equal
+Abs Add Attention AveragePool BatchNormalization Clip Concat Conv ConvTranspose DepthToSpace Div
+Elu Equal
 Expand Flatten Gather Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GroupNormalization
 HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less MatMul Max
 MaxPool Min Mish Mul Neg PRelu Pad RMSNormalization ReduceMax ReduceMean Relu Reshape Sigmoid

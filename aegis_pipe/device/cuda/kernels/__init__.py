@@ -4,7 +4,9 @@ A new family is one new module with `KERNEL_FAMILY` and one line here.
 """
 
 from aegis_pipe.device.cuda.kernels import (
+    attention,
     batch_normalisation,
+    depthwise,
     elementwise,
     indexing,
     layout,
@@ -17,10 +19,12 @@ from aegis_pipe.device.cuda.kernels import (
 from aegis_pipe.device.cuda.kernels.registry import KernelTable
 
 _FAMILIES = (
+    attention,
     elementwise,
     layout,
     rows,
     library_products,
+    depthwise,
     library_convolutions,
     products,
     windows,

@@ -19,6 +19,7 @@ from aegis_pipe.device.cuda.cublaslt import (
     MatrixProductAlgorithm,
     MatrixProductPlan,
 )
+from aegis_pipe.device.cuda.cudnn_attention import AttentionPlan, FusedAttention
 from aegis_pipe.device.cuda.cudnn_convolution import Convolution, ConvolutionPlans, Cudnn
 from aegis_pipe.device.cuda.faults import FaultWord, FaultWords
 from aegis_pipe.device.cuda.tuning import Tuner
@@ -44,6 +45,7 @@ class Machine:
     """Without libraries, as where sources are only compiled, our own kernels do it all."""
     products: dict[MatrixProduct, PlannedProduct | None] = field(default_factory=dict)
     convolutions: dict[Convolution, PlannedConvolution | None] = field(default_factory=dict)
+    attentions: dict[FusedAttention, AttentionPlan | None] = field(default_factory=dict)
     """What was chosen, by what it is for; None where the library has no way."""
 
     def close(self) -> None:
@@ -53,6 +55,7 @@ class Machine:
                 product.plan.close()
         self.products.clear()
         self.convolutions.clear()
+        self.attentions.clear()
         for owner in (self.tuner, self.cublaslt, self.cudnn):
             if owner is not None:
                 owner.close()

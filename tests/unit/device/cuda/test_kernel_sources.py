@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -68,6 +69,31 @@ _WINDOWS = {"kernel_shape": (3, 3), "strides": (1, 1), "dilations": (1, 1), "pad
 _CONV = {**_WINDOWS, "group": 1}
 _HALF = ml_dtypes.bfloat16
 
+
+def _depthwise() -> KernelRequest:
+    request = _request(
+        "com.microsoft.NhwcFusedConv",
+        [(1, 8, 8, 16), (16, 1, 3, 3), (16,)],
+        (1, 8, 8, 16),
+        {**_CONV, "group": 16, "activation": "Clip", "activation_params": (0.0, 6.0)},
+        np.float16,
+    )
+    return replace(request, constants={1: np.zeros((16, 1, 3, 3), np.float16)})
+
+
+def _attention() -> KernelRequest:
+    attributes = {
+        "q_num_heads": 2,
+        "kv_num_heads": 1,
+        "scale": 0.5,
+        "is_causal": 1,
+        "softcap": 2.0,
+        "left_window_size": -1,
+        "right_window_size": -1,
+    }
+    return _request("Attention", [(1, 5, 8), (1, 7, 4), (1, 7, 4), (5, 7)], (1, 5, 8), attributes)
+
+
 REQUESTS = {
     "add": _request("Add", [(4, 8), (8,)], (4, 8)),
     "gelu half": _request(
@@ -82,6 +108,8 @@ REQUESTS = {
     ),
     "matmul": _request("MatMul", [(2, 5, 7), (7, 3)], (2, 5, 3)),
     "conv": _request("Conv", [(1, 3, 8, 8), (4, 3, 3, 3), (4,)], (1, 4, 8, 8), _CONV),
+    "depthwise": _depthwise(),
+    "attention": _attention(),
     "pool": _request("MaxPool", [(1, 3, 8, 8)], (1, 3, 8, 8), {**_WINDOWS, "storage_order": 0}),
 }
 

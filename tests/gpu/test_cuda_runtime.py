@@ -1,0 +1,98 @@
+"""A manifest on the GPU, from file to results: scheduling, copies, precision, memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import aegis_pipe
+
+MANIFEST = """
+manifest_version = 1
+name = "gpu"
+[device]
+kind = "{kind}"
+memory_budget = "256 MiB"
+[streams]
+count = {streams}
+max_block = "20 us"
+[[models]]
+name = "net"
+path = "net.onnx"
+precision = "{precision}"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(2)
+
+    def weights(name: str, *shape: int) -> onnx.TensorProto:
+        values = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    node, value = helper.make_node, helper.make_tensor_value_info
+    nodes = [
+        node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
+        node("Relu", ["c"], ["r"]),
+        node("Conv", ["r", "v", "b"], ["d"], pads=[1, 1, 1, 1]),
+        node("Add", ["d", "r"], ["a"]),
+        node("GlobalAveragePool", ["a"], ["g"]),
+        node("Flatten", ["g"], ["f"]),
+        node("Gemm", ["f", "u"], ["z"], transB=1),
+        node("Softmax", ["z"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [value("x", TensorProto.FLOAT, [2, 3, 32, 32])],
+        [value("y", TensorProto.FLOAT, [2, 24])],
+        [
+            weights("w", 16, 3, 3, 3),
+            weights("v", 16, 16, 3, 3),
+            weights("b", 16),
+            weights("u", 24, 16),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "net.onnx")
+    return tmp_path
+
+
+def _results(
+    folder: Path, inputs: list[np.ndarray], kind: str, precision: str, streams: int
+) -> list[np.ndarray]:
+    path = folder / f"{kind}-{precision}-{streams}.toml"
+    path.write_text(MANIFEST.format(kind=kind, precision=precision, streams=streams))
+    with aegis_pipe.open_pipeline(path) as runtime:
+        futures = [runtime.submit("net", {"x": x}) for x in inputs]
+        results = [future.result(timeout=60)["y"] for future in futures]
+        assert runtime.statistics().allocations_after_start == 0
+    return results
+
+
+# tf32 has the mantissa of fp16: ten bits.
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 1e-6), ("tf32", 1e-3), ("fp16", 1e-3), ("bf16", 1e-2)]
+)
+def test_as_the_cpu_and_the_same_bits(folder: Path, precision: str, tolerance: float) -> None:
+    rng = np.random.default_rng(4)
+    inputs = [rng.standard_normal((2, 3, 32, 32)).astype(np.float32) for _ in range(40)]
+    wanted = _results(folder, inputs, "cpu", "fp32", 1)
+    alone = _results(folder, inputs, "cuda", precision, 1)
+    for got, expected in zip(alone, wanted, strict=True):
+        np.testing.assert_allclose(got, expected, atol=tolerance)
+    beside = _results(folder, inputs, "cuda", precision, 3)
+    assert [each.tobytes() for each in beside] == [each.tobytes() for each in alone]
+
+
+def test_a_budget_that_is_too_small_is_refused_before_anything_is_reserved(folder: Path) -> None:
+    path = folder / "small.toml"
+    text = MANIFEST.format(kind="cuda", precision="fp32", streams=1)
+    path.write_text(text.replace("256 MiB", "16 KiB"))
+    with pytest.raises(aegis_pipe.BudgetExceededError):
+        aegis_pipe.open_pipeline(path)

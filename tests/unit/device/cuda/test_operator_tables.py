@@ -1,0 +1,26 @@
+"""The GPU's kernel table beside the CPU's: the same names, and a refusal that names the rest."""
+
+import pytest
+
+from aegis_pipe.device.cpu.kernels import KERNELS as CPU_KERNELS
+
+pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
+from aegis_pipe.device.cuda.kernels import KERNELS
+
+_BEYOND = {"Identity"}
+"""Not canonical: asked for by the device conformance suite alone."""
+
+
+def test_every_name_is_canonical() -> None:
+    assert set(KERNELS.operators()) - set(CPU_KERNELS.operators()) <= _BEYOND
+
+
+def test_what_common_networks_need_is_there() -> None:
+    needed = {
+        *("Conv", "com.microsoft.FusedConv", "com.microsoft.NhwcFusedConv", "ConvTranspose"),
+        *("MaxPool", "AveragePool", "GlobalAveragePool", "com.microsoft.NhwcMaxPool"),
+        *("MatMul", "Gemm", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul", "Attention"),
+        *("LayerNormalization", "com.microsoft.SkipLayerNormalization", "Softmax", "Gather"),
+        *("Add", "Mul", "Where", "Cast", "Concat", "Split", "Slice", "Transpose", "Reshape"),
+    }
+    assert needed <= set(KERNELS.operators())
