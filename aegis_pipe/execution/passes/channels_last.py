@@ -1,9 +1,9 @@
-"""Images get their channels last, from the first convolution on for as far as that carries.
+"""Images get their channels last, from the first convolution on, for as far as that carries.
 
-For devices whose kernels want it (`DeviceCapabilities.channels_last`). Convolutions and pools become
-their channels-last forms; operators that do not care about the order of dimensions follow their
-operands; where a reader does care, one transpose leads back. A BatchNormalization that no convolution
-took in becomes a depthwise 1x1 convolution, with the Relu behind it.
+For devices whose kernels want it (`DeviceCapabilities.channels_last`). Convolutions and pools
+become their channels-last forms; operators that do not care about the order of dimensions follow
+their operands; where a reader does care, one transpose leads back. A BatchNormalization that no
+convolution took in becomes a depthwise 1x1 convolution, with the Relu behind it.
 """
 
 from __future__ import annotations
@@ -103,13 +103,17 @@ class _Assignment:
         if not self._is_image(data) or weights not in self._graph.constants:
             return False
         groups = attribute(node, "group", 1)
-        is_depthwise = groups == self._graph.spec(weights).shape[0] == self._graph.spec(data).shape[1]
+        is_depthwise = (
+            groups == self._graph.spec(weights).shape[0] == self._graph.spec(data).shape[1]
+        )
         if self._crops(node):
             return False
         # Grouped ones read parts of a pixel, and their channels are shuffled before or after.
         if groups > 1 and not (is_depthwise and data in self._last):
             return False
-        images = [self._to_last(tensor) if i in (0, 3) else tensor for i, tensor in enumerate(node.inputs)]
+        images = [
+            self._to_last(tensor) if i in (0, 3) else tensor for i, tensor in enumerate(node.inputs)
+        ]
         self._emit(node, "NhwcFusedConv", CONTRIBUTED, node.attributes, images)
         return True
 

@@ -6,10 +6,9 @@ native.pool.max_channels_last, native.pool.average_channels_last
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Sequence
-
-import ctypes
 
 import numpy as np
 
