@@ -1,9 +1,9 @@
-"""Images get their channels last, from the first convolution on for as far as that carries.
+"""Images get their channels last, from the first convolution on, for as far as that carries.
 
-For devices whose kernels want it (`DeviceCapabilities.channels_last`). Convolutions and pools become
-their channels-last forms; operators that do not care about the order of dimensions follow their
-operands; where a reader does care, one transpose leads back. A BatchNormalization that no convolution
-took in becomes a depthwise 1x1 convolution, with the Relu behind it.
+For devices whose kernels want it (`DeviceCapabilities.channels_last`). Convolutions and pools
+become their channels-last forms; operators that do not care about the order of dimensions follow
+their operands; where a reader does care, one transpose leads back. A BatchNormalization that no
+convolution took in becomes a depthwise 1x1 convolution, with the Relu behind it.
 """
 
 from __future__ import annotations

@@ -134,6 +134,7 @@ def _pair(values: Sequence[int], filler: int) -> _Pair:
 
 
 def read_convolution(request: KernelRequest) -> Convolution:
+    """Return a request's sizes; where rows do not matter, as one long row."""
     data, weights = operands.input_spec(request, 0).shape, operands.input_spec(request, 1).shape
     is_planar = request.operator in _PLANAR
     image = slice(2, None) if is_planar else slice(1, -1)

@@ -109,16 +109,17 @@ INLINE void transform_output(const winograd *c, int64_t tile, int64_t map, const
             out_of_points(points, column, m);
             UNROLL for (int i = 0; i < m; i++) half[i][j] = column[i];
         }
-        wide bias = c->bias ? row_load(c->bias, first, c->maps) : wide_of(0);
+        /* A panel may be narrower than 16 channels: what is beyond it is another's. */
+        wide bias = c->bias ? row_load(c->bias, first, last) : wide_of(0);
         for (int64_t i = 0; i < rows; i++) {
             wide results[4];
             out_of_points(half[i], results, m);
             int64_t line = ((at.image * c->out_height + at.row + i) * c->out_width + at.column) * c->maps;
             for (int64_t j = 0; j < columns; j++) {
                 wide sum = results[j] + bias;
-                if (c->residual) sum += row_load(c->residual + line + j * c->maps, first, c->maps);
+                if (c->residual) sum += row_load(c->residual + line + j * c->maps, first, last);
                 if (c->clips) sum = wide_at_most(wide_at_least(sum, wide_of(c->low)), wide_of(c->high));
-                row_store(c->y + line + j * c->maps, first, c->maps, sum);
+                row_store(c->y + line + j * c->maps, first, last, sum);
             }
         }
     }

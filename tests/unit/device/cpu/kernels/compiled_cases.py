@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tests.unit.device.cpu.kernels import channels_last_cases
 from tests.unit.device.cpu.kernels.case import Case, random
 from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
 from tests.unit.device.cpu.kernels.recurrent_cases import RECURRENT
@@ -276,6 +277,7 @@ def normalisations() -> dict[str, Case]:
 
 CASES: dict[str, Case] = {
     **convolutions(),
+    **channels_last_cases.cases(),
     **fused_convolutions(),
     **products(),
     **elementwise(),

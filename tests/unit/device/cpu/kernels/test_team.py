@@ -1,0 +1,121 @@
+"""Threads that share a stream's kernels: whatever their number, the bits are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+import onnx
+import pytest
+
+from aegis_pipe.clock import SystemClock
+from aegis_pipe.device import open_device
+from aegis_pipe.device.cpu.kernels import native
+from aegis_pipe.execution.standalone import StandaloneGraph
+from tests.unit.pass_driver import feeds_of, graph_of, model_of
+
+pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=f"compiled kernels {native.STATUS}")
+
+SAME = "pads=[1,1,1,1]"
+
+
+def _values(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(0, 0.2, shape).astype(np.float32)
+
+
+def image_model() -> onnx.ModelProto:
+    """Every kind of convolution and pool, planar ones among them, then a product and a softmax."""
+    return model_of(
+        "(float[2,3,66,70] x) => (float[2,40] y) {"
+        f" a = Conv <strides=[2,2], {SAME}> (x, stem)"
+        " b = Relu (a)"
+        f" c = Conv <{SAME}> (b, square)"
+        " d = Add (b, c)"
+        f" e = Conv <group=32, {SAME}> (d, depthwise)"
+        " f = HardSwish (e)"
+        f" g = MaxPool <kernel_shape=[3,3], strides=[2,2], {SAME}> (f)"
+        " h = Conv (g, pointwise)"
+        " i = Concat <axis=1> (g, h)"
+        " j = Conv <group=4> (i, grouped)"
+        f" k = AveragePool <kernel_shape=[3,3], {SAME}> (j)"
+        " l = GlobalAveragePool (k)"
+        " m = Flatten (l)"
+        " n = MatMul (m, dense)"
+        " y = Softmax (n) }",
+        {
+            "stem": _values(32, 3, 3, 3),
+            "square": _values(32, 32, 3, 3),
+            "depthwise": _values(32, 1, 3, 3),
+            "pointwise": _values(64, 32, 1, 1),
+            "grouped": _values(48, 24, 1, 1),
+            "dense": _values(48, 40),
+        },
+    )
+
+
+def sequence_model() -> onnx.ModelProto:
+    """Products of two results, normalisations, transposes."""
+    return model_of(
+        "(float[2,50,64] x) => (float[2,50,64] y) {"
+        " q = MatMul (x, first)"
+        " k = MatMul (x, second)"
+        " t = Transpose <perm=[0,2,1]> (k)"
+        " s = MatMul (q, t)"
+        " p = Softmax (s)"
+        " o = MatMul (p, x)"
+        " r = Add (o, x)"
+        " y = LayerNormalization (r, scale, bias) }",
+        {
+            "first": _values(64, 64),
+            "second": _values(64, 63 + 1),
+            "scale": _values(64),
+            "bias": _values(64),
+        },
+    )
+
+
+def results(model: onnx.ModelProto, threads: int, *, runs: int = 1) -> Iterator[bytes]:
+    graph, feeds = graph_of(model), feeds_of(model)
+    with (
+        open_device("cpu", clock=SystemClock(), threads=threads).context as context,
+        closing(context.create_stream(0)) as stream,
+        StandaloneGraph(graph, context, stream, SystemClock()) as standalone,
+    ):
+        for _ in range(runs):
+            yield standalone.run(feeds)["y"].tobytes()
+
+
+@pytest.mark.parametrize("make", [image_model, sequence_model])
+def test_bits_do_not_depend_on_the_number_of_threads(make) -> None:
+    model = make()
+    alone = next(results(model, 1))
+    for threads in (2, 3, 5):
+        assert set(results(model, threads, runs=5)) == {alone}
+
+
+def test_two_streams_have_teams_of_their_own() -> None:
+    model = image_model()
+    graph, feeds = graph_of(model), feeds_of(model)
+    alone = next(results(model, 1))
+    with open_device("cpu", clock=SystemClock(), threads=2).context as context:
+        streams = [context.create_stream(index) for index in range(2)]
+        graphs = [StandaloneGraph(graph, context, stream, SystemClock()) for stream in streams]
+        for _ in range(3):
+            assert {one.run(feeds)["y"].tobytes() for one in graphs} == {alone}
+        for one in (*graphs, *streams):
+            one.close()
+
+
+@pytest.mark.parametrize("make", [image_model, sequence_model])
+def test_bits_do_not_depend_on_the_instruction_set(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole models, because the choice of a kernel must not depend on it either."""
+    assert native.LIBRARY is not None
+    seen = set()
+    for level in range(3, native.LIBRARY.isa_level + 1):
+        library = native.NativeLibrary(native.FOLDER / f"x86_64_v{level}.so")
+        for module in ("native", "context", "stream", "graph"):
+            prefix = "aegis_pipe.device.cpu" + (".kernels" if module == "native" else "")
+            monkeypatch.setattr(f"{prefix}.{module}.LIBRARY", library)
+        seen.add(next(results(make(), 2)))
+    assert len(seen) <= 1
