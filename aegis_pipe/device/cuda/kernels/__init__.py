@@ -9,6 +9,7 @@ from aegis_pipe.device.cuda.kernels import (
     indexing,
     layout,
     products,
+    resizing,
     rows,
     windows,
 )
@@ -22,6 +23,7 @@ _FAMILIES = (
     windows,
     indexing,
     batch_normalisation,
+    resizing,
 )
 
 KERNELS = KernelTable()
