@@ -24,7 +24,7 @@ from aegis_pipe import units
 from aegis_pipe.clock import Clock, SystemClock
 from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, DeviceStream
 from aegis_pipe.device.registry import OpenedDevice, open_device
-from aegis_pipe.errors import AegisError, InvalidInputError, PermanentError
+from aegis_pipe.errors import AegisError, InvalidInputError
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.deployment import (
@@ -134,18 +134,6 @@ def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _check_supported(manifest: Manifest) -> None:
-    """Refuse what this version can not do before anything is loaded."""
-    make_manifest_policy(manifest)
-    for section in manifest.models:
-        if section.precision in ("fp16", "bf16"):
-            raise PermanentError(
-                f"precision `{section.precision}` is not supported yet",
-                context=f"model `{section.name}`",
-                hint='write `precision = "fp32"`, or leave it out',
-            )
-
-
 def open_pipeline(
     manifest: str | Path | Manifest,
     *,
@@ -190,7 +178,7 @@ class PlannedDeployment:
 
 def plan_deployment(manifest: Manifest) -> PlannedDeployment:
     """Compile and plan all models of a manifest; reserves no device memory."""
-    _check_supported(manifest)
+    make_manifest_policy(manifest)
     clock = SystemClock()
     phases = PhaseRecorder(EventHub(), clock)
     opened = _open_device(manifest, clock)
@@ -227,7 +215,7 @@ class Runtime:
         self._manifest = manifest
         self._write_line = write_line
         self._requests = RequestStatistics(tuple(model.name for model in manifest.models))
-        self._hub = EventHub(self._requests, *listeners)
+        self._hub = EventHub(*listeners, counters=(self._requests,))
         self._sections = {section.name: section for section in manifest.models}
         # From 1: 0 stands for no request. next() of a count is atomic.
         self._request_ids = itertools.count(1)
@@ -245,7 +233,7 @@ class Runtime:
 
     def _start(self, observers: _Observers) -> None:
         manifest, clock, hub = self._manifest, self.clock, self._hub
-        _check_supported(manifest)
+        make_manifest_policy(manifest)
         self._start_telemetry(observers)
         phases = PhaseRecorder(hub, clock)
         with phases.phase("runtime.start") as phase:
@@ -515,6 +503,7 @@ def model_orders(manifest: Manifest) -> list[ModelOrder]:
                 bind={name: _as_lists(value) for name, value in section.bind.items()},
                 name=section.name,
             ),
+            precision=section.precision,
         )
         for section in manifest.models
     ]

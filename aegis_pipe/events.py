@@ -264,17 +264,26 @@ class EventHub:
     """Hands each event to every listener, on the emitting thread.
 
     Listeners must be quick and must not raise; one that does is logged and removed, and the run
-    goes on. Listeners are added before the runtime starts.
+    goes on. Listeners are added before the runtime starts. `counters` are listeners that want to
+    know of `RequestSubmitted` and `RequestFinished` and need nothing else.
+
+    `enabled` says whether anybody listens at all; `detailed`, whether anybody wants more than
+    counters do: without, nobody has to find out what happened in between.
     """
 
-    def __init__(self, *listeners: Listener) -> None:
-        self._listeners = listeners
-        self.enabled = bool(listeners)
+    def __init__(self, *listeners: Listener, counters: tuple[Listener, ...] = ()) -> None:
+        self._listeners = (*counters, *listeners)
+        self._counters = counters
+        self._look()
 
     def add(self, listener: Listener) -> None:
         """Hand later events to this listener too."""
         self._listeners = (*self._listeners, listener)
-        self.enabled = True
+        self._look()
+
+    def _look(self) -> None:
+        self.enabled = bool(self._listeners)
+        self.detailed = any(listener not in self._counters for listener in self._listeners)
 
     def emit(self, event: Event) -> None:
         """Hand an event to all listeners."""
@@ -288,7 +297,7 @@ class EventHub:
         _log.exception("listener %r raised and was removed", listener)
         # Equality, not identity: a bound method is a new object at each access.
         self._listeners = tuple(other for other in self._listeners if other != listener)
-        self.enabled = bool(self._listeners)
+        self._look()
 
 
 class Phase:

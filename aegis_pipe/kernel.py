@@ -44,6 +44,8 @@ class KernelRequest:
     """Results in order; None where nobody wants an optional one."""
     constants: Mapping[int, np.ndarray] = field(default_factory=dict)
     """Values of the data operands known at load (weights), by position in `inputs`."""
+    tf32: bool = False
+    """Products of float32 may round their operands to ten bits of mantissa."""
     reference: ReferenceFunction | None = None
     """Host evaluation of the same operator; a device that has no kernel may offer to call it."""
 

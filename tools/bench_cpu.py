@@ -2,10 +2,13 @@
 
     python tools/bench_cpu.py --json cpu.json                  light models and the zoo
     python tools/bench_cpu.py --threads 1 --batch 1 voice ocr  those whose name contains a word
+    python tools/bench_cpu.py --networks FOLDER                also exported networks; makes them
 
 Both sides get the same inputs and return fresh arrays; ONNX Runtime runs with all optimisations.
 They take turns in short blocks, so that whatever else the machine does falls on both. A ratio
 above 1 says that AegisPipe is faster. Whether outputs agree is what `aegis-pipe verify` tells.
+Loading is timed from the file to the first result, a few times each; memory is what activations and
+scratch take: our plan's peak, and what ONNX Runtime's arena holds without weights.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import json
 import math
 import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +34,7 @@ from typing import Any
 import numpy as np
 import onnx.backend.test
 import onnxruntime
+from onnxruntime_arena import arena_bytes
 
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.protocols import DeviceContext
@@ -43,6 +49,7 @@ from aegis_pipe.execution.standalone import StandaloneGraph
 from aegis_pipe.manifest.model import PACKAGE_SCHEME, resolve_path
 
 ZOO = Path(__file__).resolve().parents[1] / "manifests" / "zoo.toml"
+MAKE_NETWORKS = Path(__file__).with_name("make_networks.py")
 LIGHT = Path(onnx.backend.test.__file__).parent / "data" / "light"
 
 BLOCK_S = 0.02
@@ -50,6 +57,8 @@ BLOCK_S = 0.02
 PAUSE_S = 0.005
 """Between turns: idle threads of ONNX Runtime spin for a while, at the other side's cost."""
 ROUNDS_MIN = 3
+LOADS = 3
+"""How often each side loads; the median counts."""
 
 Run = Callable[[], object]
 
@@ -73,6 +82,7 @@ class Timing:
     upper_quartile_ms: float
     runs: int
     load_ms: float
+    """From the file to the first result."""
 
     @property
     def spread(self) -> float:
@@ -93,6 +103,8 @@ class Result:
     weight_bytes: int
     planned_peak_bytes: int
     """Activations and workspaces at their peak."""
+    onnxruntime_arena_bytes: int
+    """What ONNX Runtime's arena holds for the same."""
     reference_kernels: int
 
 
@@ -103,6 +115,9 @@ def main() -> int:
     )
     parser.add_argument("models", nargs="*", help="words of names; default: all that are here")
     parser.add_argument("--manifest", type=Path, help="time this manifest's models instead")
+    parser.add_argument(
+        "--networks", type=Path, help="folder of tools/make_networks.py; what is missing is made"
+    )
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
@@ -110,7 +125,7 @@ def main() -> int:
     arguments = parser.parse_args()
     models = [
         model
-        for model in candidates(arguments.manifest)
+        for model in candidates(arguments.manifest, arguments.networks)
         if not arguments.models or any(word in model.name for word in arguments.models)
     ]
     results: list[Result] = []
@@ -152,11 +167,18 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def candidates(manifest: Path | None) -> Iterator[Model]:
-    """Yield the models of a manifest whose package is here; without one, light models and zoo."""
+def candidates(manifest: Path | None, networks: Path | None) -> Iterator[Model]:
+    """Yield a manifest's models or, without one, light models and zoo; then the networks."""
     if manifest is None:
         yield from (Model(path.stem, path) for path in sorted(LIGHT.glob("*.onnx")))
-    source = manifest or ZOO
+    yield from listed(manifest or ZOO)
+    if networks is not None:
+        subprocess.run([sys.executable, MAKE_NETWORKS, networks], check=True)
+        yield from listed(networks / "networks.toml")
+
+
+def listed(source: Path) -> Iterator[Model]:
+    """Yield the models of a manifest, those of packages that are not here left out."""
     for table in tomllib.loads(source.read_text(encoding="utf-8"))["models"]:
         package = table["path"].removeprefix(PACKAGE_SCHEME).partition("/")[0]
         if table["path"].startswith(PACKAGE_SCHEME) and not importlib.util.find_spec(package):
@@ -199,23 +221,37 @@ def measure(
 ) -> Result:
     """Load a model on both sides and time them in turns."""
     options = LoadOptions(model.shapes, model.bind, model.name)
-    start = time.perf_counter()
     graph = ModelLoader().load(model.path, options)
-    with (
-        closing(context.create_stream(0)) as stream,
-        StandaloneGraph(graph, context, stream, SystemClock()) as standalone,
-    ):
-        our_load_s = time.perf_counter() - start
-        inputs = generate_inputs(graph, 0)
-        start = time.perf_counter()
-        session = onnxruntime.InferenceSession(model.path, session_options(threads))
-        their_load_s = time.perf_counter() - start
-        bound = fixed_inputs(read_onnx(model.path.read_bytes(), model.path.parent).graph, options)
-        feeds: dict[str, np.ndarray] = {**inputs, **bound[1]}
-        ours, theirs = take_turns(
-            lambda: standalone.run(inputs), lambda: session.run(None, feeds), seconds
+    inputs = generate_inputs(graph, 0)
+    bound = fixed_inputs(read_onnx(model.path.read_bytes(), model.path.parent).graph, options)
+    feeds: dict[str, np.ndarray] = {**inputs, **bound[1]}
+    with closing(context.create_stream(0)) as stream:
+
+        def loaded() -> StandaloneGraph:
+            graph = ModelLoader().load(model.path, options)
+            return StandaloneGraph(graph, context, stream, SystemClock())
+
+        def load_and_run() -> None:
+            with loaded() as standalone:
+                standalone.run(inputs)
+
+        def session() -> onnxruntime.InferenceSession:
+            return onnxruntime.InferenceSession(model.path, session_options(threads))
+
+        sides: tuple[tuple[Run, list[float]], ...] = (
+            (load_and_run, []),
+            (lambda: session().run(None, feeds), []),
         )
-        compiled = standalone.compiled
+        for _ in range(LOADS):
+            for run, times in sides:
+                times.append(seconds_of(run))
+        our_load_s, their_load_s = (statistics.median(times) for _, times in sides)
+        with loaded() as standalone:
+            other_side = session()
+            ours, theirs = take_turns(
+                lambda: standalone.run(inputs), lambda: other_side.run(None, feeds), seconds
+            )
+            compiled = standalone.compiled
     one, other = timing(ours, our_load_s), timing(theirs, their_load_s)
     return Result(
         model=model.name,
@@ -226,8 +262,17 @@ def measure(
         ratio=other.median_ms / one.median_ms,
         weight_bytes=compiled.weight_bytes,
         planned_peak_bytes=compiled.plan.peak_bytes,
+        onnxruntime_arena_bytes=arena_of(model.path, feeds, threads),
         reference_kernels=len(compiled.reference_steps),
     )
+
+
+def arena_of(path: Path, feeds: Mapping[str, np.ndarray], threads: int) -> int:
+    """Return what ONNX Runtime's arena holds for these inputs."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "inputs.npz"
+        np.savez(file, **feeds)
+        return arena_bytes(path, file, threads)
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
@@ -277,7 +322,8 @@ def timing(seconds: list[float], load_s: float) -> Timing:
 
 HEADER = (
     f"{'model':24} {'batch':>5} {'thr':>3} {'ours ms':>9} {'+-':>5} {'ORT ms':>9} {'+-':>5} "
-    f"{'ratio':>6} {'load ms':>8} {'ORT':>6} {'weights':>9} {'peak':>9}  reference kernels"
+    f"{'ratio':>6} {'load ms':>8} {'ORT':>6} {'weights':>9} {'peak':>9} {'arena':>9}  "
+    "reference kernels"
 )
 
 
@@ -288,13 +334,14 @@ def line(result: Result) -> str:
         f"{result.model:24} {result.batch:5} {result.threads:3} "
         f"{ours.median_ms:9.3f} {ours.spread:5.0%} {other.median_ms:9.3f} {other.spread:5.0%} "
         f"{result.ratio:6.2f} {ours.load_ms:8.0f} {other.load_ms:6.0f} "
-        f"{result.weight_bytes / 2**20:5.1f} MiB {result.planned_peak_bytes / 2**20:5.1f} MiB"
+        f"{result.weight_bytes / 2**20:5.1f} MiB {result.planned_peak_bytes / 2**20:5.1f} MiB "
+        f"{result.onnxruntime_arena_bytes / 2**20:5.1f} MiB"
         f"  {result.reference_kernels or ''}"
     )
 
 
 def print_means(results: Sequence[Result]) -> None:
-    """Print the geometric mean of the ratios by threads and batch."""
+    """Print the geometric means of the ratios by threads and batch, and of loading."""
     for threads, batch in sorted({(r.threads, r.batch) for r in results}):
         ratios = [r.ratio for r in results if (r.threads, r.batch) == (threads, batch)]
         mean = math.exp(statistics.fmean(map(math.log, ratios)))
@@ -302,6 +349,14 @@ def print_means(results: Sequence[Result]) -> None:
         print(
             f"threads {threads}, batch {batch}: geometric mean {mean:.2f}, "
             f"ahead on {ahead} of {len(ratios)}"
+        )
+    if results:
+        loads = [result.onnxruntime.load_ms / result.ours.load_ms for result in results]
+        mean = math.exp(statistics.fmean(map(math.log, loads)))
+        smaller = sum(r.planned_peak_bytes <= r.onnxruntime_arena_bytes for r in results)
+        print(
+            f"loading: geometric mean {mean:.2f}; memory: planned peak within ONNX Runtime's "
+            f"arena on {smaller} of {len(results)}"
         )
 
 

@@ -183,8 +183,10 @@ def serve(endpoint: str) -> None:
     telemetry = f'[telemetry]\notlp = {{ endpoint = "{endpoint}" }}\n' if endpoint else ""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.toml"
+        # One segment: a model is cut by times measured at load, so processes would differ.
         path.write_text(
-            'manifest_version = 1\nname = "bench"\n[scheduler]\npolicy = "priority"\n'
+            'manifest_version = 1\nname = "bench"\nstreams = { max_block = "1 s" }\n'
+            '[scheduler]\npolicy = "priority"\n'
             f'[[models]]\nname = "m"\npath = "{MODEL}"\n{telemetry}'
         )
         logging.disable(logging.WARNING)

@@ -39,7 +39,7 @@ FLAGS = (
     "-fno-math-errno",
     # 512-bit vectors stay whole; the compiler would halve them for some processors.
     "-mprefer-vector-width=512",
-    *("-fvisibility=hidden", "-fPIC", "-shared", "-s"),
+    *("-fvisibility=hidden", "-fPIC", "-shared", "-s", "-g0"),
 )
 
 

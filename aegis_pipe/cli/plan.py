@@ -1,4 +1,7 @@
-"""Show what `up` would do: kernels, memory and schedule of every model. Reserves nothing."""
+"""Show what `up` would do: kernels, memory and schedule of every model.
+
+Reserves nothing, unless `--measure` asks for what segments take.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 from aegis_pipe import units
 from aegis_pipe.app import PlannedDeployment, plan_deployment, unmet_wishes
+from aegis_pipe.cli.segment_costs import costs_table, measure_segments
 from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.manifest.model import ModelSection
@@ -20,16 +24,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", help="path of the TOML file")
     parser.add_argument("--kernels", action="store_true", help="list every step with its kernel")
     parser.add_argument("--passes", action="store_true", help="list what was rewritten before")
+    parser.add_argument(
+        "--measure", action="store_true", help="start it, and show what segments take and block"
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
     """Plan and print; a plan over budget raises BudgetExceededError (exit status 1)."""
     planned = plan_deployment(check_manifest(options.manifest))
+    costs = measure_segments(planned.manifest) if options.measure else None
     if options.json:
-        print(json.dumps(as_json(planned, steps=options.kernels, passes=options.passes), indent=2))
+        described = as_json(planned, steps=options.kernels, passes=options.passes)
+        if costs is not None:
+            described["segments"] = costs
+        print(json.dumps(described, indent=2))
     else:
         print(as_text(planned, steps=options.kernels, passes=options.passes))
+        if costs is not None:
+            print("\nsegments, measured alone\n" + costs_table(costs))
     return 0
 
 

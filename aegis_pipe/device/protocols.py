@@ -38,6 +38,10 @@ class DeviceCapabilities:
     """Number of distinct stream priorities."""
     sm_partitions: int = 0
     """Number of partitions that streams can be confined to."""
+    channels_last: bool = False
+    """Kernels for images are faster with channels in the last dimension."""
+    half_precision: bool = False
+    """Kernels take float16 and bfloat16 at more than the speed of float32."""
     notifies_progress: bool = False
     """Calls the progress listener when events complete; otherwise events have to be polled."""
 

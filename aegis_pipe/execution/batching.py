@@ -44,6 +44,10 @@ def variant_shapes(graph: ExecutionGraph, size: int) -> dict[str, tuple[int, ...
 
 def check_variant(graph: ExecutionGraph, variant: ExecutionGraph, size: int) -> None:
     """Raise PermanentError unless every output of the variant has a row per request."""
+    if graph.lengths:
+        raise PermanentError(
+            f"output `{min(graph.lengths)}` is as long as the data says: it has no rows", hint=HINT
+        )
     for name in graph.outputs:
         expected, found = _rows_of(graph.spec(name), name, size), variant.spec(name)
         if expected != found:

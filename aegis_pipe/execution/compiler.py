@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -103,15 +103,19 @@ def compile_model(
     operators: OperatorTable,
     reference: ReferenceFactory | None,
     phases: PhaseRecorder,
+    *,
+    tf32: bool = False,
 ) -> CompiledModel:
     """Choose a kernel for every operator and plan the memory of one run.
+
+    With `tf32`, float32 products may round their operands to ten bits of mantissa.
 
     Raises UnsupportedOperatorError for an operator the device has no kernel for.
     """
     with phases.phase("kernel.select", model=graph.name) as phase:
         weights = _WeightTable()
         steps = tuple(
-            _compile_step(graph, index, context, operators, reference, weights)
+            _compile_step(graph, index, context, operators, reference, weights, tf32)
             for index in range(len(graph.operators))
         )
         constant_outputs = {
@@ -184,9 +188,11 @@ def _compile_step(
     operators: OperatorTable,
     reference: ReferenceFactory | None,
     weights: _WeightTable,
+    tf32: bool,
 ) -> CompiledStep:
     node = graph.operators[index]
     request, operands = lower_node(graph, node, operators, reference)
+    request = replace(request, tf32=tf32)
     choice = context.select(request)
     return CompiledStep(
         node=node.name,

@@ -21,12 +21,14 @@ from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, DeviceStream
 from aegis_pipe.errors import AegisError, PermanentError
 from aegis_pipe.events import EventHub, ModelLoaded, Phase, PhaseRecorder
 from aegis_pipe.execution.capture import GraphCapture, cut_into_segments
+from aegis_pipe.execution.collector import collector_paused
 from aegis_pipe.execution.compiler import CompiledModel, CompiledStep, ModelBinder, compile_model
 from aegis_pipe.execution.executor import Executor
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
 from aegis_pipe.execution.operators import OPERATORS
-from aegis_pipe.execution.passes import PASSES, PassReport, run_passes
+from aegis_pipe.execution.passes import CHANNELS_LAST_PASSES, PASSES, Pass, PassReport, run_passes
+from aegis_pipe.execution.passes.precision import HALF_DTYPES, convert
 from aegis_pipe.execution.program import BoundModel, build_program
 from aegis_pipe.execution.reference_operators import reference_function
 from aegis_pipe.memory import (
@@ -46,6 +48,8 @@ class ModelOrder:
     name: str
     path: Path
     options: LoadOptions
+    precision: str = "fp32"
+    """`fp32`, `tf32`, `fp16` or `bf16`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +64,8 @@ def compile_models(
     orders: Sequence[ModelOrder], context: DeviceContext, phases: PhaseRecorder
 ) -> tuple[LoadedModel, ...]:
     """Read and compile every model; raises the first model's error, with its name."""
-    return tuple(_compile(order, context, phases) for order in orders)
+    with collector_paused():
+        return tuple(_compile(order, context, phases) for order in orders)
 
 
 def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -> LoadedModel:
@@ -71,7 +76,7 @@ def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -
                 graph = ModelLoader().load(order.path, order.options)
                 phase.attributes["operators"] = len(graph.operators)
                 phase.attributes["constant_bytes"] = graph.constant_bytes
-            compiled = compile_graph(graph, context, phases)
+            compiled = compile_graph(graph, context, phases, order.precision)
         except AegisError as error:
             # Several models load: say which one it was.
             error.context = f"model `{order.name}`" + (
@@ -82,20 +87,42 @@ def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -
 
 
 def compile_graph(
-    graph: ExecutionGraph, context: DeviceContext, phases: PhaseRecorder
+    graph: ExecutionGraph,
+    context: DeviceContext,
+    phases: PhaseRecorder,
+    precision: str = "fp32",
 ) -> CompiledModel:
-    """Run the passes over a graph, choose its kernels and plan its memory."""
+    """Run the passes over a graph, choose its kernels and plan its memory.
+
+    Raises a PermanentError for a `precision` that the device is not made for.
+    """
+    _check_precision(precision, context)
+    wants_channels_last = context.capabilities.channels_last
+    passes = (*PASSES, *(CHANNELS_LAST_PASSES if wants_channels_last else ()))
     with phases.phase("passes", model=graph.name):
-        graph, reports = _run_passes(graph, phases)
-    compiled = compile_model(graph, context, OPERATORS, reference_function, phases)
+        graph, reports = _run_passes(graph, passes, phases)
+        if precision in HALF_DTYPES:
+            before = len(graph.operators)
+            graph = convert(graph, precision)
+            reports = (*reports, PassReport("precision", before, len(graph.operators)))
+    tf32 = precision == "tf32"
+    compiled = compile_model(graph, context, OPERATORS, reference_function, phases, tf32=tf32)
     return replace(compiled, passes=reports)
 
 
+def _check_precision(precision: str, context: DeviceContext) -> None:
+    if precision in HALF_DTYPES and not context.capabilities.half_precision:
+        raise PermanentError(
+            f"precision `{precision}` is not supported by {context.description.name}",
+            hint='write `precision = "fp32"`, or leave it out',
+        )
+
+
 def _run_passes(
-    graph: ExecutionGraph, phases: PhaseRecorder
+    graph: ExecutionGraph, passes: Sequence[Pass], phases: PhaseRecorder
 ) -> tuple[ExecutionGraph, tuple[PassReport, ...]]:
     reports = []
-    for one in PASSES:
+    for one in passes:
         with phases.phase(f"pass.{one.name}", model=graph.name) as phase:
             graph, (report,) = run_passes(graph, (one,))
             phase.attributes["nodes_before"] = report.nodes_before
@@ -168,7 +195,8 @@ class Deployment:
         self._boundaries: dict[str, tuple[int, ...]] = {}
         self.slots: list[dict[str, BoundModel]] = [{} for _ in streams]
         try:
-            self._deploy(loaded, plan)
+            with collector_paused():
+                self._deploy(loaded, plan)
         except BaseException:
             self.close()
             raise

@@ -177,12 +177,9 @@ def order_operators(
 
 def captures_of(node: OperatorNode) -> tuple[TensorId, ...]:
     """Tensors of the enclosing graph that the node's bodies read."""
-    return tuple(
-        tensor
-        for value in node.attributes.values()
-        if isinstance(value, Subgraph)
-        for tensor in value.captures
-    )
+    bodies = [value for value in node.attributes.values() if type(value) is Subgraph]
+    # Nearly all nodes have none; this is asked of every node in every pass.
+    return tuple(tensor for body in bodies for tensor in body.captures) if bodies else ()
 
 
 def reads_of(node: OperatorNode) -> tuple[TensorId, ...]:

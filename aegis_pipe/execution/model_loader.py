@@ -17,6 +17,7 @@ from aegis_pipe.errors import (
     UnsupportedOperatorError,
 )
 from aegis_pipe.execution.bounded import apply_bounded
+from aegis_pipe.execution.collector import collector_paused
 from aegis_pipe.execution.flattening import RULES
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.input_binding import LoadOptions, fixed_inputs
@@ -55,6 +56,10 @@ class ModelLoader:
         file and what to do.
         """
         options = options or LoadOptions()
+        with collector_paused():
+            return self._load(path, options)
+
+    def _load(self, path: Path, options: LoadOptions) -> ExecutionGraph:
         try:
             if is_saved_graph(_read(path, len(MAGIC))):
                 return _load_saved(path, options)

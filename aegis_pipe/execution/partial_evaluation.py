@@ -19,9 +19,9 @@ import numpy as np
 from aegis_pipe.errors import (
     DynamicShapeError,
     InvalidModelError,
-    KernelError,
     UnsupportedOperatorError,
 )
+from aegis_pipe.execution.folding import fold
 from aegis_pipe.execution.graph import (
     NO_TENSOR,
     ExecutionGraph,
@@ -33,9 +33,7 @@ from aegis_pipe.execution.graph import (
 from aegis_pipe.execution.onnx_types import STRING
 from aegis_pipe.execution.operators.table import OperatorContext, OperatorTable
 from aegis_pipe.execution.reference_operators import (
-    has_reference,
     optional_outputs,
-    reference_function,
     serialise_body,
 )
 from aegis_pipe.execution.shape_inference import (
@@ -375,13 +373,10 @@ class Frame:
         return True
 
     def _fold(self, context: OperatorContext) -> bool:
-        """Evaluate a node now; return False if its reference kernel can not."""
-        if not has_reference(context.node):
-            return False
-        try:
-            results = reference_function(context.node, (), context.constants)(())
-        except (KernelError, UnsupportedOperatorError):
-            # The reference is incomplete in places; a kernel may do at run time what it can not.
+        """Evaluate a node now; return False if that can not be."""
+        operands = [context.constants.get(i) for i in range(len(context.node.inputs))]
+        results = fold(context.node, operands)
+        if results is None:
             return False
         self._settle(context.node, results)
         return True
@@ -484,6 +479,8 @@ def _without_unread(node: SourceNode, read: set[str], opsets: Mapping[str, int])
             outputs[position] = ""
     while outputs and not outputs[-1]:
         del outputs[-1]
+    if len(outputs) == len(node.outputs) and tuple(outputs) == node.outputs:
+        return node
     return replace(node, outputs=tuple(outputs))
 
 

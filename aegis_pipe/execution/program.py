@@ -52,6 +52,8 @@ class Work:
     """Reached on other lanes before this may start."""
     begin: DeviceEvent
     done: DeviceEvent
+    awaited: bool = False
+    """Whether another lane waits for `done`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,6 +134,7 @@ def build_program(
             waits=tuple(done[wait.record_after] for wait in waits if wait.wait_before == i),
             begin=context.create_event(),
             done=done[i],
+            awaited=any(wait.record_after == i for wait in waits),
         )
         for i in range(len(kinds))
     )

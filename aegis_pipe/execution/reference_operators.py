@@ -68,6 +68,7 @@ def reference_function(
     return evaluate
 
 
+@functools.cache
 def arity_of(operator: str, opset: int, domain: str) -> tuple[range, range] | None:
     """Return how many inputs and outputs an operator may have; None if ONNX does not define it."""
     schema = _find_schema(operator, opset, domain)
@@ -91,6 +92,7 @@ def has_reference(node: OperatorNode) -> bool:
     return _schema(node) is not None
 
 
+@functools.cache
 def optional_outputs(operator: str, opset: int, domain: str) -> tuple[int, ...]:
     """Return the positions of outputs that a node may leave out."""
     schema = _find_schema(operator, opset, domain)

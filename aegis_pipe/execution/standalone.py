@@ -13,6 +13,7 @@ import numpy as np
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.protocols import DeviceContext, DeviceStream
 from aegis_pipe.events import EventHub, PhaseRecorder
+from aegis_pipe.execution.collector import collector_paused
 from aegis_pipe.execution.deployment import Deployment, LoadedModel, compile_graph, plan_models
 from aegis_pipe.execution.executor import Executor, check_inputs
 from aegis_pipe.execution.graph import ExecutionGraph
@@ -22,12 +23,20 @@ class StandaloneGraph:
     """A graph bound to memory of its own on a context's stream; close it when done."""
 
     def __init__(
-        self, graph: ExecutionGraph, context: DeviceContext, stream: DeviceStream, clock: Clock
+        self,
+        graph: ExecutionGraph,
+        context: DeviceContext,
+        stream: DeviceStream,
+        clock: Clock,
+        precision: str = "fp32",
     ) -> None:
         hub = EventHub()
         phases = PhaseRecorder(hub, clock)
-        loaded = LoadedModel(compile_graph(graph, context, phases), phases.begin("model.load"))
+        with collector_paused():
+            compiled = compile_graph(graph, context, phases, precision)
+        loaded = LoadedModel(compiled, phases.begin("model.load"))
         self._stream = stream
+        self._context = context
         self._deployment = Deployment(
             [loaded],
             plan_models([loaded], [None], context, stream_count=1, budget_bytes=None),
@@ -49,6 +58,34 @@ class StandaloneGraph:
         Executor.launch_segment(bound, 0, [self._stream], arrays, outputs, stamped=False)
         self._stream.synchronise()
         return bound.named_results(outputs)
+
+    def write_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Put the inputs where the operators read them, and wait."""
+        bound = self._bound
+        for array, tensor in zip(
+            check_inputs(bound.name, bound.inputs, inputs), bound.inputs, strict=True
+        ):
+            self._context.write(tensor.region, array)
+
+    def run_on_device(self) -> None:
+        """Run the operators alone and wait, `write_inputs` before: inputs share memory."""
+        graph = self._bound.work[1].graph
+        assert graph is not None
+        graph.launch(self._stream)
+        self._stream.synchronise()
+
+    def kernels(self) -> tuple[str, ...]:
+        """Return `operator, kernel` of everything that is launched, in order."""
+        steps = (step for step in self.compiled.steps if step.choice.view is None)
+        return tuple(f"{step.operator}, {step.choice.kernel}" for step in steps)
+
+    def kernel_times_ns(self) -> np.ndarray:
+        """Run as `run_on_device`; return each kernel's start and end as int64[kernels, 2]."""
+        graph = self._bound.work[1].graph
+        assert graph is not None
+        graph.launch(self._stream, stamped=True)
+        self._stream.synchronise()
+        return np.frombuffer(graph.kernel_times(), np.int64).reshape(-1, 2)
 
     def close(self) -> None:
         """Release the memory; idempotent."""

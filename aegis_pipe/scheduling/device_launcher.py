@@ -66,6 +66,8 @@ class _Running:
     done: DeviceEvent
     launch_ns: int
     stamped: bool
+    timed: bool
+    """Whether its events were recorded; without listeners nobody asks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,14 +113,17 @@ class DeviceLauncher:
         inputs, outputs = request.payload.inputs, request.payload.outputs
         if request.batch_size > 1:
             inputs, outputs = _rows(request, slot.discards[name])
-        launch_ns = self._clock.now_ns()
-        stamped = self._is_stamped(request.request_id)
+        timed = self._hub.detailed
+        launch_ns = self._clock.now_ns() if timed else 0
+        stamped = timed and self._is_stamped(request.request_id)
         done = Executor.last_work(bound, segment).done
         # Noted before launching, so that a launch that fails half-way is still waited for.
         in_flight = self._in_flight[stream]
-        in_flight.append(_Running(request, bound, segment, done, launch_ns, stamped))
+        in_flight.append(_Running(request, bound, segment, done, launch_ns, stamped, timed))
         try:
-            Executor.launch_segment(bound, segment, slot.lanes, inputs, outputs, stamped=stamped)
+            Executor.launch_segment(
+                bound, segment, slot.lanes, inputs, outputs, stamped=stamped, timed=timed
+            )
         except AegisError:
             in_flight.pop()
             raise
@@ -147,7 +152,7 @@ class DeviceLauncher:
                 lane.check()
             except AegisError as failure:
                 error = error or failure
-        if self._hub.enabled:
+        if running.timed:
             for member in (running.request, *running.request.companions):
                 self._emit(stream, member, running, error)
         return SegmentCompletion(running.request.request_id, stream, error)

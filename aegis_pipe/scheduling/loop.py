@@ -141,13 +141,14 @@ class OrchestrationLoop:
         refusal = self._scheduler.admit(request, now_ns)
         if refusal is not None:
             error = self._refusal_error(request, refusal)
-            if self._hub.enabled:
+            if self._hub.detailed:
                 self._emit_decision(refusal, now_ns, now_ns)
+            if self._hub.enabled:
                 self._emit_finished(request, error)
             raise error
         self._open[request.request_id] = request
         self._inbox.append(request)
-        self._wake.set()
+        self.wake()
 
     def cancel(self, request_id: int) -> bool:
         """Ask for a request to end; return whether it was open.
@@ -157,12 +158,14 @@ class OrchestrationLoop:
         if request_id not in self._open:
             return False
         self._cancellations[request_id] = None
-        self._wake.set()
+        self.wake()
         return True
 
     def wake(self) -> None:
         """Have the loop look for completions; cheap, and harmless if there are none."""
-        self._wake.set()
+        # Setting takes a lock. One that is set is cleared before the next step looks at anything.
+        if not self._wake.is_set():
+            self._wake.set()
 
     def start(self) -> None:
         """Start the thread."""
@@ -257,14 +260,14 @@ class OrchestrationLoop:
     def _carry_out(self, now_ns: int) -> None:
         # A launch that fails frees its stream, so there is more to decide.
         while not self._gave_up:
-            start_ns = self._clock.now_ns() if self._hub.enabled else 0
+            start_ns = self._clock.now_ns() if self._hub.detailed else 0
             decisions = self._scheduler.decide(now_ns)
-            end_ns = self._clock.now_ns() if self._hub.enabled else 0
+            end_ns = self._clock.now_ns() if self._hub.detailed else 0
             try:
                 all_launched = self._launch(decisions)
             finally:
                 # After launching, so that the device does not wait for listeners.
-                if self._hub.enabled:
+                if self._hub.detailed:
                     for decision in decisions:
                         self._emit_decision(decision, start_ns, end_ns)
             if all_launched:
@@ -304,7 +307,7 @@ class OrchestrationLoop:
             admitted.append(self._inbox.popleft())
         self._cancellations.clear()
         decisions = self._scheduler.abandon(now_ns, self._fatal_error, admitted=admitted)
-        if self._hub.enabled:
+        if self._hub.detailed:
             for decision in decisions:
                 self._emit_decision(decision, now_ns, now_ns)
 

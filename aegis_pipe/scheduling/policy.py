@@ -9,7 +9,7 @@ lines; any other class with the methods of `SchedulingPolicy` will do. Each has 
 from __future__ import annotations
 
 import abc
-from heapq import heapify, heappop, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import ClassVar, Protocol, runtime_checkable
 
 from aegis_pipe.scheduling.decision import Reason
@@ -155,23 +155,12 @@ class KeyedPolicy(abc.ABC):
         self._size -= 1
 
     def candidates(self, now_ns: int, limit: int, skip: frozenset[str] = NO_MODELS) -> Candidates:
-        """Return the best few: lifted out one after the other, and put back."""
-        heads = self._heads(skip)
-        heapify(heads)
-        lifted: list[Head] = []
-        while heads and len(lifted) < limit:
-            lane = heads[0][1]
-            lifted.append((lane.lift(), lane))
-            head = lane.head()
-            if head is None:
-                heappop(heads)
-            else:
-                heapreplace(heads, (head, lane))
-        for entry, lane in lifted:
-            lane.put_back(entry)
-        return tuple(
-            (entry[-1].request_id, float(self.score(entry[-1], now_ns))) for entry, _ in lifted
-        )
+        """Return the best few, in the order in which `pop` would take them."""
+        lanes = [lane for model, lane in self._lanes.items() if len(lane) and model not in skip]
+        heaps = [heap for lane in lanes if (heap := lane.in_place()) is not None]
+        best = _smallest(heaps, limit) if len(heaps) == len(lanes) else _lifted(lanes, limit)
+        score = self.score
+        return tuple((entry[-1].request_id, float(score(entry[-1], now_ns))) for entry in best)
 
     def _heads(self, skip: frozenset[str]) -> list[Head]:
         # No two entries are equal, so comparing never gets to the lanes.
@@ -180,3 +169,42 @@ class KeyedPolicy(abc.ABC):
             for model, lane in self._lanes.items()
             if model not in skip and (head := lane.head()) is not None
         ]
+
+
+def _smallest(heaps: list[list[Entry]], limit: int) -> list[Entry]:
+    """Find the smallest entries without moving any: what comes next is below what came before."""
+    found: list[Entry] = []
+    # No two entries are equal, so comparing never gets beyond them.
+    frontier = [(heap[0], 0, heap) for heap in heaps]
+    heapify(frontier)
+    while frontier:
+        entry, position, heap = frontier[0]
+        found.append(entry)
+        if len(found) == limit:
+            break
+        below = 2 * position + 1
+        if below < len(heap):
+            heapreplace(frontier, (heap[below], below, heap))
+            if below + 1 < len(heap):
+                heappush(frontier, (heap[below + 1], below + 1, heap))
+        else:
+            heappop(frontier)
+    return found
+
+
+def _lifted(lanes: list[RequestHeap], limit: int) -> list[Entry]:
+    """Lift the smallest entries out, which clears removed ones on the way, and put them back."""
+    heads = [(head, lane) for lane in lanes if (head := lane.head()) is not None]
+    heapify(heads)
+    lifted: list[Head] = []
+    while heads and len(lifted) < limit:
+        lane = heads[0][1]
+        lifted.append((lane.lift(), lane))
+        head = lane.head()
+        if head is None:
+            heappop(heads)
+        else:
+            heapreplace(heads, (head, lane))
+    for entry, lane in lifted:
+        lane.put_back(entry)
+    return [entry for entry, _ in lifted]

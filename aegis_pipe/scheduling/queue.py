@@ -78,7 +78,10 @@ class BoundedQueue:
             if reason is not None:
                 self._refusals += 1
                 return reason
-            self._take(model)
+            # `_take`, without the call: every submission comes through here.
+            self._places_taken += 1
+            if model in self._places_taken_by:
+                self._places_taken_by[model] += 1
             return None
 
     def count_refusal(self) -> None:
@@ -142,7 +145,9 @@ class BoundedQueue:
             return Reason.RUNTIME_STOPPING
         if self._places_taken >= self.capacity:
             return Reason.QUEUE_FULL
-        return None if self._has_place_of(model) else Reason.QUEUE_FULL
+        if model in self._model_capacity and not self._has_place_of(model):
+            return Reason.QUEUE_FULL
+        return None
 
     def _has_place_of(self, model: str) -> bool:
         limit = self._model_capacity.get(model)

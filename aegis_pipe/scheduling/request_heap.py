@@ -65,6 +65,13 @@ class RequestHeap:
         """Return what was lifted."""
         heappush(self._heap, entry)
 
+    def in_place(self) -> list[Entry] | None:
+        """Return the heap's own list, to be looked at; None if removed entries are among it.
+
+        The entries below position i are at 2 i + 1 and 2 i + 2.
+        """
+        return None if self._removed else self._heap
+
     def discard(self, request: ExecutionRequest) -> bool:
         """Remove a request; return whether it was here."""
         if self._entries.pop(request.request_id, None) is None:

@@ -177,7 +177,7 @@ class Scheduler:
     def admit(self, request: ExecutionRequest, now_ns: int) -> Decision | None:
         """First half of `submit`, from any thread: take a place, or reject at once."""
         reason: Reason | None
-        if self._is_hopeless(request, now_ns):
+        if request.deadline_ns is not None and self._is_hopeless(request, now_ns):
             self.queue.count_refusal()
             reason = Reason.WOULD_BE_LATE
         else:
@@ -213,7 +213,7 @@ class Scheduler:
         self.queue.push(request, now_ns)
         self._wait(request, now_ns)
         self._submitted += 1
-        self._queue_depth_max = max(self._queue_depth_max, len(self.queue))
+        self._queue_depth_max = max(self._queue_depth_max, len(self._policy))
 
     def cancel(self, request_id: int, reason: Reason = Reason.CALLER_CANCELLED) -> bool:
         """Ask for a request to end; return whether it was open.
@@ -382,7 +382,7 @@ class Scheduler:
     def _degrade(self, request: ExecutionRequest, reason: Reason, now_ns: int) -> bool:
         """Have a waiting request wait for its stand-in; False if that has no place in the queue."""
         asked, stand_in = request.model, self._stand_ins[request.model]
-        depth = len(self.queue)
+        depth = len(self._policy)
         if not self.queue.move(request, stand_in.model, now_ns):
             return False
         if asked in self._lines:
@@ -395,12 +395,12 @@ class Scheduler:
         return True
 
     def _fill_free_streams(self, now_ns: int) -> None:
-        while len(self.queue) and self._streams.has_free:
+        while len(self._policy) and self._streams.has_free:
             skip = self._streams.models_without_free() | self._kept_back(now_ns)
             candidates = self._candidates(now_ns, skip)
             if not candidates:
                 return
-            depth = len(self.queue)
+            depth = len(self._policy)
             request, reason = self.queue.pop(now_ns, skip)
             stream = self._streams.acquire(request)
             self._start(request, stream, reason, now_ns, depth, candidates)
@@ -413,7 +413,7 @@ class Scheduler:
         if not (candidates and self._is_preempted(paused, now_ns, skip)):
             self._continue(paused, stream, now_ns, candidates)
             return
-        depth = len(self.queue)
+        depth = len(self._policy)
         request, reason = self.queue.pop(now_ns, skip)
         self._suspended[stream].append(paused)
         self._preempted += 1
@@ -653,10 +653,11 @@ class Scheduler:
         self.queue.set_timer(request, at_ns)
 
     def _is_hopeless(self, request: ExecutionRequest, now_ns: int) -> bool:
-        if request.deadline_ns is None or self._late.get(request.model, "drop") != "drop":
-            return False
         needed_ns = self._needed_ns.get(request.model)
-        return needed_ns is not None and now_ns + needed_ns > request.deadline_ns
+        if needed_ns is None or self._late.get(request.model, "drop") != "drop":
+            return False
+        assert request.deadline_ns is not None
+        return now_ns + needed_ns > request.deadline_ns
 
     def _goes_on(self, request: ExecutionRequest, now_ns: int) -> bool:
         """Return whether a started request's result is wanted, or that of one with it."""
@@ -673,7 +674,7 @@ class Scheduler:
         return not is_late or request.degraded_from != "" or request.model in self._runs_late
 
     def _candidates(self, now_ns: int, skip: frozenset[str]) -> Candidates:
-        if not len(self.queue):
+        if not len(self._policy):
             return ()
         return self._policy.candidates(now_ns, CANDIDATES_MAX, skip)
 
@@ -691,7 +692,7 @@ class Scheduler:
         )
 
     def _is_preempted(self, started: ExecutionRequest, now_ns: int, skip: frozenset[str]) -> bool:
-        if not self._preemption or not len(self.queue):
+        if not self._preemption or not len(self._policy):
             return False
         waiting = self._policy.peek(now_ns, skip)
         return waiting is not None and self._policy.preempts(waiting, started, now_ns)
@@ -699,7 +700,7 @@ class Scheduler:
     def _models_that_can_not_preempt(
         self, stream: int, started: ExecutionRequest, now_ns: int
     ) -> frozenset[str]:
-        if not self._preemption or not len(self.queue):
+        if not self._preemption or not len(self._policy):
             return NO_MODELS
         on_stream = (started, *self._suspended[stream])
         busy = (self._sharing.get(each.model, frozenset((each.model,))) for each in on_stream)
@@ -731,7 +732,7 @@ class Scheduler:
                 request.launched_segments - 1 if launches else -1,
                 -1 if request.stream is None else request.stream,
                 reason,
-                len(self.queue) if queue_depth is None else queue_depth,
+                len(self._policy) if queue_depth is None else queue_depth,
                 candidates,
                 blocked_by,
             )

@@ -25,6 +25,7 @@ from aegis_pipe.events import (
     RequestSubmitted,
     SegmentFinished,
     StageFinished,
+    instant_ns,
 )
 from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.bounded import BoundedDict
@@ -52,8 +53,11 @@ SETTLE_NS: Final = 200_000_000
 OVERDUE_NS: Final = 2_000_000_000
 """How long at most it waits for the requests that blocked it, so that it can link to them."""
 
+LOST_NS: Final = 10_000_000_000
+"""How long a request may stay open once events were lost: its end may have been among them."""
+
 _OPEN_MAX: Final = 16_384
-"""Open requests or items that are kept track of; those whose end was lost stay until then."""
+"""Open requests or items that are kept track of."""
 _REMEMBERED_MAX: Final = 16_384
 _NEVER_NS: Final = 2**63
 
@@ -119,8 +123,10 @@ class TraceAssembler:
         self._judged: dict[int, _Unit] = {}
         """The held units by their requests."""
         self._given_up = 0
+        self._last_in_ratio = (-1, False)
         self.dropped_events = 0
         """Events that are known to have been lost; traces say so."""
+        self._dropped_at_ns = 0
 
     @property
     def abandoned(self) -> int:
@@ -151,7 +157,7 @@ class TraceAssembler:
                 | EventSynchronised()
                 | RequestFinished()
             ):
-                record = self._record(event.request_id)
+                record = self._record(event.request_id, instant_ns(event))
                 if record is not None:
                     record.add(event)
                     if record.finished is event:
@@ -159,8 +165,14 @@ class TraceAssembler:
             case _:
                 pass  # The log has it; no trace does.
 
+    def note_dropped(self, count: int, now_ns: int) -> None:
+        """Take note of how many events were lost by now."""
+        if count != self.dropped_events:
+            self.dropped_events, self._dropped_at_ns = count, now_ns
+
     def settle(self, now_ns: int) -> Iterator[Trace]:
         """Yield the traces of everything that ended long enough before now; use it up."""
+        self._give_up_lost(min(self._dropped_at_ns, now_ns - LOST_NS))
         yield from self._settle(now_ns - SETTLE_NS, now_ns - 2 * SETTLE_NS, now_ns - OVERDUE_NS)
 
     def flush(self) -> Iterator[Trace]:
@@ -172,12 +184,25 @@ class TraceAssembler:
         self._items.clear()
         self._ended.clear()
 
-    def _record(self, request_id: int) -> RequestRecord | None:
+    def _give_up_lost(self, heard_ns: int) -> None:
+        """Give up what was heard of by then and is still open: its end may have been lost."""
+        lost = []
+        for request_id, record in self._requests.items():
+            if record.heard_ns > heard_ns:
+                break
+            if record.finished is None:
+                lost.append(request_id)
+        for request_id in lost:
+            del self._requests[request_id]
+            self._settled[request_id] = None
+        self._given_up += len(lost)
+
+    def _record(self, request_id: int, heard_ns: int) -> RequestRecord | None:
         """Return the record of a request, made if need be; None if it is already done with."""
         record = self._requests.get(request_id)
         if record is None and request_id not in self._settled:
             own = self._identifiers.root("request", request_id)
-            record = self._requests[request_id] = RequestRecord(request_id, own)
+            record = self._requests[request_id] = RequestRecord(request_id, own, heard_ns)
         return record
 
     def _item(self, key: tuple[str, int]) -> _Item:
@@ -190,7 +215,10 @@ class TraceAssembler:
         key = (event.pipeline, event.item)
         item = self._item(key)
         item.stages.append(event)
-        if event.request_id and (record := self._record(event.request_id)) is not None:
+        if (
+            event.request_id
+            and (record := self._record(event.request_id, event.end_ns)) is not None
+        ):
             record.item = key
             item.requests.append(record)
 
@@ -283,8 +311,13 @@ class TraceAssembler:
 
     def is_in_ratio(self, request_id: int) -> bool:
         """Return whether a request is kept even if nothing is special about it."""
-        trace_id = self._identifiers.root("request", request_id).trace_id
-        return is_within_ratio(trace_id, self._config.ratio)
+        # Asked for each segment of a request, one after the other.
+        last_id, is_in = self._last_in_ratio
+        if request_id != last_id:
+            trace_id = self._identifiers.root("request", request_id).trace_id
+            is_in = is_within_ratio(trace_id, self._config.ratio)
+            self._last_in_ratio = request_id, is_in
+        return is_in
 
     def traceparent(self, request_id: int, caller_text: str) -> str:
         """Return the W3C `traceparent` of a request's `infer` span; for any thread."""

@@ -17,9 +17,11 @@ from aegis_pipe.telemetry.ring import EventRing
 from aegis_pipe.telemetry.sinks import SinkFeeder
 from aegis_pipe.telemetry.spans import Trace
 
-POLL_S: Final = 0.05
+POLL_S: Final = 0.1
 """How often the ring is emptied: nobody wakes the exporter, as that would cost the emitters."""
 BREATH_S: Final = 0.0001
+TRACES_A_BREATH: Final = 2
+"""Some 0.3 ms of work: no request waits longer than that for the interpreter."""
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ class Exporter:
 
     def _take_events(self) -> None:
         events = self._ring.drain()
-        self._assembler.dropped_events = self._ring.dropped_count()
+        self._assembler.note_dropped(self._ring.dropped_count(), self._clock.now_ns())
         if events and self._log is not None:
             self._log.write(events)
         for event in events:
@@ -104,11 +106,12 @@ class Exporter:
                 self._metrics.add(event)
 
     def _offer(self, traces: Iterable[Trace]) -> None:
-        for trace in traces:
+        for count, trace in enumerate(traces, 1):
             for feeder in self._feeders:
                 feeder.offer(trace)
-            # One trace may take as long to build as a request to run: let others have the
+            # A trace may take as long to build as a request to run: let others have the
             # interpreter in between, unless this is the end.
-            self._stop.wait(BREATH_S)
+            if count % TRACES_A_BREATH == 0:
+                self._stop.wait(BREATH_S)
         for feeder in self._feeders:
             feeder.wake()

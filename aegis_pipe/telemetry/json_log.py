@@ -27,7 +27,7 @@ from aegis_pipe.events import (
 from aegis_pipe.telemetry.bounded import BoundedDict
 from aegis_pipe.telemetry.numbers import json_number
 
-_REQUESTS_MAX: Final = 65_536
+_REQUESTS_MAX: Final = 16_384
 NONE_IF_ZERO: Final = (
     (RequestSubmitted, "deadline_ns"),
     (RequestFinished, "deadline_ns"),

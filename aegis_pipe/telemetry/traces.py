@@ -62,6 +62,8 @@ class RequestRecord:
     request_id: int
     own: SpanReference
     """Its ids, if no caller and no pipeline's item lends it a trace."""
+    heard_ns: int = 0
+    """Instant of the first event that was heard of it."""
     submitted: RequestSubmitted | None = None
     finished: RequestFinished | None = None
     decisions: list[DecisionMade] = field(default_factory=list)

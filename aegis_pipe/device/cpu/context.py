@@ -1,4 +1,4 @@
-"""The CPU as a device: one thread a stream, NumPy kernels, host memory."""
+"""The CPU as a device: a thread or a team a stream, compiled and NumPy kernels, host memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Self, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.cpu.event import CpuEvent
 from aegis_pipe.device.cpu.graph import CpuGraph, CpuKernelCall
+from aegis_pipe.device.cpu.kernels.native import LIBRARY, NativeCall
 from aegis_pipe.device.cpu.kernels.registry import KERNELS, CpuKernel, KernelTable
 from aegis_pipe.device.cpu.machine import BlasThreads, Machine, library_versions
 from aegis_pipe.device.cpu.reference import bind_reference, choose_reference
@@ -39,18 +41,23 @@ from aegis_pipe.tensor import TensorSpec
 _Resource = CpuRegion | CpuStream | CpuEvent | CpuGraph
 _AnyResource = TypeVar("_AnyResource", CpuRegion, CpuStream, CpuEvent, CpuGraph)
 
+_SHARED_COST_MIN = 20_000
+"""Below this a kernel is over before a team of threads has met."""
+
 
 class CpuContext:
     """An open CPU device.
 
-    `threads` is the number of threads one BLAS call may use; it holds for the whole process
-    while the context is open (see `BlasThreads`). Keep streams times threads at or below
+    `threads` is the number of threads that run one stream's kernels: a team of each stream's own
+    for the compiled ones, and for BLAS a limit that holds for the whole process while the context
+    is open (see `BlasThreads`). Keep streams times threads at or below
     `description.compute_units`.
     """
 
     def __init__(self, clock: Clock, *, threads: int = 1, kernels: KernelTable = KERNELS) -> None:
         assert threads > 0, f"threads must be at least 1, not {threads}"
         self._clock = clock
+        self._threads = threads
         self._kernels = kernels
         self._machine = Machine()
         self._progress = Progress()
@@ -71,7 +78,9 @@ class CpuContext:
     @property
     def capabilities(self) -> DeviceCapabilities:
         """Copies run on their stream's thread; graphs are replayed by the host."""
-        return DeviceCapabilities(async_copy=True, notifies_progress=True)
+        return DeviceCapabilities(
+            async_copy=True, notifies_progress=True, channels_last=LIBRARY is not None
+        )
 
     @property
     def allocation_count(self) -> int:
@@ -102,7 +111,7 @@ class CpuContext:
     def create_stream(self, index: int, *, priority: int = 0) -> DeviceStream:
         """Make a stream with a thread of its own; all CPU streams have the same priority."""
         self._assert_open()
-        return self._own(CpuStream(index, self._clock, self._progress))
+        return self._own(CpuStream(index, self._clock, self._progress, self._threads))
 
     def create_event(self) -> DeviceEvent:
         """Make an event."""
@@ -117,7 +126,7 @@ class CpuContext:
         for kernel in self._kernels.candidates(request.operator):
             choice = kernel.choose(request)
             if choice is not None:
-                return choice
+                return self._for_team(kernel, choice)
         reference = choose_reference(request)
         if reference is None:
             raise self._unsupported(request)
@@ -146,6 +155,8 @@ class CpuContext:
             )
         scratch = _workspace(workspace, choice)
         run = self._kernel_of(request, choice).bind(request, choice, reads, writes, scratch)
+        if isinstance(run, NativeCall) and choice.cost < _SHARED_COST_MIN:
+            run.run_alone()
         return CpuKernelCall(choice.kernel, request.node, run)
 
     def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
@@ -187,6 +198,12 @@ class CpuContext:
     def _own(self, resource: _AnyResource) -> _AnyResource:
         self._resources[next(self._numbers)] = resource
         return resource
+
+    def _for_team(self, kernel: CpuKernel, choice: KernelChoice) -> KernelChoice:
+        """Give every thread a workspace, if threads share the kernel's work."""
+        if not kernel.shares_work or not choice.workspace_bytes:
+            return choice
+        return replace(choice, workspace_bytes=choice.workspace_bytes * self._threads)
 
     def _kernel_of(self, request: KernelRequest, choice: KernelChoice) -> CpuKernel:
         # Asked again instead of remembered: choosing is pure, and a table of choices would grow.

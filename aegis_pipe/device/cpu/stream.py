@@ -13,6 +13,7 @@ import numpy as np
 
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.cpu.event import CpuEvent, Mark
+from aegis_pipe.device.cpu.kernels.native import LIBRARY
 from aegis_pipe.device.cpu.region import host_bytes
 from aegis_pipe.device.protocols import DeviceEvent, Region
 
@@ -44,19 +45,24 @@ class _Worker(threading.Thread):
     (skipped after an error?, action).
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, threads: int) -> None:
         super().__init__(name=name, daemon=True)
+        self._threads = threads
         self.queue: SimpleQueue[tuple[bool, Action] | None] = SimpleQueue()
         self.error: Exception | None = None
         """The first error since the last check: set here, taken by the stream."""
         self._has_failed = False
 
     def run(self) -> None:
-        """Work until told to stop."""
+        """Work until told to stop, with a team of helpers for the compiled kernels."""
+        if LIBRARY is not None:
+            self._team_memory = LIBRARY.open_team(self._threads)
         # Infinities and NaNs are results like any other; NumPy keeps this setting per thread.
         with np.errstate(all="ignore"):
             while self._step():
                 pass
+        if LIBRARY is not None:
+            LIBRARY.close_team()
 
     def _step(self) -> bool:
         # One frame per entry, so that nothing of it stays referenced while the thread waits.
@@ -84,12 +90,12 @@ class _Worker(threading.Thread):
 class CpuStream:
     """A CPU stream; what is enqueued runs on its own thread, one entry after the other."""
 
-    def __init__(self, index: int, clock: Clock, progress: Progress) -> None:
+    def __init__(self, index: int, clock: Clock, progress: Progress, threads: int = 1) -> None:
         self._index = index
         self._now_ns = clock.now_ns
         self._progress = progress
         self._is_open = True
-        self._worker = _Worker(f"aegis-cpu-stream-{index}")
+        self._worker = _Worker(f"aegis-cpu-stream-{index}", threads)
         self._worker.start()
 
     @property

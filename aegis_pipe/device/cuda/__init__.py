@@ -11,6 +11,7 @@ from aegis_pipe.errors import DeviceUnavailableError
 
 _DRIVER_LIBRARY = "libcuda.so.1"
 _DRIVER_VERSION_MIN = 13000
+_PACKAGES = ("cuda.bindings", "cuda.pathfinder", "cudnn", "nvmath")
 _USE_CPU = 'or set `kind = "cpu"`'
 
 
@@ -36,7 +37,7 @@ def _check_installed(index: int) -> None:
     except OSError as error:
         missing.append(f"the NVIDIA driver library was looked for and not loaded ({error})")
         hints.append("install an NVIDIA driver")
-    packages = [name for name in ("cuda.bindings", "cuda.pathfinder") if not _is_installed(name)]
+    packages = [name for name in _PACKAGES if not _is_installed(name)]
     if packages:
         names = " and ".join(f"`{name}`" for name in packages)
         missing.append(f"Python's {names} was looked for and not found")

@@ -14,6 +14,8 @@ import numpy as np
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.compiler import DiskCache, KernelCompiler, cache_folder
+from aegis_pipe.device.cuda.cublaslt import CublasLt
+from aegis_pipe.device.cuda.cudnn_convolution import Cudnn
 from aegis_pipe.device.cuda.event import CudaEvent
 from aegis_pipe.device.cuda.faults import FaultWords
 from aegis_pipe.device.cuda.graph import CudaGraph, CudaKernelCall
@@ -23,6 +25,7 @@ from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_o
 from aegis_pipe.device.cuda.stamps import Stamps
 from aegis_pipe.device.cuda.stream import CudaStream
 from aegis_pipe.device.cuda.timeline import Timeline
+from aegis_pipe.device.cuda.tuning import Tuner
 from aegis_pipe.device.protocols import (
     DeviceCapabilities,
     DeviceDescription,
@@ -56,13 +59,19 @@ class CudaContext:
             driver.attribute(self._device, f"COMPUTE_CAPABILITY_{part}")
             for part in ("MAJOR", "MINOR")
         )
-        compiler = KernelCompiler(f"sm_{major}{minor}", DiskCache(cache_folder()))
+        cache, model = DiskCache(cache_folder()), driver.device_name(self._device)
+        compiler = KernelCompiler(f"sm_{major}{minor}", cache)
+        # cuDNN compiles some of its plans, and finds the compiler only if it is loaded already.
+        driver.load_libraries("nvrtc", "cublasLt", "cudnn")
         self._machine = Machine(
             compiler=compiler,
-            cache=DiskCache(cache_folder()),
-            model=driver.device_name(self._device),
+            cache=cache,
+            model=model,
             capability=10 * major + minor,
             multiprocessors=driver.attribute(self._device, "MULTIPROCESSOR_COUNT"),
+            cublaslt=CublasLt(),
+            cudnn=Cudnn(),
+            tuner=Tuner(cache, model),
         )
         self._stamps = Stamps(compiler)
         self._faults = FaultWords()
@@ -82,7 +91,11 @@ class CudaContext:
         """Graphs are launched by the device, copies overlap, completion is polled."""
         least, greatest = self._priorities
         return DeviceCapabilities(
-            graph_capture=True, async_copy=True, stream_priorities=least - greatest + 1
+            graph_capture=True,
+            async_copy=True,
+            stream_priorities=least - greatest + 1,
+            channels_last=True,
+            half_precision=True,
         )
 
     @property
@@ -221,6 +234,8 @@ class CudaContext:
         raise AssertionError(f"kernel {choice.kernel} was not offered for {request.operator}")
 
     def _describe(self) -> DeviceDescription:
+        assert self._machine.cublaslt is not None
+        assert self._machine.cudnn is not None
         version = driver.driver_version()
         return DeviceDescription(
             name=self._name,
@@ -231,7 +246,8 @@ class CudaContext:
             library_versions=(
                 ("cuda driver", f"{version // 1000}.{version % 1000 // 10}"),
                 ("nvrtc", driver.compiler_version()),
-                *self._machine.library_versions(),
+                ("cublaslt", str(self._machine.cublaslt.version)),
+                ("cudnn", str(self._machine.cudnn.version)),
             ),
         )
 

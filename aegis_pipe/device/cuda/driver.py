@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cuda.bindings import driver as cu, nvrtc
+from cuda.pathfinder import load_nvidia_dynamic_lib
 
 from aegis_pipe.errors import AegisError, DeviceLostError, PermanentError, TransientError
 
@@ -213,9 +214,18 @@ def enqueue_copy(target: int, source: int, size_bytes: int, stream: int) -> None
     checked(cu.cuMemcpyDtoDAsync, target, source, size_bytes, stream)
 
 
-def enqueue_zero(target: int, size_bytes: int, stream: int) -> None:
-    """Enqueue zeroing."""
-    checked(cu.cuMemsetD8Async, target, 0, size_bytes, stream)
+def enqueue_fill(target: int, value: int, size_bytes: int, stream: int) -> None:
+    """Enqueue setting every byte to a value."""
+    checked(cu.cuMemsetD8Async, target, value, size_bytes, stream)
+
+
+def load_libraries(*names: str) -> None:
+    """Load NVIDIA libraries from where their packages are: `cublasLt`, `cudnn`, ...
+
+    RuntimeError if one is missing. Whoever dlopens them by name afterwards finds them.
+    """
+    for name in names:
+        load_nvidia_dynamic_lib(name)
 
 
 # --- Streams and events -----------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Canonical form: the attributes and operands of the operator with channels first, weights included:
 
     com.microsoft.NhwcMaxPool(X)                        as MaxPool
+    aegis.NhwcAveragePool(X)                            as AveragePool; made by our own pass
     com.microsoft.NhwcFusedConv(X, W[M, C / group, kernel...], B?, Z?)
         as com.microsoft.FusedConv; Z, channels last too, is added before the activation
 """
@@ -16,7 +17,7 @@ from aegis_pipe.execution.operators.table import Lowered, OperatorContext, Opera
 from aegis_pipe.tensor import TensorSpec
 
 _CHANNELS_FIRST = {entry.name: entry for entry in (*pooling.ENTRIES, *convolution.ENTRIES)}
-_IMAGES = {"NhwcMaxPool": (0,), "NhwcFusedConv": (0, 3)}
+_IMAGES = {"NhwcMaxPool": (0,), "NhwcAveragePool": (0,), "NhwcFusedConv": (0, 3)}
 
 
 def channels_first(spec: TensorSpec) -> TensorSpec:
@@ -47,8 +48,9 @@ def as_channels_first(
 
 def _counterpart(context: OperatorContext) -> tuple[OperatorEntry, OperatorContext]:
     images = _IMAGES[context.node.operator]
-    if context.node.operator == "NhwcMaxPool":
-        return _CHANNELS_FIRST["MaxPool"], as_channels_first(context, "MaxPool", "", images)
+    pool = context.node.operator.removeprefix("Nhwc")
+    if pool in ("MaxPool", "AveragePool"):
+        return _CHANNELS_FIRST[pool], as_channels_first(context, pool, "", images)
     inner = as_channels_first(context, "FusedConv", "com.microsoft", images)
     return _CHANNELS_FIRST["com.microsoft.FusedConv"], inner
 
@@ -66,5 +68,6 @@ def _lower(context: OperatorContext) -> Lowered:
 
 ENTRIES: tuple[OperatorEntry, ...] = (
     OperatorEntry("com.microsoft.NhwcMaxPool", _infer, _lower),
+    OperatorEntry("aegis.NhwcAveragePool", _infer, _lower),
     OperatorEntry("com.microsoft.NhwcFusedConv", _infer, _lower),
 )

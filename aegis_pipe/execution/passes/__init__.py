@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.passes import (
+    channels_last,
     common_subexpressions,
     constant_folding,
     dead_code,
@@ -71,6 +72,15 @@ PASSES: tuple[Pass, ...] = (
     dead_code,
 )
 """All passes, in order. What fusing leaves behind (reshapes, for one) is cleaned up once more."""
+
+CHANNELS_LAST_PASSES: tuple[Pass, ...] = (
+    channels_last,
+    sink_transposes,
+    identity_elimination,
+    common_subexpressions,
+    dead_code,
+)
+"""What comes after them for devices that want channels last."""
 
 
 def run_passes(

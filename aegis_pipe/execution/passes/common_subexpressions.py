@@ -14,6 +14,9 @@ from aegis_pipe.tensor import TensorId
 
 name = "common_subexpressions"
 
+_SAMPLE_BYTES = 256
+"""Bytes of a constant that are looked at before all of them are."""
+
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Replace each repetition by the first of its kind; outputs of the graph stay written."""
@@ -32,13 +35,23 @@ def run(graph: ExecutionGraph) -> ExecutionGraph:
 
 
 def _equal_constants(graph: ExecutionGraph) -> dict[TensorId, TensorId]:
-    first: dict[Hashable, TensorId] = {}
+    """Compare bytes where dtype, shape and a sample agree: most constants are read no further."""
+    alike: dict[Hashable, list[TensorId]] = {}
     renamed = {}
     for tensor, array in graph.constants.items():
-        same = first.setdefault(_array_key(array), tensor)
-        if same != tensor and tensor not in graph.outputs:
+        flat = _bytes(array)
+        sample = flat[:: max(1, len(flat) // _SAMPLE_BYTES)].tobytes()
+        earlier = alike.setdefault((array.dtype.name, array.shape, sample), [])
+        same = next((t for t in earlier if np.array_equal(_bytes(graph.constants[t]), flat)), None)
+        if same is None:
+            earlier.append(tensor)
+        elif tensor not in graph.outputs:
             renamed[tensor] = same
     return renamed
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _key(node: OperatorNode) -> Hashable:
@@ -57,6 +70,5 @@ def _attribute_key(value: GraphAttribute) -> tuple[str, str]:
 
 
 def _array_key(array: np.ndarray) -> Hashable:
-    flat = np.ascontiguousarray(array).reshape(-1)
-    digest = hashlib.sha256(flat.view(np.uint8).data).digest()
+    digest = hashlib.sha256(_bytes(array).data).digest()
     return array.dtype.name, array.shape, digest

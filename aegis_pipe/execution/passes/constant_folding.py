@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from aegis_pipe.errors import KernelError, UnsupportedOperatorError
+from aegis_pipe.execution.folding import fold
 from aegis_pipe.execution.graph import ExecutionGraph, OperatorNode, reads_of
 from aegis_pipe.execution.partial_evaluation import FOLDED_BYTES_MAX, is_deterministic
 from aegis_pipe.execution.passes.rewriting import rewritten
-from aegis_pipe.execution.reference_operators import has_reference, reference_function
 from aegis_pipe.tensor import TensorId
 
 name = "constant_folding"
@@ -36,12 +35,7 @@ def run(graph: ExecutionGraph) -> ExecutionGraph:
 def _evaluate(
     node: OperatorNode, constants: dict[TensorId, np.ndarray]
 ) -> dict[TensorId, np.ndarray] | None:
-    if not has_reference(node):
-        return None
-    known = {i: constants[tensor] for i, tensor in enumerate(node.inputs) if tensor}
-    try:
-        results = reference_function(node, (), known)(())
-    except (KernelError, UnsupportedOperatorError):
-        # The reference is incomplete in places; the device's kernel stays in charge.
+    results = fold(node, [constants[tensor] if tensor else None for tensor in node.inputs])
+    if results is None:
         return None
     return {t: value for t, value in zip(node.outputs, results, strict=True) if t}

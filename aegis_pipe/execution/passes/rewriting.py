@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import is_
 
 import numpy as np
 
@@ -24,6 +25,10 @@ def rewritten(
     `renamed` replaces tensors wherever they are read or written (chains are followed);
     `constants` and `specs` are added to the graph's own. What nobody reads is left out.
     """
+    is_same = len(operators) == len(graph.operators) and all(map(is_, operators, graph.operators))
+    if is_same and not renamed and not specs and len(constants or ()) <= len(graph.constants):
+        # Nothing was found to do, which is what most passes find in most graphs.
+        return graph
     names = renamed or {}
     kept = [rename(node, names) for node in operators]
     known = {**graph.constants, **(constants or {})}
@@ -105,7 +110,7 @@ class GraphEdit:
 
 def rename(node: OperatorNode, names: Mapping[TensorId, TensorId]) -> OperatorNode:
     """Return the node with tensors replaced, also those its bodies capture."""
-    if not names:
+    if not any(tensor in names for tensor in (*reads_of(node), *node.outputs)):
         return node
     attributes = {
         key: Subgraph(value.serialised, tuple(final_name(t, names) for t in value.captures))

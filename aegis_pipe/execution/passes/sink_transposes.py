@@ -31,7 +31,8 @@ Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish LeakyRelu Less LessOrEqu
 Min Mish Mod Mul Neg Not Or Pow Reciprocal Relu Round Selu Sigmoid Sign Sin Sinh Softplus Softsign
 Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor com.microsoft.FastGelu com.microsoft.Gelu
 """
-_ELEMENTWISE = frozenset(_NAMES.split())
+ELEMENTWISE = frozenset(_NAMES.split())
+"""Operators that do not care about the order of dimensions."""
 
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
@@ -54,7 +55,7 @@ def _round(graph: ExecutionGraph, edit: GraphEdit) -> bool:
             changed |= _merge_reshapes(graph, edit, node)
         elif node.qualified_operator == "Transpose":
             changed |= _simplify(graph, edit, node)
-        elif node.qualified_operator in _ELEMENTWISE:
+        elif node.qualified_operator in ELEMENTWISE:
             changed |= _sink(graph, edit, node)
     return changed
 
@@ -137,7 +138,7 @@ def _operands(
 
     `replacing` is taken for such a transpose already.
     """
-    if node.qualified_operator not in _ELEMENTWISE:
+    if node.qualified_operator not in ELEMENTWISE:
         return None
     rank = len(graph.spec(node.outputs[0]).shape)
     transposes: dict[str, OperatorNode] = {}

@@ -8,7 +8,7 @@ import pytest
 
 from aegis_pipe.events import Event, RequestFinished, SegmentFinished
 from aegis_pipe.telemetry import attributes as names
-from aegis_pipe.telemetry.assembler import OVERDUE_NS, SETTLE_NS, TraceAssembler
+from aegis_pipe.telemetry.assembler import LOST_NS, OVERDUE_NS, SETTLE_NS, TraceAssembler
 from aegis_pipe.telemetry.config import TelemetryConfig
 from aegis_pipe.telemetry.ids import Identifiers
 from aegis_pipe.telemetry.spans import Span, Trace, expand
@@ -343,3 +343,21 @@ def test_lost_events_cost_what_they_told_and_no_more(lost: type[Event]) -> None:
     spans = flat(assembler.flush())
     assert bool(spans) == (lost is SegmentFinished)
     assert assembler.abandoned == (lost is RequestFinished)
+
+
+def test_what_stays_open_after_a_loss_is_given_up_and_without_one_it_is_not() -> None:
+    assembler = make_assembler()
+    for event in request_events(1, START_NS)[:-1]:
+        assembler.add(event)
+    much_later_ns = START_NS + 3 * LOST_NS
+    assert list(assembler.settle(much_later_ns)) == []
+    assert assembler.abandoned == 0
+    assembler.note_dropped(5, much_later_ns)
+    for event in request_events(2, much_later_ns)[:-1]:
+        assembler.add(event)
+    assert list(assembler.settle(much_later_ns)) == []
+    assert assembler.abandoned == 1
+    assembler.add(request_events(2, much_later_ns)[-1])
+    (infer,) = infers(flat(assembler.flush())).values()
+    assert infer.attributes[names.DROPPED_EVENTS] == 5
+    assert infer.attributes[names.REQUEST_ID] == 2

@@ -11,6 +11,7 @@ from aegis_pipe.device.cpu.kernels import (
     casting,
     channels_last,
     classic_ml,
+    compiled_channels_last,
     compiled_convolution,
     compiled_elementwise,
     compiled_matrix_products,
@@ -21,6 +22,7 @@ from aegis_pipe.device.cpu.kernels import (
     compiled_quantised_pooling,
     compiled_quantised_products,
     compiled_recurrent,
+    compiled_suppression,
     convolution,
     data_dependent,
     decoder_attention,
@@ -64,6 +66,7 @@ from aegis_pipe.device.cpu.kernels.registry import KERNELS
 
 _FAMILIES = (
     # Compiled kernels are asked before the NumPy kernels of the same operators.
+    compiled_channels_last,
     compiled_convolution,
     compiled_elementwise,
     compiled_matrix_products,
@@ -74,6 +77,7 @@ _FAMILIES = (
     compiled_quantised_pooling,
     compiled_quantised_products,
     compiled_recurrent,
+    compiled_suppression,
     attention,
     batch_statistics,
     block_quantised,

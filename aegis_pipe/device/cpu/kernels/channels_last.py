@@ -21,6 +21,7 @@ from aegis_pipe.tensor import TensorSpec
 
 _INNER = {
     "com.microsoft.NhwcMaxPool": ("MaxPool", (0,)),
+    "aegis.NhwcAveragePool": ("AveragePool", (0,)),
     "com.microsoft.NhwcFusedConv": ("com.microsoft.FusedConv", (0, 3)),
     "com.microsoft.QLinearConv": ("QLinearConv", (0,)),
 }

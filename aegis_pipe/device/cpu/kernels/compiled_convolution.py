@@ -3,7 +3,7 @@
 native.conv.depthwise_pixels    one input and one output channel a group: pixels in the lanes
 native.conv.depthwise_channels  the same for small planes: channels in the lanes
 native.conv.pixels              1x1 without padding: pixels in the lanes, as they lie in memory
-native.conv.channels            all else: a padded copy with channels last, output channels in
+native.conv.channels            all else, and all images with channels last: output channels in
                                 the lanes
 """
 
@@ -21,7 +21,10 @@ from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, Native
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 
-_OPERATORS = ("Conv", "com.microsoft.FusedConv")
+_PLANAR = ("Conv", "com.microsoft.FusedConv")
+_CHANNELS_LAST = "com.microsoft.NhwcFusedConv"
+_BLOCK_FLOATS = 48 << 10
+"""What a block of pixels reads should leave room in a second-level cache for the weights."""
 _PIXELS_MIN = 128
 """With fewer pixels a panel of them is too often a part of a panel."""
 _DEPTHWISE_CHANNELS_PIXELS_MAX = 256
@@ -43,6 +46,7 @@ class _Arguments(ctypes.Structure):
         *((name, INTEGER) for name in ("stride_height", "stride_width")),
         *((name, INTEGER) for name in ("dilation_height", "dilation_width")),
         *((name, INTEGER) for name in ("pad_top", "pad_left", "copy_height", "copy_width")),
+        *((name, INTEGER) for name in ("block", "workspace_floats", "x_is_planar", "y_is_planar")),
         *((name, FLOAT) for name in ("low", "high")),
         ("clips", INTEGER),
     )
@@ -66,6 +70,8 @@ class _Convolution:
     dilations: _Pair
     pads: _Pair
     """Before the first row and column."""
+    is_planar: bool = True
+    """N, C, H, W; otherwise the channels are last."""
 
     @property
     def pixels(self) -> int:
@@ -93,6 +99,12 @@ class _Convolution:
         return self.kernel == (1, 1) and self.pads == (0, 0) and reached
 
     @property
+    def is_inside(self) -> bool:
+        """Whether no window meets padding."""
+        fits = all(met <= size for met, size in zip(self.met_size, self.size, strict=True))
+        return self.pads == (0, 0) and fits
+
+    @property
     def is_strided(self) -> bool:
         """Whether some pixels are left out."""
         return self.strides != (1, 1)
@@ -116,6 +128,8 @@ def _pair(values: Sequence[int], filler: int) -> _Pair:
 
 def _convolution(request: KernelRequest) -> _Convolution:
     data, weights = operands.input_spec(request, 0).shape, operands.input_spec(request, 1).shape
+    is_planar = request.operator in _PLANAR
+    image = slice(2, None) if is_planar else slice(1, -1)
     groups = operands.integer(request, "group")
     pads = operands.integers(request, "pads")
     shape = _Convolution(
@@ -123,16 +137,20 @@ def _convolution(request: KernelRequest) -> _Convolution:
         groups=groups,
         depth=weights[1],
         maps=weights[0] // groups,
-        size=_pair(data[2:], 1),
-        out_size=_pair(operands.output_spec(request).shape[2:], 1),
+        size=_pair(data[image], 1),
+        out_size=_pair(operands.output_spec(request).shape[image], 1),
         kernel=_pair(weights[2:], 1),
         strides=_pair(operands.integers(request, "strides"), 1),
         dilations=_pair(operands.integers(request, "dilations"), 1),
         pads=_pair(pads[: len(pads) // 2], 0),
+        is_planar=is_planar,
     )
     if shape.is_pointwise and not shape.is_strided and shape.size == shape.out_size:
-        # Rows do not matter to a 1x1 kernel: one long row has no short ends.
-        return replace(shape, size=(1, shape.pixels), out_size=(1, shape.pixels))
+        # Rows do not matter to a 1x1 kernel: one long row has no short ends, and channels-last
+        # images follow each other like rows.
+        images = 1 if is_planar or groups > 1 else shape.batch
+        line = (1, shape.pixels * images)
+        return replace(shape, batch=shape.batch // images, size=line, out_size=line)
     return shape
 
 
@@ -246,10 +264,42 @@ def _choose_channels(request: KernelRequest) -> KernelChoice | None:
     if shape is None:
         return None
     assert native.LIBRARY is not None
-    copy_floats = math.prod(_padded_copy(shape)) * shape.depth
+    floats = _block(shape).workspace_floats
     return _choice(
-        request, shape, "native.conv.channels", copy_floats, "columns", native.LIBRARY.panel_columns
+        request, shape, "native.conv.channels", floats, "columns", native.LIBRARY.panel_columns
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """How many pixels are done together, and the copy of what they read."""
+
+    pixels: int
+    copy_width: int
+    """0: nothing is copied."""
+    workspace_floats: int
+    """A whole number of cache lines."""
+
+
+def _block(shape: _Convolution) -> _Block:
+    out_height, out_width = shape.out_size
+    if shape.is_inside and not shape.is_planar:
+        whole = max(1, _BLOCK_FLOATS // (shape.depth * math.prod(shape.strides)))
+        return _Block(_even_part(shape.pixels, whole), 0, 0)
+    met_height, copy_width = shape.met_size
+    copy_width = max(copy_width, shape.pads[1])
+    row_floats = copy_width * shape.depth
+    shared_rows = met_height - (out_height - 1) * shape.strides[0]
+    rows = max(1, (_BLOCK_FLOATS // row_floats - shared_rows) // shape.strides[0] + 1)
+    rows = _even_part(out_height, rows)
+    copied_rows = (rows - 1) * shape.strides[0] + shared_rows
+    floats = compiled.round_up(copied_rows * row_floats, _LANES)
+    return _Block(rows * out_width, copy_width, floats)
+
+
+def _even_part(whole: int, most: int) -> int:
+    """Return the part if the whole is cut as rarely and as evenly as can be."""
+    return -(-whole // -(-whole // most))
 
 
 def _padded_copy(shape: _Convolution) -> _Pair:
@@ -262,7 +312,7 @@ _FUNCTIONS = {
     "native.conv.depthwise_pixels": ("aegis_conv_depthwise_pixels", _sorted_copy),
     "native.conv.depthwise_channels": ("aegis_conv_depthwise_channels", _padded_copy),
     "native.conv.pixels": ("aegis_conv_pixels", _padded_copy),
-    "native.conv.channels": ("aegis_conv_channels", _padded_copy),
+    "native.conv.channels": ("aegis_conv_channels", lambda shape: (0, _block(shape).copy_width)),
 }
 
 
@@ -293,6 +343,9 @@ def _bind(
         *shape.dilations,
         *shape.pads,
         *copy_size(shape),
+        _block(shape).pixels,
+        _block(shape).workspace_floats,
+        *(shape.is_planar, shape.is_planar),
         *bounds,
         bounds != compiled.UNBOUNDED,
     )
@@ -300,8 +353,8 @@ def _bind(
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel(_OPERATORS, _choose_depthwise_pixels, _bind),
-    CpuKernel(_OPERATORS, _choose_depthwise_channels, _bind),
-    CpuKernel(_OPERATORS, _choose_pixels, _bind),
-    CpuKernel(_OPERATORS, _choose_channels, _bind),
+    CpuKernel(_PLANAR, _choose_depthwise_pixels, _bind),
+    CpuKernel(_PLANAR, _choose_depthwise_channels, _bind),
+    CpuKernel(_PLANAR, _choose_pixels, _bind),
+    CpuKernel((*_PLANAR, _CHANNELS_LAST), _choose_channels, _bind, shares_work=True),
 )

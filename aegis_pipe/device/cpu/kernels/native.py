@@ -29,9 +29,9 @@ HIGHEST_BYTE_UNIT = 2
 
 
 class Step(ctypes.Structure):
-    """A function of the library and its arguments, both by address."""
+    """A function of the library and its arguments, both by address; whether a team shares it."""
 
-    _fields_ = (("function", POINTER), ("arguments", POINTER))
+    _fields_ = (("function", POINTER), ("arguments", POINTER), ("shares", INTEGER))
 
 
 class NativeLibrary:
@@ -51,6 +51,12 @@ class NativeLibrary:
         """run(address of steps, count, address of int64[count, 2] or None)."""
         self.run.argtypes = (POINTER, INTEGER, POINTER)
         self.run.restype = None
+        self._open_team = self._library.aegis_open_team
+        self._open_team.argtypes = (INTEGER, POINTER)
+        self._open_team.restype = INTEGER
+        self.close_team = self._library.aegis_close_team
+        self.close_team.argtypes = ()
+        self.close_team.restype = None
         self.pack_panels = self._library.aegis_pack_panels
         self.pack_panels.argtypes = (POINTER, *(INTEGER,) * 4, POINTER)
         self.pack_panels.restype = None
@@ -60,12 +66,25 @@ class NativeLibrary:
         self.byte_unit = self.choose_byte_unit(HIGHEST_BYTE_UNIT)
         """Instructions for products of bytes, see `c/byte_products.c`."""
 
+    def open_team(self, threads: int) -> np.ndarray:
+        """Give the calling thread a team of so many, itself included, until `close_team`.
+
+        The memory it returns is the team's; keep it.
+        """
+        memory = np.zeros(self._integer("aegis_team_bytes") + 64, np.uint8)
+        self._open_team(threads, memory.ctypes.data + -memory.ctypes.data % 64)
+        return memory
+
     def step(self, function: str, arguments: ctypes.Structure) -> Step:
         """Bind a function to its arguments, which have to outlive the step."""
-        size = ctypes.c_int64.in_dll(self._library, f"{function}_arguments_bytes").value
+        size = self._constant(f"{function}_arguments_bytes")
         assert size == ctypes.sizeof(arguments), f"{function} takes {size} bytes of arguments"
         address = ctypes.cast(getattr(self._library, function), POINTER)
-        return Step(address, ctypes.addressof(arguments))
+        shares = self._constant(f"{function}_shares")
+        return Step(address, ctypes.addressof(arguments), shares)
+
+    def _constant(self, name: str) -> int:
+        return ctypes.c_int64.in_dll(self._library, name).value
 
     def choose_byte_unit(self, highest: int) -> int:
         """Use the best unit up to `highest` that the processor has too; return its number."""
@@ -124,6 +143,10 @@ class NativeCall:
         self._run = library.run
         # The step holds addresses only: the arguments and what they point to live here.
         self._kept = (arguments, *kept)
+
+    def run_alone(self) -> None:
+        """Have one thread do all of it: so little work that a team would lose by sharing."""
+        self.step.shares = 0
 
     def __call__(self) -> None:
         """Run the kernel."""

@@ -45,6 +45,8 @@ class CpuKernel:
     choose: Callable[[KernelRequest], KernelChoice | None]
     """The offer, or None if this kernel does not do this request."""
     bind: Bind
+    shares_work: bool = False
+    """Whether a team of threads runs it together: each needs the workspace of the offer."""
 
 
 class KernelTable:

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 
 from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.compiler import DiskCache, KernelCompiler
+from aegis_pipe.device.cuda.cublaslt import (
+    CublasLt,
+    MatrixProduct,
+    MatrixProductAlgorithm,
+    MatrixProductPlan,
+)
+from aegis_pipe.device.cuda.cudnn_convolution import Convolution, ConvolutionPlans, Cudnn
 from aegis_pipe.device.cuda.faults import FaultWord, FaultWords
+from aegis_pipe.device.cuda.tuning import Tuner
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
 Enqueue = Callable[[int], None]
@@ -30,24 +38,42 @@ class Machine:
     capability: int
     """Major and minor as one number: 90."""
     multiprocessors: int
-    libraries: dict[str, object] = field(default_factory=dict)
-    """Handles that kernel families keep, by name; each has `close` and `version`."""
-
-    def library_versions(self) -> tuple[tuple[str, str], ...]:
-        """Return names and versions of the libraries in use."""
-        return tuple(
-            (name, str(getattr(one, "version", "")))
-            for name, one in self.libraries.items()
-            if one is not None
-        )
+    cublaslt: CublasLt | None = None
+    cudnn: Cudnn | None = None
+    tuner: Tuner | None = None
+    """Without libraries, as where sources are only compiled, our own kernels do it all."""
+    products: dict[MatrixProduct, PlannedProduct | None] = field(default_factory=dict)
+    convolutions: dict[Convolution, PlannedConvolution | None] = field(default_factory=dict)
+    """What was chosen, by what it is for; None where the library has no way."""
 
     def close(self) -> None:
         """Close libraries and unload kernels."""
-        for library in self.libraries.values():
-            if library is not None:
-                library.close()  # type: ignore[attr-defined]
-        self.libraries.clear()
+        for product in self.products.values():
+            if product is not None:
+                product.plan.close()
+        self.products.clear()
+        self.convolutions.clear()
+        for owner in (self.tuner, self.cublaslt, self.cudnn):
+            if owner is not None:
+                owner.close()
         self.compiler.close()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedProduct:
+    """A product with the algorithm that was chosen for it."""
+
+    plan: MatrixProductPlan
+    algorithm: MatrixProductAlgorithm
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedConvolution:
+    """A convolution with the plan that was chosen for it."""
+
+    plans: ConvolutionPlans
+    index: int
+    workspace_bytes: int
 
 
 @dataclass(slots=True, eq=False)

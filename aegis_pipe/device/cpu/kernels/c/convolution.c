@@ -1,13 +1,15 @@
-/* Two-dimensional convolutions of float32 images laid out N, C, H, W.
+/* Two-dimensional convolutions of float32 images.
  *
- * aegis_conv_pixels   1x1, no padding, many pixels: pixels lie in the lanes
- * aegis_conv_channels everything but depthwise: output channels lie in the lanes
+ * aegis_conv_channels  output channels lie in the lanes; images are planar (N, C, H, W) or have their
+ *                      channels last (N, H, W, C), input and output each for itself
+ * aegis_conv_pixels    planar, 1x1, no padding, many pixels: pixels lie in the lanes
  * aegis_conv_depthwise_pixels, aegis_conv_depthwise_channels
- *                      one input and one output channel a group
+ *                      planar, one input and one output channel a group
  *
  * The order of every sum is the same in the first two: over kernel rows, kernel columns, channels.
  */
 #include "columns.h"
+#include "images.h"
 #include "step.h"
 #include "tile.h"
 
@@ -19,7 +21,10 @@ typedef struct {
     int64_t height, width, out_height, out_width;
     int64_t kernel_height, kernel_width, stride_height, stride_width;
     int64_t dilation_height, dilation_width, pad_top, pad_left;
-    int64_t copy_height, copy_width; /* of the padded copy in the workspace */
+    int64_t copy_height, copy_width; /* of the padded copy in the workspace; 0: none is made */
+    int64_t block; /* pixels that are done together */
+    int64_t workspace_floats; /* of one worker */
+    int64_t x_is_planar, y_is_planar;
     float low, high;
     int64_t clips;
 } convolution;
@@ -109,116 +114,119 @@ KERNEL(aegis_conv_pixels, convolution) {
 
 /* ---- channels in the lanes -----------------------------------------------------------------
  *
- * Each image of each group is copied once to [copy_height][copy_width][depth], with its padding:
- * then a pixel's window is, for each kernel row, one contiguous run of kernel_width * depth floats
- * (with dilation: one run of `depth` a tap), and no tap needs a test.
+ * Where a window of channels-last pixels lies inside the image it is read in place. Else a block's part
+ * of the image is copied first, with its padding, to [rows][copy_width][depth], and no tap needs a
+ * test. Either way a pixel's window is, for each kernel row, one contiguous run of kernel_width * depth
+ * floats (with dilation: one run of `depth` a tap).
  *
- *     for each block of pixels (its part of the copy stays in the second-level cache)
+ *     for each block of pixels (what it reads stays in the second-level cache)
  *       for each panel of output channels
  *         for each tile of up to ROWS pixels of the block:
- *           for each run: accumulate;  then turn the tile round and write it to Y[map][pixel]
+ *           for each run: accumulate;  then write it to Y (to planes: turned round)
  *
- * W is packed [maps / PANEL][kernel row][kernel column][depth][PANEL].
+ * W is packed [maps / PANEL][kernel row][kernel column][depth][PANEL]. Workers share the pairs of block
+ * and panel.
  */
 
-enum { PIXEL_BLOCK_FLOATS = 32 << 10 };
+/* Where a block's windows are read; strides in floats between rows and columns of the input. */
+typedef struct {
+    const float *window; /* of the block's first pixel */
+    int64_t row, column;
+    int64_t first_row; /* output row of `window` */
+} block_source;
 
-INLINE void channels_tile(const convolution *c, const epilogue *end, const float *copy, const float *panel,
-                          float *y, int64_t pixel, int64_t map, int rows, int vectors) {
+INLINE void channels_tile(const convolution *c, const epilogue *end, const block_source *from,
+                          const float *panel, float *y, int64_t pixel, int64_t map, int rows, int vectors) {
     const float *a[ROWS];
     int64_t out_row = pixel / c->out_width, out_column = pixel % c->out_width;
+    out_row -= from->first_row;
     UNROLL for (int r = 0; r < rows; r++) {
-        a[r] = copy + (out_row * c->stride_height * c->copy_width + out_column * c->stride_width) * c->depth;
+        a[r] = from->window + out_row * c->stride_height * from->row + out_column * c->stride_width * from->column;
         if (++out_column == c->out_width) out_column = 0, out_row++;
     }
-    int64_t runs = c->dilation_width == 1 ? 1 : c->kernel_width;
-    int64_t length = c->kernel_width / runs * c->depth;
+    int is_one_run = c->dilation_width == 1 && from->column == c->depth;
+    int64_t runs = is_one_run ? 1 : c->kernel_width;
+    int64_t length = is_one_run ? c->kernel_width * c->depth : c->depth;
     vec sums[ROWS][VECTORS];
     tile_clear(sums, rows, vectors);
     for (int64_t row = 0; row < c->kernel_height; row++) {
         for (int64_t run = 0; run < runs; run++, panel += length * PANEL) {
-            int64_t offset = (row * c->dilation_height * c->copy_width + run * c->dilation_width) * c->depth;
+            int64_t offset = row * c->dilation_height * from->row + run * c->dilation_width * from->column;
             const float *tap[ROWS];
             UNROLL for (int r = 0; r < rows; r++) tap[r] = a[r] + offset;
             tile_accumulate(sums, rows, vectors, tap, 1, panel, PANEL, length);
         }
     }
     int64_t pixels = c->out_height * c->out_width;
-    tile_store_transposed(end, sums, rows, vectors, y, pixels, pixel, map, c->maps - map);
+    if (c->y_is_planar) tile_store_transposed(end, sums, rows, vectors, y, pixels, pixel, map, c->maps - map);
+    else tile_store(end, sums, rows, vectors, y, c->groups * c->maps, pixel, map, c->maps - map);
 }
 
-INLINE void transpose_8x8(const float *from, int64_t from_row, float *to, int64_t to_row) {
-    eight turned[8];
-    UNROLL for (int i = 0; i < 8; i++) turned[i] = eight_load(from + i * from_row);
-    transpose_eight(turned);
-    UNROLL for (int i = 0; i < 8; i++) __builtin_memcpy(to + i * to_row, &turned[i], sizeof turned[i]);
+/* One row of a group of the image: [columns][depth]. */
+static void copy_row(const convolution *c, const float *x, int64_t row, int64_t columns, float *to) {
+    if (c->x_is_planar) {
+        interleave_row(x + row * c->width, c->height * c->width, c->depth, columns, to);
+        return;
+    }
+    int64_t channels = c->groups * c->depth;
+    x += row * c->width * channels;
+    if (c->groups == 1) copy_floats(to, x, columns * c->depth);
+    else for (int64_t i = 0; i < columns; i++) copy_floats(to + i * c->depth, x + i * channels, c->depth);
 }
 
-/* 8 columns of fewer than 8 channels. Every column is stored as 8 floats, whose end the next one
- * overwrites: the row must go on for 8 columns more. */
-INLINE void interleave_few(const float *x, int64_t plane, int64_t depth, float *to) {
-    eight turned[8];
-    UNROLL for (int i = 0; i < 8; i++) turned[i] = i < depth ? eight_load(x + i * plane) : (eight){};
-    transpose_eight(turned);
-    UNROLL for (int i = 0; i < 8; i++) __builtin_memcpy(to + i * depth, &turned[i], sizeof turned[i]);
-}
+INLINE void clear_floats(float *to, int64_t count) { __builtin_memset(to, 0, (size_t)count * sizeof *to); }
 
-/* One image row of all channels of a group, [depth][columns], to [columns][depth]. */
-static void copy_row(const convolution *c, const float *x, int64_t columns, float *to) {
-    int64_t plane = c->height * c->width, column = 0;
-    for (; column + 8 <= columns; column += 8) {
-        int64_t channel = 0;
-        for (; channel + 8 <= c->depth; channel += 8)
-            transpose_8x8(x + channel * plane + column, plane, to + column * c->depth + channel, c->depth);
-        if (c->depth < 8 && column + 16 <= columns) {
-            interleave_few(x + column, plane, c->depth, to + column * c->depth);
+/* What `rows` output rows from `first` on meet of one group of one image, with its padding. */
+static void copy_rows(const convolution *c, const float *x, int64_t first, int64_t rows, float *to) {
+    int64_t row_floats = c->copy_width * c->depth;
+    int64_t columns = smaller(c->width, c->copy_width - c->pad_left);
+    int64_t met = (rows - 1) * c->stride_height + (c->kernel_height - 1) * c->dilation_height + 1;
+    for (int64_t i = 0; i < met; i++, to += row_floats) {
+        int64_t row = first * c->stride_height - c->pad_top + i;
+        if (row < 0 || row >= c->height) {
+            clear_floats(to, row_floats);
             continue;
         }
-        for (; channel < c->depth; channel++)
-            UNROLL for (int i = 0; i < 8; i++)
-                to[(column + i) * c->depth + channel] = x[channel * plane + column + i];
-    }
-    for (; column < columns; column++)
-        for (int64_t channel = 0; channel < c->depth; channel++)
-            to[column * c->depth + channel] = x[channel * plane + column];
-}
-
-/* One group of one image into the workspace. What lies around it has been cleared before. */
-static void copy_image(const convolution *c, const float *x) {
-    int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
-    int64_t columns = smaller(c->width, c->copy_width - c->pad_left);
-    for (int64_t row = 0; row < rows; row++) {
-        int64_t at = (row + c->pad_top) * c->copy_width + c->pad_left;
-        copy_row(c, x + row * c->width, columns, c->workspace + at * c->depth);
+        clear_floats(to, c->pad_left * c->depth);
+        copy_row(c, x, row, columns, to + c->pad_left * c->depth);
+        clear_floats(to + (c->pad_left + columns) * c->depth, (c->copy_width - c->pad_left - columns) * c->depth);
     }
 }
 
-KERNEL(aegis_conv_channels, convolution) {
+/* Makes the pixels from `first` on of an image of a group ready to be read. */
+static block_source read_block(const convolution *c, int64_t image, int64_t first, float *copy) {
+    int64_t channels = c->groups * c->depth, pixels = c->height * c->width, group = image % c->groups;
+    const float *x = c->x + image / c->groups * channels * pixels + group * (c->x_is_planar ? c->depth * pixels : c->depth);
+    if (!c->copy_width) return (block_source){x, c->width * channels, channels, 0};
+    int64_t row = first / c->out_width;
+    copy_rows(c, x, row, smaller(c->block / c->out_width, c->out_height - row), copy);
+    return (block_source){copy, c->copy_width * c->depth, c->depth, row};
+}
+
+SHARED_KERNEL(aegis_conv_channels, convolution) {
     const convolution *c = arguments;
-    int64_t pixels = c->out_height * c->out_width, tile = even_tile(pixels);
-    int64_t window = c->depth * c->kernel_width * c->stride_height;
-    int64_t block = larger(1, PIXEL_BLOCK_FLOATS / larger(1, window * tile)) * tile;
+    int64_t pixels = c->out_height * c->out_width, blocks = ceil_divide(pixels, c->block);
+    int64_t panels = ceil_divide(c->maps, PANEL), read = -1;
     int64_t panel_floats = c->kernel_height * c->kernel_width * c->depth;
-    int64_t packed_maps = ceil_divide(c->maps, PANEL) * PANEL;
-    int is_padded = c->copy_height > c->height || c->copy_width > c->width || c->pad_top || c->pad_left;
-    /* The padding is the same for all images: cleared once, never written again. */
-    if (is_padded)
-        __builtin_memset(c->workspace, 0, (size_t)(c->copy_height * c->copy_width * c->depth) * sizeof(float));
-    for (int64_t image = 0; image < c->batch * c->groups; image++) {
-        int64_t group = image % c->groups;
-        epilogue end = finish(c, image, 0, 1);
-        const float *w = c->w + group * packed_maps * panel_floats;
-        float *y = c->y + image * c->maps * pixels;
-        copy_image(c, c->x + image * c->depth * c->height * c->width);
-        for (int64_t first = 0; first < pixels; first += block) {
-            int64_t last = smaller(first + block, pixels);
-            for (int64_t map = 0; map < c->maps; map += PANEL) {
-                int64_t vectors = ceil_divide(smaller(PANEL, c->maps - map), LANES);
-                for (int64_t pixel = first; pixel < last; pixel += tile)
-                    TILE_DISPATCH(channels_tile, smaller(tile, last - pixel), vectors, c, &end, c->workspace,
-                                  w + map * panel_floats, y, pixel, map)
-            }
+    range mine = part_of(self, c->batch * c->groups * blocks * panels);
+    block_source from = {};
+    for (int64_t unit = mine.first; unit < mine.last; unit++) {
+        int64_t image = unit / panels / blocks, group = image % c->groups;
+        int64_t first = unit / panels % blocks * c->block, last = smaller(first + c->block, pixels);
+        int64_t map = unit % panels * PANEL, vectors = ceil_divide(smaller(PANEL, c->maps - map), LANES);
+        if (unit / panels != read) {
+            read = unit / panels;
+            from = read_block(c, image, first, c->workspace + self.index * c->workspace_floats);
         }
+        epilogue end = finish(c, image, 0, 1);
+        int64_t results = c->y_is_planar ? image * c->maps * pixels
+                                         : image / c->groups * c->groups * c->maps * pixels + group * c->maps;
+        if (end.residual) end.residual = c->residual + results;
+        const float *panel = c->w + (group * panels * PANEL + map) * panel_floats;
+        int64_t tile = even_tile(last - first);
+        for (int64_t pixel = first; pixel < last; pixel += tile)
+            TILE_DISPATCH(channels_tile, smaller(tile, last - pixel), vectors, c, &end, &from, panel,
+                          c->y + results, pixel, map)
     }
 }
 

@@ -1,12 +1,12 @@
 /* Runs bound steps one after the other, and says which instruction set the machine has. */
-#include "step.h"
+#include "team.h"
 
 #include <time.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
-static int64_t now_ns(void) {
+int64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
@@ -14,14 +14,19 @@ static int64_t now_ns(void) {
 
 /* Runs `count` steps in order; one without a function does nothing. With `stamps`
  * (int64[count][2]) it also writes when each one began and ended, in nanoseconds of
- * CLOCK_MONOTONIC; one ends where the next begins. */
+ * CLOCK_MONOTONIC; one ends where the next begins. The calling thread's team helps from the first
+ * step on that can be shared. */
 EXPORT void aegis_run(const step *steps, int64_t count, int64_t *stamps) {
-    int64_t now = stamps ? now_ns() : 0;
-    for (int64_t i = 0; i < count; i++) {
+    team *t = own_team();
+    int64_t now = stamps ? now_ns() : 0, i = 0;
+    for (; i < count && !(t && steps[i].shares); i++) {
         if (stamps) stamps[2 * i] = now;
-        if (steps[i].function) steps[i].function(steps[i].arguments);
+        if (steps[i].function) steps[i].function(steps[i].arguments, (worker){0, 1});
         if (stamps) stamps[2 * i + 1] = now = now_ns();
     }
+    if (i == count) return;
+    team_begin(t, steps + i, count - i);
+    run_together(t, (worker){0, team_size(t)}, steps + i, count - i, stamps ? stamps + 2 * i : NULL);
 }
 
 /* The x86-64 level (2, 3 or 4) that processor and operating system support together; 0 elsewhere.

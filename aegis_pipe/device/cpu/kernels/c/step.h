@@ -4,16 +4,41 @@
 
 #include "vector.h"
 
-typedef void (*kernel_function)(const void *arguments);
+/* Which of the threads that run a step together; alone it is {0, 1}. */
+typedef struct { int64_t index, count; } worker;
+
+typedef void (*kernel_function)(const void *arguments, worker self);
 
 typedef struct {
     kernel_function function;
     const void *arguments;
+    int64_t shares; /* whether all threads of a team run it; else the first one does, alone */
 } step;
 
-/* Names a kernel's entry point and tells the size of its arguments, which the binding checks. */
+typedef struct { int64_t first, last; } range;
+
+/* A worker's part of `count` units: what it is depends on the team's size, never on the clock. */
+INLINE range part_of(worker self, int64_t count) {
+    return (range){count * self.index / self.count, count * (self.index + 1) / self.count};
+}
+
+/* Names a kernel's entry point and tells the size of its arguments, which the binding checks, and
+ * whether its work can be shared. In the kernel `self` says which part to do. A result must not
+ * depend on the parts: each is computed as a whole, by one worker. */
+#define SHARED_KERNEL(name, arguments_type)                                \
+    EXPORT const int64_t name##_arguments_bytes = sizeof(arguments_type);   \
+    EXPORT const int64_t name##_shares = 1;                                 \
+    EXPORT void name(const void *arguments, worker self)
+
+/* A kernel that one thread runs. */
 #define KERNEL(name, arguments_type)                                        \
     EXPORT const int64_t name##_arguments_bytes = sizeof(arguments_type);   \
-    EXPORT void name(const void *arguments)
+    EXPORT const int64_t name##_shares = 0;                                 \
+    static void name##_alone(const void *arguments);                        \
+    EXPORT void name(const void *arguments, worker self) {                  \
+        (void)self;                                                         \
+        name##_alone(arguments);                                            \
+    }                                                                       \
+    static void name##_alone(const void *arguments)
 
 #endif

@@ -9,7 +9,7 @@
  * hide the latency of the multiply-add (4 to 5 cycles on 2 ports) and small enough for the register
  * file together with the panel's row and the broadcast:
  *
- *     AVX-512  32 registers of 16:  8 x 2     AVX2  16 of 8:  6 x 2
+ *     AVX-512  32 registers of 16: 12 x 2     AVX2  16 of 8:  6 x 2
  *     NEON     32 registers of 4:   6 x 4     SSE   16 of 4:  4 x 2
  *
  * A panel is [depth][PANEL] floats, PANEL = VECTORS * LANES columns of b, padded with zeros.
@@ -22,8 +22,8 @@
 #include "vector.h"
 
 #if defined(__AVX512F__)
-#define ROWS 8
-#define VECTORS 2
+#define ROWS 6
+#define VECTORS 4
 #elif defined(__AVX2__)
 #define ROWS 6
 #define VECTORS 2
@@ -102,8 +102,10 @@ INLINE vec finished(const epilogue *e, vec sum, vec residual, int64_t row, int64
 
 /* Writes a finished tile, rows along memory: y[row * y_row + column]. Of its columns those below
  * `columns` are results; there may be more in later tiles. */
-INLINE void tile_store(const epilogue *e, vec sums[ROWS][VECTORS], int rows, int vectors, float *y,
+INLINE void tile_store(const epilogue *end, vec sums[ROWS][VECTORS], int rows, int vectors, float *y,
                        int64_t y_row, int64_t row, int64_t column, int64_t columns) {
+    /* A copy: for all the compiler knows, what is stored could change the original. */
+    const epilogue copy = *end, *e = &copy;
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int v = 0; v < vectors; v++) {
             int64_t count = columns - v * LANES;
@@ -121,9 +123,10 @@ INLINE void tile_store(const epilogue *e, vec sums[ROWS][VECTORS], int rows, int
 
 /* Writes a finished tile, columns along memory: y[column * y_column + row]. Of its columns those
  * below `columns` are results; there may be more in later tiles. */
-INLINE void tile_store_transposed(const epilogue *e, vec sums[ROWS][VECTORS], int rows, int vectors,
+INLINE void tile_store_transposed(const epilogue *end, vec sums[ROWS][VECTORS], int rows, int vectors,
                                   float *y, int64_t y_column, int64_t row, int64_t column,
                                   int64_t columns) {
+    const epilogue copy = *end, *e = &copy;
     float block[ROWS][PANEL];
     if (e->residual) {
         const float *from = e->residual + column * y_column + row;
@@ -139,13 +142,15 @@ INLINE void tile_store_transposed(const epilogue *e, vec sums[ROWS][VECTORS], in
     float *target = y + column * y_column + row;
     int64_t c = 0;
     columns = smaller(columns, vectors * LANES);
-    for (; c + 8 <= columns; c += 8) {
-        eight turned[8] = {};
-        UNROLL for (int r = 0; r < rows; r++) turned[r] = eight_load(&block[r][c]);
-        transpose_eight(turned);
-        UNROLL for (int i = 0; i < 8; i++)
-            __builtin_memcpy(target + (c + i) * y_column, &turned[i], (size_t)rows * sizeof *target);
-    }
+    for (; c + 8 <= columns; c += 8)
+        UNROLL for (int first = 0; first < rows; first += 8) {
+            int count = rows - first < 8 ? rows - first : 8;
+            eight turned[8] = {};
+            UNROLL for (int r = 0; r < count; r++) turned[r] = eight_load(&block[first + r][c]);
+            transpose_eight(turned);
+            UNROLL for (int i = 0; i < 8; i++)
+                __builtin_memcpy(target + (c + i) * y_column + first, &turned[i], (size_t)count * sizeof *target);
+        }
     for (; c < columns; c++)
         UNROLL for (int r = 0; r < rows; r++) target[c * y_column + r] = block[r][c];
 }
@@ -178,6 +183,15 @@ INLINE void tile_store_transposed(const epilogue *e, vec sums[ROWS][VECTORS], in
 #else
 #define TILE_ROWS_ABOVE_6(f, vectors_, ...)
 #endif
+#if ROWS > 8
+#define TILE_ROWS_ABOVE_8(f, vectors_, ...)                                   \
+    case 9: TILE_VECTORS(f, 9, vectors_, __VA_ARGS__) break;                  \
+    case 10: TILE_VECTORS(f, 10, vectors_, __VA_ARGS__) break;                \
+    case 11: TILE_VECTORS(f, 11, vectors_, __VA_ARGS__) break;                \
+    case 12: TILE_VECTORS(f, 12, vectors_, __VA_ARGS__) break;
+#else
+#define TILE_ROWS_ABOVE_8(f, vectors_, ...)
+#endif
 #define TILE_DISPATCH(f, rows_, vectors_, ...)                                \
     switch (rows_) {                                                          \
         case 1: TILE_VECTORS(f, 1, vectors_, __VA_ARGS__) break;              \
@@ -186,6 +200,7 @@ INLINE void tile_store_transposed(const epilogue *e, vec sums[ROWS][VECTORS], in
         case 4: TILE_VECTORS(f, 4, vectors_, __VA_ARGS__) break;              \
         TILE_ROWS_ABOVE_4(f, vectors_, __VA_ARGS__)                           \
         TILE_ROWS_ABOVE_6(f, vectors_, __VA_ARGS__)                           \
+        TILE_ROWS_ABOVE_8(f, vectors_, __VA_ARGS__)                           \
     }
 
 /* Splits `count` rows into the fewest tiles, as even as can be: 49 rows are 7 tiles of 7. */

@@ -1,0 +1,251 @@
+"""Convolutions by cuDNN, channels last, with bias, residual and activation in one kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from aegis_pipe.device.cuda.cudnn_convolution import (
+    Convolution,
+    ConvolutionAlgorithm,
+    ConvolutionPlans,
+)
+from aegis_pipe.device.cuda.kernels.operands import (
+    integer,
+    integers,
+    numbers,
+    operand,
+    required,
+    result,
+    text,
+)
+from aegis_pipe.device.cuda.kernels.registry import (
+    Binding,
+    CudaKernel,
+    Enqueue,
+    Machine,
+    PlannedConvolution,
+)
+from aegis_pipe.device.cuda.kernels.source import (
+    FLOAT32,
+    HALF_FLOATS,
+    blocks_for,
+    kernel_source,
+    stored,
+)
+from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
+
+_WORKSPACE_BYTES_MAX = 32 << 20
+_ACTIVATIONS = {"": "", "Relu": "relu", "Clip": "clip", "Sigmoid": "sigmoid", "Swish": "swish"}
+_CHANNEL_STEP = 8
+"""Tensor cores take half-precision channels in eights; fewer are filled up with zeros."""
+
+
+def _convolution(request: KernelRequest) -> Convolution | None:
+    data, weights = required(request), required(request, 1)
+    activation = _ACTIVATIONS.get(text(request, "activation"))
+    if data.dtype not in HALF_FLOATS and data.dtype != FLOAT32:
+        return None
+    if activation is None or 1 not in request.constants or len(data.shape) not in (3, 4):
+        return None
+    rank = len(data.shape) - 2
+    pads = integers(request, "pads")
+    if min(pads) < 0 or result(request).element_count == 0:
+        return None
+    clip = numbers(request, "activation_params") if activation == "clip" else (0.0, 0.0)
+    groups = integer(request, "group")
+    channels = data.shape[-1]
+    if groups == 1 and data.dtype in HALF_FLOATS:
+        channels = -(-channels // _CHANNEL_STEP) * _CHANNEL_STEP
+
+    def planar(values: Sequence[int], filler: int) -> tuple[int, ...]:
+        # One spatial axis is two, the first of which has nothing in it.
+        return (*(filler for _ in range(2 - rank)), *values)
+
+    return Convolution(
+        batch=data.shape[0],
+        channels=channels,
+        spatial=planar(data.shape[1:-1], 1),
+        filters=weights.shape[0],
+        window=planar(weights.shape[2:], 1),
+        strides=planar(integers(request, "strides"), 1),
+        dilations=planar(integers(request, "dilations"), 1),
+        pads_before=planar(pads[:rank], 0),
+        pads_after=planar(pads[rank:], 0),
+        dtype=data.dtype.name,
+        groups=groups,
+        bias=operand(request, 2) is not None,
+        residual=operand(request, 3) is not None,
+        activation=activation,
+        clip=(clip[0], clip[1]),
+        tf32=request.tf32,
+    )
+
+
+def _planned(machine: Machine, convolution: Convolution) -> PlannedConvolution | None:
+    if convolution not in machine.convolutions:
+        machine.convolutions[convolution] = _plan(machine, convolution)
+    return machine.convolutions[convolution]
+
+
+def _plan(machine: Machine, convolution: Convolution) -> PlannedConvolution | None:
+    assert machine.cudnn is not None
+    assert machine.tuner is not None
+    library = f"cudnn {machine.cudnn.version}"
+    known = machine.tuner.remembered(convolution, library)
+    if known is not None:
+        return _again(machine, convolution, known)
+    try:
+        plans = ConvolutionPlans(machine.cudnn, convolution)
+    except (RuntimeError, machine.cudnn.library.cudnnGraphNotSupportedError):
+        return None
+    offered = list(plans.algorithms(_WORKSPACE_BYTES_MAX))
+    if not offered:
+        return None
+    ways = [_way(plans, index) for index, _ in offered]
+    workspace_bytes = max(algorithm.workspace_bytes for _, algorithm in offered)
+    best, microseconds = machine.tuner.fastest(ways, [*_sizes(convolution), workspace_bytes])
+    index, chosen = offered[best]
+    machine.tuner.remember(
+        convolution,
+        library,
+        {
+            "engine": chosen.engine,
+            "knobs": list(chosen.knobs),
+            "workspace_bytes": chosen.workspace_bytes,
+            "microseconds": microseconds,
+        },
+    )
+    return PlannedConvolution(plans, index, chosen.workspace_bytes)
+
+
+def _again(
+    machine: Machine, convolution: Convolution, known: dict[str, object]
+) -> PlannedConvolution:
+    assert machine.cudnn is not None
+    knobs = known["knobs"]
+    assert isinstance(knobs, list)
+    algorithm = ConvolutionAlgorithm(
+        int(str(known["engine"])),
+        tuple((str(name), int(value)) for name, value in knobs),
+        int(str(known["workspace_bytes"])),
+    )
+    plans = ConvolutionPlans(machine.cudnn, convolution, algorithm)
+    ((index, built),) = plans.algorithms(_WORKSPACE_BYTES_MAX)
+    return PlannedConvolution(plans, index, built.workspace_bytes)
+
+
+def _way(plans: ConvolutionPlans, index: int) -> Callable[[int, Sequence[int]], None]:
+    def enqueue(stream: int, addresses: Sequence[int]) -> None:
+        x, w, y, bias, residual, workspace = addresses
+        plans.enqueue(
+            index, stream, x=x, w=w, y=y, bias=bias, residual=residual, workspace=workspace
+        )
+
+    return enqueue
+
+
+def _sizes(c: Convolution) -> list[int]:
+    item = 4 if c.dtype == "float32" else 2
+    result_bytes = item * c.batch * math.prod(c.result) * c.filters
+    return [
+        item * c.batch * math.prod(c.spatial) * c.channels,
+        item * c.filters * math.prod(c.window) * (c.channels // c.groups),
+        result_bytes,
+        item * c.filters,
+        result_bytes if c.residual else 0,
+    ]
+
+
+def _packed(request: KernelRequest, convolution: Convolution) -> PackedConstant:
+    """Return how weights [M, C, window...] become [M, window..., C], filled up with zeros."""
+    weights = required(request, 1)
+    channels = convolution.channels // convolution.groups
+    shape = (weights.shape[0], *weights.shape[2:], channels)
+
+    def pack(array: np.ndarray) -> np.ndarray:
+        packed = np.zeros(shape, array.dtype)
+        packed[..., : array.shape[1]] = np.moveaxis(array, 1, -1)
+        return packed.reshape(-1).view(np.uint8)
+
+    size_bytes = math.prod(shape) * weights.dtype.itemsize
+    return PackedConstant(f"channels_last.{channels}", size_bytes, pack)
+
+
+def _filled_bytes(request: KernelRequest, convolution: Convolution) -> int:
+    """Return the bytes of the data with its channels filled up; 0 if they are as they should."""
+    if convolution.channels == required(request).shape[-1]:
+        return 0
+    # Rounded, so that the library's own workspace after it is aligned.
+    return -(-_sizes(convolution)[0] // 256) * 256
+
+
+def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
+    convolution = None if machine.cudnn is None else _convolution(request)
+    planned = None if convolution is None else _planned(machine, convolution)
+    if convolution is None or planned is None:
+        return None
+    return KernelChoice(
+        "conv.cudnn",
+        workspace_bytes=_filled_bytes(request, convolution) + planned.workspace_bytes,
+        packed={1: _packed(request, convolution)},
+        cost=float(result(request).element_count * math.prod(required(request, 1).shape[1:])),
+    )
+
+
+def _bind(binding: Binding) -> Sequence[Enqueue]:
+    request = binding.request
+    convolution = _convolution(request)
+    assert convolution is not None
+    planned = _planned(binding.machine, convolution)
+    assert planned is not None
+    x, w, y = binding.inputs[0], binding.inputs[1], binding.outputs[0]
+    assert x is not None
+    assert w is not None
+    assert y is not None
+    others = [*binding.inputs[2:], None, None]
+    filled_bytes = _filled_bytes(request, convolution)
+    data = binding.workspace if filled_bytes else x
+
+    def enqueue(stream: int) -> None:
+        planned.plans.enqueue(
+            planned.index,
+            stream,
+            x=data,
+            w=w,
+            y=y,
+            bias=others[0] or 0,
+            residual=others[1] or 0,
+            workspace=binding.workspace + filled_bytes,
+        )
+
+    return [*([_fill(binding, convolution)] if filled_bytes else []), enqueue]
+
+
+def _fill(binding: Binding, convolution: Convolution) -> Enqueue:
+    """Return the launch that copies pixels and adds channels of zeros."""
+    spec = required(binding.request)
+    given, channels = spec.shape[-1], convolution.channels
+    pixels = spec.element_count // given
+    kind = stored(spec.dtype)
+    body = f"""
+  const unsigned i = blockIdx.x * 256 + threadIdx.x;
+  if (i >= {pixels}u) return;
+  Pack<{kind}, {_CHANNEL_STEP}> out;
+  for (int c0 = 0; c0 < {channels}; c0 += {_CHANNEL_STEP}) {{
+    #pragma unroll
+    for (int c = 0; c < {_CHANNEL_STEP}; ++c)
+      out.v[c] = c0 + c < {given} ? x[(long long)i * {given} + c0 + c] : To<{kind}>::of(0.0f);
+    *(Pack<{kind}, {_CHANNEL_STEP}>*)(y + (long long)i * {channels} + c0) = out;
+  }}"""
+    code = kernel_source([f"const {kind}* x", f"{kind}* y"], body, threads=256)
+    return binding.kernel(
+        code, [binding.inputs[0], binding.workspace], grid=blocks_for(pixels, 256), block=256
+    )
+
+
+KERNEL_FAMILY: tuple[CudaKernel, ...] = (
+    CudaKernel(("com.microsoft.NhwcFusedConv",), _choose, _bind),
+)

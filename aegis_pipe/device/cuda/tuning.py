@@ -1,0 +1,99 @@
+"""Of several ways to compute the same thing, the fastest by measurement, remembered on disk.
+
+Only ways that give the same bits every time are offered; which one is taken can still differ between
+two machines, so the choice is kept by GPU model and library version, and is part of what a cache
+folder says about a deployment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+
+from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.compiler import DiskCache
+
+_RUNS = 10
+_REPEATS = 5
+_FILL = 0x3C
+"""Bytes of which every float type makes a small normal number."""
+
+
+class Tuner:
+    """Measures on a stream of its own; scratch memory is given back after each measurement."""
+
+    def __init__(self, cache: DiskCache, model: str) -> None:
+        self._cache = cache
+        self._model = model
+        self._stream = driver.create_stream(0)
+        self._events = (driver.create_event(), driver.create_event())
+
+    def remembered(self, what: object, library: str) -> dict[str, object] | None:
+        """Return what was chosen before for this GPU and library version."""
+        content = self._cache.read(self._key(what, library))
+        if content is None:
+            return None
+        try:
+            found = json.loads(content)
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
+
+    def remember(self, what: object, library: str, choice: dict[str, object]) -> None:
+        """Keep a choice."""
+        self._cache.write(self._key(what, library), json.dumps(choice).encode())
+
+    def fastest(
+        self, ways: Sequence[Callable[[int, Sequence[int]], None]], sizes_bytes: Sequence[int]
+    ) -> tuple[int, float]:
+        """Return the position of the fastest way and its microseconds.
+
+        Each way enqueues itself on a stream, given addresses of scratch memory of these sizes.
+        """
+        addresses = [driver.allocate(max(256, size)) for size in sizes_bytes]
+        try:
+            for address, size in zip(addresses, sizes_bytes, strict=True):
+                driver.enqueue_fill(address, _FILL, max(256, size), self._stream)
+            times = [self._measure(way, addresses) for way in ways]
+        finally:
+            driver.synchronise_stream(self._stream)
+            for address in addresses:
+                driver.free(address)
+        best = min(range(len(ways)), key=lambda position: (times[position], position))
+        return best, times[best]
+
+    def close(self) -> None:
+        """Release stream and events."""
+        for event in self._events:
+            driver.destroy_event(event)
+        driver.destroy_stream(self._stream)
+
+    def _measure(
+        self, way: Callable[[int, Sequence[int]], None], addresses: Sequence[int]
+    ) -> float:
+        # Once outside of a capture: what loads lazily may not do so within.
+        way(self._stream, addresses)
+        driver.synchronise_stream(self._stream)
+        driver.begin_capture(self._stream)
+        try:
+            for _ in range(_RUNS):
+                way(self._stream, addresses)
+        except BaseException:
+            driver.abandon_capture(self._stream)
+            raise
+        launchable = driver.instantiate(driver.end_capture(self._stream))
+        first, last = self._events
+        best = float("inf")
+        for _ in range(_REPEATS):
+            driver.record_event(first, self._stream)
+            driver.launch_graph(launchable, self._stream)
+            driver.record_event(last, self._stream)
+            driver.synchronise_event(last)
+            best = min(best, driver.elapsed_ns(first, last) / 1e3 / _RUNS)
+        driver.destroy_graph(launchable)
+        return best
+
+    def _key(self, what: object, library: str) -> str:
+        text = f"{what!r} on {self._model} by {library}"
+        return f"{hashlib.sha256(text.encode()).hexdigest()}.choice.json"

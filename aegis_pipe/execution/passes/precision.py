@@ -1,0 +1,145 @@
+"""A float32 graph in half precision: tensors become float16 or bfloat16 where operators allow it.
+
+Inputs and outputs of the graph stay as they are, with casts behind and before them. Operators that
+half precision suits keep their sums in float32 inside of their kernels (products, normalisations,
+softmax, reductions); all others, whose intermediate values may be too large or too fine, stay in
+float32, between casts. Constants that are too large become the largest finite value, as masks of
+"minus infinity" want it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+
+from aegis_pipe.execution.graph import ExecutionGraph, GraphAttribute, OperatorNode, reads_of
+from aegis_pipe.execution.operators import OPERATORS
+from aegis_pipe.execution.passes.rewriting import rewritten
+from aegis_pipe.tensor import TensorId, TensorSpec
+
+_FLOAT32 = np.dtype(np.float32)
+_ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
+"""ONNX's numbers, for `to` of Cast."""
+
+HALF_DTYPES: Mapping[str, np.dtype] = {
+    "fp16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+}
+"""Element types by the manifest's `precision`."""
+
+_NAMES = """
+Abs Add AveragePool BatchNormalization Clip Concat Conv ConvTranspose DepthToSpace Div Elu Equal
+Expand Flatten Gather Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GroupNormalization
+HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less MatMul Max
+MaxPool Min Mish Mul Neg PRelu Pad RMSNormalization ReduceMax ReduceMean Relu Reshape Sigmoid
+SimplifiedLayerNormalization Slice Softmax SpaceToDepth Split Squeeze Sub Sum Swish Tanh Tile
+Transpose Unsqueeze Where aegis.NhwcAveragePool com.microsoft.BiasGelu com.microsoft.FastGelu
+com.microsoft.FusedConv com.microsoft.FusedGemm com.microsoft.FusedMatMul com.microsoft.Gelu
+com.microsoft.NhwcFusedConv com.microsoft.NhwcMaxPool com.microsoft.QuickGelu
+com.microsoft.SkipLayerNormalization com.microsoft.SkipSimplifiedLayerNormalization
+"""
+_SUITED = frozenset(_NAMES.split())
+_STATISTICS = frozenset(name for name in _SUITED if name.endswith("LayerNormalization"))
+"""Further results of these (mean, deviation) stay in float32."""
+
+
+def convert(graph: ExecutionGraph, precision: str) -> ExecutionGraph:
+    """Return the graph in `fp16` or `bf16`; its inputs, outputs and their specs stay."""
+    return _Conversion(graph, HALF_DTYPES[precision]).run()
+
+
+class _Conversion:
+    """Walks through the operators in order, and knows in which types each tensor exists."""
+
+    def __init__(self, graph: ExecutionGraph, half: np.dtype) -> None:
+        self._graph = graph
+        self._half = half
+        self._halves: dict[TensorId, TensorId] = {}
+        """The half-precision form of a float32 tensor, where there is one."""
+        self._missing: set[TensorId] = set()
+        """Tensors that exist in that form only."""
+        self._nodes: list[OperatorNode] = []
+        self._constants: dict[TensorId, np.ndarray] = {}
+        self._specs: dict[TensorId, TensorSpec] = {}
+        self._names = {node.name for node in graph.operators}
+
+    def run(self) -> ExecutionGraph:
+        """Rewrite operator by operator."""
+        for node in self._graph.operators:
+            if node.qualified_operator in _SUITED and self._has_floats(node):
+                self._convert(node)
+            else:
+                for tensor in reads_of(node):
+                    self._widen(tensor)
+                self._nodes.append(node)
+        for tensor in self._graph.outputs:
+            self._widen(tensor)
+        return rewritten(self._graph, self._nodes, constants=self._constants, specs=self._specs)
+
+    def _has_floats(self, node: OperatorNode) -> bool:
+        data = [tensor for tensor in (*node.inputs, *node.outputs) if tensor]
+        return any(self._graph.spec(tensor).dtype == _FLOAT32 for tensor in data)
+
+    def _convert(self, node: OperatorNode) -> None:
+        entry = OPERATORS.get(node.qualified_operator)
+        static = entry.static_inputs if entry else ()
+        inputs = tuple(
+            self._narrow(tensor) if position not in static else tensor
+            for position, tensor in enumerate(node.inputs)
+        )
+        outputs = tuple(
+            self._result(tensor)
+            if position == 0 or node.qualified_operator not in _STATISTICS
+            else tensor
+            for position, tensor in enumerate(node.outputs)
+        )
+        self._nodes.append(replace(node, inputs=inputs, outputs=outputs))
+
+    def _result(self, tensor: TensorId) -> TensorId:
+        if not tensor or self._graph.spec(tensor).dtype != _FLOAT32:
+            return tensor
+        self._missing.add(tensor)
+        return self._form(tensor)
+
+    def _form(self, tensor: TensorId) -> TensorId:
+        """Return the name of a tensor's half-precision form, which is to be made."""
+        name = f"{tensor}.{self._half.name}"
+        while name in self._graph.tensors or name in self._specs:
+            name += "_"
+        form = TensorId(name)
+        self._halves[tensor] = form
+        self._specs[form] = TensorSpec(self._half, self._graph.spec(tensor).shape)
+        return form
+
+    def _narrow(self, tensor: TensorId) -> TensorId:
+        if not tensor or self._graph.spec(tensor).dtype != _FLOAT32:
+            return tensor
+        if tensor not in self._halves:
+            form = self._form(tensor)
+            if tensor in self._graph.constants:
+                self._constants[form] = self._rounded(self._graph.constants[tensor])
+            else:
+                self._cast(tensor, form, self._half)
+        return self._halves[tensor]
+
+    def _rounded(self, array: np.ndarray) -> np.ndarray:
+        largest = float(ml_dtypes.finfo(self._half).max)  # type: ignore[no-untyped-call]
+        finite = np.where(np.isfinite(array), np.clip(array, -largest, largest), array)
+        return finite.astype(self._half)
+
+    def _widen(self, tensor: TensorId) -> None:
+        """Make a tensor that exists in half precision only."""
+        if tensor in self._missing:
+            self._missing.remove(tensor)
+            self._cast(self._halves[tensor], tensor, _FLOAT32)
+
+    def _cast(self, source: TensorId, target: TensorId, dtype: np.dtype) -> None:
+        name = f"{target}.cast"
+        while name in self._names:
+            name += "_"
+        self._names.add(name)
+        attributes: dict[str, GraphAttribute] = {"to": _ELEMENT_TYPES[dtype.name]}
+        self._nodes.append(OperatorNode(name, "Cast", "", 13, attributes, (source,), (target,)))
