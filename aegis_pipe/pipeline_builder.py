@@ -14,8 +14,8 @@ from aegis_pipe.manifest.model import (
     PipelineSection,
     SinkSection,
     SourceSection,
+    SyntheticSource as SyntheticSection,
 )
-from aegis_pipe.manifest.model import SyntheticSource as SyntheticSection
 from aegis_pipe.pipeline import PipelinePlan, SinkPlan, StagePlan
 from aegis_pipe.pipeline.arrivals import make_arrivals
 from aegis_pipe.pipeline.parts import Sink, Source

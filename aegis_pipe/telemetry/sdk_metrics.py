@@ -15,10 +15,8 @@ from aegis_pipe.telemetry.metrics import METRICS, SCALE, HistogramValue, Metrics
 from aegis_pipe.telemetry.resources import SCOPE_NAME, Resources
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.metrics.export import Metric, MetricsData
-
     # With `as`: others that are handed readers name the type from here.
-    from opentelemetry.sdk.metrics.export import MetricReader as MetricReader
+    from opentelemetry.sdk.metrics.export import Metric, MetricReader as MetricReader, MetricsData
 
 _log = logging.getLogger(__name__)
 

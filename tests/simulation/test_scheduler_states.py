@@ -1,7 +1,6 @@
 """Random sequences of facts, checked against a model that knows only the rules."""
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from aegis_pipe.scheduling import (

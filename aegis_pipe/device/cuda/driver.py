@@ -14,8 +14,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cuda.bindings import driver as cu
-from cuda.bindings import nvrtc
+from cuda.bindings import driver as cu, nvrtc
 from cuda.pathfinder import load_nvidia_dynamic_lib
 
 from aegis_pipe.errors import AegisError, DeviceLostError, PermanentError, TransientError

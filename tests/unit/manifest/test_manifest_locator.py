@@ -2,8 +2,7 @@ import tomllib
 
 import pytest
 import tomli_w
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from aegis_pipe.manifest.locator import locate
 

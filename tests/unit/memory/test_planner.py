@@ -7,8 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from aegis_pipe.errors import InvalidLifetimeError, PermanentError
 from aegis_pipe.memory import MemoryPlanner, TensorLifetime, check_lifetimes, search

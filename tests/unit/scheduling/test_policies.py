@@ -1,8 +1,7 @@
 from functools import partial
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.scheduling import (

@@ -8,8 +8,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from aegis_pipe.clock import SystemClock

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.ids import SpanReference

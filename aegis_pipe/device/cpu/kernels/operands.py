@@ -1,4 +1,4 @@
-"""Typed reading of a request's canonical attributes; a wrong type is our own bug."""
+"""Typed reading of a request and its arrays; a wrong type is our own bug."""
 
 from __future__ import annotations
 
@@ -6,57 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from aegis_pipe.device.requests import (
+    array as array,
+    integer as integer,
+    integers as integers,
+    number as number,
+    numbers as numbers,
+    text as text,
+    texts as texts,
+)
 from aegis_pipe.kernel import KernelRequest
 from aegis_pipe.tensor import TensorSpec
-
-
-def integer(request: KernelRequest, name: str) -> int:
-    """Return an int attribute."""
-    value = request.attributes[name]
-    assert isinstance(value, int), name
-    return value
-
-
-def number(request: KernelRequest, name: str) -> float:
-    """Return a float attribute."""
-    value = request.attributes[name]
-    assert isinstance(value, int | float), name
-    return float(value)
-
-
-def text(request: KernelRequest, name: str) -> str:
-    """Return a string attribute."""
-    value = request.attributes[name]
-    assert isinstance(value, str), name
-    return value
-
-
-def integers(request: KernelRequest, name: str) -> tuple[int, ...]:
-    """Return a list-of-int attribute."""
-    value = request.attributes[name]
-    assert isinstance(value, tuple), name
-    return tuple(int(each) for each in value)
-
-
-def numbers(request: KernelRequest, name: str) -> tuple[float, ...]:
-    """Return a list-of-float attribute."""
-    value = request.attributes[name]
-    assert isinstance(value, tuple), name
-    return tuple(float(each) for each in value)
-
-
-def texts(request: KernelRequest, name: str) -> tuple[str, ...]:
-    """Return a list-of-string attribute."""
-    value = request.attributes[name]
-    assert isinstance(value, tuple), name
-    return tuple(str(each) for each in value)
-
-
-def array(request: KernelRequest, name: str) -> np.ndarray:
-    """Return an array attribute."""
-    value = request.attributes[name]
-    assert isinstance(value, np.ndarray), name
-    return value
 
 
 def input_spec(request: KernelRequest, position: int) -> TensorSpec:

@@ -13,6 +13,7 @@ from aegis_pipe.device.cuda.kernels import (
     library_convolutions,
     library_products,
     products,
+    resizing,
     rows,
     windows,
 )
@@ -30,6 +31,7 @@ _FAMILIES = (
     windows,
     indexing,
     batch_normalisation,
+    resizing,
 )
 
 KERNELS = KernelTable()

@@ -8,11 +8,11 @@ from aegis_pipe.device.cuda.kernels.operands import (
     integer,
     integers,
     number,
+    operand as optional,
     required,
     result,
     text,
 )
-from aegis_pipe.device.cuda.kernels.operands import operand as optional
 from aegis_pipe.device.cuda.kernels.pointwise import Mapping, Pointwise, Read, launch_mapping
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
 from aegis_pipe.device.cuda.kernels.source import (

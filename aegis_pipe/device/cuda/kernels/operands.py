@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
+from aegis_pipe.device.requests import (
+    integer as integer,
+    integers as integers,
+    number as number,
+    numbers as numbers,
+    text as text,
+)
 from aegis_pipe.kernel import KernelRequest
 from aegis_pipe.tensor import TensorSpec
-
-
-def integer(request: KernelRequest, name: str) -> int:
-    """Return an int attribute."""
-    value = request.attributes[name]
-    assert isinstance(value, int), name
-    return value
-
-
-def number(request: KernelRequest, name: str) -> float:
-    """Return a float attribute."""
-    value = request.attributes[name]
-    assert isinstance(value, int | float), name
-    return float(value)
-
-
-def text(request: KernelRequest, name: str) -> str:
-    """Return a string attribute."""
-    value = request.attributes[name]
-    assert isinstance(value, str), name
-    return value
-
-
-def integers(request: KernelRequest, name: str) -> tuple[int, ...]:
-    """Return a list-of-int attribute."""
-    value = request.attributes[name]
-    assert isinstance(value, tuple), name
-    return tuple(int(each) for each in value)
-
-
-def numbers(request: KernelRequest, name: str) -> tuple[float, ...]:
-    """Return a list-of-float attribute."""
-    value = request.attributes[name]
-    assert isinstance(value, tuple), name
-    return tuple(float(each) for each in value)
 
 
 def operand(request: KernelRequest, position: int) -> TensorSpec | None:
