@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from aegis_pipe import units
 from aegis_pipe.app import PlannedDeployment, plan_deployment, unmet_wishes
+from aegis_pipe.cli.memory_plot import ArenaDrawing, write_plot
 from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.manifest.model import ModelSection
 from aegis_pipe.manifest_check import check_manifest
+from aegis_pipe.memory import live_at_peak
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,17 +23,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", help="path of the TOML file")
     parser.add_argument("--kernels", action="store_true", help="list every step with its kernel")
     parser.add_argument("--passes", action="store_true", help="list what was rewritten before")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the memory plan: plan.svg or plan.html"
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
     """Plan and print; a plan over budget raises BudgetExceededError (exit status 1)."""
     planned = plan_deployment(check_manifest(options.manifest))
+    if options.plot:
+        plot(planned, options.plot)
     if options.json:
         print(json.dumps(as_json(planned, steps=options.kernels, passes=options.passes), indent=2))
     else:
         print(as_text(planned, steps=options.kernels, passes=options.passes))
     return 0
+
+
+def plot(planned: PlannedDeployment, path: Path) -> None:
+    """Draw the memory plan of every model, and the device's total."""
+    arenas = [
+        ArenaDrawing(
+            f"arena of {model.name}",
+            model.analysis.lifetimes,
+            model.plan,
+            [step.name for step in model.memory_steps],
+            live_at_peak(model.analysis.lifetimes)[0],
+        )
+        for model in planned.models
+    ]
+    manifest = planned.manifest
+    write_plot(path, manifest.name, arenas, planned.memory, manifest.device.memory_budget_bytes)
 
 
 def as_text(planned: PlannedDeployment, *, steps: bool, passes: bool) -> str:

@@ -8,6 +8,7 @@ from aegis_pipe.memory.budgets import (
     check_budget,
     check_device_budget,
     check_model_budget,
+    live_at_peak,
 )
 from aegis_pipe.memory.buffer import DeviceBuffer
 from aegis_pipe.memory.check import (
@@ -42,4 +43,5 @@ __all__ = [
     "check_lifetimes",
     "check_model_budget",
     "check_plan",
+    "live_at_peak",
 ]
