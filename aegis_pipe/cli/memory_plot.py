@@ -134,13 +134,14 @@ def _panel(arena: ArenaDrawing, top: int) -> list[str]:
         return base - offset / height_bytes * _PANEL_HEIGHT
 
     quality = "optimal" if plan.optimal else f"at most {plan.gap:.2%} above the optimum"
+    tensors = counted(len(arena.lifetimes), "tensor")
     peak, bound = units.format_size(plan.peak_bytes), units.format_size(plan.lower_bound_bytes)
     body = [
         _text(_LEFT, top + 20, arena.title, size=15, weight="bold"),
         _text(
             _LEFT,
             top + 40,
-            f"{counted(len(arena.lifetimes), 'tensor')}, peak {peak}, lower bound {bound} ({quality}; "
+            f"{tensors}, peak {peak}, lower bound {bound} ({quality}; "
             f"{plan.algorithm})",
             size=12,
             fill=_FAINT,

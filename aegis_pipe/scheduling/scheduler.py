@@ -690,7 +690,9 @@ class Scheduler:
             model for model, limit in self._concurrency.items() if self._started_of[model] >= limit
         )
 
-    def _is_preempted(self, started: ExecutionRequest, now_ns: int, skip: frozenset[str]) -> bool:
+    def _is_preempted(
+        self, started: ExecutionRequest, now_ns: int, skip: frozenset[str]
+    ) -> bool:
         if not self._preemption or not len(self.queue):
             return False
         waiting = self._policy.peek(now_ns, skip)
