@@ -35,6 +35,7 @@ from aegis_pipe.execution.deployment import (
     plan_models,
 )
 from aegis_pipe.execution.executor import check_inputs
+from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.model_loader import LoadOptions
 from aegis_pipe.execution.program import BoundModel
 from aegis_pipe.manifest.model import LogSection, Manifest
@@ -42,6 +43,16 @@ from aegis_pipe.manifest_check import check_manifest
 from aegis_pipe.memory import DevicePlan
 from aegis_pipe.pipeline import PipelineReport, PipelineRunner
 from aegis_pipe.pipeline_builder import PipelineBuilder, arrivals_of, written_path
+from aegis_pipe.scheduler_builder import (
+    arena_groups,
+    check_models,
+    check_rows,
+    compile_variants,
+    make_manifest_policy,
+    make_scheduler,
+    make_slots,
+    variants_of,
+)
 from aegis_pipe.scheduling.device_launcher import (
     DeviceLauncher,
     InferenceFuture,
@@ -49,12 +60,8 @@ from aegis_pipe.scheduling.device_launcher import (
     StreamSlot,
 )
 from aegis_pipe.scheduling.loop import OrchestrationLoop
-from aegis_pipe.scheduling.policies import make_policy
-from aegis_pipe.scheduling.policy import SchedulingPolicy
 from aegis_pipe.scheduling.request import ExecutionRequest
-from aegis_pipe.scheduling.scheduler import Scheduler
 from aegis_pipe.scheduling.statistics import ModelStatistics, RequestStatistics
-from aegis_pipe.scheduling.stream_pool import StreamPool
 from aegis_pipe.telemetry import Telemetry, TelemetryConfig, TelemetryReport
 from aegis_pipe.tensor import TensorSpec
 
@@ -129,7 +136,7 @@ def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
 
 def _check_supported(manifest: Manifest) -> None:
     """Refuse what this version can not do before anything is loaded."""
-    _make_policy(manifest)
+    make_manifest_policy(manifest)
     for section in manifest.models:
         if section.precision in ("fp16", "bf16"):
             raise PermanentError(
@@ -177,6 +184,8 @@ class PlannedDeployment:
     device_reason: str
     models: tuple[CompiledModel, ...]
     memory: DevicePlan
+    variants: tuple[CompiledModel, ...] = ()
+    """What is loaded besides, for requests that run together."""
 
 
 def plan_deployment(manifest: Manifest) -> PlannedDeployment:
@@ -186,10 +195,13 @@ def plan_deployment(manifest: Manifest) -> PlannedDeployment:
     phases = PhaseRecorder(EventHub(), clock)
     opened = _open_device(manifest, clock)
     with opened.context as context:
-        loaded = compile_models(model_orders(manifest), context, phases)
+        loaded = _compile(manifest, context, phases)
         plan = _plan(manifest, loaded, context)
         models = tuple(model.compiled for model in loaded)
-        return PlannedDeployment(manifest, context.description, opened.reason, models, plan)
+        count = len(manifest.models)
+        return PlannedDeployment(
+            manifest, context.description, opened.reason, models[:count], plan, models[count:]
+        )
 
 
 class Runtime:
@@ -242,7 +254,7 @@ class Runtime:
                 opened = _open_device(manifest, clock)
             context = self._closing.enter_context(opened.context)
             self.device = context.description
-        loaded = compile_models(model_orders(manifest), context, phases)
+        loaded = _compile(manifest, context, phases)
         self.plan = _plan(manifest, loaded, context)
         streams = [context.create_stream(index) for index in range(manifest.streams.count)]
         self._deployment = self._closing.enter_context(
@@ -258,13 +270,18 @@ class Runtime:
             )
         )
         # A copy: the deployment's own is emptied at the end, and `submit` is called even then.
-        self._bound = dict(self._deployment.slots[0])
+        self._bound = {
+            model.name: self._deployment.slots[0][model.name] for model in manifest.models
+        }
         self.models = MappingProxyType(
             {model.name: _information(self._bound[model.name]) for model in manifest.models}
         )
         # Closed before the memory is freed: a request given up may still be on its stream.
         self._closing.callback(_close_all, streams)
-        self._loop = self._start_loop(context, [[stream] for stream in streams])
+        slots = make_slots(manifest, [[stream] for stream in streams], self._deployment.slots)
+        with phases.phase("batching.check"):
+            check_rows(manifest, slots[0], _graphs(loaded))
+        self._loop = self._start_loop(context, slots)
         self._start_ns = clock.now_ns()
         if hub.enabled:
             hub.emit(
@@ -293,14 +310,8 @@ class Runtime:
 
         self._closing.callback(close)
 
-    def _start_loop(
-        self, context: DeviceContext, lanes: Sequence[Sequence[DeviceStream]]
-    ) -> OrchestrationLoop:
+    def _start_loop(self, context: DeviceContext, slots: Sequence[StreamSlot]) -> OrchestrationLoop:
         manifest = self._manifest
-        slots = [
-            StreamSlot(stream_lanes, models)
-            for stream_lanes, models in zip(lanes, self._deployment.slots, strict=True)
-        ]
         launcher = DeviceLauncher(
             slots,
             self.clock,
@@ -308,19 +319,8 @@ class Runtime:
             notifies=context.capabilities.notifies_progress,
             is_stamped=self._is_stamped,
         )
-        self._scheduler = Scheduler(
-            _make_policy(manifest),
-            StreamPool(manifest.streams.count),
-            queue_capacity=manifest.scheduler.queue_capacity,
-            model_capacity={
-                model.name: model.queue_capacity
-                for model in manifest.models
-                if model.queue_capacity is not None
-            },
-            late={model.name: model.late for model in manifest.models},
-            preemption=True,
-            memory_of=_arena_groups(manifest),
-        )
+        segments = {name: bound.segment_count for name, bound in self._deployment.slots[0].items()}
+        self._scheduler = make_scheduler(manifest, segments)
         loop = OrchestrationLoop(self._scheduler, launcher, self.clock, self._hub)
         context.set_progress_listener(loop.wake)
         loop.start()
@@ -525,42 +525,31 @@ def _as_lists(constant: Any) -> Any:
     return [_as_lists(item) for item in constant] if isinstance(constant, tuple) else constant
 
 
+def _compile(
+    manifest: Manifest, context: DeviceContext, phases: PhaseRecorder
+) -> tuple[LoadedModel, ...]:
+    """Compile the manifest's models, then the variants of those that batch."""
+    orders = model_orders(manifest)
+    loaded = compile_models(orders, context, phases)
+    loaded += compile_variants(manifest, orders, loaded, context, phases)
+    check_models(manifest, _graphs(loaded))
+    return loaded
+
+
+def _graphs(loaded: Sequence[LoadedModel]) -> dict[str, ExecutionGraph]:
+    return {model.compiled.name: model.compiled.graph for model in loaded}
+
+
 def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceContext) -> DevicePlan:
+    models = (*manifest.models, *(manifest.model(each.model) for each in variants_of(manifest)))
     return plan_models(
         loaded,
-        [section.memory_budget_bytes for section in manifest.models],
+        [section.memory_budget_bytes for section in models],
         context,
         stream_count=manifest.streams.count,
         budget_bytes=manifest.device.memory_budget_bytes,
-        arena_groups=_arena_groups(manifest),
+        arena_groups=arena_groups(manifest),
     )
-
-
-def _arena_groups(manifest: Manifest) -> dict[str, int]:
-    """Return which models share memory on a stream: those that never preempt each other.
-
-    A request can be paused at a segment boundary while another one runs only if the two keep
-    their intermediate tensors apart. With `edf` what comes later preempts only what leaves more
-    time, so models of equal deadlines share; with `fifo` and `fairness` nobody is paused, and all
-    share; otherwise those of one priority.
-    """
-    policy = manifest.scheduler.policy
-    if policy in ("fifo", "fairness"):
-        return {model.name: 0 for model in manifest.models}
-    if policy == "edf":
-        deadlines_ns = sorted({model.deadline_ns or 0 for model in manifest.models})
-        groups = {deadline_ns: group for group, deadline_ns in enumerate(deadlines_ns)}
-        return {model.name: groups[model.deadline_ns or 0] for model in manifest.models}
-    return {model.name: model.priority for model in manifest.models}
-
-
-def _make_policy(manifest: Manifest) -> SchedulingPolicy:
-    section = manifest.scheduler
-    options: dict[str, dict[str, object]] = {
-        "priority": {"ageing_ns": section.ageing_ns},
-        "fairness": {"weights": {model.name: model.weight for model in manifest.models}},
-    }
-    return make_policy(section.policy, **options.get(section.policy, {}))
 
 
 def _telemetry_config(manifest: Manifest) -> TelemetryConfig:

@@ -99,9 +99,26 @@ def _memory_table(planned: PlannedDeployment) -> str:
             _size_or_dash(section.memory_budget_bytes),
         )
         for model, section in zip(planned.models, planned.manifest.models, strict=True)
+    ] + [
+        (
+            variant.name,
+            str(len(variant.graph.operators)),
+            size(_extra_weight_bytes(variant, planned)),
+            size(variant.plan.peak_bytes),
+            size(variant.plan.lower_bound_bytes),
+            "yes" if variant.plan.optimal else f"+{variant.plan.gap:.1%}",
+            "-",
+        )
+        for variant in planned.variants
     ]
     header = ("model", "operators", "weights", "activations", "lower bound", "optimal", "budget")
     return table(header, rows)
+
+
+def _extra_weight_bytes(variant: CompiledModel, planned: PlannedDeployment) -> int:
+    """Return the bytes of weights in a layout that no model has brought along."""
+    there = {key for model in planned.models for key in model.weights}
+    return sum(each.size_bytes for key, each in variant.weights.items() if key not in there)
 
 
 def _size_or_dash(size_bytes: int | None) -> str:

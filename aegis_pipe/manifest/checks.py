@@ -107,6 +107,7 @@ class Checker:
 
     def _check_model(self, path: KeyPath, model: Table) -> None:
         self._check_model_budget(path, model)
+        self._check_stand_in(path, model)
         for name, value in model.get("bind", {}).items():
             what = _constant_problem(value)
             if what:
@@ -124,6 +125,19 @@ class Checker:
             self.problems.add(
                 (*path, "memory_budget"), what, "raise the device's `memory_budget` or lower this"
             )
+
+    def _check_stand_in(self, path: KeyPath, model: Table) -> None:
+        stand_in, degrades = model.get("degrade_to"), model.get("late") == "degrade"
+        self.check_model_name((*path, "degrade_to"), stand_in)
+        if degrades and stand_in is None:
+            what = "late requests shall degrade, and there is no model to take them over"
+            self.problems.add((*path, "late"), what, "name one with `degrade_to`")
+        elif stand_in is not None and not degrades:
+            what = "this has no effect: late requests do not degrade"
+            self.problems.add((*path, "degrade_to"), what, 'add `late = "degrade"`, or leave it out')
+        elif stand_in is not None and stand_in == model.get("name"):
+            what = "a model can not take over from itself"
+            self.problems.add((*path, "degrade_to"), what, "name another model")
 
     def _check_digest(self, path: KeyPath, file: Path, expected: str) -> None:
         with file.open("rb") as stream:

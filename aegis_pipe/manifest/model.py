@@ -46,6 +46,8 @@ class StreamsSection:
     """Threads a stream of the CPU may use within one operator."""
     max_block_ns: int = 1_000_000
     """Longest stretch that can not be preempted; models are cut into segments to meet it."""
+    in_flight: int = 1
+    """Most segments on a stream at once: what an urgent request may have to wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,15 @@ class SchedulerSection:
     ageing_ns: int = 100_000_000
     """Waiting time that raises a request by one priority level; 0: waiting does not count."""
     drain_timeout_ns: int = 5_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class BatchingSection:
+    """`models.batching`: requests that run together."""
+
+    max_batch: int
+    window_ns: int = 0
+    """Time that a request waits for others, if its deadline allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +93,13 @@ class ModelSection:
     """Shortest time between two requests, for admission."""
     deadline_ns: int | None = None
     """Time from arrival until the result is due."""
-    late: Literal["drop", "run"] = "drop"
-    """What becomes of a request whose deadline has passed."""
+    late: Literal["drop", "run", "degrade"] = "drop"
+    """What becomes of a request that is late."""
+    degrade_to: str | None = None
+    """The model that takes over late requests."""
+    concurrency: int | None = None
+    """Most requests that have started and are not over; None: as many as there are streams."""
+    batching: BatchingSection | None = None
     queue_capacity: int | None = None
     """Most requests of this model that wait at once; None: the scheduler's capacity."""
 

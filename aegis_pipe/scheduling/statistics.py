@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from aegis_pipe.events import Event, RequestFinished, RequestSubmitted
 
@@ -64,12 +65,15 @@ class ModelStatistics:
     queue_p99_ns: int
     service_p50_ns: int
     """Start to result, of completed requests."""
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    """Requests by the reason of their end; plain completions have none."""
 
 
 class _Figures:
     def __init__(self) -> None:
         self.submitted = 0
         self.outcomes: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
         self.deadline_misses = 0
         self.latency = LatencyHistogram()
         self.queue = LatencyHistogram()
@@ -96,6 +100,8 @@ class RequestStatistics:
     @staticmethod
     def _finish(figures: _Figures, event: RequestFinished) -> None:
         figures.outcomes[event.outcome] += 1
+        if event.reason:
+            figures.reasons[event.reason] += 1
         figures.submitted += event.outcome == "rejected"
         figures.deadline_misses += event.deadline_missed
         if event.start_ns:
@@ -126,4 +132,5 @@ class RequestStatistics:
             queue_p50_ns=figures.queue.quantile_ns(0.5),
             queue_p99_ns=figures.queue.quantile_ns(0.99),
             service_p50_ns=figures.service.quantile_ns(0.5),
+            reasons=dict(sorted(figures.reasons.items())),
         )

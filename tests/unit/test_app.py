@@ -22,8 +22,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import aegis_pipe
 from aegis_pipe.app import PRIORITY_MAX, unmet_wishes
-from aegis_pipe.events import DecisionMade, Event, RequestSubmitted
-from aegis_pipe.manifest.model import ServeSection
+from aegis_pipe.events import (
+    DecisionMade,
+    Event,
+    RequestFinished,
+    RequestSubmitted,
+    SegmentFinished,
+)
+from aegis_pipe.manifest.model import BatchingSection, ServeSection
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "manifests" / "quickstart" / "digits.onnx"
@@ -679,3 +685,126 @@ def test_models_share_memory_unless_the_policy_may_pause_one_for_the_other(
             np.testing.assert_allclose(future.result(WAIT_S)["y"], expected, rtol=1e-4)
         plan = runtime.plan
         assert plan.arena_bytes == groups * plan.models[0].arena_bytes
+
+
+def batching(manifest: aegis_pipe.Manifest, max_batch: int, **changes: Any) -> aegis_pipe.Manifest:
+    section = replace(
+        manifest.models[0],
+        shapes={"x": (1, 64)},
+        batching=BatchingSection(max_batch),
+        **changes,
+    )
+    return replace(manifest, models=(section, *manifest.models[1:]))
+
+
+@pytest.fixture
+def rows(save: Save) -> str:
+    """`x` float32[N, 64] -> MatMul -> Softmax -> `y` float32[N, 64]."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["product"]),
+        helper.make_node("Softmax", ["product"], ["y"], axis=-1),
+    ]
+    row: Any = (TensorProto.FLOAT, ["N", 64])
+    return save("rows", nodes, {"x": row}, {"y": row}, weight=WEIGHT)
+
+
+def test_requests_that_wait_run_together_with_the_results_they_have_alone(
+    write: Callable[..., Path], rows: str, product: str, latch: Latch
+) -> None:
+    manifest = batching(aegis_pipe.load_manifest(write(m=rows, other=product)), 6)
+    events: list[Event] = []
+    inputs = [RNG.standard_normal((1, 64)).astype(np.float32) for _ in range(9)]
+    with aegis_pipe.open_pipeline(manifest, listeners=[events.append, latch]) as runtime:
+        first = runtime.submit("other", {"x": inputs[0]})
+        assert latch.reached.wait(WAIT_S)
+        futures = [runtime.submit("m", {"x": x}) for x in inputs]
+        futures[2].cancel()
+        latch.release()
+        first.result(WAIT_S)
+        for number, (x, future) in enumerate(zip(inputs, futures, strict=True)):
+            if number == 2:
+                with pytest.raises(aegis_pipe.RequestCancelledError):
+                    future.result(WAIT_S)
+                continue
+            expected = x @ WEIGHT
+            expected = np.exp(expected - expected.max())
+            np.testing.assert_allclose(
+                future.result(WAIT_S)["y"], expected / expected.sum(), rtol=1e-4, atol=1e-7
+            )
+        assert runtime.statistics().allocations_after_start == 0
+        assert set(runtime.models) == {"m", "other"}
+        with pytest.raises(aegis_pipe.InvalidInputError, match="no model `m@4`"):
+            runtime.submit("m@4", {"x": inputs[0]})
+    ran = [each.model for each in events if isinstance(each, SegmentFinished)]
+    # Eight are wanted: six in a variant for six, two in one for two.
+    assert ran == ["other", *["m@6"] * 6, *["m@2"] * 2]
+
+
+def test_variants_share_the_weights_and_the_plan_has_them(
+    write: Callable[..., Path], rows: str
+) -> None:
+    manifest = aegis_pipe.load_manifest(write(m=rows))
+    alone = replace(manifest, models=(replace(manifest.models[0], shapes={"x": (1, 64)}),))
+    plan, alone_plan = (
+        aegis_pipe.app.plan_deployment(each) for each in (batching(manifest, 8), alone)
+    )
+    assert [each.name for each in plan.variants] == ["m@2", "m@4", "m@8"]
+    assert plan.memory.weights_bytes == alone_plan.memory.weights_bytes
+    assert plan.memory.arena_bytes > alone_plan.memory.arena_bytes
+
+
+def test_a_model_whose_rows_influence_each_other_is_refused(
+    write: Callable[..., Path], save: Save
+) -> None:
+    row: Any = (TensorProto.FLOAT, ["N", 64])
+    nodes = [helper.make_node("Softmax", ["x"], ["y"], axis=0)]
+    manifest = aegis_pipe.load_manifest(write(m=save("mixing", nodes, {"x": row}, {"y": row})))
+    with pytest.raises(aegis_pipe.PermanentError, match=r"row 0 of output `y` is another one") as e:
+        aegis_pipe.open_pipeline(batching(manifest, 2))
+    assert "model `m`, `batching`" in str(e.value)
+
+
+def test_a_model_without_an_open_batch_dimension_is_refused(
+    write: Callable[..., Path], product: str
+) -> None:
+    manifest = batching(aegis_pipe.load_manifest(write(m=product)), 2)
+    with pytest.raises(aegis_pipe.PermanentError, match="`batching`"):
+        aegis_pipe.open_pipeline(manifest)
+
+
+def test_a_late_request_is_run_by_the_stand_in(
+    write: Callable[..., Path], product: str, save: Save, latch: Latch
+) -> None:
+    small = save(
+        "small", [helper.make_node("Neg", ["x"], ["y"])], {"x": FLOAT_ROW}, {"y": FLOAT_ROW}
+    )
+    manifest = aegis_pipe.load_manifest(write(m=product, small=small, other=product))
+    models = (replace(manifest.models[0], late="degrade", degrade_to="small"), *manifest.models[1:])
+    finished: list[Event] = []
+    x = np.ones((1, 64), np.float32)
+    with aegis_pipe.open_pipeline(
+        replace(manifest, models=models), listeners=[finished.append, latch]
+    ) as runtime:
+        first = runtime.submit("other", {"x": x})
+        assert latch.reached.wait(WAIT_S)
+        late = runtime.submit("m", {"x": x}, deadline=0.0)
+        latch.release()
+        np.testing.assert_array_equal(late.result(WAIT_S)["y"], -x)
+        first.result(WAIT_S)
+        model = runtime.statistics().models[0]
+        assert (model.submitted, model.completed, model.deadline_misses) == (1, 1, 1)
+        assert model.reasons == {"degraded": 1}
+    [end] = [each for each in finished if isinstance(each, RequestFinished) and each.reason]
+    assert (end.model, end.outcome, end.reason) == ("m", "completed", "degraded")
+
+
+def test_a_stand_in_with_other_inputs_is_refused(
+    write: Callable[..., Path], product: str, save: Save
+) -> None:
+    other = save(
+        "other", [helper.make_node("Neg", ["z"], ["y"])], {"z": FLOAT_ROW}, {"y": FLOAT_ROW}
+    )
+    manifest = aegis_pipe.load_manifest(write(m=product, small=other))
+    models = (replace(manifest.models[0], late="degrade", degrade_to="small"), manifest.models[1])
+    with pytest.raises(aegis_pipe.PermanentError, match="`small` can not take over its requests"):
+        aegis_pipe.open_pipeline(replace(manifest, models=models))

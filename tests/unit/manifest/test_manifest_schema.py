@@ -25,6 +25,7 @@ SECTIONS: dict[type, dict[str, Any]] = {
             model.StreamsSection: "streams",
             model.SchedulerSection: "scheduler",
             model.ModelSection: "model",
+            model.BatchingSection: "batching",
             model.PipelineSection: "pipeline",
             model.ImagesSource: "images_source",
             model.NpzSource: "npz_source",

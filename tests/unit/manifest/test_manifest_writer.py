@@ -33,6 +33,7 @@ devices = st.builds(
 )
 streams = st.builds(
     model.StreamsSection,
+    in_flight=st.integers(1, 16),
     count=st.integers(1, 64),
     threads=st.integers(1, 256),
     max_block_ns=DURATIONS,
@@ -61,6 +62,13 @@ def models(draw: st.DrawFn, name: str) -> model.ModelSection:
         period_ns=draw(maybe(DURATIONS)),
         deadline_ns=draw(maybe(DURATIONS)),
         late=draw(st.sampled_from(["drop", "run"])),
+        concurrency=draw(st.none() | st.integers(1, 64)),
+        batching=draw(
+            st.none()
+            | st.builds(
+                model.BatchingSection, st.integers(2, 1024), window_ns=st.integers(0, 3_600_000_000_000)
+            )
+        ),
         queue_capacity=draw(maybe(CAPACITIES)),
     )
 
