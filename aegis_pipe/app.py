@@ -51,6 +51,7 @@ from aegis_pipe.scheduler_builder import (
     make_manifest_policy,
     make_scheduler,
     make_slots,
+    streams_max,
     variants_of,
 )
 from aegis_pipe.scheduling.device_launcher import (
@@ -269,9 +270,10 @@ class Runtime:
                 phases=phases,
             )
         )
+        # All models are bound to the last stream, confined ones too.
         # A copy: the deployment's own is emptied at the end, and `submit` is called even then.
         self._bound = {
-            model.name: self._deployment.slots[0][model.name] for model in manifest.models
+            model.name: self._deployment.slots[-1][model.name] for model in manifest.models
         }
         self.models = MappingProxyType(
             {model.name: _information(self._bound[model.name]) for model in manifest.models}
@@ -280,7 +282,7 @@ class Runtime:
         self._closing.callback(_close_all, streams)
         slots = make_slots(manifest, [[stream] for stream in streams], self._deployment.slots)
         with phases.phase("batching.check"):
-            check_rows(manifest, slots[0], _graphs(loaded))
+            check_rows(manifest, slots[-1], _graphs(loaded))
         self._loop = self._start_loop(context, slots)
         self._start_ns = clock.now_ns()
         if hub.enabled:
@@ -319,8 +321,9 @@ class Runtime:
             notifies=context.capabilities.notifies_progress,
             is_stamped=self._is_stamped,
         )
-        segments = {name: bound.segment_count for name, bound in self._deployment.slots[0].items()}
-        self._scheduler = make_scheduler(manifest, segments)
+        segments = {name: bound.segment_count for name, bound in self._deployment.slots[-1].items()}
+        confined = {name: self.plan.streams_of(name) for name in streams_max(manifest)}
+        self._scheduler = make_scheduler(manifest, segments, streams=confined)
         loop = OrchestrationLoop(self._scheduler, launcher, self.clock, self._hub)
         context.set_progress_listener(loop.wake)
         loop.start()
@@ -549,6 +552,7 @@ def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceCont
         stream_count=manifest.streams.count,
         budget_bytes=manifest.device.memory_budget_bytes,
         arena_groups=arena_groups(manifest),
+        streams_max=streams_max(manifest),
     )
 
 

@@ -1,9 +1,10 @@
 """From a manifest to a scheduler, and what models have to be like for it; part of the
-composition root."""
+composition root.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -127,23 +128,20 @@ def make_slots(
     return [
         StreamSlot(
             stream_lanes,
-            models | {each.name: variants.in_rows(models[each.name], each.size) for each in wanted},
-            {each.name: variants.discards(models[each.model]) for each in wanted},
+            models | {each.name: variants.in_rows(models[each.name], each.size) for each in here},
+            {each.name: variants.discards(models[each.model]) for each in here},
         )
         for stream_lanes, models in zip(lanes, map(dict, bound), strict=True)
+        for here in [[each for each in wanted if each.name in models]]
     ]
 
 
-def check_rows(
-    manifest: Manifest, slot: StreamSlot, graphs: Mapping[str, ExecutionGraph]
-) -> None:
+def check_rows(manifest: Manifest, slot: StreamSlot, graphs: Mapping[str, ExecutionGraph]) -> None:
     """Run every variant beside its model; PermanentError if its rows influence each other."""
     for variant in variants_of(manifest):
         model, together = slot.models[variant.model], slot.models[variant.name]
         try:
-            variants.check_rows(
-                model, together, variant.size, graphs[variant.model], slot.lanes[0]
-            )
+            variants.check_rows(model, together, variant.size, graphs[variant.model], slot.lanes[0])
         except PermanentError as error:
             error.context = f"model `{variant.model}`, `batching`"
             raise
@@ -159,26 +157,42 @@ def make_manifest_policy(manifest: Manifest) -> SchedulingPolicy:
     return make_policy(section.policy, **options.get(section.policy, {}))
 
 
+def streams_max(manifest: Manifest) -> dict[str, int]:
+    """Return how many streams each confined model and its variants need.
+
+    What stands in for a model has to be where that model runs.
+    """
+    if manifest.streams.affinity == "any":
+        return {}
+    count = manifest.streams.count
+    needs = {model.name: min(model.concurrency or count, count) for model in manifest.models}
+    for _ in manifest.models:  # stand-ins of stand-ins
+        for model in manifest.models:
+            if model.degrade_to is not None:
+                needs[model.degrade_to] = max(needs[model.degrade_to], needs[model.name])
+    return needs | {each.name: needs[each.model] for each in variants_of(manifest)}
+
+
 def make_scheduler(
     manifest: Manifest,
     segments: Mapping[str, int],
     *,
+    streams: Mapping[str, Iterable[int]] | None = None,
     needed_ns: Mapping[str, int] | None = None,
 ) -> Scheduler:
     """Make the manifest's scheduler.
 
-    `segments` has the number of segments of every loaded model, variants among them; `needed_ns`
+    `segments` has the number of segments of every loaded model, variants among them; `streams` the
+    streams that a model is confined to; `needed_ns`
     what models (and variants) are known to need from start to result.
     """
     models = manifest.models
     return Scheduler(
         make_manifest_policy(manifest),
-        StreamPool(manifest.streams.count),
+        StreamPool(manifest.streams.count, allowed=streams),
         queue_capacity=manifest.scheduler.queue_capacity,
         model_capacity={
-            model.name: model.queue_capacity
-            for model in models
-            if model.queue_capacity is not None
+            model.name: model.queue_capacity for model in models if model.queue_capacity is not None
         },
         late={model.name: model.late for model in models},
         stand_ins={

@@ -193,7 +193,10 @@ def as_json(planned: PlannedDeployment, *, steps: bool, passes: bool) -> dict[st
             "budget_bytes": planned.manifest.device.memory_budget_bytes,
             "weights_bytes": memory.weights_bytes,
             "arena_bytes": memory.arena_bytes,
-            "arena_models": list(memory.arena_models),
+            "arenas": [
+                {"size_bytes": arena.size_bytes, "models": list(arena.models)}
+                for arena in memory.arenas
+            ],
             "streams": memory.stream_count,
             "separate_bytes": memory.separate_bytes,
             "saved_bytes": memory.saved_bytes,

@@ -2,6 +2,7 @@
 
 from aegis_pipe.memory.analyser import LifetimeAnalyser, MemoryAnalysis
 from aegis_pipe.memory.budgets import (
+    ArenaPlan,
     BudgetPart,
     DevicePlan,
     ModelMemory,
@@ -9,6 +10,7 @@ from aegis_pipe.memory.budgets import (
     check_device_budget,
     check_model_budget,
     live_at_peak,
+    savings,
 )
 from aegis_pipe.memory.buffer import DeviceBuffer
 from aegis_pipe.memory.check import (
@@ -24,6 +26,7 @@ from aegis_pipe.memory.pool import DeviceMemoryPool, PoolStatistics
 
 __all__ = [
     "AllocationPlan",
+    "ArenaPlan",
     "BudgetPart",
     "DeviceBuffer",
     "DeviceMemoryPool",
@@ -44,4 +47,5 @@ __all__ = [
     "check_model_budget",
     "check_plan",
     "live_at_peak",
+    "savings",
 ]
