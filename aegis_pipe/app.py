@@ -40,7 +40,7 @@ from aegis_pipe.execution.model_loader import LoadOptions
 from aegis_pipe.execution.program import BoundModel
 from aegis_pipe.manifest.model import LogSection, Manifest
 from aegis_pipe.manifest_check import check_manifest
-from aegis_pipe.memory import DevicePlan
+from aegis_pipe.memory import DevicePlan, return_freed_memory
 from aegis_pipe.pipeline import PipelineReport, PipelineRunner
 from aegis_pipe.pipeline_builder import PipelineBuilder, arrivals_of, written_path
 from aegis_pipe.scheduler_builder import (
@@ -243,6 +243,7 @@ class Runtime:
         except BaseException:
             self._closing.close()
             raise
+        return_freed_memory()
 
     def _start(self, observers: _Observers) -> None:
         manifest, clock, hub = self._manifest, self.clock, self._hub

@@ -19,6 +19,7 @@ from aegis_pipe.memory.check import (
     check_lifetimes,
     check_plan,
 )
+from aegis_pipe.memory.host import return_freed_memory
 from aegis_pipe.memory.lifetimes import MemoryStep, TensorLifetime, WorkspaceId
 from aegis_pipe.memory.plan import AllocationPlan
 from aegis_pipe.memory.planner import MemoryPlanner
@@ -47,5 +48,6 @@ __all__ = [
     "check_model_budget",
     "check_plan",
     "live_at_peak",
+    "return_freed_memory",
     "savings",
 ]
