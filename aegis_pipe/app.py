@@ -42,7 +42,7 @@ from aegis_pipe.execution.program import BoundModel
 from aegis_pipe.manifest.model import LogSection, Manifest
 from aegis_pipe.manifest.writer import dump_manifest
 from aegis_pipe.manifest_check import check_manifest
-from aegis_pipe.memory import DevicePlan
+from aegis_pipe.memory import DevicePlan, return_freed_memory
 from aegis_pipe.pipeline import PipelineReport, PipelineRunner
 from aegis_pipe.pipeline_builder import PipelineBuilder, arrivals_of, written_path
 from aegis_pipe.scheduler_builder import (
@@ -53,6 +53,7 @@ from aegis_pipe.scheduler_builder import (
     make_manifest_policy,
     make_scheduler,
     make_slots,
+    streams_max,
     variants_of,
 )
 from aegis_pipe.scheduling.admission import ProfileGuard
@@ -253,6 +254,7 @@ class Runtime:
         except BaseException:
             self._closing.close()
             raise
+        return_freed_memory()
 
     def _start(self, observers: _Observers) -> None:
         manifest, clock, hub = self._manifest, self.clock, self._hub
@@ -288,9 +290,10 @@ class Runtime:
         self.graphs = MappingProxyType(
             {model.compiled.name: model.compiled.graph for model in loaded[: len(manifest.models)]}
         )
+        # All models are bound to the last stream, confined ones too.
         # A copy: the deployment's own is emptied at the end, and `submit` is called even then.
         self._bound = {
-            model.name: self._deployment.slots[0][model.name] for model in manifest.models
+            model.name: self._deployment.slots[-1][model.name] for model in manifest.models
         }
         self.models = MappingProxyType(
             {model.name: _information(self._bound[model.name]) for model in manifest.models}
@@ -299,7 +302,7 @@ class Runtime:
         self._closing.callback(_close_all, streams)
         slots = make_slots(manifest, [[stream] for stream in streams], self._deployment.slots)
         with phases.phase("batching.check"):
-            check_rows(manifest, slots[0], _graphs(loaded))
+            check_rows(manifest, slots[-1], _graphs(loaded))
         self._loop = self._start_loop(context, slots)
         self._start_ns = clock.now_ns()
         if hub.enabled:
@@ -364,7 +367,7 @@ class Runtime:
             notifies=context.capabilities.notifies_progress,
             is_stamped=self._stamps,
         )
-        segments = {name: bound.segment_count for name, bound in self._deployment.slots[0].items()}
+        segments = {name: bound.segment_count for name, bound in self._deployment.slots[-1].items()}
         self._scheduler = self._make_scheduler(segments)
         loop = OrchestrationLoop(self._scheduler, launcher, self.clock, self._hub)
         context.set_progress_listener(loop.wake)
@@ -618,6 +621,7 @@ def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceCont
         stream_count=manifest.streams.count,
         budget_bytes=manifest.device.memory_budget_bytes,
         arena_groups=arena_groups(manifest),
+        streams_max=streams_max(manifest),
     )
 
 

@@ -14,6 +14,7 @@ from aegis_pipe.execution.deployment import LoadedModel, ModelOrder, compile_mod
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.program import BoundModel
 from aegis_pipe.manifest.model import Manifest
+from aegis_pipe.memory import nested_streams
 from aegis_pipe.scheduling.batching import Batching, variant_name
 from aegis_pipe.scheduling.device_launcher import StreamSlot
 from aegis_pipe.scheduling.policies import make_policy
@@ -126,10 +127,11 @@ def make_slots(
     return [
         StreamSlot(
             stream_lanes,
-            models | {each.name: variants.in_rows(models[each.name], each.size) for each in wanted},
-            {each.name: variants.discards(models[each.model]) for each in wanted},
+            models | {each.name: variants.in_rows(models[each.name], each.size) for each in here},
+            {each.name: variants.discards(models[each.model]) for each in here},
         )
         for stream_lanes, models in zip(lanes, map(dict, bound), strict=True)
+        for here in [[each for each in wanted if each.name in models]]
     ]
 
 
@@ -154,6 +156,33 @@ def make_manifest_policy(manifest: Manifest) -> SchedulingPolicy:
     return make_policy(section.policy, **options.get(section.policy, {}))
 
 
+def streams_max(manifest: Manifest) -> dict[str, int]:
+    """Return how many streams the models that affinity confines, and their variants, need.
+
+    What stands in for a model has to be where that model runs. A model with `streams` of its own
+    has its memory on all.
+    """
+    if manifest.streams.affinity == "any":
+        return {}
+    count = manifest.streams.count
+    needs = {
+        model.name: count if model.streams else min(model.concurrency or count, count)
+        for model in manifest.models
+    }
+    for _ in manifest.models:  # stand-ins of stand-ins
+        for model in manifest.models:
+            if model.degrade_to is not None:
+                needs[model.degrade_to] = max(needs[model.degrade_to], needs[model.name])
+    return needs | {each.name: needs[each.model] for each in variants_of(manifest)}
+
+
+def allowed_streams(manifest: Manifest) -> dict[str, Sequence[int]]:
+    """Return the streams of each confined model: where its memory is, or those it names itself."""
+    count = manifest.streams.count
+    by_memory = {name: nested_streams(most, count) for name, most in streams_max(manifest).items()}
+    return by_memory | {model.name: model.streams for model in manifest.models if model.streams}
+
+
 def make_scheduler(
     manifest: Manifest,
     segments: Mapping[str, int],
@@ -172,7 +201,7 @@ def make_scheduler(
         make_manifest_policy(manifest),
         StreamPool(
             manifest.streams.count,
-            allowed={model.name: model.streams for model in models if model.streams},
+            allowed=allowed_streams(manifest),
         ),
         queue_capacity=manifest.scheduler.queue_capacity,
         model_capacity={

@@ -8,16 +8,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from aegis_pipe import units
 from aegis_pipe.app import PlannedDeployment, plan_deployment, unmet_wishes
 from aegis_pipe.cli.admission import admission_json, admission_lines
+from aegis_pipe.cli.memory_plot import ArenaDrawing, write_plot
 from aegis_pipe.cli.segment_costs import costs_table, measure_segments
 from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.manifest.model import ModelSection
 from aegis_pipe.manifest_check import check_manifest
+from aegis_pipe.memory import live_at_peak
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measure", action="store_true", help="start it, and show what segments take and block"
     )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the memory plan: plan.svg or plan.html"
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
@@ -35,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
     """Plan and print; a plan over budget raises BudgetExceededError (exit status 1)."""
     planned = plan_deployment(check_manifest(options.manifest))
     costs = measure_segments(planned.manifest) if options.measure else None
+    if options.plot:
+        plot(planned, options.plot)
     if options.json:
         described = as_json(planned, steps=options.kernels, passes=options.passes)
         if costs is not None:
@@ -45,6 +53,22 @@ def run(options: argparse.Namespace) -> int:
         if costs is not None:
             print("\nsegments, measured alone\n" + costs_table(costs))
     return 0
+
+
+def plot(planned: PlannedDeployment, path: Path) -> None:
+    """Draw the memory plan of every model, and the device's total."""
+    arenas = [
+        ArenaDrawing(
+            f"arena of {model.name}",
+            model.analysis.lifetimes,
+            model.plan,
+            [step.name for step in model.memory_steps],
+            live_at_peak(model.analysis.lifetimes)[0],
+        )
+        for model in planned.models
+    ]
+    manifest = planned.manifest
+    write_plot(path, manifest.name, arenas, planned.memory, manifest.device.memory_budget_bytes)
 
 
 def as_text(planned: PlannedDeployment, *, steps: bool, passes: bool) -> str:
@@ -185,7 +209,10 @@ def as_json(planned: PlannedDeployment, *, steps: bool, passes: bool) -> dict[st
             "budget_bytes": planned.manifest.device.memory_budget_bytes,
             "weights_bytes": memory.weights_bytes,
             "arena_bytes": memory.arena_bytes,
-            "arena_models": list(memory.arena_models),
+            "arenas": [
+                {"size_bytes": arena.size_bytes, "models": list(arena.models)}
+                for arena in memory.arenas
+            ],
             "streams": memory.stream_count,
             "separate_bytes": memory.separate_bytes,
             "saved_bytes": memory.saved_bytes,

@@ -245,7 +245,7 @@ def _memory_lines(report: RuntimeReport) -> list[str]:
     return [
         f"memory: {_planned(report)}",
         f"  weights {size(plan.weights_bytes)}, {counted(plan.stream_count, 'arena')} of "
-        f"{size(plan.arena_bytes)}; sharing saves {size(plan.saved_bytes)}",
+        f"{size(plan.arenas_bytes)} together; sharing saves {size(plan.saved_bytes)}",
         f"  {report.statistics.allocations_after_start} device allocations after start",
     ]
 

@@ -86,10 +86,10 @@ class CompiledModel:
         """Bytes of this model's weights, each counted once."""
         return sum(weight.size_bytes for weight in self.weights.values())
 
-    def memory(self, arena_group: int = 0) -> ModelMemory:
+    def memory(self, arena_group: int = 0, streams_max: int | None = None) -> ModelMemory:
         """Return what it needs on the device, sharing arenas with the other models of a group."""
         sizes = {key: weight.size_bytes for key, weight in self.weights.items()}
-        return ModelMemory(self.name, sizes, self.plan.peak_bytes, arena_group=arena_group)
+        return ModelMemory(self.name, sizes, self.plan.peak_bytes, 0, arena_group, streams_max)
 
     @property
     def reference_steps(self) -> tuple[CompiledStep, ...]:

@@ -150,11 +150,13 @@ def plan_models(
     stream_count: int,
     budget_bytes: int | None,
     arena_groups: Mapping[str, int] | None = None,
+    streams_max: Mapping[str, int] | None = None,
 ) -> DevicePlan:
     """Plan the device as one; raises BudgetExceededError with the smallest cause.
 
     `budgets_bytes` has each model's own budget, None where it has none; `arena_groups` says which
-    models share memory on a stream: all of them, unless some shall preempt others.
+    models share memory on a stream: all of them, unless some shall preempt others. `streams_max`
+    confines models to as few streams.
     """
     for model, model_budget_bytes in zip(loaded, budgets_bytes, strict=True):
         if model_budget_bytes is not None:
@@ -170,7 +172,10 @@ def plan_models(
     description = context.description
     plan = DevicePlan.build(
         [
-            model.compiled.memory((arena_groups or {}).get(model.compiled.name, 0))
+            model.compiled.memory(
+                (arena_groups or {}).get(model.compiled.name, 0),
+                (streams_max or {}).get(model.compiled.name),
+            )
             for model in loaded
         ],
         stream_count=stream_count,
@@ -216,14 +221,16 @@ class Deployment:
     def _deploy(self, loaded: Sequence[LoadedModel], plan: DevicePlan) -> None:
         weights_pool = self._reserve("weights", plan.weights_bytes)
         arenas = [
-            self._reserve(f"arena.{index}", plan.arena_bytes) for index in range(plan.stream_count)
+            self._reserve(f"arena.{index}", arena.size_bytes)
+            for index, arena in enumerate(plan.arenas)
         ]
         regions: dict[str, Region] = {}
         for model in loaded:
             with self._phases.inside(model.phase):
                 self._write_weights(model.compiled, plan, weights_pool, regions)
-                base_bytes = plan.arena_base(model.compiled.name)
-                for index, arena in enumerate(arenas):
+                for index in plan.streams_of(model.compiled.name):
+                    arena = arenas[index]
+                    base_bytes = plan.arena_base(model.compiled.name, index)
                     steps = self._bind(model.compiled, regions, arena, base_bytes, index)
             self._phases.end(model.phase)
             self._announce(model, steps)

@@ -46,6 +46,8 @@ class StreamsSection:
     """Threads a stream of the CPU may use within one operator."""
     max_block_ns: int = 1_000_000
     """Longest stretch that can not be preempted; models are cut into segments to meet it."""
+    affinity: Literal["any", "memory"] = "any"
+    """`memory`: models with a `concurrency` are confined to as many streams."""
     in_flight: int = 1
     """Most segments on a stream at once: what an urgent request may have to wait for."""
 

@@ -2,12 +2,16 @@
 
 from aegis_pipe.memory.analyser import LifetimeAnalyser, MemoryAnalysis
 from aegis_pipe.memory.budgets import (
+    ArenaPlan,
     BudgetPart,
     DevicePlan,
     ModelMemory,
     check_budget,
     check_device_budget,
     check_model_budget,
+    live_at_peak,
+    nested_streams,
+    savings,
 )
 from aegis_pipe.memory.buffer import DeviceBuffer
 from aegis_pipe.memory.check import (
@@ -16,6 +20,7 @@ from aegis_pipe.memory.check import (
     check_lifetimes,
     check_plan,
 )
+from aegis_pipe.memory.host import return_freed_memory
 from aegis_pipe.memory.lifetimes import MemoryStep, TensorLifetime, WorkspaceId
 from aegis_pipe.memory.plan import AllocationPlan
 from aegis_pipe.memory.planner import MemoryPlanner
@@ -23,6 +28,7 @@ from aegis_pipe.memory.pool import DeviceMemoryPool, PoolStatistics
 
 __all__ = [
     "AllocationPlan",
+    "ArenaPlan",
     "BudgetPart",
     "DeviceBuffer",
     "DeviceMemoryPool",
@@ -42,4 +48,8 @@ __all__ = [
     "check_lifetimes",
     "check_model_budget",
     "check_plan",
+    "live_at_peak",
+    "nested_streams",
+    "return_freed_memory",
+    "savings",
 ]

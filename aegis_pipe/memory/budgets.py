@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Self
 
@@ -40,6 +40,42 @@ class ModelMemory:
     """Buffers for its inputs and outputs outside the arena."""
     arena_group: int = 0
     """Models of one group share memory on a stream; those of different groups do not."""
+    streams_max: int | None = None
+    """Streams it may run on at most, the last ones; None: all."""
+
+
+def nested_streams(streams_max: int | None, stream_count: int) -> range:
+    """Return the streams that a model confined to so many has its memory on: the last ones."""
+    return range(stream_count - min(streams_max or stream_count, stream_count), stream_count)
+
+
+def _streams_of(model: ModelMemory, stream_count: int) -> range:
+    return nested_streams(model.streams_max, stream_count)
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaPlan:
+    """One stream's arena: the groups' parts side by side."""
+
+    size_bytes: int
+    offsets: Mapping[int, int]
+    """Where each group's part begins."""
+    models: tuple[str, ...]
+    """The models that determine the size, one per group (the first, if several do)."""
+
+    @classmethod
+    def build(cls, models: Sequence[ModelMemory], alignment_bytes: int) -> Self:
+        """Make each group's part as large as its largest model needs."""
+        offsets: dict[int, int] = {}
+        setters = []
+        end = 0
+        for group in sorted({each.arena_group for each in models}):
+            members = [each for each in models if each.arena_group == group]
+            largest = max(members, key=lambda each: each.arena_bytes)
+            offsets[group] = end
+            setters.append(largest.model)
+            end += _round_up(largest.arena_bytes, alignment_bytes)
+        return cls(end, MappingProxyType(offsets), tuple(setters))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +94,10 @@ class DevicePlan:
     """Place of each constant in the pool of weights, by content key."""
     weights_bytes: int
     """Size of that pool, with the gaps that alignment leaves."""
-    arena_bytes: int
-    """Size of each stream's arena."""
-    arena_offsets: Mapping[int, int]
-    """Where each group's part of an arena begins."""
-    arena_models: tuple[str, ...]
-    """The models that determine it, one per group (the first, if several do)."""
+    arenas: tuple[ArenaPlan, ...]
+    """One per stream: only as large as the models that may run there need."""
     staging_bytes: int
+    alignment_bytes: int = 1
 
     @classmethod
     def build(
@@ -77,41 +110,60 @@ class DevicePlan:
             if key not in offsets:
                 offsets[key] = _round_up(weights_end, alignment_bytes)
                 weights_end = offsets[key] + size_bytes
-        arena_offsets: dict[int, int] = {}
-        arena_models: list[str] = []
-        arena_end = 0
-        for group in sorted({each.arena_group for each in models}):
-            members = [each for each in models if each.arena_group == group]
-            largest = max(members, key=lambda each: each.arena_bytes)
-            arena_offsets[group] = arena_end
-            arena_models.append(largest.model)
-            arena_end += _round_up(largest.arena_bytes, alignment_bytes)
         return cls(
             models=tuple(models),
             stream_count=stream_count,
             weights_offsets=MappingProxyType(offsets),
             weights_bytes=weights_end,
-            arena_bytes=arena_end,
-            arena_offsets=MappingProxyType(arena_offsets),
-            arena_models=tuple(arena_models),
+            arenas=tuple(
+                ArenaPlan.build(
+                    [each for each in models if stream in _streams_of(each, stream_count)],
+                    alignment_bytes,
+                )
+                for stream in range(stream_count)
+            ),
             staging_bytes=sum(each.staging_bytes for each in models),
+            alignment_bytes=alignment_bytes,
         )
 
-    def arena_base(self, model: str) -> int:
-        """Return where a model's part of every arena begins, in bytes."""
-        group = next(each.arena_group for each in self.models if each.model == model)
-        return self.arena_offsets[group]
+    def arena_base(self, model: str, stream: int) -> int:
+        """Return where a model's part of a stream's arena begins, in bytes."""
+        return self.arenas[stream].offsets[self._memory_of(model).arena_group]
+
+    def streams_of(self, model: str) -> range:
+        """Return the streams that have room for a model.
+
+        Sets of streams are nested, which makes the total as small as it can be: the k-th largest
+        arena has to hold every model that needs k streams. They end at the last stream, because a
+        model that may run anywhere takes the first one that is free.
+        """
+        return _streams_of(self._memory_of(model), self.stream_count)
+
+    def _memory_of(self, model: str) -> ModelMemory:
+        return next(each for each in self.models if each.model == model)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Size of the largest arena."""
+        return max((each.size_bytes for each in self.arenas), default=0)
+
+    @property
+    def arenas_bytes(self) -> int:
+        """All arenas together."""
+        return sum(each.size_bytes for each in self.arenas)
 
     @property
     def total_bytes(self) -> int:
         """Everything on the device."""
-        return self.weights_bytes + self.stream_count * self.arena_bytes + self.staging_bytes
+        return self.weights_bytes + self.arenas_bytes + self.staging_bytes
 
     @property
     def separate_bytes(self) -> int:
-        """What it would take if every model had its own weights and an arena per stream."""
+        """What it would take if every model had its own weights and arenas on its streams."""
         return sum(
-            sum(each.weights.values()) + self.stream_count * each.arena_bytes + each.staging_bytes
+            sum(each.weights.values())
+            + len(_streams_of(each, self.stream_count)) * each.arena_bytes
+            + each.staging_bytes
             for each in self.models
         )
 
@@ -130,11 +182,10 @@ class DevicePlan:
             seen.update(each.weights)
             parts.append(BudgetPart(f"weights of `{each.model}`", new))
         parts.append(BudgetPart("gaps for alignment", self.weights_bytes - _total(parts)))
-        setters = " + ".join(f"`{model}`" for model in self.arena_models)
-        parts += [
-            BudgetPart(f"arena of stream {stream} (set by {setters})", self.arena_bytes)
-            for stream in range(self.stream_count)
-        ]
+        for stream, arena in enumerate(self.arenas):
+            setters = " + ".join(f"`{model}`" for model in arena.models)
+            name = f"arena of stream {stream} (set by {setters})"
+            parts.append(BudgetPart(name, arena.size_bytes))
         parts += [BudgetPart(f"staging of `{x.model}`", x.staging_bytes) for x in self.models]
         return tuple(part for part in parts if part.size_bytes)
 
@@ -225,20 +276,59 @@ def live_at_peak(lifetimes: Sequence[TensorLifetime]) -> tuple[int, list[TensorL
 def check_device_budget(plan: DevicePlan, budget_bytes: int, *, device: str = "") -> None:
     """Raise BudgetExceededError if a device's plan does not fit its budget.
 
-    The hint offers the smallest changes: a larger budget, and fewer streams if that is enough.
+    The hint offers a larger budget, and what else would help, with the bytes each saves.
     """
-    hint = _raise_hint(plan.total_bytes)
-    excess_bytes = plan.total_bytes - budget_bytes
-    if plan.arena_bytes and excess_bytes > 0:
-        dropped = -(-excess_bytes // plan.arena_bytes)
-        if dropped < plan.stream_count:
-            hint += (
-                f", or lower `streams.count` to {plan.stream_count - dropped}, "
-                f"which saves {format_size(dropped * plan.arena_bytes)}"
-            )
+    if plan.total_bytes <= budget_bytes:
+        return
+    ways = [_raise_hint(plan.total_bytes)]
+    for way in savings(plan, budget_bytes):
+        enough = "" if plan.total_bytes - way.size_bytes <= budget_bytes else " (not enough alone)"
+        ways.append(f"{way.name}, which saves {format_size(way.size_bytes)}{enough}")
     check_budget(
-        budget_bytes, plan.parts, context=f"device `{device}`" if device else "device", hint=hint
+        budget_bytes,
+        plan.parts,
+        context=f"device `{device}`" if device else "device",
+        hint=", or ".join(ways),
     )
+
+
+_SAVINGS_MAX = 4
+
+
+def savings(plan: DevicePlan, budget_bytes: int) -> list[BudgetPart]:
+    """Return what would make a plan smaller, the largest saving first, by planning again.
+
+    As few streams less as are enough (one, if none are); each of the models that determine an
+    arena on one stream only; each of them left out, which is what a smaller batch or another
+    place for the model can save at most.
+    """
+
+    def again(models: Sequence[ModelMemory], stream_count: int) -> int:
+        other = DevicePlan.build(
+            models, stream_count=stream_count, alignment_bytes=plan.alignment_bytes
+        )
+        return plan.total_bytes - other.total_bytes
+
+    ways = []
+    if plan.stream_count > 1:
+        fewer = range(plan.stream_count - 1, 0, -1)
+        excess_bytes = plan.total_bytes - budget_bytes
+        enough = [count for count in fewer if again(plan.models, count) >= excess_bytes]
+        count = enough[0] if enough else 1
+        ways.append(BudgetPart(f"lower `streams.count` to {count}", again(plan.models, count)))
+    for name in dict.fromkeys(model for arena in plan.arenas for model in arena.models):
+        if len(plan.streams_of(name)) > 1:
+            confined = [
+                replace(each, streams_max=1) if each.model == name else each for each in plan.models
+            ]
+            what = f'set `streams.affinity = "memory"` and `concurrency = 1` for model `{name}`'
+            ways.append(BudgetPart(what, again(confined, plan.stream_count)))
+        if len(plan.models) > 1:
+            others = [each for each in plan.models if each.model != name]
+            what = f"move model `{name}` elsewhere"
+            ways.append(BudgetPart(what, again(others, plan.stream_count)))
+    useful = [way for way in ways if way.size_bytes > 0]
+    return sorted(useful, key=lambda way: -way.size_bytes)[:_SAVINGS_MAX]
 
 
 def _raise_hint(needed_bytes: int) -> str:

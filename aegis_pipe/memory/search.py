@@ -90,7 +90,7 @@ class Search:
         return [buffer for buffer, (offset, size) in enumerate(spans) if offset + size > bytes_]
 
 
-_PATIENCE = 250_000
+_PATIENCE = 50_000
 """Hill climbing ends after so many places given to buffers without a smaller peak."""
 
 Strategy = Callable[[Search], None]

@@ -12,6 +12,7 @@ from aegis_pipe.memory import (
     check_budget,
     check_device_budget,
     check_model_budget,
+    savings,
 )
 from aegis_pipe.memory.budgets import format_size_at_least, live_at_peak, smallest_cause
 from aegis_pipe.units import format_size
@@ -115,7 +116,7 @@ def test_a_device_stores_weights_once_and_an_arena_per_stream():
     plan = DevicePlan.build(two_models(), stream_count=2)
     assert plan.weights_bytes == 160 * MIB
     assert plan.weights_offsets == {"w1": 0, "shared": 100 * MIB, "w2": 150 * MIB}
-    assert (plan.arena_bytes, plan.arena_models) == (40 * MIB, ("detector",))
+    assert (plan.arena_bytes, plan.arenas[0].models) == (40 * MIB, ("detector",))
     assert plan.total_bytes == (160 + 2 * 40 + 3) * MIB
     assert plan.separate_bytes == (210 + 2 * 70 + 3) * MIB
     assert plan.saved_bytes == 110 * MIB
@@ -152,14 +153,16 @@ def test_a_device_is_refused_with_both_ways_out():
         " + arena of stream 0 (set by `detector`) 40 MiB"
         " + arena of stream 1 (set by `detector`) 40 MiB"
         " + arena of stream 2 (set by `detector`) 40 MiB\n"
-        "  hint: raise `memory_budget` to 323 MiB, or lower `streams.count` to 2, "
-        "which saves 80 MiB"
+        "  hint: raise `memory_budget` to 323 MiB, or move model `detector` elsewhere, which "
+        "saves 142 MiB, or lower `streams.count` to 2, which saves 80 MiB, or set "
+        '`streams.affinity = "memory"` and `concurrency = 1` for model `detector`, which saves '
+        "30 MiB (not enough alone)"
     )
 
 
-def test_fewer_streams_are_not_offered_where_they_do_not_help():
-    plan = DevicePlan.build(two_models(), stream_count=2)
-    assert "streams.count" not in refusal(check_device_budget, plan, 100 * MIB)
+def test_fewer_streams_are_not_offered_where_there_is_one():
+    plan = DevicePlan.build(two_models(), stream_count=1)
+    assert "streams" not in refusal(check_device_budget, plan, 100 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +190,37 @@ def test_groups_stand_side_by_side_in_an_arena():
         ModelMemory("urgent", {}, 65, arena_group=10),
     ]
     plan = DevicePlan.build(models, stream_count=2, alignment_bytes=64)
-    assert plan.arena_offsets == {0: 0, 10: 320}
+    assert plan.arenas[0].offsets == {0: 0, 10: 320}
     assert plan.arena_bytes == 320 + 128
-    assert plan.arena_models == ("b", "urgent")
+    assert plan.arenas[0].models == ("b", "urgent")
     assert plan.total_bytes == 2 * 448
+
+
+def test_confined_models_make_arenas_smaller_and_share_the_last_streams():
+    models = [
+        ModelMemory("small", {}, 100),
+        ModelMemory("large", {}, 300, streams_max=1),
+        ModelMemory("medium", {}, 200, streams_max=2),
+    ]
+    plan = DevicePlan.build(models, stream_count=3)
+    assert [arena.size_bytes for arena in plan.arenas] == [100, 200, 300]
+    assert [list(plan.streams_of(each.model)) for each in models] == [[0, 1, 2], [2], [1, 2]]
+    assert plan.arenas_bytes == plan.total_bytes == 600
+    assert plan.separate_bytes == 3 * 100 + 300 + 2 * 200
+    assert sum(part.size_bytes for part in plan.parts) == 600
+
+
+def test_what_would_help_is_planned_again():
+    models = [
+        ModelMemory("large", {"a": 1000}, 300 * MIB),
+        ModelMemory("small", {"b": 1000}, 100 * MIB),
+    ]
+    plan = DevicePlan.build(models, stream_count=2)
+    assert [(way.name, way.size_bytes // MIB) for way in savings(plan, 350 * MIB)] == [
+        ("move model `large` elsewhere", 400),
+        ("lower `streams.count` to 1", 300),
+        ('set `streams.affinity = "memory"` and `concurrency = 1` for model `large`', 200),
+    ]
+    words = refusal(check_device_budget, plan, 350 * MIB)
+    assert "`concurrency = 1` for model `large`, which saves 200 MiB (not enough alone)" in words
+    assert "lower `streams.count` to 1, which saves 300 MiB, or" in words

@@ -1,0 +1,283 @@
+"""Draws a memory plan as SVG, or as an HTML page around it.
+
+One bar for the device's total beside its budget, then a panel for each model: steps to the right,
+offsets upwards, a rectangle for each storage. SVG is written here: no plotting package is needed.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aegis_pipe import units
+from aegis_pipe.cli.tables import counted
+from aegis_pipe.errors import PermanentError
+from aegis_pipe.memory import AllocationPlan, DevicePlan, TensorLifetime, WorkspaceId
+
+_Scale = Callable[[float], float]
+
+_WIDTH, _LEFT, _RIGHT = 1200, 96, 24
+_PLOT_WIDTH = _WIDTH - _LEFT - _RIGHT
+_PANEL_HEIGHT, _PANEL_TOP, _PANEL_BOTTOM = 280, 66, 44
+_FILLS = ("#4c78a8", "#72b7b2", "#54a24b", "#9ecae9", "#88d27a", "#b6992d", "#b279a2", "#f2a65a")
+_SCRATCH, _PEAK, _BOUND, _INK, _FAINT = "#bab0ac", "#e45756", "#1f2933", "#1f2933", "#7b8794"
+_LETTER_WIDTH = 6.2
+"""Of the labels, in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaDrawing:
+    """What one panel shows."""
+
+    title: str
+    lifetimes: Sequence[TensorLifetime]
+    plan: AllocationPlan
+    step_names: Sequence[str]
+    peak_step: int
+
+
+def write_plot(
+    path: Path,
+    title: str,
+    arenas: Sequence[ArenaDrawing],
+    device: DevicePlan,
+    budget_bytes: int | None,
+) -> None:
+    """Write what the file's ending asks for: `.svg` or `.html`; PermanentError for others."""
+    if path.suffix not in (".svg", ".html"):
+        raise PermanentError(
+            f"`{path.name}` ends in neither .svg nor .html",
+            context="--plot",
+            hint="name the file plan.svg or plan.html",
+        )
+    picture = draw_plan(title, arenas, device, budget_bytes)
+    try:
+        path.write_text(_page(title, picture) if path.suffix == ".html" else picture, "utf-8")
+    except OSError as error:
+        raise PermanentError(
+            f"`{path}` can not be written: {error.strerror}",
+            context="--plot",
+            hint="name a file in a folder that exists and is writable",
+        ) from error
+
+
+def draw_plan(
+    title: str, arenas: Sequence[ArenaDrawing], device: DevicePlan, budget_bytes: int | None
+) -> str:
+    """Return the picture as one SVG document."""
+    body = [_text(_LEFT, 32, title, size=20, weight="bold")]
+    bar, top = _device_bar(device, budget_bytes, top=64)
+    body += bar
+    for arena in arenas:
+        body += _panel(arena, top)
+        top += _PANEL_TOP + _PANEL_HEIGHT + _PANEL_BOTTOM
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {top}" width="{_WIDTH}" '
+        f'height="{top}" font-family="system-ui, sans-serif">\n'
+        "<style>.t:hover{stroke:#000;stroke-width:2}</style>\n"
+        f'<rect width="{_WIDTH}" height="{top}" fill="#ffffff"/>\n' + "\n".join(body) + "\n</svg>\n"
+    )
+
+
+def _device_bar(device: DevicePlan, budget_bytes: int | None, top: int) -> tuple[list[str], int]:
+    """Return the bar with its legend, and where it ends."""
+    size = units.format_size
+    scale_bytes = max(device.total_bytes, budget_bytes or 0, 1)
+    budget = "no budget" if budget_bytes is None else f"budget {size(budget_bytes)}"
+    heading = (
+        f"device total {size(device.total_bytes)}, {budget}; each model on its own "
+        f"{size(device.separate_bytes)}, saved {size(device.saved_bytes)}"
+    )
+    body = [_text(_LEFT, top, heading, size=14)]
+    left = float(_LEFT)
+    entries = []
+    for number, part in enumerate(device.parts):
+        width = part.size_bytes / scale_bytes * _PLOT_WIDTH
+        fill = _FILLS[number % len(_FILLS)]
+        body.append(_rectangle(left, top + 14, width, 36, fill, str(part)))
+        entries.append((fill, str(part)))
+        left += width
+    if budget_bytes is not None:
+        mark = _LEFT + budget_bytes / scale_bytes * _PLOT_WIDTH
+        body.append(_line(mark, top + 8, mark, top + 56, _PEAK, 2, "budget"))
+    legend, bottom = _legend(entries, top + 72)
+    return [*body, *legend], bottom + 20
+
+
+def _legend(entries: Iterable[tuple[str, str]], top: int) -> tuple[list[str], int]:
+    body: list[str] = []
+    left = float(_LEFT)
+    for fill, label in entries:
+        width = 22 + len(label) * _LETTER_WIDTH + 16
+        if left > _LEFT and left + width > _WIDTH - _RIGHT:
+            left, top = float(_LEFT), top + 20
+        body.append(_rectangle(left, top - 10, 12, 12, fill, label))
+        body.append(_text(left + 18, top, label, size=11, fill=_FAINT))
+        left += width
+    return body, top
+
+
+def _panel(arena: ArenaDrawing, top: int) -> list[str]:
+    plan = arena.plan
+    steps = max((each.end for each in arena.lifetimes), default=1)
+    start = min((each.first for each in arena.lifetimes), default=0)
+    step_width = _PLOT_WIDTH / max(1, steps - start)
+    height_bytes = max(plan.peak_bytes, 1)
+    base = top + _PANEL_TOP + _PANEL_HEIGHT
+
+    def at_step(step: float) -> float:
+        return _LEFT + (step - start) * step_width
+
+    def at_offset(offset: float) -> float:
+        return base - offset / height_bytes * _PANEL_HEIGHT
+
+    quality = "optimal" if plan.optimal else f"at most {plan.gap:.2%} above the optimum"
+    tensors = counted(len(arena.lifetimes), "tensor")
+    peak, bound = units.format_size(plan.peak_bytes), units.format_size(plan.lower_bound_bytes)
+    body = [
+        _text(_LEFT, top + 20, arena.title, size=15, weight="bold"),
+        _text(
+            _LEFT,
+            top + 40,
+            f"{tensors}, peak {peak}, lower bound {bound} ({quality}; {plan.algorithm})",
+            size=12,
+            fill=_FAINT,
+        ),
+        f'<rect x="{_LEFT}" y="{top + _PANEL_TOP}" width="{_PLOT_WIDTH}" '
+        f'height="{_PANEL_HEIGHT}" fill="#f5f7fa"/>',
+    ]
+    body += _tensors(arena, at_step, at_offset)
+    body += _marks(arena, at_step, at_offset, base)
+    body += _axes(start, steps, plan.peak_bytes, at_step, at_offset, base)
+    return body
+
+
+def _tensors(arena: ArenaDrawing, at_step: _Scale, at_offset: _Scale) -> list[str]:
+    body = []
+    for number, each in enumerate(arena.lifetimes):
+        offset = arena.plan.offsets[each.tensor_id]
+        name = str(each.tensor_id)
+        place = f"offset {offset}, steps {each.first} to {each.end - 1}"
+        hover = f"{name}\n{units.format_size(each.size_bytes)}, {place}"
+        scratch = isinstance(each.tensor_id, WorkspaceId)
+        fill = _SCRATCH if scratch else _FILLS[number % len(_FILLS)]
+        y = at_offset(offset + each.size_bytes)
+        height = at_offset(offset) - y
+        for first, end in _stretches(each):
+            x, width = at_step(first), at_step(end) - at_step(first)
+            body.append(_rectangle(x, y, width, height, fill, hover))
+            if height >= 13 and width >= 40:
+                letters = int((width - 8) / _LETTER_WIDTH)
+                label = name if len(name) <= letters else name[: letters - 1] + "…"
+                body.append(_text(x + 4, y + min(height, 16) - 4, label, size=11, over=True))
+    return body
+
+
+def _stretches(lifetime: TensorLifetime) -> list[tuple[int, int]]:
+    edges = [lifetime.first, *(edge for gap in lifetime.gaps for edge in gap), lifetime.end]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _marks(arena: ArenaDrawing, at_step: _Scale, at_offset: _Scale, base: int) -> list[str]:
+    """Return the peak step and the lower bound."""
+    step, bound_bytes = arena.peak_step, arena.plan.lower_bound_bytes
+    name = arena.step_names[step] if step < len(arena.step_names) else ""
+    middle = at_step(step + 0.5)
+    label = f"peak: step {step}" + (f", {name}" if name else "")
+    label = label if len(label) <= 60 else label[:59] + "…"
+    on_right = middle > _WIDTH / 2
+    bound = at_offset(bound_bytes)
+    return [
+        _line(middle, base - _PANEL_HEIGHT - 4, middle, base, _PEAK, 1.5, label, dashed=True),
+        _text(
+            middle + (-6 if on_right else 6),
+            base - _PANEL_HEIGHT - 6,
+            label,
+            size=11,
+            fill=_PEAK,
+            anchor="end" if on_right else "start",
+        ),
+        _line(_LEFT, bound, _LEFT + _PLOT_WIDTH, bound, _BOUND, 1.5, "lower bound", dashed=True),
+    ]
+
+
+def _axes(
+    start: int, steps: int, peak_bytes: int, at_step: _Scale, at_offset: _Scale, base: int
+) -> list[str]:
+    body = []
+    for quarter in range(5):
+        offset = peak_bytes * quarter // 4
+        y = at_offset(offset)
+        body.append(_line(_LEFT - 4, y, _LEFT, y, _FAINT, 1, ""))
+        size = units.format_size(offset)
+        body.append(_text(_LEFT - 8, y + 4, size, size=11, fill=_FAINT, anchor="end"))
+    ticks = sorted({start + (steps - 1 - start) * tenth // 10 for tenth in range(11)})
+    for step in ticks:
+        x = at_step(step + 0.5)
+        body.append(_text(x, base + 16, str(step), size=11, fill=_FAINT, anchor="middle"))
+    body.append(_text(_LEFT + _PLOT_WIDTH / 2, base + 34, "step", 11, fill=_FAINT, anchor="middle"))
+    return body
+
+
+def _rectangle(x: float, y: float, width: float, height: float, fill: str, hover: str) -> str:
+    # Borders would hide what is thin.
+    border = ' stroke="#ffffff" stroke-width="0.6"' if min(width, height) >= 4 else ""
+    return (
+        f'<rect class="t" x="{x:.2f}" y="{y:.2f}" width="{max(width, 0.4):.2f}" '
+        f'height="{max(height, 0.4):.2f}" fill="{fill}"{border}>'
+        f"<title>{html.escape(hover)}</title></rect>"
+    )
+
+
+def _line(
+    x1: float, y1: float, x2: float, y2: float, stroke: str, width: float, hover: str,
+    *, dashed: bool = False,
+) -> str:  # fmt: skip
+    dashes = ' stroke-dasharray="6 4"' if dashed else ""
+    return (
+        f'<line x1="{x1:.2f}" y1="{y1:.2f}" x2="{x2:.2f}" y2="{y2:.2f}" stroke="{stroke}" '
+        f'stroke-width="{width}"{dashes}><title>{html.escape(hover)}</title></line>'
+    )
+
+
+def _text(
+    x: float, y: float, text: str, size: int, *, fill: str = _INK, weight: str = "normal",
+    anchor: str = "start", over: bool = False,
+) -> str:  # fmt: skip
+    through = ' pointer-events="none"' if over else ""
+    return (
+        f'<text x="{x:.2f}" y="{y:.2f}" font-size="{size}" fill="{fill}" font-weight="{weight}" '
+        f'text-anchor="{anchor}"{through}>{html.escape(text)}</text>'
+    )
+
+
+def _page(title: str, picture: str) -> str:
+    """Return a page whose tooltip follows the pointer; without scripts the titles still show."""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}: memory plan</title>
+<style>
+body {{ margin: 0; background: #fff; }}
+svg {{ max-width: 100%; height: auto; display: block; margin: auto; }}
+#tip {{ position: fixed; display: none; padding: 6px 9px; background: #1f2933; color: #fff;
+  font: 12px/1.4 system-ui, sans-serif; white-space: pre; pointer-events: none;
+  border-radius: 4px; }}
+</style></head><body>
+{picture}
+<div id="tip"></div>
+<script>
+const tip = document.getElementById("tip");
+for (const each of document.querySelectorAll("rect.t")) {{
+  const title = each.querySelector("title"), words = title.textContent;
+  title.remove();
+  each.addEventListener("mousemove", event => {{
+    tip.textContent = words;
+    tip.style.display = "block";
+    tip.style.left = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 4) + "px";
+    tip.style.top = Math.min(event.clientY + 14, innerHeight - tip.offsetHeight - 4) + "px";
+  }});
+  each.addEventListener("mouseleave", () => {{ tip.style.display = "none"; }});
+}}
+</script></body></html>
+"""

@@ -1,0 +1,91 @@
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from aegis_pipe.cli.memory_plot import ArenaDrawing, draw_plan, write_plot
+from aegis_pipe.errors import PermanentError
+from aegis_pipe.memory import (
+    DevicePlan,
+    MemoryPlanner,
+    ModelMemory,
+    TensorLifetime,
+    WorkspaceId,
+    live_at_peak,
+)
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawing(lifetimes):
+    plan = MemoryPlanner(time_limit_s=0.1).plan(lifetimes)
+    peak_step = live_at_peak(lifetimes)[0] if lifetimes else 0
+    return ArenaDrawing("arena of `a`", lifetimes, plan, ["first"], peak_step)
+
+
+def device():
+    models = [ModelMemory("a", {"w": 700}, 300), ModelMemory("b", {"w": 700}, 200)]
+    return DevicePlan.build(models, stream_count=2)
+
+
+def rectangles(svg):
+    for each in ElementTree.fromstring(svg).iter(f"{SVG}rect"):
+        title = each.find(f"{SVG}title")
+        if title is not None:
+            place = tuple(float(each.get(key)) for key in ("x", "y", "width", "height"))
+            yield title.text, place
+
+
+@pytest.mark.parametrize("count", [0, 1, 20, 2000])
+def test_every_tensor_has_a_rectangle_and_none_overlap(count):
+    lifetimes = [TensorLifetime(f"<{i}>", 64 + i % 7, i, i + 1 + i % 5) for i in range(count)]
+    svg = draw_plan("a & b", [drawing(lifetimes)], device(), 2000)
+    drawn = {
+        title.split("\n")[0]: place for title, place in rectangles(svg) if title.startswith("<")
+    }
+    assert sorted(drawn) == sorted(each.tensor_id for each in lifetimes)
+    boxes = list(drawn.values())[:60]
+    for number, (x, y, width, height) in enumerate(boxes):
+        for left, top, wide, high in boxes[:number]:
+            apart = 0.02  # coordinates are rounded to hundredths
+            across = min(x + width, left + wide) - max(x, left) > apart
+            assert not (across and min(y + height, top + high) - max(y, top) > apart)
+
+
+def test_gaps_are_left_out_and_scratch_is_named():
+    lifetimes = [
+        TensorLifetime("kept", 64, 0, 9, gaps=((2, 4),)),
+        TensorLifetime(WorkspaceId(5), 64, 5, 6),
+    ]
+    titles = [
+        title.split("\n")[0]
+        for title, _ in rectangles(draw_plan("x", [drawing(lifetimes)], device(), None))
+    ]
+    assert titles.count("kept") == 2
+    assert "workspace of step 5" in titles
+
+
+def test_the_bar_shows_the_total_against_the_budget():
+    svg = draw_plan("x", [], device(), 1500)
+    widths = {t: place[2] for t, place in rectangles(svg) if place[3] == 36}
+    total, parts = device().total_bytes, device().parts
+    assert len(widths) == len(parts) == 3
+    assert sum(widths.values()) == pytest.approx(1080 * total / 1500, abs=0.1)
+    assert "budget 1.465 KiB" in svg
+
+
+def test_html_holds_the_same_picture(tmp_path: Path):
+    arenas = [drawing([TensorLifetime("x", 64, 0, 1)])]
+    for name in ("plan.svg", "plan.html"):
+        write_plot(tmp_path / name, "x", arenas, device(), None)
+    svg, page = ((tmp_path / name).read_text() for name in ("plan.svg", "plan.html"))
+    assert svg.strip() in page
+    assert not re.search(r"https?://(?!www\.w3\.org)", page)
+
+
+def test_other_files_are_refused(tmp_path: Path):
+    with pytest.raises(PermanentError, match=r"neither \.svg nor \.html"):
+        write_plot(tmp_path / "plan.png", "x", [], device(), None)
+    with pytest.raises(PermanentError, match="can not be written"):
+        write_plot(tmp_path / "none" / "plan.svg", "x", [], device(), None)
