@@ -25,8 +25,7 @@ EXPORT void aegis_run(const step *steps, int64_t count, int64_t *stamps) {
         if (stamps) stamps[2 * i + 1] = now = now_ns();
     }
     if (i == count) return;
-    team_begin(t, steps + i, count - i);
-    run_together(t, (worker){0, team_size(t)}, steps + i, count - i, stamps ? stamps + 2 * i : NULL);
+    run_together(t, steps + i, count - i, stamps ? stamps + 2 * i : NULL);
 }
 
 /* The x86-64 level (2, 3 or 4) that processor and operating system support together; 0 elsewhere.
