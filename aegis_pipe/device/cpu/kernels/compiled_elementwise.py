@@ -9,17 +9,16 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from aegis_pipe.device.cpu.kernels import compiled, native, operands
+from aegis_pipe.device.cpu.kernels import broadcasting, compiled, native, operands
 from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
 from aegis_pipe.device.cpu.kernels.planned import elements_moved
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
-_RANK = 4
+_RANK = broadcasting.RANK
 _SHORT_RUN = 8
 """With shorter last dimensions, registers would be almost empty."""
 
@@ -122,43 +121,9 @@ def _bind_map(
     return NativeCall(native.LIBRARY, f"aegis_{name}", arguments, (x, y))
 
 
-@dataclass(frozen=True, slots=True)
-class _Broadcast:
-    """The result's shape and both operands' strides in elements, each of rank four."""
-
-    shape: tuple[int, ...]
-    a_strides: tuple[int, ...]
-    b_strides: tuple[int, ...]
-
-
-def _strides(shape: Sequence[int], result: Sequence[int]) -> list[int]:
-    """Return the strides with which an operand walks through the result's shape."""
-    padded = (1,) * (len(result) - len(shape)) + tuple(shape)
-    strides, step = [], 1
-    for size, count in zip(reversed(padded), reversed(result), strict=True):
-        strides.append(step if size == count and count > 1 else 0)
-        step *= size
-    return strides[::-1]
-
-
-def _broadcast(request: KernelRequest) -> _Broadcast | None:
-    """Merge dimensions that both operands walk through alike; None if more than four stay."""
-    result = operands.output_spec(request).shape
-    a, b = (_strides(operands.input_spec(request, i).shape, result) for i in (0, 1))
-    merged: list[tuple[int, int, int]] = []
-    for size, a_stride, b_stride in zip(result, a, b, strict=True):
-        if size == 1:
-            continue
-        if merged and merged[-1][1:] == (a_stride * size, b_stride * size):
-            size *= merged.pop()[0]
-        merged.append((size, a_stride, b_stride))
-    if len(merged) > _RANK:
-        return None
-    merged = [(1, 0, 0)] * (_RANK - len(merged)) + merged
-    if max(merged[-1][1:]) > 1:
-        return None
-    shape, a_strides, b_strides = zip(*merged, strict=True)
-    return _Broadcast(shape, a_strides, b_strides)
+def _broadcast(request: KernelRequest) -> broadcasting.Broadcast | None:
+    a, b = (operands.input_spec(request, position).shape for position in (0, 1))
+    return broadcasting.broadcast(operands.output_spec(request).shape, a, b)
 
 
 def _choose_pair(request: KernelRequest) -> KernelChoice | None:
