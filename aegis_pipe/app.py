@@ -27,6 +27,7 @@ from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, Device
 from aegis_pipe.device.registry import OpenedDevice, open_device
 from aegis_pipe.errors import AegisError, InvalidInputError
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
+from aegis_pipe.execution.collector import heap_frozen
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.deployment import (
     Deployment,
@@ -255,6 +256,7 @@ class Runtime:
             self._closing.close()
             raise
         return_freed_memory()
+        self._closing.enter_context(heap_frozen())
 
     def _start(self, observers: _Observers) -> None:
         manifest, clock, hub = self._manifest, self.clock, self._hub
