@@ -289,8 +289,12 @@ class Runtime:
             )
         )
         self.boundaries = MappingProxyType(dict(self._deployment.boundaries))
+        # Weights are on the device by now, and not kept twice.
         self.graphs = MappingProxyType(
-            {model.compiled.name: model.compiled.graph for model in loaded[: len(manifest.models)]}
+            {
+                model.compiled.name: model.compiled.graph.without_weights()
+                for model in loaded[: len(manifest.models)]
+            }
         )
         # All models are bound to the last stream, confined ones too.
         # A copy: the deployment's own is emptied at the end, and `submit` is called even then.
