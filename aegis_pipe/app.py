@@ -27,6 +27,7 @@ from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, Device
 from aegis_pipe.device.registry import OpenedDevice, open_device
 from aegis_pipe.errors import AegisError, InvalidInputError
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
+from aegis_pipe.execution.collector import heap_frozen
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.deployment import (
     Deployment,
@@ -255,6 +256,7 @@ class Runtime:
             self._closing.close()
             raise
         return_freed_memory()
+        self._closing.enter_context(heap_frozen())
 
     def _start(self, observers: _Observers) -> None:
         manifest, clock, hub = self._manifest, self.clock, self._hub
@@ -287,8 +289,12 @@ class Runtime:
             )
         )
         self.boundaries = MappingProxyType(dict(self._deployment.boundaries))
+        # Weights are on the device by now, and not kept twice.
         self.graphs = MappingProxyType(
-            {model.compiled.name: model.compiled.graph for model in loaded[: len(manifest.models)]}
+            {
+                model.compiled.name: model.compiled.graph.without_weights()
+                for model in loaded[: len(manifest.models)]
+            }
         )
         # All models are bound to the last stream, confined ones too.
         # A copy: the deployment's own is emptied at the end, and `submit` is called even then.

@@ -62,7 +62,7 @@ def plot(planned: PlannedDeployment, path: Path) -> None:
             f"arena of {model.name}",
             model.analysis.lifetimes,
             model.plan,
-            [step.name for step in model.memory_steps],
+            [step.name for step in model.analysis.steps],
             live_at_peak(model.analysis.lifetimes)[0],
         )
         for model in planned.models
@@ -165,7 +165,7 @@ def _schedule_table(models: tuple[ModelSection, ...]) -> str:
 
 
 def _kernel_line(model: CompiledModel) -> str:
-    launched = [step for step in model.steps if step.choice.view is None]
+    launched = [step for step in model.steps if step.is_launched]
     reference = Counter(step.operator for step in model.reference_steps)
     views = len(model.steps) - len(launched)
     line = f"  {model.name}: {len(launched)} kernels, {views} views"
@@ -180,7 +180,7 @@ def _step_lines(model: CompiledModel) -> list[str]:
         (
             str(index),
             step.operator,
-            step.choice.kernel if step.choice.view is None else "view",
+            step.choice.kernel if step.is_launched else "view",
             str(step.request.outputs[0]) if step.request.outputs else "",
             step.node[:60],
         )
@@ -258,7 +258,7 @@ def _model_json(
             {
                 "node": step.node,
                 "operator": step.operator,
-                "kernel": "view" if step.choice.view else step.choice.kernel,
+                "kernel": step.choice.kernel if step.is_launched else "view",
                 "workspace_bytes": step.choice.workspace_bytes,
                 "outputs": [str(spec) for spec in step.request.outputs if spec],
             }

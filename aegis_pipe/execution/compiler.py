@@ -14,6 +14,7 @@ import numpy as np
 
 from aegis_pipe.device.protocols import DeviceContext, KernelCall, Region
 from aegis_pipe.events import PhaseRecorder
+from aegis_pipe.execution.aliasing import joins_of, parts_of
 from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph
 from aegis_pipe.execution.lowering import ReferenceFactory, lower_node
 from aegis_pipe.execution.operators.table import OperatorTable
@@ -63,6 +64,13 @@ class CompiledStep:
     results: tuple[TensorId, ...]
     weights: Mapping[int, str]
     """Key of the weight for each constant operand, by position."""
+    in_place: bool = False
+    """The plan has its bytes where they have to come to: no kernel runs."""
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether a kernel runs; views have none."""
+        return self.choice.view is None and not self.in_place
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +83,6 @@ class CompiledModel:
     weights: Mapping[str, Weight]
     constant_outputs: Mapping[TensorId, str]
     """Weight keys of graph outputs that are constants."""
-    memory_steps: tuple[MemoryStep, ...]
     analysis: MemoryAnalysis
     plan: AllocationPlan
     passes: tuple[PassReport, ...] = ()
@@ -123,16 +130,21 @@ def compile_model(
             for tensor in graph.outputs
             if tensor in graph.constants
         }
-        phase.attributes["kernels"] = sum(step.choice.view is None for step in steps)
         phase.attributes["reference_kernels"] = sum(step.choice.is_reference for step in steps)
     with phases.phase("memory.plan", model=graph.name) as phase:
-        memory_steps = tuple(map(_memory_step, steps))
-        analysis, plan = _plan_memory(graph, memory_steps, context.description.alignment_bytes)
+        analysis, plan = _plan_memory(
+            graph, tuple(map(_memory_step, steps)), context.description.alignment_bytes
+        )
+        steps = tuple(
+            replace(step, in_place=memory_step.moves)
+            for step, memory_step in zip(steps, analysis.steps, strict=True)
+        )
+        phase.attributes["kernels"] = sum(step.is_launched for step in steps)
         phase.attributes["peak_bytes"] = plan.peak_bytes
         phase.attributes["lower_bound_bytes"] = plan.lower_bound_bytes
         phase.attributes["algorithm"] = plan.algorithm
     return CompiledModel(
-        graph.name, graph, steps, weights.weights, constant_outputs, memory_steps, analysis, plan
+        graph.name, graph, steps, weights.weights, constant_outputs, analysis, plan
     )
 
 
@@ -150,11 +162,12 @@ def _plan_memory(
     )
     plan = MemoryPlanner().plan(analysis.lifetimes)
     assert_plan_is_sound(
-        steps,
+        analysis.steps,
         sizes_bytes,
         inputs=graph.inputs,
         outputs=outputs,
         storage_of=analysis.storage_of,
+        offset_of=analysis.offset_of,
         plan=plan,
         alignment_bytes=alignment_bytes,
     )
@@ -225,6 +238,8 @@ def _memory_step(step: CompiledStep) -> MemoryStep:
         workspace_bytes=step.choice.workspace_bytes,
         in_place=pairs(step.choice.in_place),
         views=pairs(view),
+        parts=() if view else parts_of(step.request, step.operands, step.results),
+        joins=() if view else joins_of(step.request, step.operands, step.results),
     )
 
 
@@ -247,7 +262,7 @@ class ModelBinder:
     def _place(self) -> dict[TensorId, Region]:
         compiled, graph = self._compiled, self._compiled.graph
         regions = {
-            tensor: self._part(compiled.analysis.storage_of[tensor], edge.spec.size_bytes)
+            tensor: self._part(tensor, edge.spec.size_bytes)
             for tensor, edge in graph.tensors.items()
             if tensor in compiled.analysis.storage_of
         }
@@ -263,19 +278,21 @@ class ModelBinder:
                 regions[step.results[target]] = regions[step.operands[source]]
         return regions
 
-    def _part(self, storage: Hashable, size_bytes: int) -> Region:
-        return self._storages[storage].view(0, size_bytes)
+    def _part(self, tensor: TensorId, size_bytes: int) -> Region:
+        analysis = self._compiled.analysis
+        storage = self._storages[analysis.storage_of[tensor]]
+        return storage.view(analysis.offset_of.get(tensor, 0), size_bytes)
 
     def launched_steps(self) -> tuple[CompiledStep, ...]:
-        """Return the steps that run a kernel, in order; views run none."""
-        return tuple(step for step in self._compiled.steps if step.choice.view is None)
+        """Return the steps that run a kernel, in order."""
+        return tuple(step for step in self._compiled.steps if step.is_launched)
 
     def calls(self) -> tuple[KernelCall, ...]:
         """Bind every step of `launched_steps`."""
         return tuple(
             self._bind(index, step)
             for index, step in enumerate(self._compiled.steps)
-            if step.choice.view is None
+            if step.is_launched
         )
 
     def _bind(self, index: int, step: CompiledStep) -> KernelCall:

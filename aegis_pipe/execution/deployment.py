@@ -166,7 +166,7 @@ def plan_models(
                 model_budget_bytes,
                 lifetimes=compiled.analysis.lifetimes,
                 plan=compiled.plan,
-                step_names=[step.name for step in compiled.memory_steps],
+                step_names=[step.name for step in compiled.analysis.steps],
                 weights_bytes=compiled.weight_bytes,
             )
     description = context.description

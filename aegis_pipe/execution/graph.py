@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -103,6 +103,11 @@ class ExecutionGraph:
     def spec(self, tensor: TensorId) -> TensorSpec:
         """Return a tensor's dtype and shape."""
         return self.tensors[tensor].spec
+
+    def without_weights(self) -> ExecutionGraph:
+        """Return the graph with no constants but scalars: it can be kept without its memory."""
+        scalars = {name: array.copy() for name, array in self.constants.items() if array.size == 1}
+        return replace(self, constants=MappingProxyType(scalars))
 
     @classmethod
     def build(

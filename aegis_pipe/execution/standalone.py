@@ -76,7 +76,7 @@ class StandaloneGraph:
 
     def kernels(self) -> tuple[str, ...]:
         """Return `operator, kernel` of everything that is launched, in order."""
-        steps = (step for step in self.compiled.steps if step.choice.view is None)
+        steps = (step for step in self.compiled.steps if step.is_launched)
         return tuple(f"{step.operator}, {step.choice.kernel}" for step in steps)
 
     def kernel_times_ns(self) -> np.ndarray:

@@ -21,7 +21,7 @@ from aegis_pipe.memory.check import (
     check_plan,
 )
 from aegis_pipe.memory.host import return_freed_memory
-from aegis_pipe.memory.lifetimes import MemoryStep, TensorLifetime, WorkspaceId
+from aegis_pipe.memory.lifetimes import MemoryStep, Part, TensorLifetime, WorkspaceId
 from aegis_pipe.memory.plan import AllocationPlan
 from aegis_pipe.memory.planner import MemoryPlanner
 from aegis_pipe.memory.pool import DeviceMemoryPool, PoolStatistics
@@ -38,6 +38,7 @@ __all__ = [
     "MemoryPlanner",
     "MemoryStep",
     "ModelMemory",
+    "Part",
     "PlanViolation",
     "PoolStatistics",
     "TensorLifetime",

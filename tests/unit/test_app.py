@@ -6,6 +6,7 @@ after it has started a request.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -458,6 +459,14 @@ def test_closing_while_others_submit_leaves_no_future_open(opened: Open, product
     assert all(future.done() for future in everyone)
     assert len({future.result()["y"].tobytes() for future in everyone}) == 1
     assert runtime.report().statistics.models[0].completed == len(everyone)
+
+
+def test_full_collections_pass_over_what_a_runtime_is_made_of(opened: Open, product: str) -> None:
+    """Searching all of a loaded model again and again would hold up requests."""
+    runtime = opened(m=product)
+    assert gc.get_freeze_count() > 10_000
+    runtime.close()
+    assert gc.get_freeze_count() == 0
 
 
 def test_two_runtimes_beside_each_other(opened: Open, product: str, take: str) -> None:
