@@ -190,7 +190,7 @@ class CudaContext:
         """Refuse: captured graphs have nobody to look between kernels."""
         raise PermanentError(
             "kernels can not be watched on CUDA",
-            context=f"node `{call.node}`",
+            context=f"kernel `{call.kernel}`",
             hint='write `kind = "cpu"`, or take `memory_debug` out',
         )
 
