@@ -31,6 +31,7 @@ from aegis_pipe.execution.compiler import (
 )
 from aegis_pipe.execution.executor import Executor
 from aegis_pipe.execution.graph import ExecutionGraph
+from aegis_pipe.execution.guarding import watch_calls
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
 from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.passes import (
@@ -63,6 +64,8 @@ class ModelOrder:
     options: LoadOptions
     precision: str = "fp32"
     """`fp32`, `tf32`, `fp16` or `bf16`."""
+    watched: bool = False
+    """Whether its kernels are watched for what they write outside of their places."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +92,7 @@ def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -
                 graph = ModelLoader().load(order.path, order.options)
                 phase.attributes["operators"] = len(graph.operators)
                 phase.attributes["constant_bytes"] = graph.constant_bytes
-            compiled = compile_graph(graph, context, phases, order.precision)
+            compiled = compile_graph(graph, context, phases, order.precision, watched=order.watched)
         except AegisError as error:
             # Several models load: say which one it was.
             error.context = f"model `{order.name}`" + (
@@ -104,12 +107,16 @@ def compile_graph(
     context: DeviceContext,
     phases: PhaseRecorder,
     precision: str = "fp32",
+    *,
+    watched: bool = False,
 ) -> CompiledModel:
     """Run the passes over a graph, choose its kernels and plan its memory.
 
-    Raises a PermanentError for a `precision` that the device is not made for.
+    `watched` leaves room for guards. Raises a PermanentError for a `precision` that the device is
+    not made for, and if it can not watch memory.
     """
     _check_precision(precision, context)
+    _check_watching(watched, context)
     capabilities = context.capabilities
     passes = (
         *PASSES,
@@ -123,8 +130,25 @@ def compile_graph(
             graph = convert(graph, precision)
             reports = (*reports, PassReport("precision", before, len(graph.operators)))
     tf32 = precision == "tf32"
-    compiled = compile_model(graph, context, OPERATORS, reference_function, phases, tf32=tf32)
+    compiled = compile_model(
+        graph,
+        context,
+        OPERATORS,
+        reference_function,
+        phases,
+        tf32=tf32,
+        guard_bytes=context.description.alignment_bytes if watched else 0,
+    )
     return replace(compiled, passes=reports)
+
+
+def _check_watching(watched: bool, context: DeviceContext) -> None:
+    if watched and not context.capabilities.watches_memory:
+        raise PermanentError(
+            f"memory can not be watched on {context.description.name}",
+            context="device",
+            hint='take `memory_debug` out, or write `kind = "cpu"`',
+        )
 
 
 def _check_precision(precision: str, context: DeviceContext) -> None:
@@ -298,6 +322,9 @@ class Deployment:
             binder = ModelBinder(compiled, self._context, weights, storages)
             steps = binder.launched_steps()
             calls = binder.calls()
+            if compiled.guard_bytes:
+                whole_arena = arena.place("all of it", base_bytes, compiled.plan.peak_bytes, name)
+                calls = watch_calls(compiled, calls, whole_arena.region, self._context)
             capture = GraphCapture(self._context)
             whole = capture.record(calls, ())
             bound = self._program(compiled, binder, whole)
