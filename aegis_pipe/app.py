@@ -617,6 +617,7 @@ def model_orders(manifest: Manifest) -> list[ModelOrder]:
                 name=section.name,
             ),
             precision=section.precision,
+            watched=manifest.device.memory_debug == "canary",
         )
         for section in manifest.models
     ]

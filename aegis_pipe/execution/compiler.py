@@ -6,9 +6,10 @@ Compiling (`compile_model`) touches no device memory: `aegis-pipe plan` stops th
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from aegis_pipe.memory import (
     ModelMemory,
     WorkspaceId,
     assert_plan_is_sound,
+    content_digest,
 )
 from aegis_pipe.tensor import TensorId
 
@@ -46,9 +48,18 @@ class Weight:
     array: np.ndarray
     packed: PackedConstant | None
 
-    def content(self) -> np.ndarray:
-        """Return the bytes to store."""
-        return self.packed.pack(self.array) if self.packed else np.ascontiguousarray(self.array)
+    def content(self) -> np.ndarray | Callable[[np.ndarray], None]:
+        """Return the bytes to store, or who writes them where they shall be."""
+        if self.packed is None:
+            return np.ascontiguousarray(self.array)
+        if self.packed.fill is None:
+            return self.packed.pack(self.array)
+        return partial(self.packed.fill, self.array)
+
+    def is_same(self, other: Weight) -> bool:
+        """Return whether it is the other one, compared byte by byte."""
+        mine, theirs = (np.ascontiguousarray(one.array).reshape(-1) for one in (self, other))
+        return np.array_equal(mine.view(np.uint8), theirs.view(np.uint8))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +98,8 @@ class CompiledModel:
     plan: AllocationPlan
     passes: tuple[PassReport, ...] = ()
     """What was done to the graph before, in order."""
+    guard_bytes: int = 0
+    """Bytes left free before and after everything planned, for `memory_debug`."""
 
     @property
     def weight_bytes(self) -> int:
@@ -112,10 +125,12 @@ def compile_model(
     phases: PhaseRecorder,
     *,
     tf32: bool = False,
+    guard_bytes: int = 0,
 ) -> CompiledModel:
     """Choose a kernel for every operator and plan the memory of one run.
 
-    With `tf32`, float32 products may round their operands to ten bits of mantissa.
+    With `tf32`, float32 products may round their operands to ten bits of mantissa. `guard_bytes`
+    (a multiple of the device's alignment) are left free before and after everything planned.
 
     Raises UnsupportedOperatorError for an operator the device has no kernel for.
     """
@@ -133,7 +148,10 @@ def compile_model(
         phase.attributes["reference_kernels"] = sum(step.choice.is_reference for step in steps)
     with phases.phase("memory.plan", model=graph.name) as phase:
         analysis, plan = _plan_memory(
-            graph, tuple(map(_memory_step, steps)), context.description.alignment_bytes
+            graph,
+            tuple(map(_memory_step, steps)),
+            context.description.alignment_bytes,
+            guard_bytes,
         )
         steps = tuple(
             replace(step, in_place=memory_step.moves)
@@ -144,13 +162,23 @@ def compile_model(
         phase.attributes["lower_bound_bytes"] = plan.lower_bound_bytes
         phase.attributes["algorithm"] = plan.algorithm
     return CompiledModel(
-        graph.name, graph, steps, weights.weights, constant_outputs, analysis, plan
+        graph.name,
+        graph,
+        steps,
+        weights.weights,
+        constant_outputs,
+        analysis,
+        plan,
+        guard_bytes=guard_bytes,
     )
 
 
 def _plan_memory(
-    graph: ExecutionGraph, steps: tuple[MemoryStep, ...], alignment_bytes: int
+    graph: ExecutionGraph, steps: tuple[MemoryStep, ...], alignment_bytes: int, guard_bytes: int
 ) -> tuple[MemoryAnalysis, AllocationPlan]:
+    if guard_bytes:
+        # A part that lies in place has no guard of its own.
+        steps = tuple(replace(step, parts=(), joins=()) for step in steps)
     sizes_bytes: dict[str, int] = {
         tensor: edge.spec.size_bytes
         for tensor, edge in graph.tensors.items()
@@ -160,7 +188,11 @@ def _plan_memory(
     analysis = LifetimeAnalyser(alignment_bytes).analyse(
         steps, sizes_bytes, inputs=graph.inputs, outputs=outputs
     )
-    plan = MemoryPlanner().plan(analysis.lifetimes)
+    plan = MemoryPlanner().plan(
+        [replace(x, size_bytes=x.size_bytes + 2 * guard_bytes) for x in analysis.lifetimes]
+    )
+    offsets = {storage: offset + guard_bytes for storage, offset in plan.offsets.items()}
+    plan = replace(plan, offsets=MappingProxyType(offsets))
     assert_plan_is_sound(
         analysis.steps,
         sizes_bytes,
@@ -184,8 +216,7 @@ class _WeightTable:
     def intern(self, tensor: TensorId, array: np.ndarray, packed: PackedConstant | None) -> str:
         """Add a weight unless its bytes are there already; return its key."""
         if id(array) not in self._digests:
-            content = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-            self._digests[id(array)] = hashlib.sha256(content.data).hexdigest()
+            self._digests[id(array)] = content_digest(array)
         layout = packed.layout if packed else "dense"
         size_bytes = packed.size_bytes if packed else array.nbytes
         key = f"{self._digests[id(array)]}/{layout}/{size_bytes}"
@@ -205,7 +236,8 @@ def _compile_step(
 ) -> CompiledStep:
     node = graph.operators[index]
     request, operands = lower_node(graph, node, operators, reference)
-    request = replace(request, tf32=tf32)
+    if tf32:
+        request = replace(request, tf32=True)
     choice = context.select(request)
     return CompiledStep(
         node=node.name,

@@ -29,11 +29,13 @@ class StandaloneGraph:
         stream: DeviceStream,
         clock: Clock,
         precision: str = "fp32",
+        *,
+        watched: bool = False,
     ) -> None:
         hub = EventHub()
         phases = PhaseRecorder(hub, clock)
         with collector_paused():
-            compiled = compile_graph(graph, context, phases, precision)
+            compiled = compile_graph(graph, context, phases, precision, watched=watched)
         loaded = LoadedModel(compiled, phases.begin("model.load"))
         self._stream = stream
         self._context = context
