@@ -35,12 +35,11 @@ from aegis_pipe.errors import (
     TransientError,
     UnsupportedOperatorError,
 )
+from aegis_pipe.version import __version__
 
 if TYPE_CHECKING:
     from aegis_pipe.app import Runtime, open_pipeline
     from aegis_pipe.manifest import Manifest, load_manifest
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AegisError",
