@@ -98,7 +98,7 @@ def _run_one(job: _Job) -> tuple[Tally, bytes]:
             digest.update(format_decision(decision).encode() + b"\n")
 
     run(
-        make_scheduler(manifest, segments_of(manifest, profile)),
+        make_scheduler(manifest, segments_of(manifest, profile), explains=job.journal),
         Loads(loads_of(manifest, profile, job.seed), job.seed),
         times_of(manifest, profile, job.seed + 1),
         until_ns=job.length_ns,

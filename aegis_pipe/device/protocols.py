@@ -46,6 +46,8 @@ class DeviceCapabilities:
     """Kernels take float16 and bfloat16 at more than the speed of float32."""
     watches_memory: bool = False
     """`watch` finds what kernels write outside of their places."""
+    steady_at_once: bool = False
+    """A first launch takes as long as any other: it imports, compiles and faults in nothing."""
     notifies_progress: bool = False
     """Calls the progress listener when events complete; otherwise events have to be polled."""
 
@@ -208,8 +210,11 @@ class DeviceContext(Protocol):
         """
         ...
 
-    def write(self, target: Region, source: np.ndarray) -> None:
-        """Copy host bytes into a region and wait; for loading only."""
+    def write(self, target: Region, source: np.ndarray | Callable[[np.ndarray], None]) -> None:
+        """Copy host bytes into a region and wait; for loading only.
+
+        `source` may also be who writes them: it is given uint8[size_bytes], and fills it.
+        """
         ...
 
     def read(self, source: Region, target: np.ndarray) -> None:

@@ -6,9 +6,9 @@ Compiling (`compile_model`) touches no device memory: `aegis-pipe plan` stops th
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -31,6 +31,7 @@ from aegis_pipe.memory import (
     ModelMemory,
     WorkspaceId,
     assert_plan_is_sound,
+    content_digest,
 )
 from aegis_pipe.tensor import TensorId
 
@@ -47,9 +48,18 @@ class Weight:
     array: np.ndarray
     packed: PackedConstant | None
 
-    def content(self) -> np.ndarray:
-        """Return the bytes to store."""
-        return self.packed.pack(self.array) if self.packed else np.ascontiguousarray(self.array)
+    def content(self) -> np.ndarray | Callable[[np.ndarray], None]:
+        """Return the bytes to store, or who writes them where they shall be."""
+        if self.packed is None:
+            return np.ascontiguousarray(self.array)
+        if self.packed.fill is None:
+            return self.packed.pack(self.array)
+        return partial(self.packed.fill, self.array)
+
+    def is_same(self, other: Weight) -> bool:
+        """Return whether it is the other one, compared byte by byte."""
+        mine, theirs = (np.ascontiguousarray(one.array).reshape(-1) for one in (self, other))
+        return np.array_equal(mine.view(np.uint8), theirs.view(np.uint8))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,8 +216,7 @@ class _WeightTable:
     def intern(self, tensor: TensorId, array: np.ndarray, packed: PackedConstant | None) -> str:
         """Add a weight unless its bytes are there already; return its key."""
         if id(array) not in self._digests:
-            content = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-            self._digests[id(array)] = hashlib.sha256(content.data).hexdigest()
+            self._digests[id(array)] = content_digest(array)
         layout = packed.layout if packed else "dense"
         size_bytes = packed.size_bytes if packed else array.nbytes
         key = f"{self._digests[id(array)]}/{layout}/{size_bytes}"
@@ -227,7 +236,8 @@ def _compile_step(
 ) -> CompiledStep:
     node = graph.operators[index]
     request, operands = lower_node(graph, node, operators, reference)
-    request = replace(request, tf32=tf32)
+    if tf32:
+        request = replace(request, tf32=True)
     choice = context.select(request)
     return CompiledStep(
         node=node.name,

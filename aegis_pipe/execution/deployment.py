@@ -22,7 +22,13 @@ from aegis_pipe.errors import AegisError, PermanentError
 from aegis_pipe.events import EventHub, ModelLoaded, Phase, PhaseRecorder
 from aegis_pipe.execution.capture import GraphCapture, cut_into_segments
 from aegis_pipe.execution.collector import collector_paused
-from aegis_pipe.execution.compiler import CompiledModel, CompiledStep, ModelBinder, compile_model
+from aegis_pipe.execution.compiler import (
+    CompiledModel,
+    CompiledStep,
+    ModelBinder,
+    Weight,
+    compile_model,
+)
 from aegis_pipe.execution.executor import Executor
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.guarding import watch_calls
@@ -249,9 +255,10 @@ class Deployment:
             for index, arena in enumerate(plan.arenas)
         ]
         regions: dict[str, Region] = {}
+        written: dict[str, Weight] = {}
         for model in loaded:
             with self._phases.inside(model.phase):
-                self._write_weights(model.compiled, plan, weights_pool, regions)
+                self._write_weights(model.compiled, plan, weights_pool, regions, written)
                 for index in plan.streams_of(model.compiled.name):
                     arena = arenas[index]
                     base_bytes = plan.arena_base(model.compiled.name, index)
@@ -275,15 +282,20 @@ class Deployment:
         plan: DevicePlan,
         pool: DeviceMemoryPool,
         regions: dict[str, Region],
+        written: dict[str, Weight],
     ) -> None:
         """Place and fill those weights that no earlier model has brought along."""
         with self._phases.phase("pool.reserve", model=compiled.name) as phase:
             new = [weight for key, weight in compiled.weights.items() if key not in regions]
+            for key, weight in compiled.weights.items():
+                same = key not in written or weight.is_same(written[key])
+                assert same, f"`{weight.tensor}` and `{written[key].tensor}` have one digest"
             for weight in new:
                 offset_bytes = plan.weights_offsets[weight.key]
                 buffer = pool.place(weight.tensor, offset_bytes, weight.size_bytes, compiled.name)
                 self._context.write(buffer.region, weight.content())
                 regions[weight.key] = buffer.region
+                written[weight.key] = weight
             phase.attributes["weights_written_bytes"] = sum(w.size_bytes for w in new)
             phase.attributes["weights_shared"] = len(compiled.weights) - len(new)
 
@@ -316,9 +328,11 @@ class Deployment:
             capture = GraphCapture(self._context)
             whole = capture.record(calls, ())
             bound = self._program(compiled, binder, whole)
-            durations_ns = self._warm_up(bound, self._streams[index])
             if self._max_block_ns is not None and name not in self._boundaries:
+                durations_ns = self._warm_up(bound, self._streams[index])
                 self._boundaries[name] = cut_into_segments(durations_ns, self._max_block_ns)
+            elif not self._context.capabilities.steady_at_once:
+                self._warm_up(bound, self._streams[index])
             boundaries = self._boundaries.get(name, ())
             if boundaries:
                 bound.close()

@@ -68,6 +68,9 @@ class CpuContext:
         self._resources: weakref.WeakValueDictionary[int, _Resource]
         self._resources = weakref.WeakValueDictionary()
         self._numbers = itertools.count()
+        # Whose offers are alive, so that binding does not choose again.
+        self._chosen: weakref.WeakKeyDictionary[KernelChoice, CpuKernel]
+        self._chosen = weakref.WeakKeyDictionary()
         self._blas: BlasThreads | None = BlasThreads(threads)
         self._description = _describe(self._machine, self._blas)
 
@@ -84,6 +87,7 @@ class CpuContext:
             notifies_progress=True,
             watches_memory=True,
             channels_last=LIBRARY is not None,
+            steady_at_once=True,
         )
 
     @property
@@ -104,8 +108,11 @@ class CpuContext:
         self._allocation_count += 1
         return self._own(region)
 
-    def write(self, target: Region, source: np.ndarray) -> None:
-        """Copy host bytes into a region and wait; for loading only."""
+    def write(self, target: Region, source: np.ndarray | Callable[[np.ndarray], None]) -> None:
+        """Copy host bytes into a region, or have `source` write them there; for loading only."""
+        if callable(source):
+            source(host_bytes(target))
+            return
         np.copyto(host_bytes(target), bytes_of(source, target))
 
     def read(self, source: Region, target: np.ndarray) -> None:
@@ -130,7 +137,9 @@ class CpuContext:
         for kernel in self._kernels.candidates(request.operator):
             choice = kernel.choose(request)
             if choice is not None:
-                return self._for_team(kernel, choice)
+                choice = self._for_team(kernel, choice)
+                self._chosen[choice] = kernel
+                return choice
         reference = choose_reference(request)
         if reference is None:
             raise self._unsupported(request)
@@ -223,7 +232,10 @@ class CpuContext:
         return replace(choice, workspace_bytes=choice.workspace_bytes * self._threads)
 
     def _kernel_of(self, request: KernelRequest, choice: KernelChoice) -> CpuKernel:
-        # Asked again instead of remembered: choosing is pure, and a table of choices would grow.
+        chosen = self._chosen.get(choice)
+        if chosen is not None:
+            return chosen
+        # The choice was taken from elsewhere; choosing is pure.
         for kernel in self._kernels.candidates(request.operator):
             offer = kernel.choose(request)
             if offer is not None and offer.kernel == choice.kernel:

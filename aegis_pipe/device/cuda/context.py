@@ -114,8 +114,12 @@ class CudaContext:
         self._allocation_count += 1
         return self._own(region)
 
-    def write(self, target: Region, source: np.ndarray) -> None:
-        """Copy host bytes into a region and wait; for loading only."""
+    def write(self, target: Region, source: np.ndarray | Callable[[np.ndarray], None]) -> None:
+        """Copy host bytes, or those that `source` writes, into a region and wait; at load only."""
+        if callable(source):
+            content = np.empty(target.size_bytes, np.uint8)
+            source(content)
+            source = content
         assert source.flags.c_contiguous, "host arrays of copies are C-contiguous"
         assert source.nbytes == target.size_bytes, f"{source.nbytes} host bytes go to {target!r}"
         address = address_of(target)
