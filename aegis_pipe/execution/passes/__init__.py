@@ -26,6 +26,7 @@ from aegis_pipe.execution.passes import (
     fuse_skip,
     fuse_swish,
     identity_elimination,
+    merge_projections,
     quantised_channels_last,
     sink_transposes,
 )
@@ -76,6 +77,9 @@ PASSES: tuple[Pass, ...] = (
 
 ATTENTION_PASSES: tuple[Pass, ...] = (
     fuse_attention,
+    # What was looked through still reads the projections.
+    dead_code,
+    merge_projections,
     sink_transposes,
     identity_elimination,
     dead_code,

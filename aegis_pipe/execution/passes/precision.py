@@ -37,7 +37,8 @@ Expand Flatten Gather Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GroupNor
 HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less MatMul Max
 MaxPool Min Mish Mul Neg PRelu Pad RMSNormalization ReduceMax ReduceMean Relu Reshape Sigmoid
 SimplifiedLayerNormalization Slice Softmax SpaceToDepth Split Squeeze Sub Sum Swish Tanh Tile
-Transpose Unsqueeze Where aegis.NhwcAveragePool com.microsoft.BiasGelu com.microsoft.FastGelu
+Transpose Unsqueeze Where aegis.NhwcAveragePool aegis.StridedAttention
+com.microsoft.BiasGelu com.microsoft.FastGelu
 com.microsoft.FusedConv com.microsoft.FusedGemm com.microsoft.FusedMatMul com.microsoft.Gelu
 com.microsoft.NhwcFusedConv com.microsoft.NhwcMaxPool com.microsoft.QuickGelu
 com.microsoft.SkipLayerNormalization com.microsoft.SkipSimplifiedLayerNormalization

@@ -94,6 +94,16 @@ def _attention() -> KernelRequest:
     return _request("Attention", [(1, 5, 8), (1, 7, 4), (1, 7, 4), (5, 7)], (1, 5, 8), attributes)
 
 
+def _strided_attention() -> KernelRequest:
+    view = (1, 2, 5, 4, 0, 4, 24)
+    attributes = {
+        **{f"{name}_view": (*view, 8 * place) for place, name in enumerate("qkv")},
+        "y_view": (1, 2, 5, 4, 0, 4, 8, 0),
+        "scale": 0.5,
+    }
+    return _request("aegis.StridedAttention", [(5, 24)] * 3, (5, 8), attributes)
+
+
 REQUESTS = {
     "add": _request("Add", [(4, 8), (8,)], (4, 8)),
     "gelu half": _request(
@@ -110,6 +120,7 @@ REQUESTS = {
     "conv": _request("Conv", [(1, 3, 8, 8), (4, 3, 3, 3), (4,)], (1, 4, 8, 8), _CONV),
     "depthwise": _depthwise(),
     "attention": _attention(),
+    "strided attention": _strided_attention(),
     "pool": _request("MaxPool", [(1, 3, 8, 8)], (1, 3, 8, 8), {**_WINDOWS, "storage_order": 0}),
 }
 
