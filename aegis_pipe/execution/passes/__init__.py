@@ -28,6 +28,7 @@ from aegis_pipe.execution.passes import (
     identity_elimination,
     merge_projections,
     quantised_channels_last,
+    reorder_rows,
     sink_transposes,
 )
 
@@ -76,6 +77,7 @@ PASSES: tuple[Pass, ...] = (
 """All passes, in order. What fusing leaves behind (reshapes, for one) is cleaned up once more."""
 
 ATTENTION_PASSES: tuple[Pass, ...] = (
+    reorder_rows,
     fuse_attention,
     # What was looked through still reads the projections.
     dead_code,

@@ -104,6 +104,16 @@ def _strided_attention() -> KernelRequest:
     return _request("aegis.StridedAttention", [(5, 24)] * 3, (5, 8), attributes)
 
 
+def _skip() -> KernelRequest:
+    shapes = [(2, 5, 64), (1, 5, 64), (64,), (64,), (64,)]
+    request = _request(
+        "com.microsoft.SkipLayerNormalization", shapes, (2, 5, 64), {"epsilon": 1e-5}, np.float16
+    )
+    statistics = TensorSpec(np.dtype(np.float32), (2, 5, 1))
+    (result,) = request.outputs
+    return replace(request, outputs=(result, statistics, None, result))
+
+
 REQUESTS = {
     "add": _request("Add", [(4, 8), (8,)], (4, 8)),
     "gelu half": _request(
@@ -115,6 +125,10 @@ REQUESTS = {
     "columns": _request("ReduceMean", [(4, 5, 64)], (4, 64), {"axes": (1,), "keepdims": 0}),
     "layer": _request(
         "LayerNormalization", [(4, 768), (768,), (768,)], (4, 768), {"axis": 1, "epsilon": 1e-5}
+    ),
+    "skip": _skip(),
+    "wide rms": _request(
+        "RMSNormalization", [(4, 8192), (8192,)], (4, 8192), {"axis": 1, "epsilon": 1e-5}, _HALF
     ),
     "matmul": _request("MatMul", [(2, 5, 7), (7, 3)], (2, 5, 3)),
     "conv": _request("Conv", [(1, 3, 8, 8), (4, 3, 3, 3), (4,)], (1, 4, 8, 8), _CONV),

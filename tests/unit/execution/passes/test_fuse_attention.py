@@ -8,6 +8,7 @@ from aegis_pipe.execution.passes import (
     dead_code,
     fuse_attention,
     merge_projections,
+    reorder_rows,
     run_passes,
 )
 from tests.unit.pass_driver import check, count, graph_of, model_of
@@ -146,3 +147,45 @@ def test_a_projection_that_somebody_else_reads_stays() -> None:
     model = model_of(f"{head} {{ {_projected('hij')} }}", _projections(), opset=21)
     graph = check(model, ATTENTION_PASSES, rtol=1e-4)
     assert count(graph) == {"Gemm": 2, "aegis.StridedAttention": 1}
+
+
+def test_sequence_first_needs_no_transposes() -> None:
+    """As PyTorch's MultiheadAttention is exported for a batch: [length, batch, width] within."""
+    body = """
+        t = Transpose<perm=[1,0,2]>(x) r = Reshape(t, wide) g = Gemm(r, weights, bias)
+        p = Reshape(g, packed) u = Transpose<perm=[2,0,1,3]>(p)
+        a = Gather<axis=0>(u, zero) b = Gather<axis=0>(u, one) c = Gather<axis=0>(u, two)
+        d = Reshape(a, rows) e = Reshape(b, rows) f = Reshape(c, rows)
+        h = Transpose<perm=[1,0,2]>(d) i = Transpose<perm=[1,0,2]>(e) j = Transpose<perm=[1,0,2]>(f)
+        q = Reshape(h, heads) k = Reshape(i, heads) v = Reshape(j, heads)
+        l = Transpose<perm=[0,1,3,2]>(k)
+        m = MatMul(q, l) s = Softmax<axis=-1>(m) w = MatMul(s, v)
+        o = Transpose<perm=[2,0,1,3]>(w) n = Reshape(o, wide) z = Gemm(n, last, bias16)
+        aa = Reshape(z, first) y = Transpose<perm=[1,0,2]>(aa)
+    """
+    random = np.random.default_rng(6)
+    values = {
+        "wide": np.array([15, 16]),
+        "weights": random.standard_normal((16, 48)).astype(np.float32) / 4,
+        "last": random.standard_normal((16, 16)).astype(np.float32) / 4,
+        "bias": random.standard_normal(48).astype(np.float32),
+        "bias16": random.standard_normal(16).astype(np.float32),
+        "packed": np.array([5, 3, 3, 16]),
+        "rows": np.array([5, 12, 4]),
+        "heads": np.array([3, 4, 5, 4]),
+        "first": np.array([5, 3, 16]),
+        **{name: np.array(index) for index, name in enumerate(("zero", "one", "two"))},
+    }
+    model = model_of(f"(float[3,5,16] x) => (float[3,5,16] y) {{ {body} }}", values, opset=21)
+    operators = count(check(model, ATTENTION_PASSES, rtol=1e-4))
+    assert operators["aegis.StridedAttention"] == 1
+    assert operators["Transpose"] == 0
+    assert operators["Gemm"] == 2
+
+
+def test_rows_stay_where_moving_them_saves_nothing() -> None:
+    body = "t = Transpose<perm=[1,0,2]>(x) r = Reshape(t, rows) g = Gemm(r, w) y = Softmax(g)"
+    values = {"rows": np.array([15, 6]), "w": _projections()["h"]}
+    model = model_of(f"(float[3,5,6] x) => (float[15,8] y) {{ {body} }}", values, opset=21)
+    before = graph_of(model)
+    assert reorder_rows.run(before) is before
