@@ -17,11 +17,13 @@ from aegis_pipe.device.cuda.kernels import (
     products,
     resizing,
     rows,
+    tensor_attention,
     windows,
 )
 from aegis_pipe.device.cuda.kernels.registry import KernelTable
 
 _FAMILIES = (
+    tensor_attention,
     attention,
     elementwise,
     layer_normalisation,

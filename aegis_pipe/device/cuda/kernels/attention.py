@@ -36,11 +36,12 @@ _THREADS = 128
 _SCORES_BYTES_MAX = 32 << 10
 """Scores of a row are kept in shared memory."""
 STRIDED = "aegis.StridedAttention"
+"""Operands by strides; the others are dense."""
 _SIZE_STEP, _SIZE_MAX = 8, 128
 
 
 @dataclass(frozen=True, slots=True)
-class _Attention:
+class Attention:
     """What is asked for, however it is written."""
 
     q: Heads
@@ -53,7 +54,7 @@ class _Attention:
     mask: TensorSpec | None
 
 
-def _attention(request: KernelRequest) -> _Attention | None:
+def attention_of(request: KernelRequest) -> Attention | None:
     """Return the request if it is something that the kernels here do."""
     found = _strided(request) if request.operator == STRIDED else _of_shapes(request)
     if found is None or required(request).dtype not in FLOATS:
@@ -67,12 +68,12 @@ def _attention(request: KernelRequest) -> _Attention | None:
     return found
 
 
-def _strided(request: KernelRequest) -> _Attention:
+def _strided(request: KernelRequest) -> Attention:
     q, k, v, y = (Heads.of_view(request, f"{name}_view") for name in "qkvy")
-    return _Attention(q, k, v, y, number(request, "scale"), False, 0.0, operand(request, 3))
+    return Attention(q, k, v, y, number(request, "scale"), False, 0.0, operand(request, 3))
 
 
-def _of_shapes(request: KernelRequest) -> _Attention | None:
+def _of_shapes(request: KernelRequest) -> Attention | None:
     if wanted(request) != [0]:
         return None
     if any(operand(request, position) is not None for position in (4, 5, 6)):
@@ -80,7 +81,7 @@ def _of_shapes(request: KernelRequest) -> _Attention | None:
     if any(integer(request, f"{side}_window_size") >= 0 for side in ("left", "right")):
         return None
     heads, kv_heads = integer(request, "q_num_heads"), integer(request, "kv_num_heads")
-    return _Attention(
+    return Attention(
         Heads.of(required(request).shape, heads),
         Heads.of(required(request, 1).shape, kv_heads),
         Heads.of(required(request, 2).shape, kv_heads),
@@ -92,7 +93,7 @@ def _of_shapes(request: KernelRequest) -> _Attention | None:
     )
 
 
-def _addresses(binding: Binding, attention: _Attention) -> dict[str, int]:
+def addresses_of(binding: Binding, attention: Attention) -> dict[str, int]:
     """Return where Q, K, V and Y begin, and the mask if there is one."""
     places = (*binding.inputs[:3], binding.outputs[0])
     itemsize = required(binding.request).dtype.itemsize
@@ -107,8 +108,9 @@ def _addresses(binding: Binding, attention: _Attention) -> dict[str, int]:
 # --- cuDNN ------------------------------------------------------------------------------------
 
 
-def _fused(request: KernelRequest) -> FusedAttention | None:
-    attention = _attention(request)
+def fused(request: KernelRequest) -> FusedAttention | None:
+    """Return what cuDNN would be asked for; None if it does not do that."""
+    attention = attention_of(request)
     dtype = required(request).dtype
     if attention is None or dtype not in HALF_FLOATS or attention.softcap:
         return None
@@ -144,7 +146,8 @@ def _fused(request: KernelRequest) -> FusedAttention | None:
     )
 
 
-def _planned(machine: Machine, attention: FusedAttention) -> AttentionPlan | None:
+def planned_attention(machine: Machine, attention: FusedAttention) -> AttentionPlan | None:
+    """Return cuDNN's plan; None if it has none."""
     assert machine.cudnn is not None
     if attention not in machine.attentions:
         try:
@@ -157,21 +160,21 @@ def _planned(machine: Machine, attention: FusedAttention) -> AttentionPlan | Non
 
 
 def _choose_fused(request: KernelRequest, machine: Machine) -> KernelChoice | None:
-    attention = None if machine.cudnn is None else _fused(request)
-    plan = None if attention is None else _planned(machine, attention)
+    attention = None if machine.cudnn is None else fused(request)
+    plan = None if attention is None else planned_attention(machine, attention)
     if plan is None:
         return None
     return KernelChoice("attention.cudnn", workspace_bytes=plan.workspace_bytes)
 
 
 def _bind_fused(binding: Binding) -> Sequence[Enqueue]:
-    attention = _fused(binding.request)
+    attention = fused(binding.request)
     assert attention is not None
-    plan = _planned(binding.machine, attention)
+    plan = planned_attention(binding.machine, attention)
     assert plan is not None
-    found = _attention(binding.request)
+    found = attention_of(binding.request)
     assert found is not None
-    addresses = _addresses(binding, found)
+    addresses = addresses_of(binding, found)
 
     def enqueue(stream: int) -> None:
         plan.enqueue(stream, addresses, binding.workspace)
@@ -183,7 +186,7 @@ def _bind_fused(binding: Binding) -> Sequence[Enqueue]:
 
 
 def _choose_rows(request: KernelRequest, machine: Machine) -> KernelChoice | None:
-    attention = _attention(request)
+    attention = attention_of(request)
     if attention is None:
         return None
     scores_bytes = attention.k.length * _itemsize(required(request).dtype)
@@ -196,7 +199,7 @@ def _itemsize(dtype: np.dtype) -> int:
 
 def _bind_rows(binding: Binding) -> Sequence[Enqueue]:
     request = binding.request
-    attention = _attention(request)
+    attention = attention_of(request)
     assert attention is not None
     q, k, v, y = attention.q, attention.k, attention.v, attention.y
     query, mask = required(request), attention.mask
@@ -205,7 +208,7 @@ def _bind_rows(binding: Binding) -> Sequence[Enqueue]:
     capped = f"s = {literal(cap, kind)} * tanh(s / {literal(cap, kind)});" if cap else ""
     masked = ""
     parameters = [f"const {element}* {name}" for name in "qkv"]
-    addresses = _addresses(binding, attention)
+    addresses = addresses_of(binding, attention)
     if mask is not None:
         shape = (q.batch, q.heads, q.length, k.length)
         walk = Walk.of(shape, [broadcast_strides(mask.shape, shape)])
