@@ -8,7 +8,7 @@ import pytest
 
 from aegis_pipe.device.cuda.kernels import tensor_attention
 from aegis_pipe.device.protocols import DeviceContext
-from aegis_pipe.kernel import KernelRequest
+from aegis_pipe.kernel import Attribute, KernelRequest
 from aegis_pipe.tensor import TensorSpec
 
 TOLERANCE = {"float16": 2e-3, "bfloat16": 2e-2}
@@ -26,6 +26,7 @@ def _expected(
         scores = scores + mask.astype(np.float64)
     scores = np.exp(scores - scores.max(-1, keepdims=True))
     weighted = scores / scores.sum(-1, keepdims=True) @ v
+    weighted = np.asarray(weighted)
     return weighted.swapaxes(1, 2).reshape(batch, length, heads * size)
 
 
@@ -39,7 +40,7 @@ def _run(
 ) -> np.ndarray:
     batch, length, width = packed.shape
     view = (batch, heads, length, size, length * width, size, width)
-    attributes = {
+    attributes: dict[str, Attribute] = {
         **{f"{name}_view": (*view, heads * size * at) for at, name in enumerate("qkv")},
         "y_view": (*view[:4], length * heads * size, size, heads * size, 0),
         "scale": scale,
@@ -52,13 +53,12 @@ def _run(
     )
     choice = context.select(request)
     assert choice.kernel == "attention.tensor"
-    source = context.allocate(packed.nbytes)
-    context.write(source, packed)
+    given = [packed] if mask is None else [packed, mask]
+    regions = [context.allocate(array.nbytes) for array in given]
+    for region, array in zip(regions, given, strict=True):
+        context.write(region, array)
     target = context.allocate(result.size_bytes)
-    inputs = [source] * 3
-    if mask is not None:
-        inputs.append(context.allocate(mask.nbytes))
-        context.write(inputs[-1], mask)
+    inputs = [regions[0]] * 2 + regions[:1] + regions[1:]
     graph = context.record([context.bind(request, choice, inputs, [target], None)])
     stream = context.create_stream(0)
     found = []
@@ -67,6 +67,8 @@ def _run(
         stream.synchronise()
         found.append(np.empty(result.shape, packed.dtype))
         context.read(target, found[-1])
+    for owner in (graph, stream, target, *regions):
+        owner.close()
     assert found[0].tobytes() == found[1].tobytes()
     return found[0]
 
