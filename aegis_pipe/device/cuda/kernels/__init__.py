@@ -6,15 +6,19 @@ A new family is one new module with `KERNEL_FAMILY` and one line here.
 from aegis_pipe.device.cuda.kernels import (
     attention,
     batch_normalisation,
+    casting,
     depthwise,
     elementwise,
     indexing,
     layout,
+    losses,
     library_convolutions,
     library_products,
     products,
     resizing,
     rows,
+    scored_attention,
+    state_space,
     windows,
 )
 from aegis_pipe.device.cuda.kernels.registry import KernelTable
@@ -23,7 +27,10 @@ _FAMILIES = (
     attention,
     elementwise,
     layout,
+    losses,
     rows,
+    scored_attention,
+    state_space,
     library_products,
     depthwise,
     library_convolutions,
@@ -31,6 +38,7 @@ _FAMILIES = (
     windows,
     indexing,
     batch_normalisation,
+    casting,
     resizing,
 )
 

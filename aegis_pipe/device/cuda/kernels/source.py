@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from aegis_pipe.device.cuda.kernels import small_types
+
 FLOAT16 = np.dtype(np.float16)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT32 = np.dtype(np.float32)
@@ -35,6 +37,9 @@ _STORED = {
     BOOL: "bool",
     **{np.dtype(f"i{w}"): f"i{8 * w}" for w in (1, 2, 4, 8)},
     **{np.dtype(f"u{w}"): f"u{8 * w}" for w in (1, 2, 4, 8)},
+    **small_types.STORED,
+    # Its bits: what they mean, a cast knows.
+    small_types.POWER_OF_TWO: "u8",
 }
 
 _PRELUDE = """
@@ -75,17 +80,20 @@ def stored(dtype: np.dtype) -> str:
 
 
 def computed(dtype: np.dtype) -> str:
-    """Return the C type that `get` of an element has: float for half precision."""
-    return "float" if dtype in HALF_FLOATS else _STORED[dtype]
+    """Return the C type that `get` of an element has: float for half precision and less."""
+    if dtype in small_types.SMALL_INTEGERS:
+        return "int"
+    return "float" if dtype in HALF_FLOATS | small_types.SMALL_FLOATS else _STORED[dtype]
 
 
 def kernel_source(parameters: Sequence[str], body: str, *, threads: int, extra: str = "") -> str:
     """Return a whole source with a kernel named `k`."""
-    return (
-        f"{_PRELUDE}{extra}\n"
+    code = (
         f'extern "C" __global__ void __launch_bounds__({threads}) k({", ".join(parameters)}) {{\n'
         f"{body}\n}}\n"
     )
+    small = small_types.PRELUDE if "Tiny" in code else ""
+    return f"{_PRELUDE}{small}{extra}\n{code}"
 
 
 def literal(value: float, ctype: str) -> str:
