@@ -38,6 +38,8 @@ _HEADER = r"""
 #include <string.h>
 #include <stdlib.h>
 #include <ucontext.h>
+static inline double cospi(double x) { return cos(3.14159265358979323846 * x); }
+static inline double sinpi(double x) { return sin(3.14159265358979323846 * x); }
 #define __global__
 #define __device__
 #define __forceinline__ inline
