@@ -19,6 +19,7 @@ from aegis_pipe.device.cuda.kernels import (
     quantisation,
     quantised_layers,
     quantised_products,
+    recurrent,
     regions,
     resizing,
     rows,
@@ -54,6 +55,7 @@ _FAMILIES = (
     quantisation,
     quantised_layers,
     quantised_products,
+    recurrent,
     regions,
     resizing,
 )

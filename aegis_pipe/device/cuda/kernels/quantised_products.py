@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aegis_pipe.device.cuda.faults import INDEX_OUT_OF_RANGE
-from aegis_pipe.device.cuda.kernels.each import each, given, launch, results, simple_kernel
+from aegis_pipe.device.cuda.kernels.each import each, given, results, simple_kernel
 from aegis_pipe.device.cuda.kernels.operands import (
     integer,
     integers,
@@ -29,16 +29,15 @@ from aegis_pipe.device.cuda.kernels.source import (
     FLOAT32,
     FLOATS,
     Walk,
-    blocks_for,
     broadcast_strides,
     computed,
     literal,
     stored,
 )
+from aegis_pipe.device.cuda.kernels.tiles import tiled_product
 from aegis_pipe.kernel import KernelRequest
 from aegis_pipe.tensor import TensorSpec
 
-_TILE = 16
 _EIGHT_BITS = frozenset({np.dtype(np.int8), np.dtype(np.uint8)})
 _UINT8 = np.dtype(np.uint8)
 
@@ -70,46 +69,6 @@ class _Matrices:
         size = shape[-2] * shape[-1]
         strides = [s * size for s in broadcast_strides(shape[:-2], self.batch)]
         return Walk.of(self.batch or (1,), [strides or [0]]).offset(0, "z")
-
-
-def _product(
-    binding: Binding,
-    sizes: tuple[int, int, int],
-    batch: int,
-    *,
-    kind: str,
-    left: str,
-    right: str,
-    final: str,
-    parameters: Sequence[tuple[str, int]],
-) -> list[Enqueue]:
-    """Launch `final` for every sum `s` of `left(z, i, q)` times `right(z, q, j)`."""
-    m, n, k = sizes
-    if m * n * batch == 0:
-        return []
-    body = f"""
-  typedef {kind} S;
-  __shared__ S ta[{_TILE}][{_TILE + 1}], tb[{_TILE}][{_TILE + 1}];
-  const int tx = threadIdx.x % {_TILE}, ty = threadIdx.x / {_TILE};
-  const int i0 = blockIdx.y * {_TILE}, j0 = blockIdx.x * {_TILE};
-  const unsigned z = blockIdx.z;
-  S s = 0;
-  for (int q0 = 0; q0 < {k}; q0 += {_TILE}) {{
-    {{ const int i = i0 + ty, q = q0 + tx;
-      ta[ty][tx] = i < {m} && q < {k} ? (S)({left}) : (S)0; }}
-    {{ const int q = q0 + ty, j = j0 + tx;
-      tb[ty][tx] = q < {k} && j < {n} ? (S)({right}) : (S)0; }}
-    __syncthreads();
-    #pragma unroll
-    for (int q = 0; q < {_TILE}; ++q) s += ta[ty][q] * tb[q][tx];
-    __syncthreads();
-  }}
-  const int i = i0 + ty, j = j0 + tx;
-  if (i >= {m} || j >= {n}) return;
-  const long long place = ((long long)z * {m} + i) * {n} + j;
-  {final}"""
-    grid = (blocks_for(n, _TILE), blocks_for(m, _TILE), batch)
-    return launch(binding, body, parameters, grid=grid, threads=_TILE * _TILE)
 
 
 def _index(spec: TensorSpec, matrices: _Matrices, vector: str) -> str:
@@ -170,7 +129,7 @@ def _bind_integer(binding: Binding) -> Sequence[Enqueue]:
     names = {"a": 0, "b": right_at, "a_zero": a_zero_at, "b_zero": b_zero_at}
     if request.operator == "QLinearMatMul":
         names |= {"as": 1, "bs": 4, "ys": 6, "yz": 7}
-    return _product(
+    return tiled_product(
         binding,
         (matrices.m, matrices.n, matrices.k),
         math.prod(matrices.batch),
@@ -256,7 +215,7 @@ def _bind_gemm(binding: Binding) -> Sequence[Enqueue]:
         levels = integers(request, "levels")
         value = saturated(real, "float", target.dtype, levels)
         final = f"y[place] = ({stored(target.dtype)}){value};"
-    return launches + _product(
+    return launches + tiled_product(
         binding,
         (m, n, k),
         math.prod(matrices.batch),
@@ -308,7 +267,7 @@ def _bind_bits(binding: Binding) -> Sequence[Enqueue]:
     scale = f"(S)get(scales[(long long)j * {blocks} + {block}])"
     bias = " + (S)get(bias[j])" if operand(request, 4) is not None else ""
     rows = data.element_count // max(1, depth)
-    return _product(
+    return tiled_product(
         binding,
         (rows, columns, depth),
         1,
