@@ -61,6 +61,7 @@ static inline float rsqrt(float x) { return 1 / sqrtf(x); }
 static inline int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 32; i += 8) c += (int)(signed char)(a >> i) * (int)(signed char)(b >> i);
   return c; }
+static inline int atomicMax(int* p, int v) { int o = *p; if (v > o) *p = v; return o; }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 void pause_at(int kind);
 extern long long exchanged[1024];
