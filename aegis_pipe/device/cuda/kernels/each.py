@@ -80,9 +80,7 @@ def each(
   if (i >= {count}LL) return;
   {statements}"""
     grid = blocks_for(count, threads)
-    return launch(
-        binding, body, parameters, grid=grid, threads=threads, extra=extra, faults=faults
-    )
+    return launch(binding, body, parameters, grid=grid, threads=threads, extra=extra, faults=faults)
 
 
 def unravel(shape: Sequence[int], names: Sequence[str], index: str = "i") -> str:

@@ -26,7 +26,7 @@ _THREADS = 1024
 
 def limits(dtype: np.dtype) -> tuple[int, int]:
     """Return the least and the greatest value of an integer type."""
-    info = ml_dtypes.iinfo(dtype)
+    info = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
     return int(info.min), int(info.max)
 
 
@@ -46,7 +46,9 @@ def _scale_place(request: KernelRequest) -> str:
     if not block:
         return f"i / {inner} % {size}"
     count = scale.shape[axis]
-    return f"(i / {inner * size} * {count} + i / {inner} % {size} / {block}) * {inner} + i % {inner}"
+    return (
+        f"(i / {inner * size} * {count} + i / {inner} % {size} / {block}) * {inner} + i % {inner}"
+    )
 
 
 def _computed(request: KernelRequest, *others: TensorSpec) -> str:
@@ -118,7 +120,8 @@ def launch_range(
     const float v = x[i]; low = fminf(low, v); high = fmaxf(high, v); }}
   lows[t] = low; highs[t] = high; __syncthreads();
   for (int m = {_THREADS // 2}; m; m /= 2) {{
-    if (t < m) {{ lows[t] = fminf(lows[t], lows[t + m]); highs[t] = fmaxf(highs[t], highs[t + m]); }}
+    if (t < m) {{
+      lows[t] = fminf(lows[t], lows[t + m]); highs[t] = fmaxf(highs[t], highs[t + m]); }}
     __syncthreads(); }}
   if (t) return;
   low = lows[0]; high = highs[0];

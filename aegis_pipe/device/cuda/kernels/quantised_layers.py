@@ -124,7 +124,8 @@ def _are_eight_bits(request: KernelRequest, data: Sequence[int]) -> bool:
     """Return whether data and result have 8 bits, and all else is one number each."""
     parameters = [spec for at, spec in enumerate(request.inputs) if at not in data and spec]
     return all(spec.element_count == 1 for spec in parameters) and all(
-        spec.dtype in _EIGHT_BITS for spec in (result(request), *(required(request, at) for at in data))
+        spec.dtype in _EIGHT_BITS
+        for spec in (result(request), *(required(request, at) for at in data))
     )
 
 
@@ -263,7 +264,8 @@ def _bind_real(binding: Binding) -> Sequence[Enqueue]:
     last = bool(request.attributes.get("channels_last"))
 
     def parameters(positions: Sequence[int], rank: int) -> tuple[list[Read], list[int], list[str]]:
-        reads, addresses, names = [], [], []
+        reads: list[Read] = []
+        addresses, names = [], []
         for position in positions:
             spec, address = operand(request, position), None
             if spec is not None:
@@ -286,7 +288,8 @@ def _bind_real(binding: Binding) -> Sequence[Enqueue]:
     launches += bind_nested(binding, _REAL_FAMILIES, real, [data], [written])
     target = result(request)
     reads, addresses, names = parameters((3, 4), len(after.shape))
-    expression = _quantised("{0}", *names, target.dtype, ())
+    scale, zero = names
+    expression = _quantised("{0}", scale, zero, target.dtype, ())
     mapping = Mapping(
         after.shape,
         (Read(FLOAT32, dense_strides(after.shape)), *reads),

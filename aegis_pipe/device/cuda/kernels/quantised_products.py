@@ -79,7 +79,7 @@ def _index(spec: TensorSpec, matrices: _Matrices, vector: str) -> str:
         return vector
     shape = (*matrices.batch, matrices.m, matrices.n)
     strides = broadcast_strides(spec.shape, shape)
-    where = "(((long long)z * {m} + i) * {n} + j)".format(m=matrices.m, n=matrices.n)
+    where = f"(((long long)z * {matrices.m} + i) * {matrices.n} + j)"
     if strides[-2] == 0:
         where = where.replace(" i)", " 0)")
     if strides[-1] == 0:
@@ -184,9 +184,7 @@ def _bind_gemm(binding: Binding) -> Sequence[Enqueue]:
     if left_spec.dtype == FLOAT32:
         scale, zero = binding.workspace, binding.workspace + 4
         source = parameters[0]
-        launches = launch_range(
-            binding, left_spec.element_count, source, scale, zero, "float"
-        )
+        launches = launch_range(binding, left_spec.element_count, source, scale, zero, "float")
         parameters += [("const float* as", scale), ("const float* az", zero)]
         left = f"(int)fminf(fmaxf(rintf(a[{at_a}] / *as), -*az), 255.0f - *az)"
     right = f"(int)b[{at_b}]"
@@ -196,9 +194,9 @@ def _bind_gemm(binding: Binding) -> Sequence[Enqueue]:
     bias = operand(request, _BIAS)
     bias_at, is_integer_bias = "0", False
     if bias is not None:
-        bias_at = Walk.of(
-            (m, n), [broadcast_strides(bias.shape[-2:], (m, n))]
-        ).offset(0, f"((unsigned)i * {n}u + j)")
+        bias_at = Walk.of((m, n), [broadcast_strides(bias.shape[-2:], (m, n))]).offset(
+            0, f"((unsigned)i * {n}u + j)"
+        )
         is_integer_bias = bias.dtype.kind == "i"
     factor = f"(*as * bs[{'j' if required(request, _B_SCALE).element_count > 1 else '0'}])"
     if number(request, "alpha") != 1:

@@ -176,13 +176,16 @@ def _step(request: KernelRequest) -> str:
         forget = f"f0(g[2 * H + u]{peep(2, 'c[u]')})"
         if integer(request, "input_forget"):
             forget = "1 - admit"
-        return rows("4 * H") + f"""
+        return (
+            rows("4 * H")
+            + f"""
     each_unit(
       const A admit = f0(g[u]{peep(0, "c[u]")});
       const A forget = {forget};
       const A cell = forget * c[u] + admit * f1(g[3 * H + u]);
       const A emit = f0(g[H + u]{peep(1, "cell")});
       next[u] = emit * f2(cell); g[u] = cell;)"""
+        )
     blend = "next[u] = n + f0(g[u]) * (h[u] - n);"
     if integer(request, "linear_before_reset"):
         # The recurrent share of the candidate is apart: the reset gate scales it.
@@ -191,11 +194,16 @@ def _step(request: KernelRequest) -> str:
       const A s = dot(r + (long long)row * H, h);
       if (lane == 0) g[row] = (row < 2 * H ? (A)x[row] : (A)0) + s + bias(row); }
     __syncthreads();"""
-        return inner + f"""
+        return (
+            inner
+            + f"""
     each_unit(
       const A n = f1((A)x[2 * H + u] + input_bias(2 * H + u) + f0(g[H + u]) * g[2 * H + u]);
       {blend})"""
-    return rows("2 * H") + f"""
+        )
+    return (
+        rows("2 * H")
+        + f"""
     each_unit(next[u] = f0(g[H + u]) * h[u];)
     __syncthreads();
     for (int row = warp; row < H; row += WARPS) {{
@@ -203,6 +211,7 @@ def _step(request: KernelRequest) -> str:
       if (lane == 0) g[2 * H + row] = (A)x[2 * H + row] + s + bias(2 * H + row); }}
     __syncthreads();
     each_unit(const A n = f1(g[2 * H + u]); {blend})"""
+    )
 
 
 def _bind(binding: Binding) -> Sequence[Enqueue]:
@@ -275,6 +284,7 @@ def _sequences(binding: Binding, sizes: _Sizes, direction: int) -> list[Enqueue]
     start_h = f"(A)get(h0[{state}])" if operand(request, _INITIAL_H) is not None else "0"
     has_cell = is_lstm and operand(request, _INITIAL_C) is not None
     start_c = f"(A)get(c0[{state}])" if has_cell else "0"
+    peeps = is_lstm and operand(request, _PEEPHOLES) is not None
     backwards = integers(request, "reverse")[direction]
     live = "t < (long long)lengths[n]" if operand(request, _LENGTHS) is not None else "true"
     body = f"""
@@ -284,8 +294,8 @@ def _sequences(binding: Binding, sizes: _Sizes, direction: int) -> list[Enqueue]
   const long long n = blockIdx.x;
   #define each_unit(...) for (int u = threadIdx.x; u < H; u += {threads}) {{ __VA_ARGS__ }}
   A* h = states + n * {sizes.state}; A* c = h + H; A* next = c + H; A* g = next + H;
-  {f"r += {direction * width * hidden}LL;"}
-  {f"p += {direction * 3 * hidden};" if operand(request, _PEEPHOLES) is not None and is_lstm else ""}
+  r += {direction * width * hidden}LL;
+  {f"p += {direction * 3 * hidden};" if peeps else ""}
   {_ROW.replace("<bias>", own_bias)}
   auto input_bias = [&](int row) -> A {{ return {input_bias}; }}; (void)input_bias;
   each_unit(h[u] = {start_h}; c[u] = {start_c};)

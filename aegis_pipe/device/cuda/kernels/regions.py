@@ -70,11 +70,11 @@ def _bind_align(binding: Binding) -> Sequence[Enqueue]:
     const int high_{name} = low_{name} + 1 < {size} ? low_{name} + 1 : {size - 1};
     const A far_{name} = (A)(p_{name} - low_{name}), near_{name} = 1 - far_{name};"""
 
-    def corner(a: str, b: str) -> str:
+    def weighted(a: str, b: str) -> str:
         side = {"near": "low", "far": "high"}
         return f"{a}_h * {b}_w * (A)part[{side[a]}_h * {width}LL + {side[b]}_w]"
 
-    corners = [corner(a, b) for a in ("near", "far") for b in ("near", "far")]
+    corners = [weighted(a, b) for a in ("near", "far") for b in ("near", "far")]
     if is_mean:
         start = "A a = 0;"
         step = f"if (in_h && in_w) a += {' + '.join(corners)};"
@@ -137,9 +137,7 @@ def _bind_max(binding: Binding) -> Sequence[Enqueue]:
     const A v = get(x[base + h * {width}LL + w]); any = true; a = v > a || v != v ? v : a; }}
   y[i] = To<{stored(data.dtype)}>::of(any ? a : (A)0);"""
     parameters = [*given(binding, {"x": 0, "rois": 1}), *results(binding, {"y": 0})]
-    return each(
-        binding, target.element_count, statements, parameters, extra=_ROUNDED, faults=True
-    )
+    return each(binding, target.element_count, statements, parameters, extra=_ROUNDED, faults=True)
 
 
 KERNEL_FAMILY: tuple[CudaKernel, ...] = (

@@ -53,9 +53,7 @@ def _axis_taps(axis: int, size: int, mode: str, padding: str, *, align: bool) ->
         # About the outermost elements, or about their outer edges.
         period = max(2 * (size - 1), 1) if align else 2 * size
         mirrored = f"{period if align else period - 1} - q"
-        pad = (
-            f"q = ((q % {period}) + {period}) % {period}; if ({mirrored} < q) q = {mirrored};"
-        )
+        pad = f"q = ((q % {period}) + {period}) % {period}; if ({mirrored} < q) q = {mirrored};"
     return f"""
   p = fmin(fmax(p, (A){-_FARTHEST}), (A){_FARTHEST});
   const A first{axis} = {"rint(p)" if mode == "nearest" else "floor(p)"};

@@ -77,8 +77,10 @@ def _position(request: KernelRequest, index: str) -> str:
 
 def _update_count(request: KernelRequest) -> int:
     indices = required(request, 1)
-    return math.prod(indices.shape[:-1]) if request.operator == "ScatterND" else (
-        indices.element_count
+    return (
+        math.prod(indices.shape[:-1])
+        if request.operator == "ScatterND"
+        else (indices.element_count)
     )
 
 

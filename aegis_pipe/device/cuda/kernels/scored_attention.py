@@ -49,8 +49,11 @@ _MASK, _PAST_KEY, _PAST_VALUE, _VALID = 3, 4, 5, 6
 
 @dataclass(frozen=True, slots=True)
 class _Attend:
-    """What is attended to. Expressions are of batch `b`, head `h`, key head `g`, positions `i`
-    of the query and `j` of the key, and dimension `d`; statements change the score `s`."""
+    """What is attended to.
+
+    Expressions are of batch `b`, head `h`, key head `g`, positions `i` of the query and `j` of the
+    key, and dimension `d`; statements change the score `s`.
+    """
 
     batch: int
     heads: int
@@ -423,7 +426,7 @@ def _bind_rotary(binding: Binding) -> Sequence[Enqueue]:
         first = "b" if cosine.shape[0] > 1 else "0"
         row = f"const long long at = {first} * {x.length} + t;"
     else:
-        one = "pos[b * {0} + t]".format(x.length) if positions.element_count > 1 else "pos[0]"
+        one = f"pos[b * {x.length} + t]" if positions.element_count > 1 else "pos[0]"
         listed = len(positions.shape) == 2 and positions.shape == (batch, x.length)
         position = one if listed else "pos[0] + t"
         row = (
@@ -446,9 +449,7 @@ def _bind_rotary(binding: Binding) -> Sequence[Enqueue]:
         *given(binding, {"x": 0, "cosine": 1, "sine": 2, "pos": 3}),
         *results(binding, {"y": 0}),
     ]
-    return each(
-        binding, spec.element_count, statements, parameters, faults=positions is not None
-    )
+    return each(binding, spec.element_count, statements, parameters, faults=positions is not None)
 
 
 # --- Grouped queries over a cache -------------------------------------------------------------
@@ -570,7 +571,8 @@ def _bind_grouped(binding: Binding) -> Sequence[Enqueue]:
         known = bias.shape[-1] if bias.shape[-1] not in (1, total) else total
         shape = (batch, heads, length, known)
         walk = Walk.of(shape, [broadcast_strides(bias.shape, shape)])
-        mask = f"if (j < {known}) s += (S)get(bias[{walk.offset(0, f'((unsigned)row * {known}u + j)')}]);"
+        where = walk.offset(0, f"((unsigned)row * {known}u + j)")
+        mask = f"if (j < {known}) s += (S)get(bias[{where}]);"
     own = f"(S)get(q[(b * {length} + i) * {width}LL + h * {size} + d])"
     kept = f"[((b * {kv_heads} + g) * {total}LL + j) * {size} + d]"
     what = _Attend(

@@ -123,9 +123,12 @@ __device__ int order(const {stored(spec.dtype)}* x, long long a, long long b) {{
   {"places[place] = i;" if "places" in names else ""}
   {"counts[place] = rank[i];" if "counts" in names else ""}
   {"*length = many;" if "length" in names else ""}
-  {f'''for (long long o = 0; o < {outer}; ++o) for (long long k = 0; k < {inner}; ++k)
+  {
+        f'''for (long long o = 0; o < {outer}; ++o) for (long long k = 0; k < {inner}; ++k)
     values[(o * {size} + place) * {inner}LL + k] = x[(o * {size} + i) * {inner}LL + k];'''
-    if "values" in names else ""}"""
+        if "values" in names
+        else ""
+    }"""
     parameters = [
         *own,
         ("const i64* first", places),

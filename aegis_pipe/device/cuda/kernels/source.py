@@ -112,6 +112,12 @@ def literal(value: float, ctype: str) -> str:
     return f"(({ctype}){int(value)}ULL)"
 
 
+def table(name: str, values: np.ndarray, ctype: str) -> str:
+    """Return the definition of a constant array; an empty one has one element."""
+    listed = ", ".join(literal(each, ctype) for each in values.reshape(-1).tolist()) or "0"
+    return f"static __device__ const {ctype} {name}[] = {{{listed}}};\n"
+
+
 @dataclass(frozen=True, slots=True)
 class Walk:
     """How operands are read while a result is written in order: sizes, and strides per operand.

@@ -38,7 +38,7 @@ def _dft(binding: Binding) -> Sequence[Enqueue]:
         known = min(size, length // 2 + 1)
         last = f"|| 2 * t == {length}" if length % 2 == 0 else ""
         mirror = f"if (!(t == 0 {last})) {{ re *= 2; im *= 2; }} else im = 0;"
-    imaginary = f"x[at + 1]" if parts == 2 else "0"
+    imaginary = "x[at + 1]" if parts == 2 else "0"
     written = f"y[place] = ({element})(a{scale});"
     if target.shape[-1] == 2:
         written = f"y[2 * place] = ({element})(a{scale}); y[2 * place + 1] = ({element})(b{scale});"

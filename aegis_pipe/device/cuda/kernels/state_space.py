@@ -46,9 +46,7 @@ def _bind_conv(binding: Binding) -> Sequence[Enqueue]:
     const int at = t + k - {taps - 1}; a += {look} * (A)get(w[c * {taps} + k]); }}
   y[i] = To<{element}>::of({final});"""
     names = given(binding, {"x": 0, "w": 1, "bias": 2, "past": 3})
-    launches = each(
-        binding, spec.element_count, statements, [*names, *results(binding, {"y": 0})]
-    )
+    launches = each(binding, spec.element_count, statements, [*names, *results(binding, {"y": 0})])
     present = results(binding, {"present": 1})
     if present and taps > 1:
         statements = f"""

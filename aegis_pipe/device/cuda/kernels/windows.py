@@ -36,10 +36,12 @@ _THREADS = 256
 
 
 def is_channels_last(operator: str) -> bool:
+    """Return whether an operator's images have their channels in the last dimension."""
     return ".Nhwc" in operator
 
 
 def space_of(shape: Sequence[int], last: bool) -> tuple[int, ...]:
+    """Return the spatial dimensions."""
     return tuple(shape[1:-1] if last else shape[2:])
 
 
@@ -50,6 +52,7 @@ def strides_of(shape: Sequence[int], last: bool) -> tuple[int, int, tuple[int, .
 
 
 def channels_of(shape: Sequence[int], last: bool) -> int:
+    """Return the number of channels."""
     return shape[-1] if last else shape[1]
 
 

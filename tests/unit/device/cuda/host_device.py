@@ -118,7 +118,9 @@ static void block(int count) {
         if (state[i] == AT_WARP) { state[i] = READY; moved = true; } }
     if (moved) continue;
     bool any = false;
-    for (int i = 0; i < count; ++i) { if (state[i] == AT_WARP) abort(); any |= state[i] == AT_BLOCK; }
+    for (int i = 0; i < count; ++i) {
+      if (state[i] == AT_WARP) abort();
+      any |= state[i] == AT_BLOCK; }
     if (!any) return;
     for (int i = 0; i < count; ++i) if (state[i] == AT_BLOCK) state[i] = READY;
   } }
