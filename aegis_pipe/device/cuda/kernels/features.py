@@ -107,7 +107,7 @@ def _bind_vectoriser(binding: Binding) -> Sequence[Enqueue]:
 
 
 _FIND = """
-template <typename T> __device__ int place_of(const T* keys, int n, T v) {
+template <typename K, typename T> __device__ int place_of(K keys, int n, T v) {
   int low = 0, high = n;
   while (low < high) { const int middle = (low + high) / 2;
     if (keys[middle] < v || (v != v && keys[middle] == keys[middle])) low = middle + 1;

@@ -183,7 +183,7 @@ def _bind_gemm(binding: Binding) -> Sequence[Enqueue]:
         left += " - (int)*az"
     if left_spec.dtype == FLOAT32:
         scale, zero = binding.workspace, binding.workspace + 4
-        source = parameters[0]
+        source = ("const float* x", parameters[0][1])
         launches = launch_range(binding, left_spec.element_count, source, scale, zero, "float")
         parameters += [("const float* as", scale), ("const float* az", zero)]
         left = f"(int)fminf(fmaxf(rintf(a[{at_a}] / *as), -*az), 255.0f - *az)"

@@ -113,8 +113,24 @@ def literal(value: float, ctype: str) -> str:
 
 
 def table(name: str, values: np.ndarray, ctype: str) -> str:
-    """Return the definition of a constant array; an empty one has one element."""
-    listed = ", ".join(literal(each, ctype) for each in values.reshape(-1).tolist()) or "0"
+    """Return the definition of a constant array; an empty one has one element.
+
+    Infinity and NaN have no literal that an array of the device could be made of: an array with
+    one of them is an array of bits, and its name stands for what reads them.
+    """
+    flat = values.reshape(-1)
+    if ctype in ("float", "double") and not np.isfinite(flat.astype(np.float64)).all():
+        kind = np.float32 if ctype == "float" else np.float64
+        bits = flat.astype(kind).view(np.uint32 if ctype == "float" else np.int64)
+        stored_as, read = ("u32", "__uint_as_float")
+        if ctype == "double":
+            stored_as, read = ("i64", "__longlong_as_double")
+        return (
+            table(f"{name}_BITS", bits, stored_as)
+            + f"struct {name}_READER {{ __device__ __forceinline__ {ctype} operator[](long long i) "
+            f"const {{ return {read}({name}_BITS[i]); }} }};\n#define {name} {name}_READER()\n"
+        )
+    listed = ", ".join(literal(each, ctype) for each in flat.tolist()) or "0"
     return f"static __device__ const {ctype} {name}[] = {{{listed}}};\n"
 
 

@@ -53,6 +53,7 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 static inline float __uint_as_float(unsigned b) { float f; memcpy(&f, &b, 4); return f; }
 static inline float __int_as_float(int b) { float f; memcpy(&f, &b, 4); return f; }
 static inline unsigned __float_as_uint(float f) { unsigned b; memcpy(&b, &f, 4); return b; }
+static inline double __longlong_as_double(long long b) { double d; memcpy(&d, &b, 8); return d; }
 static inline float half_to_float(unsigned short bits) {
   _Float16 h; memcpy(&h, &bits, 2); return (float)h; }
 template <typename T> static inline unsigned short to_half(T x) {
