@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 
@@ -59,9 +60,24 @@ class PackedConstant:
     size_bytes: int
     pack: Callable[[np.ndarray], np.ndarray]
     """Original constant in, packed bytes (uint8[size_bytes]) out."""
+    fill: Callable[[np.ndarray, np.ndarray], None] | None = None
+    """Writes the same bytes into the second array, for those large enough to be written once."""
+
+    @classmethod
+    def filled(
+        cls, layout: str, size_bytes: int, fill: Callable[[np.ndarray, np.ndarray], None]
+    ) -> Self:
+        """Return one that is made by `fill`, which writes every byte."""
+
+        def pack(array: np.ndarray) -> np.ndarray:
+            packed = np.empty(size_bytes, np.uint8)
+            fill(array, packed)
+            return packed
+
+        return cls(layout, size_bytes, pack, fill)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class KernelChoice:
     """A device's offer to run one `KernelRequest`."""
 

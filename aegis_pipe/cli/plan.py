@@ -62,7 +62,7 @@ def plot(planned: PlannedDeployment, path: Path) -> None:
             f"arena of {model.name}",
             model.analysis.lifetimes,
             model.plan,
-            [step.name for step in model.memory_steps],
+            [step.name for step in model.analysis.steps],
             live_at_peak(model.analysis.lifetimes)[0],
         )
         for model in planned.models
@@ -87,7 +87,7 @@ def as_text(planned: PlannedDeployment, *, steps: bool, passes: bool) -> str:
         f"{counted(manifest.streams.count, 'stream')}, "
         f"queue of {manifest.scheduler.queue_capacity}, "
         f"segments of at most {milliseconds(manifest.streams.max_block_ns)} ms",
-        _schedule_table(manifest.models),
+        _schedule_table(planned),
         "",
         *admission_lines(planned.manifest, planned.admission),
         "",
@@ -153,19 +153,28 @@ def _totals(planned: PlannedDeployment) -> list[str]:
     ]
 
 
-def _schedule_table(models: tuple[ModelSection, ...]) -> str:
+def _schedule_table(planned: PlannedDeployment) -> str:
     def duration(value_ns: int | None) -> str:
         return "-" if value_ns is None else units.format_duration(value_ns)
 
     rows = [
-        (m.name, str(m.priority), duration(m.period_ns), duration(m.deadline_ns), m.late)
-        for m in models
+        (
+            m.name,
+            str(m.priority),
+            duration(m.period_ns),
+            duration(m.deadline_ns),
+            m.late,
+            str(len(planned.cuts.boundaries[m.name]) + 1),
+            planned.cuts.origin(m.name),
+        )
+        for m in planned.manifest.models
     ]
-    return table(("model", "priority", "period", "deadline", "when late"), rows)
+    header = ("model", "priority", "period", "deadline", "when late", "segments", "cut by")
+    return table(header, rows)
 
 
 def _kernel_line(model: CompiledModel) -> str:
-    launched = [step for step in model.steps if step.choice.view is None]
+    launched = [step for step in model.steps if step.is_launched]
     reference = Counter(step.operator for step in model.reference_steps)
     views = len(model.steps) - len(launched)
     line = f"  {model.name}: {len(launched)} kernels, {views} views"
@@ -180,7 +189,7 @@ def _step_lines(model: CompiledModel) -> list[str]:
         (
             str(index),
             step.operator,
-            step.choice.kernel if step.choice.view is None else "view",
+            step.choice.kernel if step.is_launched else "view",
             str(step.request.outputs[0]) if step.request.outputs else "",
             step.node[:60],
         )
@@ -225,7 +234,11 @@ def as_json(planned: PlannedDeployment, *, steps: bool, passes: bool) -> dict[st
         },
         "admission": admission_json(planned.admission),
         "models": [
-            _model_json(model, section, steps, passes)
+            {
+                **_model_json(model, section, steps, passes),
+                "segments": len(planned.cuts.boundaries[model.name]) + 1,
+                "cut_by": planned.cuts.origin(model.name),
+            }
             for model, section in zip(planned.models, planned.manifest.models, strict=True)
         ],
     }
@@ -258,7 +271,7 @@ def _model_json(
             {
                 "node": step.node,
                 "operator": step.operator,
-                "kernel": "view" if step.choice.view else step.choice.kernel,
+                "kernel": step.choice.kernel if step.is_launched else "view",
                 "workspace_bytes": step.choice.workspace_bytes,
                 "outputs": [str(spec) for spec in step.request.outputs if spec],
             }

@@ -6,14 +6,16 @@ Compiling (`compile_model`) touches no device memory: `aegis-pipe plan` stops th
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 
 from aegis_pipe.device.protocols import DeviceContext, KernelCall, Region
 from aegis_pipe.events import PhaseRecorder
+from aegis_pipe.execution.aliasing import joins_of, parts_of
 from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph
 from aegis_pipe.execution.lowering import ReferenceFactory, lower_node
 from aegis_pipe.execution.operators.table import OperatorTable
@@ -29,6 +31,7 @@ from aegis_pipe.memory import (
     ModelMemory,
     WorkspaceId,
     assert_plan_is_sound,
+    content_digest,
 )
 from aegis_pipe.tensor import TensorId
 
@@ -45,9 +48,18 @@ class Weight:
     array: np.ndarray
     packed: PackedConstant | None
 
-    def content(self) -> np.ndarray:
-        """Return the bytes to store."""
-        return self.packed.pack(self.array) if self.packed else np.ascontiguousarray(self.array)
+    def content(self) -> np.ndarray | Callable[[np.ndarray], None]:
+        """Return the bytes to store, or who writes them where they shall be."""
+        if self.packed is None:
+            return np.ascontiguousarray(self.array)
+        if self.packed.fill is None:
+            return self.packed.pack(self.array)
+        return partial(self.packed.fill, self.array)
+
+    def is_same(self, other: Weight) -> bool:
+        """Return whether it is the other one, compared byte by byte."""
+        mine, theirs = (np.ascontiguousarray(one.array).reshape(-1) for one in (self, other))
+        return np.array_equal(mine.view(np.uint8), theirs.view(np.uint8))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +75,13 @@ class CompiledStep:
     results: tuple[TensorId, ...]
     weights: Mapping[int, str]
     """Key of the weight for each constant operand, by position."""
+    in_place: bool = False
+    """The plan has its bytes where they have to come to: no kernel runs."""
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether a kernel runs; views have none."""
+        return self.choice.view is None and not self.in_place
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,11 +94,12 @@ class CompiledModel:
     weights: Mapping[str, Weight]
     constant_outputs: Mapping[TensorId, str]
     """Weight keys of graph outputs that are constants."""
-    memory_steps: tuple[MemoryStep, ...]
     analysis: MemoryAnalysis
     plan: AllocationPlan
     passes: tuple[PassReport, ...] = ()
     """What was done to the graph before, in order."""
+    guard_bytes: int = 0
+    """Bytes left free before and after everything planned, for `memory_debug`."""
 
     @property
     def weight_bytes(self) -> int:
@@ -105,10 +125,12 @@ def compile_model(
     phases: PhaseRecorder,
     *,
     tf32: bool = False,
+    guard_bytes: int = 0,
 ) -> CompiledModel:
     """Choose a kernel for every operator and plan the memory of one run.
 
-    With `tf32`, float32 products may round their operands to ten bits of mantissa.
+    With `tf32`, float32 products may round their operands to ten bits of mantissa. `guard_bytes`
+    (a multiple of the device's alignment) are left free before and after everything planned.
 
     Raises UnsupportedOperatorError for an operator the device has no kernel for.
     """
@@ -123,22 +145,40 @@ def compile_model(
             for tensor in graph.outputs
             if tensor in graph.constants
         }
-        phase.attributes["kernels"] = sum(step.choice.view is None for step in steps)
         phase.attributes["reference_kernels"] = sum(step.choice.is_reference for step in steps)
     with phases.phase("memory.plan", model=graph.name) as phase:
-        memory_steps = tuple(map(_memory_step, steps))
-        analysis, plan = _plan_memory(graph, memory_steps, context.description.alignment_bytes)
+        analysis, plan = _plan_memory(
+            graph,
+            tuple(map(_memory_step, steps)),
+            context.description.alignment_bytes,
+            guard_bytes,
+        )
+        steps = tuple(
+            replace(step, in_place=memory_step.moves)
+            for step, memory_step in zip(steps, analysis.steps, strict=True)
+        )
+        phase.attributes["kernels"] = sum(step.is_launched for step in steps)
         phase.attributes["peak_bytes"] = plan.peak_bytes
         phase.attributes["lower_bound_bytes"] = plan.lower_bound_bytes
         phase.attributes["algorithm"] = plan.algorithm
     return CompiledModel(
-        graph.name, graph, steps, weights.weights, constant_outputs, memory_steps, analysis, plan
+        graph.name,
+        graph,
+        steps,
+        weights.weights,
+        constant_outputs,
+        analysis,
+        plan,
+        guard_bytes=guard_bytes,
     )
 
 
 def _plan_memory(
-    graph: ExecutionGraph, steps: tuple[MemoryStep, ...], alignment_bytes: int
+    graph: ExecutionGraph, steps: tuple[MemoryStep, ...], alignment_bytes: int, guard_bytes: int
 ) -> tuple[MemoryAnalysis, AllocationPlan]:
+    if guard_bytes:
+        # A part that lies in place has no guard of its own.
+        steps = tuple(replace(step, parts=(), joins=()) for step in steps)
     sizes_bytes: dict[str, int] = {
         tensor: edge.spec.size_bytes
         for tensor, edge in graph.tensors.items()
@@ -148,13 +188,18 @@ def _plan_memory(
     analysis = LifetimeAnalyser(alignment_bytes).analyse(
         steps, sizes_bytes, inputs=graph.inputs, outputs=outputs
     )
-    plan = MemoryPlanner().plan(analysis.lifetimes)
+    plan = MemoryPlanner().plan(
+        [replace(x, size_bytes=x.size_bytes + 2 * guard_bytes) for x in analysis.lifetimes]
+    )
+    offsets = {storage: offset + guard_bytes for storage, offset in plan.offsets.items()}
+    plan = replace(plan, offsets=MappingProxyType(offsets))
     assert_plan_is_sound(
-        steps,
+        analysis.steps,
         sizes_bytes,
         inputs=graph.inputs,
         outputs=outputs,
         storage_of=analysis.storage_of,
+        offset_of=analysis.offset_of,
         plan=plan,
         alignment_bytes=alignment_bytes,
     )
@@ -171,8 +216,7 @@ class _WeightTable:
     def intern(self, tensor: TensorId, array: np.ndarray, packed: PackedConstant | None) -> str:
         """Add a weight unless its bytes are there already; return its key."""
         if id(array) not in self._digests:
-            content = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-            self._digests[id(array)] = hashlib.sha256(content.data).hexdigest()
+            self._digests[id(array)] = content_digest(array)
         layout = packed.layout if packed else "dense"
         size_bytes = packed.size_bytes if packed else array.nbytes
         key = f"{self._digests[id(array)]}/{layout}/{size_bytes}"
@@ -192,7 +236,8 @@ def _compile_step(
 ) -> CompiledStep:
     node = graph.operators[index]
     request, operands = lower_node(graph, node, operators, reference)
-    request = replace(request, tf32=tf32)
+    if tf32:
+        request = replace(request, tf32=True)
     choice = context.select(request)
     return CompiledStep(
         node=node.name,
@@ -225,6 +270,8 @@ def _memory_step(step: CompiledStep) -> MemoryStep:
         workspace_bytes=step.choice.workspace_bytes,
         in_place=pairs(step.choice.in_place),
         views=pairs(view),
+        parts=() if view else parts_of(step.request, step.operands, step.results),
+        joins=() if view else joins_of(step.request, step.operands, step.results),
     )
 
 
@@ -247,7 +294,7 @@ class ModelBinder:
     def _place(self) -> dict[TensorId, Region]:
         compiled, graph = self._compiled, self._compiled.graph
         regions = {
-            tensor: self._part(compiled.analysis.storage_of[tensor], edge.spec.size_bytes)
+            tensor: self._part(tensor, edge.spec.size_bytes)
             for tensor, edge in graph.tensors.items()
             if tensor in compiled.analysis.storage_of
         }
@@ -263,19 +310,21 @@ class ModelBinder:
                 regions[step.results[target]] = regions[step.operands[source]]
         return regions
 
-    def _part(self, storage: Hashable, size_bytes: int) -> Region:
-        return self._storages[storage].view(0, size_bytes)
+    def _part(self, tensor: TensorId, size_bytes: int) -> Region:
+        analysis = self._compiled.analysis
+        storage = self._storages[analysis.storage_of[tensor]]
+        return storage.view(analysis.offset_of.get(tensor, 0), size_bytes)
 
     def launched_steps(self) -> tuple[CompiledStep, ...]:
-        """Return the steps that run a kernel, in order; views run none."""
-        return tuple(step for step in self._compiled.steps if step.choice.view is None)
+        """Return the steps that run a kernel, in order."""
+        return tuple(step for step in self._compiled.steps if step.is_launched)
 
     def calls(self) -> tuple[KernelCall, ...]:
         """Bind every step of `launched_steps`."""
         return tuple(
             self._bind(index, step)
             for index, step in enumerate(self._compiled.steps)
-            if step.choice.view is None
+            if step.is_launched
         )
 
     def _bind(self, index: int, step: CompiledStep) -> KernelCall:

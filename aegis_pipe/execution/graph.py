@@ -8,9 +8,10 @@ graph and return a new one.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -49,6 +50,15 @@ class OperatorNode:
     attributes: Mapping[str, GraphAttribute]
     inputs: tuple[TensorId, ...]
     outputs: tuple[TensorId, ...]
+    reads: tuple[TensorId, ...] = field(init=False, repr=False)
+    """Tensors it reads: the inputs that are there, and what its bodies capture."""
+
+    def __post_init__(self) -> None:
+        # Every pass asks this of every node: it is settled once.
+        inputs = self.inputs
+        if NO_TENSOR in inputs:
+            inputs = tuple([tensor for tensor in inputs if tensor])
+        object.__setattr__(self, "reads", (*inputs, *captures_of(self)))
 
     @property
     def qualified_operator(self) -> str:
@@ -104,6 +114,11 @@ class ExecutionGraph:
         """Return a tensor's dtype and shape."""
         return self.tensors[tensor].spec
 
+    def without_weights(self) -> ExecutionGraph:
+        """Return the graph with no constants but scalars: it can be kept without its memory."""
+        scalars = {name: array.copy() for name, array in self.constants.items() if array.size == 1}
+        return replace(self, constants=MappingProxyType(scalars))
+
     @classmethod
     def build(
         cls,
@@ -122,7 +137,7 @@ class ExecutionGraph:
         The order is deterministic: of the operators that could come next, the one given first.
         Raises InvalidModelError for a tensor written twice, read but never written, or a cycle.
         """
-        ordered = order_operators(operators, {*inputs, *constants})
+        ordered = order_operators(operators, {*inputs, *constants}, reads_of)
         edges = _connect(ordered, specs)
         missing = [tensor for tensor in outputs if tensor not in edges]
         if missing:
@@ -139,11 +154,40 @@ class ExecutionGraph:
         )
 
 
+class Ordered(Protocol):
+    """What can be put in order: an operator of a graph, or a node of a file."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def qualified_operator(self) -> str:
+        """Its operator with the domain."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What it writes; empty names count for nothing."""
+        ...
+
+
+_AnyOrdered = TypeVar("_AnyOrdered", bound=Ordered)
+
+
 def order_operators(
-    operators: Sequence[OperatorNode], available: set[TensorId]
-) -> list[OperatorNode]:
-    """Sort topologically (Kahn 1962), ties broken by the given order."""
-    writer: dict[TensorId, int] = {}
+    operators: Sequence[_AnyOrdered],
+    available: Set[str],
+    reads: Callable[[_AnyOrdered], Sequence[str]],
+) -> list[_AnyOrdered]:
+    """Sort topologically (Kahn 1962), ties broken by the given order.
+
+    Raises InvalidModelError for a tensor written twice, read but never written, or a cycle.
+    """
+    if _is_ordered(operators, available, reads):
+        return list(operators)
+    writer: dict[str, int] = {}
     for index, node in enumerate(operators):
         for tensor in filter(None, node.outputs):
             if tensor in writer or tensor in available:
@@ -152,7 +196,7 @@ def order_operators(
     waiting = [0] * len(operators)
     readers: list[list[int]] = [[] for _ in operators]
     for index, node in enumerate(operators):
-        for tensor in set(reads_of(node)) - available:
+        for tensor in set(reads(node)) - available:
             if tensor not in writer:
                 raise InvalidModelError(
                     f"input `{tensor}` is neither a graph input, a constant nor an output",
@@ -161,7 +205,7 @@ def order_operators(
             waiting[index] += 1
             readers[writer[tensor]].append(index)
     ready = [index for index, count in enumerate(waiting) if count == 0]
-    ordered: list[OperatorNode] = []
+    ordered: list[_AnyOrdered] = []
     while ready:
         index = heapq.heappop(ready)
         ordered.append(operators[index])
@@ -175,16 +219,33 @@ def order_operators(
     return ordered
 
 
+def _is_ordered(
+    operators: Sequence[_AnyOrdered],
+    available: Set[str],
+    reads: Callable[[_AnyOrdered], Sequence[str]],
+) -> bool:
+    """Return whether operators are in order already and sound, as nearly all are."""
+    known = set(available)
+    for node in operators:
+        if not known.issuperset(reads(node)):
+            return False
+        count = len(known)
+        written = [tensor for tensor in node.outputs if tensor]
+        known.update(written)
+        if len(known) != count + len(written):
+            return False
+    return True
+
+
 def captures_of(node: OperatorNode) -> tuple[TensorId, ...]:
     """Tensors of the enclosing graph that the node's bodies read."""
     bodies = [value for value in node.attributes.values() if type(value) is Subgraph]
-    # Nearly all nodes have none; this is asked of every node in every pass.
-    return tuple(tensor for body in bodies for tensor in body.captures) if bodies else ()
+    return tuple([tensor for body in bodies for tensor in body.captures])
 
 
 def reads_of(node: OperatorNode) -> tuple[TensorId, ...]:
     """Tensors a node reads: its inputs and what its bodies capture."""
-    return (*filter(None, node.inputs), *captures_of(node))
+    return node.reads
 
 
 def _connect(
@@ -193,10 +254,12 @@ def _connect(
     producers: dict[TensorId, int] = {}
     consumers: dict[TensorId, list[int]] = {}
     for index, node in enumerate(operators):
-        for tensor in filter(None, node.outputs):
+        for tensor in node.outputs:
             producers[tensor] = index
-        for tensor in dict.fromkeys(reads_of(node)):
-            consumers.setdefault(tensor, []).append(index)
+        for tensor in reads_of(node):
+            readers = consumers.setdefault(tensor, [])
+            if not readers or readers[-1] != index:
+                readers.append(index)
     return {
         tensor: TensorEdge(tensor, spec, producers.get(tensor), tuple(consumers.get(tensor, ())))
         for tensor, spec in specs.items()

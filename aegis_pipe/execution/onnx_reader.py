@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,9 @@ OLDEST_OPSET = 1
 """Before opset 6, only operators that mean the same in it are known; the loader looks."""
 
 ModelProto = onnx.ModelProto
+
+_PLAIN_KINDS = "fiu"
+"""Kinds of dtypes whose elements lie in a file as they lie in memory."""
 
 
 def read_onnx(data: bytes, folder: Path) -> SourceModel:
@@ -119,6 +122,10 @@ def _name(text: str | bytes) -> str:
     return text if isinstance(text, str) else text.decode(errors="backslashreplace")
 
 
+def _names(texts: Iterable[str | bytes]) -> tuple[str, ...]:
+    return tuple([text if isinstance(text, str) else _name(text) for text in texts])
+
+
 def _metadata(proto: onnx.ModelProto) -> dict[str, str]:
     facts = {
         "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
@@ -184,8 +191,24 @@ def _graph(proto: onnx.GraphProto, folder: Path | None) -> SourceGraph:
         initialisers,
         tuple(map(_value, proto.input)),
         tuple(_name(output.name) for output in proto.output),
-        {_name(info.name): _value(info) for info in (*proto.value_info, *proto.output)},
+        _DeclaredValues((*proto.value_info, *proto.output)),
     )
+
+
+class _DeclaredValues(Mapping[str, SourceValue]):
+    """What a graph declares, read when it is asked for: files declare much, few ask."""
+
+    def __init__(self, protos: Iterable[onnx.ValueInfoProto]) -> None:
+        self._protos = {_name(proto.name): proto for proto in protos}
+
+    def __getitem__(self, name: str) -> SourceValue:
+        return _value(self._protos[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._protos)
+
+    def __len__(self) -> int:
+        return len(self._protos)
 
 
 def _node(proto: onnx.NodeProto, index: int, folder: Path | None) -> SourceNode:
@@ -201,8 +224,8 @@ def _node(proto: onnx.NodeProto, index: int, folder: Path | None) -> SourceNode:
         operator,
         _domain(proto.domain),
         attributes,
-        tuple(map(_name, proto.input)),
-        tuple(map(_name, proto.output)),
+        _names(proto.input),
+        _names(proto.output),
     )
 
 
@@ -210,33 +233,30 @@ def _attribute(
     proto: onnx.AttributeProto, node: str, folder: Path | None
 ) -> GraphAttribute | SourceGraph | None:
     """Return an attribute's value; None for types, which only sequences and optionals have."""
-    kinds = onnx.AttributeProto
-    match proto.type:
-        case kinds.INT:
-            return int(proto.i)
-        case kinds.FLOAT:
-            return float(proto.f)
-        case kinds.STRING:
-            return _text(proto.s)
-        case kinds.INTS:
-            return tuple(map(int, proto.ints))
-        case kinds.FLOATS:
-            return tuple(map(float, proto.floats))
-        case kinds.STRINGS:
-            return tuple(map(_text, proto.strings))
-        case kinds.TENSOR:
-            return _array(proto.t, folder)
-        case kinds.SPARSE_TENSOR:
-            return _dense(proto.sparse_tensor, folder)
-        case kinds.GRAPH:
-            return _graph(proto.g, folder)
-        case kinds.TYPE_PROTO:
-            return None
+    read = _ATTRIBUTES.get(proto.type)
+    if read is not None:
+        return read(proto, folder)
     raise InvalidModelError(
         f"attribute `{proto.name}` has a type this runtime does not read ({proto.type})",
         context=f"node `{node}`",
         hint=REEXPORT,
     )
+
+
+_ATTRIBUTES: Mapping[
+    int, Callable[[onnx.AttributeProto, Path | None], GraphAttribute | SourceGraph | None]
+] = {
+    onnx.AttributeProto.INT: lambda proto, _: proto.i,
+    onnx.AttributeProto.FLOAT: lambda proto, _: proto.f,
+    onnx.AttributeProto.STRING: lambda proto, _: _text(proto.s),
+    onnx.AttributeProto.INTS: lambda proto, _: tuple(proto.ints),
+    onnx.AttributeProto.FLOATS: lambda proto, _: tuple(proto.floats),
+    onnx.AttributeProto.STRINGS: lambda proto, _: tuple(map(_text, proto.strings)),
+    onnx.AttributeProto.TENSOR: lambda proto, folder: _array(proto.t, folder),
+    onnx.AttributeProto.SPARSE_TENSOR: lambda proto, folder: _dense(proto.sparse_tensor, folder),
+    onnx.AttributeProto.GRAPH: lambda proto, folder: _graph(proto.g, folder),
+    onnx.AttributeProto.TYPE_PROTO: lambda *_: None,
+}
 
 
 def _text(value: bytes) -> str | bytes:
@@ -281,6 +301,11 @@ def _array(proto: onnx.TensorProto, folder: Path | None) -> np.ndarray:
         )
     if proto.data_location == onnx.TensorProto.EXTERNAL:
         return _external_array(proto, folder)
+    dtype, data = DTYPE_OF_ELEMENT_TYPE[proto.data_type], proto.raw_data
+    shape = tuple(proto.dims)
+    is_plain = dtype.kind in _PLAIN_KINDS and min(shape, default=1) > 0
+    if is_plain and len(data) == math.prod(shape) * dtype.itemsize:
+        return np.frombuffer(data, dtype).reshape(shape)
     try:
         array = onnx.numpy_helper.to_array(proto)
     except (ValueError, TypeError) as error:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import itertools
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -75,8 +75,35 @@ class EmptyOptional(NamedTuple):
     """An optional without a value; exists while loading only."""
 
 
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+class Layers(ChainMap[_Key, _Value]):
+    """Facts of a graph over those of the graphs around it; nearly always there is one layer."""
+
+    def __getitem__(self, key: _Key) -> _Value:
+        for layer in self.maps:
+            if key in layer:
+                return layer[key]
+        raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        for layer in self.maps:  # noqa: SIM110 - `any` costs more, and this is asked of every tensor
+            if key in layer:
+                return True
+        return False
+
+    def known(self, key: _Key) -> _Value | None:
+        """Return what is known of a key, None if nothing is."""
+        for layer in self.maps:
+            if key in layer:
+                return layer[key]
+        return None
+
+
 Value = TensorId | TensorSequence | EmptyOptional
-Scope = ChainMap[str, Value]
+Scope = Layers[str, Value]
 """What the names of a source graph stand for, inner graphs first."""
 
 Rule = Callable[["Frame", SourceNode, Scope, str], bool]
@@ -95,6 +122,9 @@ class Names:
 
     def unique(self, wanted: str) -> str:
         """Return `wanted`, or the first of `wanted.1`, `wanted.2`, ... that is free."""
+        if wanted and wanted not in self.taken:
+            self.taken.add(wanted)
+            return wanted
         candidates = itertools.chain(
             (wanted,), (f"{wanted}.{number}" for number in itertools.count(1))
         )
@@ -123,14 +153,14 @@ class Frame:
     def __init__(self, session: Session, parent: Frame | None = None) -> None:
         self.session = session
         self.operators: list[OperatorNode] = []
-        self.specs: ChainMap[TensorId, TensorSpec] = ChainMap()
-        self.constants: ChainMap[TensorId, np.ndarray] = ChainMap()
-        self.writers: ChainMap[TensorId, OperatorNode] = ChainMap()
-        self.lengths: ChainMap[TensorId, Mapping[int, TensorId]] = ChainMap()
+        self.specs: Layers[TensorId, TensorSpec] = Layers()
+        self.constants: Layers[TensorId, np.ndarray] = Layers()
+        self.writers: Layers[TensorId, OperatorNode] = Layers()
+        self.lengths: Layers[TensorId, Mapping[int, TensorId]] = Layers()
         """Open axes of tensors as long as the data says, and where their true lengths are."""
-        self.most: ChainMap[TensorId, int] = ChainMap()
+        self.most: Layers[TensorId, int] = Layers()
         """How large each of those lengths can be."""
-        self.sizes: ChainMap[TensorId, tuple[int | TensorId, ...]] = ChainMap()
+        self.sizes: Layers[TensorId, tuple[int | TensorId, ...]] = Layers()
         """What shapes are made of that hold such a length."""
         if parent is not None:
             self.lengths = parent.lengths.new_child()
@@ -146,7 +176,7 @@ class Frame:
         `scope` gains the graph's names; `path` leads those of inlined graphs.
         """
         nodes = nodes_in_order(graph, set(scope) - {value.name for value in graph.inputs})
-        read = {name for node in nodes for name in source_reads(node)} | set(graph.outputs)
+        read = set(graph.outputs).union(*map(source_reads, nodes))
         for name, load in graph.initialisers.items():
             if name in read and name not in scope.maps[0]:
                 scope[name] = self.add_constant(load(), path, name)
@@ -168,7 +198,7 @@ class Frame:
 
     def constant(self, tensor: TensorId) -> np.ndarray | None:
         """Return a tensor's value if it is known."""
-        return self.constants.get(tensor)
+        return self.constants.known(tensor)
 
     def add_constant(self, array: np.ndarray, path: str, name: str) -> TensorId:
         """Add a tensor of known value."""
@@ -210,23 +240,29 @@ class Frame:
 
     def apply(self, node: OperatorNode, declared: Sequence[SourceValue | None] = ()) -> None:
         """Evaluate a node if its operands are known, otherwise infer its results and keep it."""
-        if any(tensor in self.lengths or tensor in self.sizes for tensor in node.inputs):
+        open_ones: Sequence[Collection[TensorId]] = (*self.lengths.maps, *self.sizes.maps)
+        if any(open_ones) and any(tensor in layer for layer in open_ones for tensor in node.inputs):
             self.session.open_rule(self, node)
         else:
             self.apply_plain(node, declared)
 
     def apply_plain(self, node: OperatorNode, declared: Sequence[SourceValue | None] = ()) -> None:
         """Do so as if all operands were as long as planned."""
+        specs_of, values_of = self.specs, self.constants
         context = OperatorContext(
             node,
-            tuple(self.specs[tensor] if tensor else None for tensor in node.inputs),
-            {i: self.constants[t] for i, t in enumerate(node.inputs) if t in self.constants},
+            tuple([specs_of[tensor] if tensor else None for tensor in node.inputs]),
+            {
+                position: value
+                for position, tensor in enumerate(node.inputs)
+                if (value := values_of.known(tensor)) is not None
+            },
         )
         known = _known_from_specs(context)
         if known is not None:
             self._settle(node, [known])
             return
-        all_known = len(context.constants) == len([t for t in node.inputs if t])
+        all_known = len(context.constants) == len(node.inputs) - node.inputs.count(NO_TENSOR)
         foldable = (
             all_known and is_deterministic(node) and node.qualified_operator not in _KEPT_OPERATORS
         )
@@ -432,7 +468,7 @@ def evaluate_model(
         Names(),
     )
     frame = Frame(session)
-    scope: Scope = ChainMap()
+    scope: Scope = Layers()
     for input_name, spec in inputs.items():
         scope[input_name] = frame.add_input(spec, "", input_name)
     for bound_name, value in bound.items():

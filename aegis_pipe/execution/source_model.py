@@ -13,7 +13,6 @@ import numpy as np
 
 from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.execution.graph import GraphAttribute, OperatorNode, order_operators
-from aegis_pipe.tensor import TensorId
 
 Dimension = int | str | None
 """A size, a symbol, or nothing known."""
@@ -43,6 +42,17 @@ class SourceNode:
     attributes: Mapping[str, GraphAttribute | SourceGraph]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    bodies: tuple[SourceGraph, ...] = field(init=False, repr=False)
+    """Its nested graphs."""
+    reads: tuple[str, ...] = field(init=False, repr=False)
+    """Names of the enclosing graph that it reads, also inside its bodies; each once."""
+
+    def __post_init__(self) -> None:
+        bodies = [value for value in self.attributes.values() if type(value) is SourceGraph]
+        captured = [name for body in bodies for name in free_names(body)]
+        reads = tuple(dict.fromkeys([*filter(None, self.inputs), *captured]))
+        object.__setattr__(self, "bodies", tuple(bodies))
+        object.__setattr__(self, "reads", reads)
 
     @property
     def qualified_operator(self) -> str:
@@ -92,13 +102,12 @@ def describe(node: SourceNode | OperatorNode) -> str:
 
 def bodies_of(node: SourceNode) -> tuple[SourceGraph, ...]:
     """Nested graphs of a node."""
-    return tuple(value for value in node.attributes.values() if isinstance(value, SourceGraph))
+    return node.bodies
 
 
 def source_reads(node: SourceNode) -> tuple[str, ...]:
     """Names of the enclosing graph that a node reads, also inside its bodies; each once."""
-    captured = (name for body in bodies_of(node) for name in free_names(body))
-    return tuple(dict.fromkeys((*filter(None, node.inputs), *captured)))
+    return node.reads
 
 
 def free_names(graph: SourceGraph) -> tuple[str, ...]:
@@ -115,25 +124,11 @@ def nodes_in_order(graph: SourceGraph, outer: set[str]) -> tuple[SourceNode, ...
     `outer` holds the names visible from enclosing graphs.
     Raises InvalidModelError for cycles, values written twice and values nobody writes.
     """
-    available = {TensorId(name) for name in (*outer, *graph.initialisers)}
-    available.update(TensorId(value.name) for value in graph.inputs)
+    available = {*outer, *graph.initialisers, *(value.name for value in graph.inputs)}
     written = {name for node in graph.nodes for name in node.outputs}
     # An inner graph may reuse a name of an outer one: the inner value hides it.
-    visible = available - {TensorId(name) for name in outer & written}
-    plain = [
-        OperatorNode(
-            node.name,
-            node.operator,
-            node.domain,
-            0,
-            {},
-            tuple(map(TensorId, source_reads(node))),
-            tuple(map(TensorId, node.outputs)),
-        )
-        for node in graph.nodes
-    ]
-    source_of = {id(stand_in): node for stand_in, node in zip(plain, graph.nodes, strict=True)}
-    ordered = [source_of[id(stand_in)] for stand_in in order_operators(plain, visible)]
+    visible = available - (outer & written)
+    ordered = order_operators(graph.nodes, visible, source_reads)
     missing = [name for name in graph.outputs if name not in visible and name not in written]
     if missing:
         raise InvalidModelError(

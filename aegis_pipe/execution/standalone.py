@@ -29,11 +29,13 @@ class StandaloneGraph:
         stream: DeviceStream,
         clock: Clock,
         precision: str = "fp32",
+        *,
+        watched: bool = False,
     ) -> None:
         hub = EventHub()
         phases = PhaseRecorder(hub, clock)
         with collector_paused():
-            compiled = compile_graph(graph, context, phases, precision)
+            compiled = compile_graph(graph, context, phases, precision, watched=watched)
         loaded = LoadedModel(compiled, phases.begin("model.load"))
         self._stream = stream
         self._context = context
@@ -42,7 +44,6 @@ class StandaloneGraph:
             plan_models([loaded], [None], context, stream_count=1, budget_bytes=None),
             context,
             [stream],
-            max_block_ns=None,
             hub=hub,
             clock=clock,
             phases=phases,
@@ -76,7 +77,7 @@ class StandaloneGraph:
 
     def kernels(self) -> tuple[str, ...]:
         """Return `operator, kernel` of everything that is launched, in order."""
-        steps = (step for step in self.compiled.steps if step.choice.view is None)
+        steps = (step for step in self.compiled.steps if step.is_launched)
         return tuple(f"{step.operator}, {step.choice.kernel}" for step in steps)
 
     def kernel_times_ns(self) -> np.ndarray:

@@ -20,8 +20,9 @@ from aegis_pipe.memory.check import (
     check_lifetimes,
     check_plan,
 )
+from aegis_pipe.memory.content import content_digest
 from aegis_pipe.memory.host import return_freed_memory
-from aegis_pipe.memory.lifetimes import MemoryStep, TensorLifetime, WorkspaceId
+from aegis_pipe.memory.lifetimes import MemoryStep, Part, TensorLifetime, WorkspaceId
 from aegis_pipe.memory.plan import AllocationPlan
 from aegis_pipe.memory.planner import MemoryPlanner
 from aegis_pipe.memory.pool import DeviceMemoryPool, PoolStatistics
@@ -38,6 +39,7 @@ __all__ = [
     "MemoryPlanner",
     "MemoryStep",
     "ModelMemory",
+    "Part",
     "PlanViolation",
     "PoolStatistics",
     "TensorLifetime",
@@ -48,6 +50,7 @@ __all__ = [
     "check_lifetimes",
     "check_model_budget",
     "check_plan",
+    "content_digest",
     "live_at_peak",
     "nested_streams",
     "return_freed_memory",

@@ -1,28 +1,33 @@
 """From steps to lifetimes: which tensors share bytes, and how long each storage must stay.
 
-A *storage* is a piece of memory that one or more tensors use: a tensor with its views, and with
-whatever was written in place over it. Its id is that of the first tensor in it.
+A *storage* is a piece of memory that one or more tensors use: a tensor with its views and parts,
+with whatever was written in place over it, and with what it was put together of. Its id is that of
+the tensor that it was made for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from aegis_pipe.memory.lifetimes import MemoryStep, TensorLifetime, WorkspaceId
+from aegis_pipe.memory.lifetimes import MemoryStep, Part, TensorLifetime, WorkspaceId
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryAnalysis:
     """What the planner has to place, and which tensor lies in what."""
 
+    steps: tuple[MemoryStep, ...]
+    """The steps as they are to run: `parts` and `joins` only where bytes lie in place."""
     storages: tuple[TensorLifetime, ...]
     """One per storage, by first use; their ids are the values of `storage_of`."""
     workspaces: tuple[TensorLifetime, ...]
     """One per step that needs scratch; ids are `WorkspaceId`s."""
     storage_of: Mapping[str, str]
-    """Storage of each tensor with memory in the arena, at offset 0 of it."""
+    """Storage of each tensor with memory in the arena."""
+    offset_of: Mapping[str, int]
+    """Where in its storage a tensor begins, if not at 0."""
     constant_of: Mapping[str, str]
     """Tensors that are views of a constant, and which; they need no storage."""
 
@@ -50,13 +55,52 @@ class LifetimeAnalyser:
 
         Inputs are filled before step 0 and may be overwritten by their last reader; outputs are
         read after the last step. A tensor without a size is a constant. Asserts that every tensor
-        is written once, before it is read.
+        is written once, before it is read. `parts` and `joins` that would take more memory than
+        they save (a small part keeps its whole alive) are left to a kernel.
         """
-        run = _Analysis(steps, sizes_bytes, inputs, outputs)
-        for index, step in enumerate(steps):
-            run.take(index, step)
+        facts = (sizes_bytes, inputs, outputs)
+
+        def analyse(in_place: Collection[int]) -> MemoryAnalysis:
+            chosen = [
+                step if not step.moves or index in in_place else replace(step, parts=(), joins=())
+                for index, step in enumerate(steps)
+            ]
+            return self._analyse(chosen, *facts)
+
+        moving = [index for index, step in enumerate(steps) if step.moves]
+        apart = analyse(())
+        if not moving:
+            return apart
+        limit_bytes = largest_live_bytes(apart.lifetimes)
+        together = analyse(moving)
+        if largest_live_bytes(together.lifetimes) <= limit_bytes:
+            return together
+        chosen: list[int] = []
+        # Halves, and halves of those that cost memory: few analyses where few steps do.
+        waiting = [moving[len(moving) // 2 :], moving[: len(moving) // 2]]
+        while waiting:
+            group = waiting.pop()
+            if not group:
+                continue
+            if largest_live_bytes(analyse([*chosen, *group]).lifetimes) <= limit_bytes:
+                chosen += group
+            elif len(group) > 1:
+                waiting += [group[len(group) // 2 :], group[: len(group) // 2]]
+        return analyse(chosen)
+
+    def _analyse(
+        self,
+        steps: Sequence[MemoryStep],
+        sizes_bytes: Mapping[str, int],
+        inputs: Sequence[str],
+        outputs: Collection[str],
+    ) -> MemoryAnalysis:
+        run = _Analysis(steps, sizes_bytes, inputs, outputs, self._alignment_bytes)
+        taken = tuple(run.take(index, step) for index, step in enumerate(steps))
+        storages = sorted(run.storages.values(), key=lambda each: each.first)
         return MemoryAnalysis(
-            storages=tuple(self._lifetime(each, len(steps)) for each in run.storages.values()),
+            steps=taken,
+            storages=tuple(self._lifetime(each, len(steps)) for each in storages),
             workspaces=tuple(
                 TensorLifetime(
                     WorkspaceId(index),
@@ -65,10 +109,11 @@ class LifetimeAnalyser:
                     index + 1,
                     self._alignment_bytes,
                 )
-                for index, step in enumerate(steps)
+                for index, step in enumerate(taken)
                 if step.workspace_bytes
             ),
             storage_of=MappingProxyType(run.storage_of),
+            offset_of=MappingProxyType(run.offset_of),
             constant_of=MappingProxyType(run.constant_of),
         )
 
@@ -80,6 +125,19 @@ class LifetimeAnalyser:
         )
 
 
+def largest_live_bytes(lifetimes: Sequence[TensorLifetime]) -> int:
+    """Return the largest sum of sizes that are alive at a step."""
+    changes = sorted(
+        [(each.first, each.size_bytes) for each in lifetimes]
+        + [(each.end, -each.size_bytes) for each in lifetimes]
+    )
+    live_bytes = largest_bytes = 0
+    for _, change_bytes in changes:
+        live_bytes += change_bytes
+        largest_bytes = max(largest_bytes, live_bytes)
+    return largest_bytes
+
+
 @dataclass(slots=True)
 class _Storage:
     root: str
@@ -89,6 +147,7 @@ class _Storage:
     """Last step that reads or writes any of the tensors in it so far."""
     written_at: int
     """Step that last wrote to it; -1 for an input."""
+    tensors: list[str] = field(default_factory=list)
 
 
 class _Analysis:
@@ -100,27 +159,63 @@ class _Analysis:
         sizes_bytes: Mapping[str, int],
         inputs: Sequence[str],
         outputs: Collection[str],
+        alignment_bytes: int,
     ) -> None:
         self.storages: dict[str, _Storage] = {}
         self.storage_of: dict[str, str] = {}
+        self.offset_of: dict[str, int] = {}
         self.constant_of: dict[str, str] = {}
         self._sizes_bytes = sizes_bytes
+        self._alignment_bytes = alignment_bytes
         self._last_read = {tensor: i for i, step in enumerate(steps) for tensor in step.reads}
         # The copy out comes after all steps: nothing may be written over an output.
         self._last_read.update(dict.fromkeys(outputs, len(steps)))
         for tensor in inputs:
             self._store(tensor, 0, written_at=-1)
 
-    def take(self, index: int, step: MemoryStep) -> None:
-        """Give every tensor that the step writes a storage: shared if it may be, else its own."""
+    def take(self, index: int, step: MemoryStep) -> MemoryStep:
+        """Give every tensor that the step writes a storage: shared if it may be, else its own.
+
+        Returns the step, without `parts` and `joins` if they can not lie in place.
+        """
         for tensor in step.reads:
             assert self._is_known(tensor), f"step {index} reads `{tensor}` before it is written"
+        if step.moves and self._can_stay(step):
+            step = replace(step, workspace_bytes=0, in_place=())
+        elif step.moves:
+            step = replace(step, parts=(), joins=())
         for operand, result in step.views:
-            self._view(index, operand, result)
-        views = {result for _, result in step.views}
+            self._view(index, operand, result, 0)
+        for whole, part, offset_bytes in step.parts:
+            self._view(index, whole, part, offset_bytes)
+        if step.joins:
+            self._join(index, step.joins)
+        placed = {result for _, result in step.views} | {part.part for part in step.parts}
+        placed |= {join.whole for join in step.joins}
         for tensor in step.writes:
-            if tensor not in views:
+            if tensor not in placed:
+                assert not step.moves, f"step {index} also computes `{tensor}`"
                 self._write(index, step, tensor)
+        return step
+
+    def _can_stay(self, step: MemoryStep) -> bool:
+        """Whether all that the step would move can lie where it has to come to."""
+        if any(part.whole not in self.storage_of for part in step.parts):
+            return False  # a constant, or a view of one
+        if any(
+            (self.offset_of.get(part.whole, 0) + part.offset_bytes) % self._alignment_bytes
+            for part in step.parts
+        ):
+            return False
+        homes = [self.storage_of.get(join.part) for join in step.joins]
+        return len(set(homes)) == len(homes) and all(map(self._can_join, step.joins))
+
+    def _can_join(self, join: Part) -> bool:
+        """Whether a storage holds this operand and nothing beside it, so that it can move."""
+        if join.part not in self.storage_of or join.offset_bytes % self._alignment_bytes:
+            return False
+        storage = self.storages[self.storage_of[join.part]]
+        return storage.size_bytes == self._size(join.part) and not self.offset_of.get(join.part)
 
     def _write(self, index: int, step: MemoryStep, tensor: str) -> None:
         self._assert_new(index, tensor)
@@ -130,18 +225,36 @@ class _Analysis:
             return
         storage = self.storages[self.storage_of[operand]]
         storage.written_at = index
-        self._share(tensor, storage, index)
+        self._share(tensor, storage, index, self.offset_of.get(operand, 0))
 
-    def _view(self, index: int, operand: str, result: str) -> None:
+    def _view(self, index: int, operand: str, result: str, offset_bytes: int) -> None:
         self._assert_new(index, result)
         if operand not in self.storage_of:
             self.constant_of[result] = self.constant_of.get(operand, operand)
             return
         storage = self.storages[self.storage_of[operand]]
-        assert self._size(result) <= storage.size_bytes, f"`{result}` outgrows `{operand}`"
+        start = self.offset_of.get(operand, 0) + offset_bytes
+        assert start + self._size(result) <= storage.size_bytes, f"`{result}` outgrows `{operand}`"
         # A result of this step, so that no other result of it lands here.
         storage.written_at = index
-        self._share(result, storage, index)
+        self._share(result, storage, index, start)
+
+    def _join(self, index: int, joins: Sequence[Part]) -> None:
+        """Make the result's storage, and move the operands' storages into it."""
+        whole = joins[0].whole
+        self._assert_new(index, whole)
+        parts = [self.storages.pop(self.storage_of[join.part]) for join in joins]
+        assert sum(each.size_bytes for each in parts) == self._size(whole), f"gaps in `{whole}`"
+        first = min(each.first for each in parts)
+        storage = _Storage(whole, self._size(whole), first, index, written_at=index)
+        self.storages[whole] = storage
+        for join, old in zip(joins, parts, strict=True):
+            storage.last_use = max(storage.last_use, old.last_use)
+            for tensor in old.tensors:
+                self._share(
+                    tensor, storage, first, self.offset_of.get(tensor, 0) + join.offset_bytes
+                )
+        self._share(whole, storage, index, 0)
 
     def _overwritable(self, index: int, step: MemoryStep, result: str) -> str | None:
         """Return the first declared operand whose storage the result may be written over."""
@@ -157,28 +270,37 @@ class _Analysis:
         dies_here = storage.last_use <= index
         # Another result may have been put there in this very step.
         is_free = storage.written_at < index
-        fits = self._size(result) <= storage.size_bytes
-        return dies_here and is_free and fits and self._reads_allow(step, storage, result)
+        fits = self.offset_of.get(operand, 0) + self._size(result) <= storage.size_bytes
+        return dies_here and is_free and fits and self._reads_allow(step, operand, result)
 
-    def _reads_allow(self, step: MemoryStep, storage: _Storage, result: str) -> bool:
-        """Whether each operand that lies in the storage is declared as safe to write over.
+    def _reads_allow(self, step: MemoryStep, operand: str, result: str) -> bool:
+        """Whether each operand that lies where the result would is declared as safe.
 
         `x + x` with only the left operand declared is not: the right one would be overwritten
         while the kernel still reads it.
         """
-        operands = [each for each in step.reads if self.storage_of.get(each) == storage.root]
-        return all(
-            operands.count(operand) <= step.in_place.count((operand, result))
-            for operand in operands
-        )
+        start = self.offset_of.get(operand, 0)
+        end = start + self._size(result)
+        for other in step.reads:
+            if self.storage_of.get(other) != self.storage_of[operand]:
+                continue
+            low = self.offset_of.get(other, 0)
+            if low >= end or low + self._size(other) <= start:
+                continue
+            if low != start or step.reads.count(other) > step.in_place.count((other, result)):
+                return False
+        return True
 
     def _store(self, tensor: str, index: int, *, written_at: int) -> None:
         storage = _Storage(tensor, self._size(tensor), index, index, written_at)
         self.storages[tensor] = storage
-        self._share(tensor, storage, index)
+        self._share(tensor, storage, index, 0)
 
-    def _share(self, tensor: str, storage: _Storage, index: int) -> None:
+    def _share(self, tensor: str, storage: _Storage, index: int, offset_bytes: int) -> None:
         self.storage_of[tensor] = storage.root
+        if offset_bytes:
+            self.offset_of[tensor] = offset_bytes
+        storage.tensors.append(tensor)
         storage.last_use = max(storage.last_use, index, self._last_read.get(tensor, index))
 
     def _size(self, tensor: str) -> int:

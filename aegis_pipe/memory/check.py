@@ -8,8 +8,9 @@ from __future__ import annotations
 import bisect
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from aegis_pipe.memory.lifetimes import MemoryStep, TensorLifetime, WorkspaceId
+from aegis_pipe.memory.lifetimes import MemoryStep, Part, TensorLifetime, WorkspaceId
 from aegis_pipe.memory.plan import AllocationPlan
 
 
@@ -37,6 +38,7 @@ def assert_plan_is_sound(
     inputs: Sequence[str],
     outputs: Collection[str],
     storage_of: Mapping[str, Hashable],
+    offset_of: Mapping[str, int] | None = None,
     plan: AllocationPlan,
     alignment_bytes: int = 1,
 ) -> None:
@@ -47,6 +49,7 @@ def assert_plan_is_sound(
         inputs=inputs,
         outputs=outputs,
         storage_of=storage_of,
+        offset_of=offset_of,
         plan=plan,
         alignment_bytes=alignment_bytes,
     )
@@ -65,16 +68,19 @@ def check_plan(
     inputs: Sequence[str],
     outputs: Collection[str],
     storage_of: Mapping[str, Hashable],
+    offset_of: Mapping[str, int] | None = None,
     plan: AllocationPlan,
     alignment_bytes: int = 1,
 ) -> list[PlanViolation]:
     """Return everything that would go wrong if the steps ran at the planned offsets.
 
-    Proves that what a step reads is what was written, that a step overwrites its own operands
-    only where it says it can, that outputs are whole at the end, and that all lies aligned and
-    within the peak. Tensors without a storage are constants and not looked at.
+    Proves that what a step reads is what was written, byte for byte; that a step overwrites its own
+    operands only where it says it can; that what is not moved lies in place already; that outputs
+    are whole at the end; and that all lies aligned and within the peak. `offset_of` says where in
+    its storage a tensor begins, if not at 0. Tensors without a storage are constants and not
+    looked at.
     """
-    check = _Simulation(steps, sizes_bytes, storage_of, plan, alignment_bytes)
+    check = _Simulation(steps, sizes_bytes, storage_of, offset_of or {}, plan, alignment_bytes)
     check.fill(inputs)
     for index in range(len(steps)):
         check.run(index)
@@ -150,14 +156,29 @@ def _overlaps(
             live.insert(position, span)
 
 
+class _Piece(NamedTuple):
+    """A stretch of a tensor that holds bytes which were written as another one's."""
+
+    offset: int
+    size: int
+    name: str
+    """The tensor as which they were written."""
+    shift: int
+    """Where in that tensor they are."""
+
+
 class _Simulation:
-    """The block of memory, as a sorted list of spans with the tensor whose bytes they hold."""
+    """The block of memory, as a sorted list of spans with the tensor whose bytes they hold.
+
+    A span is (start, end, tensor, where the tensor's first byte is or would be).
+    """
 
     def __init__(
         self,
         steps: Sequence[MemoryStep],
         sizes_bytes: Mapping[str, int],
         storage_of: Mapping[str, Hashable],
+        offset_of: Mapping[str, int],
         plan: AllocationPlan,
         alignment_bytes: int,
     ) -> None:
@@ -165,11 +186,12 @@ class _Simulation:
         self._steps = steps
         self._sizes_bytes = sizes_bytes
         self._storage_of = storage_of
+        self._offset_of = offset_of
         self._plan = plan
         self._alignment_bytes = alignment_bytes
-        self._spans: list[tuple[int, int, str]] = []
-        self._content: dict[str, str] = {}
-        """What a tensor's bytes must hold: itself, or what it is a view of."""
+        self._spans: list[tuple[int, int, str, int]] = []
+        self._content: dict[str, list[_Piece]] = {}
+        """What a tensor's bytes must hold: itself, what it is a view of, or is made of."""
 
     def fill(self, inputs: Sequence[str]) -> None:
         """Copy the inputs in, all before the first step."""
@@ -184,10 +206,14 @@ class _Simulation:
         for tensor in step.reads:
             self._read(index, tensor, f"`{step.name}`")
         self._check_overwrites(index)
-        views = {result: operand for operand, result in step.views}
+        views = {result: Part(operand, result, 0) for operand, result in step.views}
+        views |= {part.part: part for part in step.parts}
+        joined = {join.whole for join in step.joins}
         for tensor in step.writes:
             if tensor in views:
-                self._view(index, views[tensor], tensor)
+                self._view(index, views[tensor])
+            elif tensor in joined:
+                self._join(index, tensor, [join for join in step.joins if join.whole == tensor])
             else:
                 self._write(index, tensor)
         if step.workspace_bytes:
@@ -201,23 +227,57 @@ class _Simulation:
         for tensor in outputs:
             self._read(len(self._steps), tensor, "the copy out")
 
-    def _view(self, index: int, operand: str, result: str) -> None:
+    def _view(self, index: int, view: Part) -> None:
+        operand, result, shift = view
         if operand not in self._storage_of:
             if result in self._storage_of:
                 message = f"`{result}` is a view of constant `{operand}` but has a storage"
                 self._report(index, result, operand, message)
             return
-        if self._storage_of.get(result) != self._storage_of[operand]:
+        lies_in_place = (
+            result in self._storage_of and self._start_of(result) == self._start_of(operand) + shift
+        )
+        if not lies_in_place:
             message = f"`{result}` is a view of `{operand}` but lies elsewhere"
             self._report(index, result, operand, message)
-        self._content[result] = self._content.get(operand, operand)
+        self._content[result] = self._stretch(operand, shift, self._sizes_bytes[result])
+
+    def _stretch(self, tensor: str, shift: int, size: int) -> list[_Piece]:
+        """Return what a stretch of a tensor has to hold."""
+        return [
+            _Piece(low - shift, high - low, piece.name, piece.shift + low - piece.offset)
+            for piece in self._content.get(tensor, [])
+            if (low := max(piece.offset, shift))
+            < (high := min(piece.offset + piece.size, shift + size))
+        ]
+
+    def _join(self, index: int, result: str, joins: Sequence[Part]) -> None:
+        """See that each part of a result that nobody puts together is in place already."""
+        self._content[result] = []
+        if result not in self._storage_of:
+            self._report(index, result, "", f"`{result}` is put together but has no storage")
+            return
+        for _, operand, shift in joins:
+            if operand not in self._storage_of:
+                message = f"constant `{operand}` is part of `{result}`, but nobody writes it there"
+                self._report(index, result, operand, message)
+                continue
+            if self._start_of(operand) != self._start_of(result) + shift:
+                message = f"`{operand}` is part of `{result}` but lies elsewhere"
+                self._report(index, result, operand, message)
+            self._content[result] += [
+                piece._replace(offset=piece.offset + shift)
+                for piece in self._content.get(operand, [])
+            ]
 
     def _write(self, index: int, tensor: str) -> None:
         if tensor not in self._storage_of:
             self._report(index, tensor, "", f"`{tensor}` is written but has no storage")
             return
-        start, end = self._place(index, self._storage_of[tensor], self._sizes_bytes[tensor])
-        self._content[tensor] = tensor
+        size = self._sizes_bytes[tensor]
+        shift = self._offset_of.get(tensor, 0)
+        start, end = self._place(index, self._storage_of[tensor], size, shift)
+        self._content[tensor] = [_Piece(0, size, tensor, 0)]
         self._mark(start, end, tensor)
 
     def _read(self, index: int, tensor: str, reader: str) -> None:
@@ -226,20 +286,21 @@ class _Simulation:
         if tensor not in self._content:
             self._report(index, tensor, "", f"{reader} reads `{tensor}` before it is written")
             return
-        start = self._plan.offsets.get(self._storage_of[tensor], 0)
-        end = start + self._sizes_bytes[tensor]
+        start, end = self._span_of(tensor)
         whole = end - start
-        for low, high, held in self._touching(start, end):
-            low, high = max(low, start), min(high, end)
-            if held == self._content[tensor]:
-                whole -= high - low
-                continue
-            message = (
-                f"{reader} reads `{tensor}` at [{start}, {end}), "
-                f"but [{low}, {high}) holds {_quoted(held)}"
-            )
-            self._report(index, tensor, held, message)
-            return
+        for piece in self._content[tensor]:
+            first = start + piece.offset
+            for low, high, held, origin in self._touching(first, first + piece.size):
+                low, high = max(low, first), min(high, first + piece.size)
+                if held == piece.name and origin == first - piece.shift:
+                    whole -= high - low
+                    continue
+                message = (
+                    f"{reader} reads `{tensor}` at [{start}, {end}), "
+                    f"but [{low}, {high}) holds {_quoted(held)}"
+                )
+                self._report(index, tensor, held, message)
+                return
         if whole:
             self._report(index, tensor, "", f"{whole} bytes of `{tensor}` were never written")
 
@@ -247,6 +308,7 @@ class _Simulation:
         """See that scratch and results leave the step's operands alone, but for what it allows."""
         step = self._steps[index]
         views = {result for _, result in step.views}
+        views |= {part.part for part in step.parts} | {join.whole for join in step.joins}
         targets = [
             (tensor, self._span_of(tensor))
             for tensor in step.writes
@@ -270,18 +332,28 @@ class _Simulation:
                     )
                     self._report(index, operand, target, message)
 
+    def _start_of(self, tensor: str) -> int:
+        return self._plan.offsets.get(self._storage_of[tensor], 0) + self._offset_of.get(tensor, 0)
+
     def _span_of(self, tensor: str) -> tuple[int, int]:
-        start = self._plan.offsets.get(self._storage_of[tensor], 0)
+        start = self._start_of(tensor)
         return start, start + self._sizes_bytes[tensor]
 
-    def _place(self, index: int, storage: Hashable, size_bytes: int) -> tuple[int, int]:
-        """Return the span of a storage's first bytes, and see that it is a proper place."""
-        lifetime = TensorLifetime(storage, size_bytes, index, index + 1, self._alignment_bytes)
+    def _place(
+        self, index: int, storage: Hashable, size_bytes: int, shift: int = 0
+    ) -> tuple[int, int]:
+        """Return the span of some of a storage's bytes, and see that it is a proper place."""
+        lifetime = TensorLifetime(
+            storage, shift + size_bytes, index, index + 1, self._alignment_bytes
+        )
         self.violations.extend(_misplacements(lifetime, self._plan))
-        start = self._plan.offsets.get(storage, 0)
+        start = self._plan.offsets.get(storage, 0) + shift
+        if shift % self._alignment_bytes:
+            message = f"{shift} bytes into `{storage}` is not aligned to {self._alignment_bytes}"
+            self._report(index, str(storage), "", message)
         return start, start + size_bytes
 
-    def _touching(self, start: int, end: int) -> list[tuple[int, int, str]]:
+    def _touching(self, start: int, end: int) -> list[tuple[int, int, str, int]]:
         """Return the spans with a byte in [start, end)."""
         if start >= end:
             return []
@@ -292,10 +364,11 @@ class _Simulation:
         if start >= end:
             return
         touched = self._touching(start, end)
-        left = [(low, start, old) for low, _, old in touched if low < start]
-        right = [(end, high, old) for _, high, old in touched if high > end]
+        left = [(low, start, old, origin) for low, _, old, origin in touched if low < start]
+        right = [(end, high, old, origin) for _, high, old, origin in touched if high > end]
         position = self._position(start)
-        self._spans[position : position + len(touched)] = [*left, (start, end, content), *right]
+        new = [*left, (start, end, content, start), *right]
+        self._spans[position : position + len(touched)] = new
 
     def _position(self, start: int) -> int:
         """Return the position of the first span that ends after `start`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,22 @@ class WorkspaceId:
         return f"workspace of step {self.step}"
 
 
+class Part(NamedTuple):
+    """A tensor whose bytes are a stretch of another one's."""
+
+    whole: str
+    part: str
+    offset_bytes: int
+    """Where in the whole the part begins."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryStep:
     """What one step does to memory.
 
     A step may overlap results with operands only where it says so: `in_place` pairs may share if
-    the operand dies here, `views` pairs are the same bytes by nature (no kernel runs).
+    the operand dies here, `views` pairs are the same bytes by nature (no kernel runs). A step with
+    `parts` or `joins` only moves bytes: where the plan lets them lie in place, no kernel runs.
     """
 
     name: str
@@ -53,3 +64,12 @@ class MemoryStep:
     """(operand, result) that may share storage."""
     views: tuple[tuple[str, str], ...] = ()
     """(operand, result) that are the same bytes."""
+    parts: tuple[Part, ...] = ()
+    """Results that are stretches of an operand: a split, a slice."""
+    joins: tuple[Part, ...] = ()
+    """Operands of which the one result is put together: a concatenation."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether it only moves bytes, and has nothing to do where they are in place."""
+        return bool(self.parts or self.joins)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -112,6 +113,6 @@ class Exporter:
             # A trace may take as long to build as a request to run: let others have the
             # interpreter in between, unless this is the end.
             if count % TRACES_A_BREATH == 0:
-                self._stop.wait(BREATH_S)
+                time.sleep(BREATH_S)
         for feeder in self._feeders:
             feeder.wake()

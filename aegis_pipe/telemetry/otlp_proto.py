@@ -148,22 +148,24 @@ def _block(block: SpanBlock) -> bytes:
 
 
 def _span(span: Span) -> bytes:
-    trace_id = span.trace_id.to_bytes(16, "big")
+    head = _SPAN_IDS.pack(b"\x0a\x10", span.trace_id.to_bytes(16, "big"), b"\x12\x08", span.span_id)
+    parts = [
+        head,
+        _PARENT_ID.pack(b"\x22\x08", span.parent_id) if span.parent_id else b"",
+        _name(span.name),
+        _SPAN_TIMES.pack(b"\x30\x01", b"\x39", span.start_ns, b"\x41", span.end_ns),
+        _attributes(b"\x4a", span.attributes),
+    ]
+    parts += [_field(b"\x5a", _event(event)) for event in span.events]
+    parts += [_field(b"\x6a", _link(link)) for link in span.links]
+    status = _text(b"\x12", span.error) + b"\x18\x02" if span.error else b""
     remoteness = _FLAG_PARENT_IS_REMOTE if span.parent_is_remote else 0
-    return b"".join(
-        (
-            _SPAN_IDS.pack(b"\x0a\x10", trace_id, b"\x12\x08", span.span_id),
-            _PARENT_ID.pack(b"\x22\x08", span.parent_id) if span.parent_id else b"",
-            _name(span.name),
-            _SPAN_TIMES.pack(b"\x30\x01", b"\x39", span.start_ns, b"\x41", span.end_ns),
-            _attributes(b"\x4a", span.attributes),
-            b"".join([_field(b"\x5a", _event(event)) for event in span.events]),
-            b"".join([_field(b"\x6a", _link(link)) for link in span.links]),
-            # An empty status is written too, as the SDK does: it means "unset".
-            _field(b"\x7a", _text(b"\x12", span.error) + b"\x18\x02" if span.error else b""),
-            _FLAGS.pack(b"\x85\x01", _FLAG_REMOTENESS_KNOWN | remoteness),
-        )
-    )
+    # An empty status is written too, as the SDK does: it means "unset".
+    parts += [
+        _field(b"\x7a", status),
+        _FLAGS.pack(b"\x85\x01", _FLAG_REMOTENESS_KNOWN | remoteness),
+    ]
+    return b"".join(parts)
 
 
 @lru_cache(maxsize=4_096)
@@ -258,14 +260,17 @@ def _field(tag: bytes, body: bytes) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return _ONE_BYTE[value]
-    parts = bytearray()
-    while value >= 0x80:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)
+    if value < _TWO_SEPTETS:
+        return _SHORT[value]
+    return _CONTINUED[value & _TWO_SEPTETS - 1] + _varint(value >> 14)
 
 
+_TWO_SEPTETS: Final = 1 << 14
 _ONE_BYTE: Final = [bytes([value]) for value in range(0x80)]
+_SHORT: Final = _ONE_BYTE + [
+    bytes([value & 0x7F | 0x80, value >> 7]) for value in range(0x80, _TWO_SEPTETS)
+]
+_CONTINUED: Final = [
+    bytes([value & 0x7F | 0x80, value >> 7 | 0x80]) for value in range(_TWO_SEPTETS)
+]
+"""Two bytes after which more follow. Tables of 2 MB, as numbers are most of what is encoded."""

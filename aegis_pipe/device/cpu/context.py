@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from aegis_pipe.device.cpu.machine import BlasThreads, Machine, library_versions
 from aegis_pipe.device.cpu.reference import bind_reference, choose_reference
 from aegis_pipe.device.cpu.region import ALIGNMENT_BYTES, CpuRegion, host_bytes
 from aegis_pipe.device.cpu.stream import CpuStream, Progress, bytes_of
+from aegis_pipe.device.cpu.watching import Spans, watched
 from aegis_pipe.device.protocols import (
     DeviceCapabilities,
     DeviceDescription,
@@ -67,6 +68,9 @@ class CpuContext:
         self._resources: weakref.WeakValueDictionary[int, _Resource]
         self._resources = weakref.WeakValueDictionary()
         self._numbers = itertools.count()
+        # Whose offers are alive, so that binding does not choose again.
+        self._chosen: weakref.WeakKeyDictionary[KernelChoice, CpuKernel]
+        self._chosen = weakref.WeakKeyDictionary()
         self._blas: BlasThreads | None = BlasThreads(threads)
         self._description = _describe(self._machine, self._blas)
 
@@ -79,7 +83,11 @@ class CpuContext:
     def capabilities(self) -> DeviceCapabilities:
         """Copies run on their stream's thread; graphs are replayed by the host."""
         return DeviceCapabilities(
-            async_copy=True, notifies_progress=True, channels_last=LIBRARY is not None
+            async_copy=True,
+            notifies_progress=True,
+            channels_last=LIBRARY is not None,
+            steady_at_once=True,
+            watches_memory=True,
         )
 
     @property
@@ -100,8 +108,11 @@ class CpuContext:
         self._allocation_count += 1
         return self._own(region)
 
-    def write(self, target: Region, source: np.ndarray) -> None:
-        """Copy host bytes into a region and wait; for loading only."""
+    def write(self, target: Region, source: np.ndarray | Callable[[np.ndarray], None]) -> None:
+        """Copy host bytes into a region, or have `source` write them there; for loading only."""
+        if callable(source):
+            source(host_bytes(target))
+            return
         np.copyto(host_bytes(target), bytes_of(source, target))
 
     def read(self, source: Region, target: np.ndarray) -> None:
@@ -126,7 +137,9 @@ class CpuContext:
         for kernel in self._kernels.candidates(request.operator):
             choice = kernel.choose(request)
             if choice is not None:
-                return self._for_team(kernel, choice)
+                choice = self._for_team(kernel, choice)
+                self._chosen[choice] = kernel
+                return choice
         reference = choose_reference(request)
         if reference is None:
             raise self._unsupported(request)
@@ -158,6 +171,19 @@ class CpuContext:
         if isinstance(run, NativeCall) and choice.cost < _SHARED_COST_MIN:
             run.run_alone()
         return CpuKernelCall(choice.kernel, request.node, run)
+
+    def watch(
+        self,
+        call: KernelCall,
+        memory: Region,
+        *,
+        guards: Spans,
+        written: Spans,
+        blame: Callable[[int], NoReturn],
+    ) -> KernelCall:
+        """Have a call compare memory before and after it, and `blame` what it should not change."""
+        assert isinstance(call, CpuKernelCall), f"{call!r} belongs to another device"
+        return watched(call, host_bytes(memory), guards=guards, written=written, blame=blame)
 
     def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
         """Make one launchable unit out of bound calls, to run in this order."""
@@ -206,7 +232,10 @@ class CpuContext:
         return replace(choice, workspace_bytes=choice.workspace_bytes * self._threads)
 
     def _kernel_of(self, request: KernelRequest, choice: KernelChoice) -> CpuKernel:
-        # Asked again instead of remembered: choosing is pure, and a table of choices would grow.
+        chosen = self._chosen.get(choice)
+        if chosen is not None:
+            return chosen
+        # The choice was taken from elsewhere; choosing is pure.
         for kernel in self._kernels.candidates(request.operator):
             offer = kernel.choose(request)
             if offer is not None and offer.kernel == choice.kernel:

@@ -10,6 +10,8 @@ from aegis_pipe.device.protocols import Region
 
 ALIGNMENT_BYTES = 64
 """A cache line, and the widest vector register."""
+_PAGE_BYTES = 4096
+"""No page of any machine is smaller."""
 
 
 class CpuRegion:
@@ -25,11 +27,12 @@ class CpuRegion:
     @classmethod
     def reserve(cls, size_bytes: int) -> CpuRegion:
         """Make an owner of zeroed memory; MemoryError if the machine has not that much."""
-        block = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
+        block = np.zeros(size_bytes + ALIGNMENT_BYTES, np.uint8)
         start = -block.ctypes.data % ALIGNMENT_BYTES
         memory = block[start : start + size_bytes]
-        # Written, not lazily mapped: missing pages show now, and no request waits for one.
-        memory.fill(0)
+        # Touched, not lazily mapped: missing pages show now, and no request waits for one.
+        memory[::_PAGE_BYTES] = 0
+        memory[-1:] = 0
         return cls(memory, None)
 
     @property

@@ -7,7 +7,7 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import numpy as np
 
@@ -114,8 +114,12 @@ class CudaContext:
         self._allocation_count += 1
         return self._own(region)
 
-    def write(self, target: Region, source: np.ndarray) -> None:
-        """Copy host bytes into a region and wait; for loading only."""
+    def write(self, target: Region, source: np.ndarray | Callable[[np.ndarray], None]) -> None:
+        """Copy host bytes, or those that `source` writes, into a region and wait; at load only."""
+        if callable(source):
+            content = np.empty(target.size_bytes, np.uint8)
+            source(content)
+            source = content
         assert source.flags.c_contiguous, "host arrays of copies are C-contiguous"
         assert source.nbytes == target.size_bytes, f"{source.nbytes} host bytes go to {target!r}"
         address = address_of(target)
@@ -177,6 +181,22 @@ class CudaContext:
         )
         launches = self._kernel_of(request, choice).bind(binding)
         return CudaKernelCall(choice.kernel, request.node, tuple(launches), tuple(binding.faults))
+
+    def watch(
+        self,
+        call: KernelCall,
+        memory: Region,
+        *,
+        guards: Sequence[tuple[int, int]],
+        written: Sequence[tuple[int, int]],
+        blame: Callable[[int], NoReturn],
+    ) -> KernelCall:
+        """Refuse: captured graphs have nobody to look between kernels."""
+        raise PermanentError(
+            "kernels can not be watched on CUDA",
+            context=f"kernel `{call.kernel}`",
+            hint='write `kind = "cpu"`, or take `memory_debug` out',
+        )
 
     def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
         """Capture bound calls as one CUDA graph, to run in this order."""

@@ -30,15 +30,11 @@ _Lower = Callable[[OperatorContext], Lowered]
 def _geometry(context: OperatorContext, weights_at: int) -> tuple[windows.Windows, TensorSpec]:
     data = reading.operand(context, 0, "X")
     weights = reading.operand(context, weights_at, "W")
-    reading.require(
-        len(data.shape) == len(weights.shape) >= 2,
-        context,
-        f"input {data} and weights {weights} differ in rank",
-    )
+    if not len(data.shape) == len(weights.shape) >= 2:
+        raise reading.invalid(context, f"input {data} and weights {weights} differ in rank")
     kernel_shape = reading.integers(context, "kernel_shape", weights.shape[2:])
-    reading.require(
-        kernel_shape == weights.shape[2:], context, f"kernel_shape does not fit weights {weights}"
-    )
+    if kernel_shape != weights.shape[2:]:
+        raise reading.invalid(context, f"kernel_shape does not fit weights {weights}")
     return windows.read_windows(context, data.shape[2:], kernel_shape), data
 
 
@@ -47,13 +43,11 @@ def _infer_conv(weights_at: int, result: np.dtype | None) -> _Infer:
         geometry, data = _geometry(context, weights_at)
         weights = reading.operand(context, weights_at, "W")
         group = reading.integer(context, "group", 1)
-        reading.require(
-            group > 0
-            and data.shape[1] == weights.shape[1] * group
-            and weights.shape[0] % group == 0,
-            context,
-            f"input {data}, weights {weights} and group {group} do not fit",
-        )
+        is_sound = group > 0 and data.shape[1] == weights.shape[1] * group
+        if not is_sound or weights.shape[0] % group != 0:
+            raise reading.invalid(
+                context, f"input {data}, weights {weights} and group {group} do not fit"
+            )
         spatial = geometry.output_shape(data.shape[2:])
         windows.require_windows(context, data, spatial)
         dtype = result or data.dtype

@@ -89,10 +89,10 @@ def _infer_broadcast(count: int | None) -> Callable[[OperatorContext], list[Tens
         specs = _required(context)
         reading.require(bool(specs), context, "there are no operands")
         reading.require(count in (None, len(specs)), context, f"takes {count} operands")
-        dtypes = {spec.dtype for spec in specs}
-        reading.require(
-            len(dtypes) == 1, context, f"operands {' and '.join(map(str, specs))} differ in dtype"
-        )
+        if len({spec.dtype for spec in specs}) != 1:
+            raise reading.invalid(
+                context, f"operands {' and '.join(map(str, specs))} differ in dtype"
+            )
         return [reading.like(specs[0], broadcast_shape(context, specs))]
 
     return infer

@@ -38,7 +38,8 @@ def _same(context: OperatorContext) -> list[TensorSpec]:
 def _infer_batch(context: OperatorContext) -> list[TensorSpec]:
     data, mean = reading.operand(context, 0, "X"), reading.operand(context, 3, "mean")
     channels = data.shape[1:2] or (1,)
-    reading.require(mean.shape == channels, context, f"mean {mean} does not fit input {data}")
+    if mean.shape != channels:
+        raise reading.invalid(context, f"mean {mean} does not fit input {data}")
     return [data, mean, mean, mean, mean][: max(1, len(context.node.outputs))]
 
 

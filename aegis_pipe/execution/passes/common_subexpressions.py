@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -21,12 +22,17 @@ _SAMPLE_BYTES = 256
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Replace each repetition by the first of its kind; outputs of the graph stay written."""
     renamed = _equal_constants(graph)
-    first: dict[Hashable, OperatorNode] = {}
+    alike: dict[Hashable, list[OperatorNode]] = {}
+    outputs = set(graph.outputs)
     kept = []
     for node in graph.operators:
-        key = _key(rename(node, renamed))
-        earlier = first.setdefault(key, node) if is_deterministic(node) else node
-        if earlier is node or set(graph.outputs).intersection(node.outputs):
+        renamed_node = rename(node, renamed)
+        # Most operators are the only ones of their kind with their operands.
+        others = alike.setdefault((node.operator, renamed_node.inputs), [])
+        earlier = _equal_one(renamed_node, others) if is_deterministic(node) else None
+        if earlier is None:
+            others.append(renamed_node)
+        if earlier is None or not outputs.isdisjoint(node.outputs):
             kept.append(node)
             continue
         pairs = zip(node.outputs, earlier.outputs, strict=True)
@@ -34,14 +40,25 @@ def run(graph: ExecutionGraph) -> ExecutionGraph:
     return rewritten(graph, kept, renamed=renamed)
 
 
+def _equal_one(node: OperatorNode, others: Sequence[OperatorNode]) -> OperatorNode | None:
+    """Return the first of the others that computes what `node` does."""
+    if not others:
+        return None
+    key = _key(node)
+    return next((other for other in others if _key(other) == key), None)
+
+
 def _equal_constants(graph: ExecutionGraph) -> dict[TensorId, TensorId]:
     """Compare bytes where dtype, shape and a sample agree: most constants are read no further."""
     alike: dict[Hashable, list[TensorId]] = {}
     renamed = {}
+    kinds = Counter((array.dtype, array.shape) for array in graph.constants.values())
     for tensor, array in graph.constants.items():
+        if kinds[array.dtype, array.shape] == 1:
+            continue
         flat = _bytes(array)
         sample = flat[:: max(1, len(flat) // _SAMPLE_BYTES)].tobytes()
-        earlier = alike.setdefault((array.dtype.name, array.shape, sample), [])
+        earlier = alike.setdefault((array.dtype, array.shape, sample), [])
         same = next((t for t in earlier if np.array_equal(_bytes(graph.constants[t]), flat)), None)
         if same is None:
             earlier.append(tensor)

@@ -165,11 +165,11 @@ def _folded(graph: ExecutionGraph, node: OperatorNode, affine: _Affine) -> Mappi
                 arrays[2] = before * affine.scale + affine.shift
             if not (affine.scale == 1).all():
                 arrays[1] = _scaled_weights(graph, node, affine.scale)
-        return {position: array.astype(dtype) for position, array in arrays.items()}
+        return {position: array.astype(dtype, copy=False) for position, array in arrays.items()}
 
 
 def _scaled_weights(graph: ExecutionGraph, node: OperatorNode, scale: np.ndarray) -> np.ndarray:
-    weights: np.ndarray = graph.constants[node.inputs[1]].astype(np.float64)
+    weights = graph.constants[node.inputs[1]]
     if node.operator == "Conv":
         factors = scale.reshape(-1, *(1,) * (weights.ndim - 1))
     elif node.operator == "Gemm":
@@ -179,5 +179,7 @@ def _scaled_weights(graph: ExecutionGraph, node: OperatorNode, scale: np.ndarray
         groups = int(attribute(node, "group", 1))
         by_map = scale.reshape(groups, -1, *(1,) * (weights.ndim - 2))
         factors = np.repeat(by_map, weights.shape[0] // groups, axis=0)
-    scaled: np.ndarray = weights * factors
+    # Products of float64, rounded once, without a copy of the weights in float64.
+    scaled = np.empty_like(weights)
+    np.multiply(weights, factors, out=scaled, casting="same_kind")
     return scaled

@@ -110,7 +110,9 @@ class GraphEdit:
 
 def rename(node: OperatorNode, names: Mapping[TensorId, TensorId]) -> OperatorNode:
     """Return the node with tensors replaced, also those its bodies capture."""
-    if not any(tensor in names for tensor in (*reads_of(node), *node.outputs)):
+    if not names or (
+        names.keys().isdisjoint(reads_of(node)) and names.keys().isdisjoint(node.outputs)
+    ):
         return node
     attributes = {
         key: Subgraph(value.serialised, tuple(final_name(t, names) for t in value.captures))

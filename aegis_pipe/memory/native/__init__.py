@@ -1,7 +1,7 @@
-"""The compiled inner loop of the exact search.
+"""The compiled inner loop of the exact search, and the digest of weights.
 
-`tools/hatch_build.py` compiles it when the package is built. Without it `LIBRARY` is None, and
-`PythonAttempt` does the same search.
+`tools/hatch_build.py` compiles them when the package is built. Without them `LIBRARY` is None:
+`PythonAttempt` does the same search, and `content_digest` takes another digest.
 """
 
 from __future__ import annotations

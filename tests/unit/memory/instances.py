@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import strategies as st
 
-from aegis_pipe.memory import MemoryStep, TensorLifetime, WorkspaceId
+from aegis_pipe.memory import MemoryAnalysis, MemoryStep, Part, TensorLifetime, WorkspaceId
 
 
 @st.composite
@@ -53,7 +54,10 @@ class Program:
 
 @st.composite
 def programs(draw):
-    """Draw a program with views (also of views, inputs and constants), in-place pairs, scratch."""
+    """Draw a program with views, parts, joins, in-place pairs and scratch.
+
+    Also of views, parts, inputs and constants.
+    """
     choices = [4, 4, 8, 16]
     inputs = [f"in{i}" for i in range(draw(st.integers(0, 3)))]
     sizes = {tensor: draw(st.sampled_from(choices)) for tensor in inputs}
@@ -70,6 +74,21 @@ def programs(draw):
                     f"view{index}", (operands[0],), (result,), views=((operands[0], result),)
                 )
             )
+            continue
+        kind = draw(st.integers(0, 5))
+        if operands and kind == 0:
+            step = _join(f"j{index}", operands, known)
+            sizes[step.writes[0]] = sum(known[operand] for operand in operands)
+            steps.append(step)
+            continue
+        if operands and kind == 1 and known[operands[0]] >= 4:
+            step = _split(draw, f"s{index}", operands[0], known[operands[0]])
+            ends = [*(part.offset_bytes for part in step.parts[1:]), known[operands[0]]]
+            sizes.update(
+                (part.part, end - part.offset_bytes)
+                for part, end in zip(step.parts, ends, strict=True)
+            )
+            steps.append(step)
             continue
         results = [f"r{index}_{i}" for i in range(draw(st.integers(1, 2)))]
         for result in results:
@@ -95,6 +114,22 @@ def programs(draw):
     return Program(tuple(steps), sizes, tuple(inputs), tuple(outputs), constants)
 
 
+def _join(name, operands, known):
+    ends = list(itertools.accumulate(known[operand] for operand in operands))
+    joins = [
+        Part(name, operand, end - known[operand])
+        for operand, end in zip(operands, ends, strict=True)
+    ]
+    return MemoryStep(name, tuple(operands), (name,), workspace_bytes=8, joins=tuple(joins))
+
+
+def _split(draw, name, operand, size):
+    edges = [0, *draw(st.sampled_from([[], [4], [size // 2], [4, size // 2]]))]
+    starts = sorted({edge for edge in edges if edge < size})
+    parts = tuple(Part(operand, f"{name}_{start}", start) for start in starts)
+    return MemoryStep(name, (operand,), tuple(part.part for part in parts), parts=parts)
+
+
 def run_apart(program: Program) -> dict[str, bytes]:
     """Run with an array for every tensor: what the outputs have to be."""
     values = _sources(program)
@@ -104,14 +139,13 @@ def run_apart(program: Program) -> dict[str, bytes]:
         operands = [values[operand] for operand in step.reads]
         for position, result in enumerate(step.writes):
             if not step.views:
-                values[result] = _compute(index, position, operands, program.sizes[result])
+                values[result] = _compute(program, index, position, operands)
     return {output: values[output].tobytes() for output in program.outputs}
 
 
 def run_in_arena(
     program: Program,
-    storage_of: Mapping[str, Hashable],
-    constant_of: Mapping[str, str],
+    analysis: MemoryAnalysis,
     offsets: Mapping[Hashable, int],
     arena_bytes: int,
 ) -> dict[str, bytes]:
@@ -122,20 +156,23 @@ def run_in_arena(
     """
     arena = np.full(arena_bytes, 0xEE, dtype=np.uint8)
     sources = _sources(program)
+    storage_of = analysis.storage_of
+
+    def start_of(tensor: str) -> int:
+        return offsets[storage_of[tensor]] + analysis.offset_of.get(tensor, 0)
 
     def bytes_of(tensor: str) -> np.ndarray:
         if tensor not in storage_of:
-            return sources[constant_of.get(tensor, tensor)]
-        start = offsets[storage_of[tensor]]
-        return arena[start : start + program.sizes[tensor]]
+            return sources[analysis.constant_of.get(tensor, tensor)]
+        return arena[start_of(tensor) : start_of(tensor) + program.sizes[tensor]]
 
     for tensor in program.inputs:
         bytes_of(tensor)[:] = sources[tensor]
-    for index, step in enumerate(program.steps):
-        if step.views:
+    for index, step in enumerate(analysis.steps):
+        if step.views or step.moves:
             continue
         results = []
-        for position, result in enumerate(step.writes):
+        for position in range(len(step.writes)):
             seen = arena.copy()
             for other in step.writes:
                 bytes_of(other)[:] = 0xDD
@@ -146,15 +183,15 @@ def run_in_arena(
             for number, operand in enumerate(step.reads):
                 value = bytes_of(operand).copy()
                 if operand in storage_of:
-                    start = offsets[storage_of[operand]]
+                    start = start_of(operand)
                     declared = [r for x, r in step.in_place if x == operand]
                     used = step.reads[:number].count(operand)
                     safe = {r for r in declared if declared.count(r) > used}
                     for target in safe:
-                        if offsets[storage_of[target]] == start:
+                        if start_of(target) == start:
                             value = seen[start : start + program.sizes[operand]].copy()
                 operands.append(value)
-            results.append(_compute(index, position, operands, program.sizes[result]))
+            results.append(_compute(program, index, position, operands))
             arena[:] = seen
         for result in step.writes:
             bytes_of(result)[:] = 0xDD
@@ -164,6 +201,7 @@ def run_in_arena(
         for result, value in zip(step.writes, results, strict=True):
             bytes_of(result)[:] = value
         if step.workspace_bytes:
+            start = offsets[WorkspaceId(index)]
             arena[start : start + step.workspace_bytes] = 0xCB
     return {output: bytes_of(output).tobytes() for output in program.outputs}
 
@@ -176,8 +214,15 @@ def _sources(program: Program) -> dict[str, np.ndarray]:
     }
 
 
-def _compute(index: int, position: int, operands: list[np.ndarray], size: int) -> np.ndarray:
-    """Mix the operands so that any changed byte shows in the result."""
+def _compute(program: Program, index: int, position: int, operands: list[np.ndarray]) -> np.ndarray:
+    """Move the operands, or mix them so that any changed byte shows in the result."""
+    step = program.steps[index]
+    size = program.sizes[step.writes[position]]
+    if step.joins:
+        return np.concatenate(operands)
+    if step.parts:
+        start = step.parts[position].offset_bytes
+        return operands[0][start : start + size].copy()
     result = (np.arange(size) * 31 + index * 7 + position * 3 + 1).astype(np.uint8)
     for number, operand in enumerate(operands):
         result += np.resize(operand, size) * np.uint8(2 * number + 3) + np.uint8(

@@ -5,6 +5,7 @@ from aegis_pipe.memory import (
     LifetimeAnalyser,
     MemoryPlanner,
     MemoryStep,
+    Part,
     TensorLifetime,
     WorkspaceId,
     check_lifetimes,
@@ -40,18 +41,17 @@ def test_running_in_the_arena_gives_the_same_bits(program):
     plan = MemoryPlanner(time_limit_s=0.01).plan(analysis.lifetimes)
     assert check_lifetimes(analysis.lifetimes, plan) == []
     violations = check_plan(
-        program.steps,
+        analysis.steps,
         program.sizes,
         inputs=program.inputs,
         outputs=program.outputs,
         storage_of=analysis.storage_of,
+        offset_of=analysis.offset_of,
         plan=plan,
         alignment_bytes=8,
     )
     assert violations == []
-    result = run_in_arena(
-        program, analysis.storage_of, analysis.constant_of, plan.offsets, plan.peak_bytes
-    )
+    result = run_in_arena(program, analysis, plan.offsets, plan.peak_bytes)
     assert result == run_apart(program)
 
 
@@ -171,6 +171,97 @@ def test_a_constant_is_never_overwritten_even_through_a_view():
     steps = [view("c", "d"), in_place("f", "d", "y"), in_place("g", "c", "z")]
     analysis = analyse(steps, dict.fromkeys("dyz", 8), [], ["y", "z"])
     assert analysis.storage_of == {"y": "y", "z": "z"}
+
+
+def join(result, **parts):
+    """Put `result` together of 8 bytes each."""
+    joins = tuple(Part(result, operand, offset) for operand, offset in parts.items())
+    return MemoryStep("concat", tuple(parts), (result,), workspace_bytes=24, joins=joins)
+
+
+def split(operand, **parts):
+    pieces = tuple(Part(operand, result, offset) for result, offset in parts.items())
+    return MemoryStep("split", (operand,), tuple(parts), parts=pieces)
+
+
+def places(analysis):
+    return {
+        tensor: (storage, analysis.offset_of.get(tensor, 0))
+        for tensor, storage in analysis.storage_of.items()
+    }
+
+
+def test_what_is_put_together_is_written_into_place():
+    steps = [
+        unary("f", "x", "a"),
+        in_place("relu", "a", "b"),
+        unary("g", "x", "c"),
+        join("d", b=0, c=8),
+        unary("h", "d", "y"),
+    ]
+    analysis = analyse(steps, dict.fromkeys("xabcy", 8) | {"d": 16}, ["x"], ["y"], 8)
+    assert places(analysis) == {
+        "x": ("x", 0), "a": ("d", 0), "b": ("d", 0), "c": ("d", 8), "d": ("d", 0), "y": ("y", 0),
+    }  # fmt: skip
+    assert intervals(analysis) == {"x": (0, 3), "d": (0, 5), "y": (4, 5)}
+    assert analysis.workspaces == ()
+    assert analysis.steps[3].moves
+
+
+def test_joins_of_joins_are_one_storage():
+    steps = [
+        unary("f", "x", "a"),
+        join("d", x=0, a=8),
+        unary("g", "d", "b"),
+        join("e", d=0, b=16),
+        unary("h", "e", "y"),
+    ]
+    sizes = dict.fromkeys("xaby", 8) | {"d": 16, "e": 24}
+    analysis = analyse(steps, sizes, ["x"], ["y"], 8)
+    assert places(analysis)["a"] == ("e", 8)
+    assert places(analysis)["d"] == ("e", 0)
+    assert places(analysis)["b"] == ("e", 16)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [unary("f", "x", "a"), join("d", a=0, k=8)],  # a constant
+        [unary("f", "x", "a"), view("a", "v"), join("d", a=0, v=8)],  # twice the same bytes
+        [split("w", p=0, q=8), join("d", p=0, x=8)],  # part of something larger
+        [unary("f", "x", "a"), join("c", a=0, x=8), join("d", a=0, x=8)],  # part of another
+        [unary("f", "x", "a"), join("d", a=0, x=4)],  # not aligned
+    ],
+)
+def test_what_can_not_lie_in_place_is_left_to_a_kernel(steps):
+    sizes = dict.fromkeys("xavpq", 8) | {"w": 16, "c": 16, "d": 16, "u": 16}
+    outputs = ["c", "d", "w"] if any("c" in step.writes for step in steps) else ["d", "w"]
+    analysis = analyse(steps, sizes, ["x", "w"], outputs, 8)
+    assert not analysis.steps[-1].moves
+    assert analysis.storage_of["d"] == "d"
+    assert analysis.workspaces[-1].size_bytes == 24
+
+
+def test_parts_are_views_and_may_be_overwritten_once_all_are_dead():
+    steps = [split("w", p=0, q=8), unary("f", "p", "a"), in_place("g", "q", "y")]
+    analysis = analyse(steps, dict.fromkeys("pqay", 8) | {"w": 16}, ["w"], ["y", "a"], 8)
+    assert places(analysis)["q"] == ("w", 8)
+    assert places(analysis)["y"] == ("w", 8)
+
+
+def test_a_part_is_not_written_over_the_rest_while_that_is_read():
+    step = MemoryStep("f", ("p", "q"), ("y",), in_place=(("p", "y"), ("q", "y")))
+    sizes = dict.fromkeys("pq", 8) | {"w": 16, "y": 16}
+    analysis = analyse([split("w", p=0, q=8), step], sizes, ["w"], ["y"], 8)
+    assert analysis.storage_of["y"] == "y"
+
+
+def test_a_small_part_does_not_keep_a_large_whole_alive():
+    steps = [split("w", p=0), unary("f", "p", "a"), unary("g", "a", "b"), join("y", b=0, p=64)]
+    sizes = {"w": 1000, "p": 8, "a": 1000, "b": 64, "y": 72}
+    analysis = analyse(steps, sizes, ["w"], ["y"], 8)
+    assert not analysis.steps[0].moves
+    assert analysis.steps[-1].moves
 
 
 def test_workspaces_live_for_their_step_and_never_clash_with_names():

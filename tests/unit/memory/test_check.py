@@ -8,6 +8,7 @@ from aegis_pipe.memory import (
     LifetimeAnalyser,
     MemoryPlanner,
     MemoryStep,
+    Part,
     TensorLifetime,
     WorkspaceId,
     assert_plan_is_sound,
@@ -122,6 +123,79 @@ def test_a_view_of_a_constant_has_no_storage():
     assert found[0].message == "`v` is a view of constant `c` but has a storage"
 
 
+JOINED = (
+    MemoryStep("f", ("x",), ("a",)),
+    MemoryStep("concat", ("a", "x"), ("d",), joins=(Part("d", "a", 0), Part("d", "x", 8))),
+    MemoryStep("g", ("d",), ("y",)),
+)
+
+
+def check_joined(steps=JOINED, offset_of=None, **offsets):
+    return [
+        each.message
+        for each in check_plan(
+            steps,
+            {**SIZES, "d": 16},
+            inputs=["x"],
+            outputs=["y"],
+            storage_of={"a": "d", "x": "d", "d": "d", "y": "y"},
+            offset_of={"x": 8} if offset_of is None else offset_of,
+            plan=allocation({"d": 0, "y": 16, **offsets}),
+            alignment_bytes=8,
+        )
+    ]
+
+
+def test_what_nobody_moves_has_to_lie_in_place():
+    assert check_joined() == []
+    assert "`a` is part of `d` but lies elsewhere" in check_joined(offset_of={"a": 8})
+    halfway = check_joined(offset_of={"x": 12}, y=24)
+    assert "12 bytes into `d` is not aligned to 8" in halfway
+    assert "`x` is part of `d` but lies elsewhere" in halfway
+
+
+def test_a_part_overwritten_before_the_whole_is_read_is_found():
+    steps = (JOINED[0], JOINED[1], MemoryStep("h", (), ("w",)), JOINED[2])
+    found = check_plan(
+        steps,
+        {**SIZES, "d": 16, "w": 8},
+        inputs=["x"],
+        outputs=["y"],
+        storage_of={"a": "d", "x": "d", "d": "d", "y": "y", "w": "w"},
+        offset_of={"x": 8},
+        plan=allocation({"d": 0, "y": 16, "w": 8}),
+    )
+    assert [str(each) for each in found] == [
+        "step 3: `g` reads `d` at [0, 16), but [8, 16) holds `w`"
+    ]
+
+
+def test_a_join_with_a_gap_or_a_constant_is_found():
+    gap = MemoryStep("concat", ("a",), ("d",), joins=(Part("d", "a", 0),))
+    assert "8 bytes of `d` were never written" in check_joined((JOINED[0], gap, JOINED[2]))
+    constant = MemoryStep("concat", ("k",), ("d",), joins=(Part("d", "k", 0),))
+    found = check_joined((constant, JOINED[2]))
+    assert found[0] == "constant `k` is part of `d`, but nobody writes it there"
+
+
+def test_a_slice_of_the_wrong_bytes_is_found():
+    step = MemoryStep("slice", ("w",), ("v",), parts=(Part("w", "v", 8),))
+
+    def found(shift):
+        return check_plan(
+            [step],
+            {"w": 16, "v": 8},
+            inputs=["w"],
+            outputs=["v"],
+            storage_of={"w": "w", "v": "w"},
+            offset_of={"v": shift},
+            plan=allocation({"w": 0}),
+        )
+
+    assert found(8) == []
+    assert found(0)[0].message == "`v` is a view of `w` but lies elsewhere"
+
+
 def test_what_was_never_written_or_placed_is_found():
     facts = {"inputs": [], "outputs": ["y"]}
     step = MemoryStep("f", ("a",), ("y",))
@@ -205,14 +279,15 @@ def programs_with_any_offsets(draw):
 def test_whatever_it_accepts_computes_the_same_bits(case):
     program, analysis, offsets = case
     violations = check_plan(
-        program.steps,
+        analysis.steps,
         program.sizes,
         inputs=program.inputs,
         outputs=program.outputs,
         storage_of=analysis.storage_of,
-        plan=allocation(offsets, 128),
+        offset_of=analysis.offset_of,
+        plan=allocation(offsets, 1024),
     )
-    result = run_in_arena(program, analysis.storage_of, analysis.constant_of, offsets, 128)
+    result = run_in_arena(program, analysis, offsets, 1024)
     if result != run_apart(program):
         assert violations
 

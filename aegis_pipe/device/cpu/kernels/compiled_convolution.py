@@ -184,10 +184,10 @@ def _choice(
     assert native.LIBRARY is not None
     taps = math.prod(shape.kernel) * shape.depth
     packed_floats = shape.groups * taps * compiled.round_up(shape.maps, tile)
-    packed = PackedConstant(
+    packed = PackedConstant.filled(
         layout=f"{layout}.{native.LIBRARY.name}.{shape.groups}",
         size_bytes=packed_floats * 4,
-        pack=lambda array: _pack(shape, array, tile),
+        fill=lambda array, packed: _pack(shape, array, tile, packed),
     )
     return KernelChoice(
         kernel=kernel,
@@ -198,18 +198,15 @@ def _choice(
     )
 
 
-def _pack(shape: Convolution, array: np.ndarray, tile: int) -> np.ndarray:
+def _pack(shape: Convolution, array: np.ndarray, tile: int, packed: np.ndarray) -> None:
     """Turn [groups * maps, depth, kernel...] into [groups, maps / tile, taps, depth, tile]."""
     assert native.LIBRARY is not None
     plain = np.ascontiguousarray(array, dtype=np.float32).reshape(shape.groups, -1)
     taps = math.prod(shape.kernel)
-    floats = taps * shape.depth * compiled.round_up(shape.maps, tile)
-    packed = np.empty((shape.groups, floats), np.float32)
-    for source, target in zip(plain, packed, strict=True):
+    for source, target in zip(plain, packed.reshape(shape.groups, -1), strict=True):
         native.LIBRARY.pack_taps(
             source.ctypes.data, shape.maps, shape.depth, taps, tile, target.ctypes.data
         )
-    return compiled.as_bytes(packed)
 
 
 def _choose_depthwise_pixels(request: KernelRequest) -> KernelChoice | None:

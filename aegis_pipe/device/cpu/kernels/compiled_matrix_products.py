@@ -119,20 +119,19 @@ def _choose_packed(request: KernelRequest) -> KernelChoice | None:
     if product.columns < _COLUMNS_MIN:
         return None
     assert native.LIBRARY is not None
-    packed = PackedConstant(
+    packed = PackedConstant.filled(
         layout=f"panels.{native.LIBRARY.name}.{'nk' if _flag(request, 'transB') else 'kn'}",
         size_bytes=product.b_matrices * product.panel_floats * 4,
-        pack=lambda array: _pack(product, array),
+        fill=lambda array, panels: _pack(product, array, panels),
     )
     return KernelChoice(kernel="native.gemm", packed={1: packed}, cost=_multiply_adds(product))
 
 
-def _pack(product: _Product, array: np.ndarray) -> np.ndarray:
+def _pack(product: _Product, array: np.ndarray, panels: np.ndarray) -> None:
     assert native.LIBRARY is not None
     plain = np.ascontiguousarray(array, dtype=np.float32)
-    panels = np.empty((product.b_matrices, product.panel_floats), np.float32)
     matrix_bytes = plain.nbytes // product.b_matrices
-    for index, matrix in enumerate(panels):
+    for index, matrix in enumerate(panels.reshape(product.b_matrices, -1)):
         native.LIBRARY.pack_panels(
             plain.ctypes.data + index * matrix_bytes,
             *product.b_strides,
@@ -140,7 +139,6 @@ def _pack(product: _Product, array: np.ndarray) -> np.ndarray:
             product.columns,
             matrix.ctypes.data,
         )
-    return compiled.as_bytes(panels)
 
 
 def _choose_dynamic(request: KernelRequest) -> KernelChoice | None:

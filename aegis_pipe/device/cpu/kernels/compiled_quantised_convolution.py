@@ -163,22 +163,20 @@ def _choose(request: KernelRequest) -> KernelChoice | None:
         return None
     depth = shape.taps * shape.depth
     group_bytes = byte_units.panels_bytes(depth, shape.maps)
-    packed = PackedConstant(
+    packed = PackedConstant.filled(
         layout=f"byte_windows.{shape.groups}",
         size_bytes=shape.groups * group_bytes,
-        pack=lambda array: _pack(shape, array, group_bytes),
+        fill=lambda array, panels: _pack(shape, array, panels),
     )
     return _choice(request, shape, "native.bytes.conv", packed)
 
 
-def _pack(shape: _Convolution, array: np.ndarray, group_bytes: int) -> np.ndarray:
+def _pack(shape: _Convolution, array: np.ndarray, panels: np.ndarray) -> None:
     """Pack [groups * maps, depth, kernel...] as [taps * depth, maps] matrices, one a group."""
     windows = array.reshape(shape.groups, shape.maps, shape.depth, shape.taps)
-    panels = np.empty((shape.groups, group_bytes), np.uint8)
-    for group, into in zip(windows, panels, strict=True):
+    for group, into in zip(windows, panels.reshape(shape.groups, -1), strict=True):
         matrix = np.ascontiguousarray(group.transpose(2, 1, 0)).reshape(-1, shape.maps)
         byte_units.pack(matrix, into)
-    return panels.reshape(-1)
 
 
 def _choose_depthwise(request: KernelRequest) -> KernelChoice | None:

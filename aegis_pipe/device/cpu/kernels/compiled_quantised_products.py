@@ -148,10 +148,10 @@ def _choose_packed(request: KernelRequest) -> KernelChoice | None:
         return None
     product = _product(request)
     matrix_bytes = byte_units.panels_bytes(product.depth, product.columns)
-    packed = PackedConstant(
+    packed = PackedConstant.filled(
         layout=f"byte_panels.{'nk' if product.b_flipped else 'kn'}",
         size_bytes=product.b_count * matrix_bytes,
-        pack=lambda array: _pack(product, array, matrix_bytes),
+        fill=lambda array, panels: _pack(product, array, panels),
     )
     return KernelChoice(
         kernel="native.bytes.gemm",
@@ -161,12 +161,10 @@ def _choose_packed(request: KernelRequest) -> KernelChoice | None:
     )
 
 
-def _pack(product: _Product, array: np.ndarray, matrix_bytes: int) -> np.ndarray:
+def _pack(product: _Product, array: np.ndarray, panels: np.ndarray) -> None:
     matrices = array.reshape(product.b_count, *array.shape[-2:] if array.ndim > 1 else (-1, 1))
-    panels = np.empty((product.b_count, matrix_bytes), np.uint8)
-    for matrix, into in zip(matrices, panels, strict=True):
+    for matrix, into in zip(matrices, panels.reshape(product.b_count, -1), strict=True):
         byte_units.pack(matrix.T if product.b_flipped else matrix, into)
-    return panels.reshape(-1)
 
 
 def _choose_dynamic(request: KernelRequest) -> KernelChoice | None:

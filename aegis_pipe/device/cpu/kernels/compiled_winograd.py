@@ -96,18 +96,16 @@ def _choose(request: KernelRequest) -> KernelChoice | None:
     assert library is not None
     points, maps, depth = (m + 2) ** 2, shape.maps, shape.depth
 
-    def pack(array: np.ndarray) -> np.ndarray:
+    def fill(array: np.ndarray, packed: np.ndarray) -> None:
         plain = np.ascontiguousarray(array, dtype=np.float32)
-        packed = np.empty(size_bytes // 4, np.float32)
         library.pack_winograd(plain.ctypes.data, maps, depth, m, packed.ctypes.data)
-        return compiled.as_bytes(packed)
 
     size_bytes = points * depth * compiled.round_up(maps, library.panel_columns) * 4
     return KernelChoice(
         kernel="native.conv.winograd",
         workspace_bytes=library.winograd_workspace(m, depth, _block(shape, m)) * 4,
         in_place=((RESIDUAL, 0),) if operands.has_input(request, RESIDUAL) else (),
-        packed={1: PackedConstant(f"winograd{m}.{library.name}", size_bytes, pack)},
+        packed={1: PackedConstant.filled(f"winograd{m}.{library.name}", size_bytes, fill)},
         cost=shape.multiply_adds,
     )
 

@@ -190,7 +190,11 @@ def test_description_and_capabilities() -> None:
         assert versions["kernels"] == native.STATUS
         assert any("threads=1" in version for version in versions.values())
         assert device.capabilities == DeviceCapabilities(
-            async_copy=True, notifies_progress=True, channels_last=native.LIBRARY is not None
+            async_copy=True,
+            notifies_progress=True,
+            channels_last=native.LIBRARY is not None,
+            steady_at_once=True,
+            watches_memory=True,
         )
 
 

@@ -34,9 +34,9 @@ static void pack_panels(const float *b, int64_t b_step, int64_t b_column, int64_
                 UNROLL for (int v = 0; v < VECTORS; v++)
                     vec_store(panels + v * LANES, vec_load(b + k * b_step + v * LANES));
         } else {
-            /* Four depths at a time: if B is transposed, they are neighbours in memory. */
-            for (int64_t k = 0; k < depth; k += 4) {
-                int64_t depths = smaller(4, depth - k);
+            /* A cache line of depths at a time: if B is transposed, they are neighbours in memory. */
+            for (int64_t k = 0; k < depth; k += WIDE) {
+                int64_t depths = smaller(WIDE, depth - k);
                 for (int64_t c = 0; c < PANEL; c++)
                     for (int64_t i = 0; i < depths; i++)
                         panels[(k + i) * PANEL + c] = c < count ? b[(k + i) * b_step + c * b_column] : 0;

@@ -177,8 +177,10 @@ EXPORT int64_t aegis_winograd_workspace(int64_t m, int64_t depth, int64_t block)
            ceil_divide(points * (block * (depth + PANEL) + 2 * SKEW), WIDE) * WIDE;
 }
 
-/* One row of G w, for 3 weights. */
-INLINE void weights_into_points(const double w[3], double g[POINTS_MAX], int64_t m) {
+typedef double weights_row __attribute__((vector_size(LANES * 8)));
+
+/* One row of G w, for 3 weights of as many maps as there are lanes. */
+INLINE void weights_into_points(const weights_row w[3], weights_row g[POINTS_MAX], int64_t m) {
     if (m == 2) {
         g[0] = w[0], g[1] = (w[0] + w[1] + w[2]) / 2, g[2] = (w[0] - w[1] + w[2]) / 2, g[3] = w[2];
         return;
@@ -196,19 +198,18 @@ EXPORT void aegis_pack_winograd(const float *w, int64_t maps, int64_t depth, int
     int64_t points = (m + 2) * (m + 2);
     for (int64_t first = 0; first < maps; first += PANEL, u += points * depth * PANEL)
         for (int64_t k = 0; k < depth; k++)
-            for (int64_t c = 0; c < PANEL; c++) {
-                double rows[3][POINTS_MAX] = {}, point[POINTS_MAX];
-                for (int i = 0; i < 3; i++) {
-                    double line[3] = {};
-                    for (int j = 0; j < 3 && first + c < maps; j++)
-                        line[j] = w[((first + c) * depth + k) * 9 + i * 3 + j];
-                    weights_into_points(line, rows[i], m);
-                }
+            for (int64_t c = 0; c < PANEL; c += LANES) {
+                weights_row taps[9] = {}, rows[3][POINTS_MAX], point[POINTS_MAX];
+                for (int64_t lane = 0; lane < LANES && first + c + lane < maps; lane++)
+                    for (int tap = 0; tap < 9; tap++)
+                        taps[tap][lane] = w[((first + c + lane) * depth + k) * 9 + tap];
+                for (int i = 0; i < 3; i++) weights_into_points(taps + i * 3, rows[i], m);
                 for (int64_t j = 0; j < m + 2; j++) {
-                    double column[3] = {rows[0][j], rows[1][j], rows[2][j]};
+                    weights_row column[3] = {rows[0][j], rows[1][j], rows[2][j]};
                     weights_into_points(column, point, m);
                     for (int64_t i = 0; i < m + 2; i++)
-                        u[((i * (m + 2) + j) * depth + k) * PANEL + c] = (float)point[i];
+                        vec_store(u + ((i * (m + 2) + j) * depth + k) * PANEL + c,
+                                  __builtin_convertvector(point[i], vec));
                 }
             }
 }
@@ -216,13 +217,17 @@ EXPORT void aegis_pack_winograd(const float *w, int64_t maps, int64_t depth, int
 /* For load time: weights [maps][depth][taps] of one group to [maps / tile][taps][depth][tile]. */
 EXPORT void aegis_pack_taps(const float *w, int64_t maps, int64_t depth, int64_t taps, int64_t tile, float *to) {
     for (int64_t first = 0; first < maps; first += tile, to += taps * depth * tile) {
-        int64_t count = smaller(tile, maps - first);
-        for (int64_t k = 0; k < depth; k++)
-            for (int64_t tap = 0; tap < taps; tap++) {
-                float *line = to + (tap * depth + k) * tile;
-                const float *from = w + (first * depth + k) * taps + tap;
-                for (int64_t c = 0; c < count; c++) line[c] = from[c * depth * taps];
-                for (int64_t c = count; c < tile; c++) line[c] = 0;
+        int64_t count = smaller(tile, maps - first), window = depth * taps;
+        /* A cache line of each map at a time: their distance is often one at which lines collide. */
+        for (int64_t at = 0; at < window; at += WIDE) {
+            float *line[WIDE];
+            int64_t lines = smaller(WIDE, window - at);
+            for (int64_t i = 0; i < lines; i++)
+                line[i] = to + ((at + i) % taps * depth + (at + i) / taps) * tile;
+            for (int64_t c = 0; c < tile; c++) {
+                const float *from = w + (first + c) * window + at;
+                for (int64_t i = 0; i < lines; i++) line[i][c] = c < count ? from[i] : 0;
             }
+        }
     }
 }
