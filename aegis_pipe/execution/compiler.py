@@ -29,8 +29,11 @@ from aegis_pipe.memory import (
     MemoryPlanner,
     MemoryStep,
     ModelMemory,
+    PlanViolation,
     WorkspaceId,
     assert_plan_is_sound,
+    check_lifetimes,
+    check_plan,
     content_digest,
 )
 from aegis_pipe.tensor import TensorId
@@ -100,6 +103,23 @@ class CompiledModel:
     """What was done to the graph before, in order."""
     guard_bytes: int = 0
     """Bytes left free before and after everything planned, for `memory_debug`."""
+
+    def violations(self, alignment_bytes: int) -> list[PlanViolation]:
+        """Return what the independent checker finds wrong with the plan of the arena."""
+        analysis, plan = self.analysis, self.plan
+        return [
+            *check_lifetimes(analysis.lifetimes, plan),
+            *check_plan(
+                analysis.steps,
+                sizes_of(self.graph),
+                inputs=self.graph.inputs,
+                outputs=[tensor for tensor in self.graph.outputs if tensor in analysis.storage_of],
+                storage_of=analysis.storage_of,
+                offset_of=analysis.offset_of,
+                plan=plan,
+                alignment_bytes=alignment_bytes,
+            ),
+        ]
 
     @property
     def weight_bytes(self) -> int:
@@ -179,11 +199,7 @@ def _plan_memory(
     if guard_bytes:
         # A part that lies in place has no guard of its own.
         steps = tuple(replace(step, parts=(), joins=()) for step in steps)
-    sizes_bytes: dict[str, int] = {
-        tensor: edge.spec.size_bytes
-        for tensor, edge in graph.tensors.items()
-        if tensor not in graph.constants
-    }
+    sizes_bytes = sizes_of(graph)
     outputs = [tensor for tensor in graph.outputs if tensor in sizes_bytes]
     analysis = LifetimeAnalyser(alignment_bytes).analyse(
         steps, sizes_bytes, inputs=graph.inputs, outputs=outputs
@@ -204,6 +220,15 @@ def _plan_memory(
         alignment_bytes=alignment_bytes,
     )
     return analysis, plan
+
+
+def sizes_of(graph: ExecutionGraph) -> dict[str, int]:
+    """Return the bytes of every tensor but the constants."""
+    return {
+        tensor: edge.spec.size_bytes
+        for tensor, edge in graph.tensors.items()
+        if tensor not in graph.constants
+    }
 
 
 class _WeightTable:
