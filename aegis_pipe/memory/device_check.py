@@ -5,6 +5,7 @@ Shares no code with `budgets.py`, which makes such plans.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 from aegis_pipe.memory.budgets import DevicePlan, ModelMemory
@@ -22,6 +23,7 @@ def check_device_plan(
     return [
         *_weights(plan, models),
         *_arenas(plan, models),
+        *_states(plan, models),
         *_total(plan, models, budget_bytes),
     ]
 
@@ -65,9 +67,27 @@ def _arenas(plan: DevicePlan, models: Mapping[str, ModelMemory]) -> Iterator[str
             low, high = spans.get(model.arena_group, (start, end))
             spans[model.arena_group] = min(low, start), max(high, end)
         parts = sorted((start, end, group) for group, (start, end) in spans.items())
-        for (_, end, group), (start, _, other) in zip(parts, parts[1:], strict=False):
+        for (_, end, group), (start, _, other) in itertools.pairwise(parts):
             if start < end:
                 yield f"groups {group} and {other} of arena {stream} overlap"
+
+
+def _states(plan: DevicePlan, models: Mapping[str, ModelMemory]) -> Iterator[str]:
+    end = 0
+    sizes = {(name, x): size for name, each in models.items() for x, size in each.states.items()}
+    for key in sorted(sizes, key=lambda key: plan.states_offsets.get(key, -1)):
+        start = plan.states_offsets.get(key)
+        what = f"state `{key[1]}` of `{key[0]}`"
+        if start is None:
+            yield f"{what} has no place"
+            continue
+        if start < end:
+            yield f"{what} at {start} overlaps another, which ends at {end}"
+        if start % plan.alignment_bytes:
+            yield f"{what} at {start} is not aligned to {plan.alignment_bytes}"
+        end = max(end, start + sizes[key])
+    if end > plan.states_bytes:
+        yield f"the states end at {end}, their pool at {plan.states_bytes}"
 
 
 def _total(
@@ -75,7 +95,7 @@ def _total(
 ) -> Iterator[str]:
     arenas_bytes = sum(arena.size_bytes for arena in plan.arenas)
     staging_bytes = sum(model.staging_bytes for model in models.values())
-    total_bytes = plan.weights_bytes + arenas_bytes + staging_bytes
+    total_bytes = plan.weights_bytes + arenas_bytes + plan.states_bytes + staging_bytes
     if plan.total_bytes != total_bytes:
         yield f"the total is said to be {plan.total_bytes}, but is {total_bytes}"
     if sum(part.size_bytes for part in plan.parts) != total_bytes:

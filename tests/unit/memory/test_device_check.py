@@ -25,7 +25,7 @@ def test_a_plan_as_it_is_made_is_sound():
         (replace(PLAN, weights_offsets={**PLAN.weights_offsets, "b": 64}), "overlaps `a`"),
         (replace(PLAN, weights_offsets={**PLAN.weights_offsets, "d": 400}), "not aligned to 64"),
         (replace(PLAN, weights_offsets={"a": 0}), "weight `b` has no place"),
-        (replace(PLAN, weights_bytes=200), "the weights end at 330, their pool at 200"),
+        (replace(PLAN, weights_bytes=200), "the weights end at 266, their pool at 200"),
         (
             replace(PLAN, arenas=(ArenaPlan(1000, {0: 0, 1: 1024}, ()), PLAN.arenas[1])),
             "`small` ends at 1324 of arena 0, which ends at 1000",
