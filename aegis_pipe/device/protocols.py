@@ -44,10 +44,10 @@ class DeviceCapabilities:
     """Attention of several heads is faster as one kernel than spelled out."""
     half_precision: bool = False
     """Kernels take float16 and bfloat16 at more than the speed of float32."""
-    watches_memory: bool = False
-    """`watch` finds what kernels write outside of their places."""
     steady_at_once: bool = False
     """A first launch takes as long as any other: it imports, compiles and faults in nothing."""
+    watches_memory: bool = False
+    """`watch` finds what kernels write outside of their places."""
     notifies_progress: bool = False
     """Calls the progress listener when events complete; otherwise events have to be polled."""
 

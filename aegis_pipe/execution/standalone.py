@@ -44,7 +44,6 @@ class StandaloneGraph:
             plan_models([loaded], [None], context, stream_count=1, budget_bytes=None),
             context,
             [stream],
-            max_block_ns=None,
             hub=hub,
             clock=clock,
             phases=phases,

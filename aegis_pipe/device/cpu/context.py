@@ -85,9 +85,9 @@ class CpuContext:
         return DeviceCapabilities(
             async_copy=True,
             notifies_progress=True,
-            watches_memory=True,
             channels_last=LIBRARY is not None,
             steady_at_once=True,
+            watches_memory=True,
         )
 
     @property
