@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from aegis_pipe.analysis import simulation
-from aegis_pipe.analysis.certificate import Certificate, certify
+from aegis_pipe.analysis.certificate import Certificate, Verdict, certify
 from aegis_pipe.analysis.profile import Fingerprint, Profile, read_profile
 from aegis_pipe.analysis.simulation import Load, MeasuredTimes, ModelTimes, StageLoad
 from aegis_pipe.analysis.task_set import Task, TaskSet
 from aegis_pipe.device.protocols import DeviceDescription
 from aegis_pipe.errors import PermanentError
+from aegis_pipe.events import Phase, PhaseRecorder
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.segments import cost_model
 from aegis_pipe.manifest.model import Manifest, ModelSection, PipelineSection
@@ -324,6 +325,33 @@ def _beyond_analysis(manifest: Manifest) -> str:
             if getattr(section, key) is not None:
                 return f"`{key}` of model `{section.name}`"
     return ""
+
+
+def record_admission(admission: Admission, phases: PhaseRecorder, phase: Phase) -> None:
+    """Say in the phase what came out, with one phase below it for each promise looked at."""
+    phase.attributes["proven"] = admission.is_proven
+    if admission.certificate is None:
+        phase.attributes["problem"] = admission.problem
+        return
+    if admission.certificate.changes:
+        phase.attributes["smallest_change"] = admission.certificate.changes[0].text
+    for proof in admission.certificate.proofs:
+        task, bound = proof.task, proof.bound
+        promise = phases.begin("admission.promise", model=task.model)
+        promise.attributes |= {"task": task.name, "verdict": proof.verdict.value}
+        if task.deadline_ns is not None:
+            promise.attributes["deadline_ns"] = task.deadline_ns
+        if bound is not None:
+            promise.attributes |= {
+                "bound_ns": bound.response_ns,
+                "execution_ns": bound.execution_ns,
+                "blocking_ns": bound.blocking_ns,
+                "blocked_by": bound.blocked_by,
+                "interference_ns": sum(bound.interference_ns.values()),
+            }
+        if proof.slack_ns is not None:
+            promise.attributes["slack_ns"] = proof.slack_ns
+        phases.end(promise, proof.reason if proof.verdict is Verdict.REFUSED else "")
 
 
 def refusal(admission: Admission) -> PermanentError:

@@ -27,6 +27,7 @@ from aegis_pipe.analysis_builder import (
     check_admission,
     cut_segments,
     needed_ns_of,
+    record_admission,
     refusal,
 )
 from aegis_pipe.clock import Clock, SystemClock
@@ -291,8 +292,9 @@ class Runtime:
             context = self._closing.enter_context(opened.context)
             self.device = context.description
             with phases.phase("admission") as admission_phase:
-                self.admission = self._admit()
-                admission_phase.attributes["proven"] = self.admission.is_proven
+                self.admission = check_admission(manifest, self.device)
+                record_admission(self.admission, phases, admission_phase)
+                self._admit(self.admission)
         loaded = _compile(manifest, context, phases)
         self.plan = _plan(manifest, loaded, context)
         if boundaries is None:
@@ -350,10 +352,9 @@ class Runtime:
                 )
             )
 
-    def _admit(self) -> Admission:
-        """Hold the promises against the profile; with `enforce`, refuse what is not proven."""
+    def _admit(self, admission: Admission) -> None:
+        """Watch over what is proven; with `enforce`, refuse what is not."""
         manifest = self._manifest
-        admission = check_admission(manifest, self.device)
         if manifest.scheduler.admission == "enforce" and not admission.is_proven:
             raise refusal(admission)
         if admission.certificate is not None and admission.profile is not None:
@@ -365,7 +366,6 @@ class Runtime:
                 is_proven=manifest.scheduler.admission != "off" and admission.is_proven,
             )
             self._hub.add(self.profile_guard)
-        return admission
 
     def _stamps(self, request_id: int) -> bool:
         return self.stamps_kernels or self._is_stamped(request_id)
