@@ -60,7 +60,8 @@ class _Product:
     def workspace_bytes(self, b_is_plain: bool) -> int:
         """Bytes that one thread works in."""
         assert native.LIBRARY is not None
-        return 4 * native.LIBRARY.gemm_workspace(self.rows, self.columns, self.depth, b_is_plain)
+        floats = native.LIBRARY.gemm_workspace(self.rows, self.columns, self.depth, b_is_plain)
+        return 4 * int(floats)
 
 
 def _flag(request: KernelRequest, name: str) -> bool:
