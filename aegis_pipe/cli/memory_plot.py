@@ -224,7 +224,7 @@ def _axes(
 
 def _tick_distance(steps: int) -> int:
     """Return the smallest of 1, 2, 5, 10, 20, ... that leaves a dozen ticks or fewer."""
-    distances = (digit * 10**power for power in itertools.count() for digit in (1, 2, 5))
+    distances = (int(digit * 10**power) for power in itertools.count() for digit in (1, 2, 5))
     return next(distance for distance in distances if steps <= 12 * distance)
 
 
