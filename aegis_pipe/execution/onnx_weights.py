@@ -2,13 +2,13 @@
 
 Protobuf would copy a model's weights twice, once to parse it and once for each tensor that is read.
 This walks the few fields on the way from model to graph to initialiser (encoding:
-https://protobuf.dev/programming-guides/encoding) and leaves out the raw bytes of large ones; what it
-does not understand it leaves alone, for the parser to say what is wrong.
+https://protobuf.dev/programming-guides/encoding) and leaves out the raw bytes of large ones; what
+it does not understand it leaves alone, for the parser to say what is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 LARGE_BYTES = 16 << 10
@@ -63,7 +63,7 @@ def _without_weights(data: memoryview) -> SlimModel:
         raw = _raw_data(data, field)
         if raw is not None:
             weights[position] = data[raw.content : raw.end]
-            kept = [data[field.content : raw.start], data[raw.end : field.end]]
+            kept = (data[field.content : raw.start], data[raw.end : field.end])
             pieces += [data[copied : field.start], *_message(_INITIALISER, kept)]
             copied = field.end
         position += 1
@@ -84,7 +84,7 @@ def _raw_data(data: memoryview, tensor: _Field) -> _Field | None:
     return found[0] if len(found) == 1 else None
 
 
-def _message(number: int, pieces: list[bytes | memoryview]) -> list[bytes | memoryview]:
+def _message(number: int, pieces: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
     """Return a field of that number whose content are the pieces."""
     return [_encoded(number << 3 | _LENGTH), _encoded(sum(map(len, pieces))), *pieces]
 
