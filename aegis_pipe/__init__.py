@@ -26,6 +26,7 @@ from aegis_pipe.errors import (
     InvalidModelError,
     KernelError,
     ManifestError,
+    MemoryOverrunError,
     PermanentError,
     PipelineError,
     Problem,
@@ -35,12 +36,11 @@ from aegis_pipe.errors import (
     TransientError,
     UnsupportedOperatorError,
 )
+from aegis_pipe.version import __version__
 
 if TYPE_CHECKING:
     from aegis_pipe.app import Runtime, open_pipeline
     from aegis_pipe.manifest import Manifest, load_manifest
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AegisError",
@@ -57,6 +57,7 @@ __all__ = [
     "KernelError",
     "Manifest",
     "ManifestError",
+    "MemoryOverrunError",
     "PermanentError",
     "PipelineError",
     "Problem",

@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from aegis_pipe.analysis import simulation
-from aegis_pipe.analysis.certificate import Certificate, certify
+from aegis_pipe.analysis.certificate import Certificate, Verdict, certify
 from aegis_pipe.analysis.profile import Fingerprint, Profile, read_profile
 from aegis_pipe.analysis.simulation import Load, MeasuredTimes, ModelTimes, StageLoad
 from aegis_pipe.analysis.task_set import Task, TaskSet
 from aegis_pipe.device.protocols import DeviceDescription
 from aegis_pipe.errors import PermanentError
+from aegis_pipe.events import Phase, PhaseRecorder
+from aegis_pipe.execution.compiler import CompiledModel
+from aegis_pipe.execution.segments import cost_model
 from aegis_pipe.manifest.model import Manifest, ModelSection, PipelineSection
 from aegis_pipe.scheduler_builder import arena_groups, variants_of
+from aegis_pipe.version import __version__
 
 PROFILE_ENDING = ".profile.json"
 
@@ -28,6 +32,7 @@ def fingerprint_of(manifest: Manifest, device: DeviceDescription) -> Fingerprint
         stream_count=manifest.streams.count,
         threads=manifest.streams.threads,
         max_block_ns=manifest.streams.max_block_ns,
+        version=__version__,
     )
 
 
@@ -218,11 +223,71 @@ class Admission:
     problem: str = ""
     """Why there is no certificate."""
     hint: str = ""
+    is_void: bool = False
+    """Whether the profile was measured under other conditions."""
+
+    @property
+    def valid_profile(self) -> Profile | None:
+        """The profile, if what it says holds."""
+        return None if self.is_void else self.profile
 
     @property
     def is_proven(self) -> bool:
         """Whether every promise is kept."""
         return self.certificate is not None and self.certificate.is_proven
+
+
+def needed_ns_of(manifest: Manifest, profile: Profile) -> dict[str, int]:
+    """Return what models are known to need from start to result, for early refusals.
+
+    Of a model the shortest time measured, so that nothing is refused that could be in time; of a
+    batch's variant the longest of its model times its size, so that nobody is late for company.
+    """
+    return {name: model.totals_ns[0] for name, model in profile.models.items()} | {
+        each.name: each.size * profile.total_ns(each.model) for each in variants_of(manifest)
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentCuts:
+    """Where models are cut into segments; the same in every process that loads the manifest."""
+
+    boundaries: Mapping[str, tuple[int, ...]]
+    """The launched steps at which each model's segments begin, but for the first."""
+    from_profile: frozenset[str]
+    """Models cut as they were when they were measured; all others by the cost model."""
+
+    def origin(self, model: str) -> str:
+        """Return what a model's cuts come from."""
+        return "profile" if model in self.from_profile else "cost model"
+
+
+def cut_segments(
+    manifest: Manifest,
+    models: Sequence[CompiledModel],
+    profile: Profile | None,
+    device: DeviceDescription,
+) -> SegmentCuts:
+    """Cut models (and variants) as the profile has them; what it lacks, by the cost model.
+
+    Raises PermanentError for a profile of other kernels.
+    """
+    measured = {} if profile is None else profile.models
+    costs, boundaries = cost_model(device.name), {}
+    for model in models:
+        if model.name not in measured:
+            boundaries[model.name] = costs.cuts(model, manifest.streams.max_block_ns)
+            continue
+        launched = sum(step.is_launched for step in model.steps)
+        if len(measured[model.name].kernels_ns) != launched:
+            raise PermanentError(
+                f"the profile is of {len(measured[model.name].kernels_ns)} kernels, "
+                f"and there are {launched}",
+                context=f"model `{model.name}`",
+                hint="measure it anew with `aegis-pipe profile`",
+            )
+        boundaries[model.name] = measured[model.name].boundaries
+    return SegmentCuts(boundaries, frozenset(measured) & boundaries.keys())
 
 
 def check_admission(manifest: Manifest, device: DeviceDescription) -> Admission:
@@ -238,6 +303,7 @@ def check_admission(manifest: Manifest, device: DeviceDescription) -> Admission:
             profile,
             f"the profile is void: {'; '.join(differences)}",
             "measure it anew with `aegis-pipe profile`",
+            is_void=True,
         )
     beyond = _beyond_analysis(manifest)
     if beyond:
@@ -259,6 +325,33 @@ def _beyond_analysis(manifest: Manifest) -> str:
             if getattr(section, key) is not None:
                 return f"`{key}` of model `{section.name}`"
     return ""
+
+
+def record_admission(admission: Admission, phases: PhaseRecorder, phase: Phase) -> None:
+    """Say in the phase what came out, with one phase below it for each promise looked at."""
+    phase.attributes["proven"] = admission.is_proven
+    if admission.certificate is None:
+        phase.attributes["problem"] = admission.problem
+        return
+    if admission.certificate.changes:
+        phase.attributes["smallest_change"] = admission.certificate.changes[0].text
+    for proof in admission.certificate.proofs:
+        task, bound = proof.task, proof.bound
+        promise = phases.begin("admission.promise", model=task.model)
+        promise.attributes |= {"task": task.name, "verdict": proof.verdict.value}
+        if task.deadline_ns is not None:
+            promise.attributes["deadline_ns"] = task.deadline_ns
+        if bound is not None:
+            promise.attributes |= {
+                "bound_ns": bound.response_ns,
+                "execution_ns": bound.execution_ns,
+                "blocking_ns": bound.blocking_ns,
+                "blocked_by": bound.blocked_by,
+                "interference_ns": sum(bound.interference_ns.values()),
+            }
+        if proof.slack_ns is not None:
+            promise.attributes["slack_ns"] = proof.slack_ns
+        phases.end(promise, proof.reason if proof.verdict is Verdict.REFUSED else "")
 
 
 def refusal(admission: Admission) -> PermanentError:

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from aegis_pipe import units
-from aegis_pipe.analysis_builder import Admission, check_admission, refusal
+from aegis_pipe.analysis_builder import (
+    Admission,
+    SegmentCuts,
+    check_admission,
+    cut_segments,
+    needed_ns_of,
+    record_admission,
+    refusal,
+)
 from aegis_pipe.clock import Clock, SystemClock
 from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, DeviceStream
 from aegis_pipe.device.registry import OpenedDevice, open_device
@@ -155,18 +163,25 @@ def open_pipeline(
     span_exporters: Sequence[SpanExporter] = (),
     metric_readers: Sequence[MetricReader] = (),
     write_line: Callable[[str], None] = print,
+    boundaries: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Runtime:
     """Load a manifest and start it; use the result as a context manager.
 
     `listeners` get every event; `span_exporters` and `metric_readers`, written for the
     OpenTelemetry SDK, get spans and metrics beside the manifest's own destinations and are shut
     down at the end; `write_line` takes what
-    `console` sinks show. Raises ManifestError, or the AegisError of whatever could not be loaded;
-    nothing is left open then.
+    `console` sinks show; `boundaries` has the kernels at which models' segments begin, where they
+    are not to come from the profile or the cost model. Raises ManifestError, or the AegisError of
+    whatever could not be loaded; nothing is left open then.
     """
     loaded = manifest if isinstance(manifest, Manifest) else check_manifest(manifest)
     return Runtime(
-        loaded, SystemClock(), listeners, _Observers(span_exporters, metric_readers), write_line
+        loaded,
+        SystemClock(),
+        listeners,
+        _Observers(span_exporters, metric_readers),
+        write_line,
+        boundaries,
     )
 
 
@@ -187,6 +202,7 @@ class PlannedDeployment:
     models: tuple[CompiledModel, ...]
     memory: DevicePlan
     admission: Admission
+    cuts: SegmentCuts
     variants: tuple[CompiledModel, ...] = ()
     """What is loaded besides, for requests that run together."""
 
@@ -202,13 +218,16 @@ def plan_deployment(manifest: Manifest) -> PlannedDeployment:
         plan = _plan(manifest, loaded, context)
         models = tuple(model.compiled for model in loaded)
         count = len(manifest.models)
+        admission = check_admission(manifest, context.description)
+        cuts = cut_segments(manifest, models, admission.valid_profile, context.description)
         return PlannedDeployment(
             manifest,
             context.description,
             opened.reason,
             models[:count],
             plan,
-            check_admission(manifest, context.description),
+            admission,
+            cuts,
             models[count:],
         )
 
@@ -226,6 +245,7 @@ class Runtime:
         listeners: Sequence[Listener],
         observers: _Observers,
         write_line: Callable[[str], None],
+        boundaries: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self.name = manifest.name
         self.policy = manifest.scheduler.policy
@@ -251,14 +271,16 @@ class Runtime:
         self.stamps_kernels = False
         """Whether every kernel of every request is timed, whoever listens."""
         try:
-            self._start(observers)
+            self._start(observers, boundaries)
         except BaseException:
             self._closing.close()
             raise
         return_freed_memory()
         self._closing.enter_context(heap_frozen())
 
-    def _start(self, observers: _Observers) -> None:
+    def _start(
+        self, observers: _Observers, boundaries: Mapping[str, tuple[int, ...]] | None
+    ) -> None:
         manifest, clock, hub = self._manifest, self.clock, self._hub
         make_manifest_policy(manifest)
         self._start_telemetry(observers)
@@ -270,10 +292,19 @@ class Runtime:
             context = self._closing.enter_context(opened.context)
             self.device = context.description
             with phases.phase("admission") as admission_phase:
-                self.admission = self._admit()
-                admission_phase.attributes["proven"] = self.admission.is_proven
+                self.admission = check_admission(manifest, self.device)
+                record_admission(self.admission, phases, admission_phase)
+                self._admit(self.admission)
         loaded = _compile(manifest, context, phases)
         self.plan = _plan(manifest, loaded, context)
+        if boundaries is None:
+            boundaries = cut_segments(
+                manifest,
+                [model.compiled for model in loaded],
+                self.admission.valid_profile,
+                self.device,
+            ).boundaries
+        self.boundaries = MappingProxyType(dict(boundaries))
         streams = [context.create_stream(index) for index in range(manifest.streams.count)]
         self._deployment = self._closing.enter_context(
             Deployment(
@@ -281,14 +312,12 @@ class Runtime:
                 self.plan,
                 context,
                 streams,
-                max_block_ns=manifest.streams.max_block_ns,
-                boundaries=self._profiled_boundaries(),
+                boundaries=boundaries,
                 hub=hub,
                 clock=clock,
                 phases=phases,
             )
         )
-        self.boundaries = MappingProxyType(dict(self._deployment.boundaries))
         # Weights are on the device by now, and not kept twice.
         self.graphs = MappingProxyType(
             {
@@ -323,10 +352,9 @@ class Runtime:
                 )
             )
 
-    def _admit(self) -> Admission:
-        """Hold the promises against the profile; with `enforce`, refuse what is not proven."""
+    def _admit(self, admission: Admission) -> None:
+        """Watch over what is proven; with `enforce`, refuse what is not."""
         manifest = self._manifest
-        admission = check_admission(manifest, self.device)
         if manifest.scheduler.admission == "enforce" and not admission.is_proven:
             raise refusal(admission)
         if admission.certificate is not None and admission.profile is not None:
@@ -338,13 +366,6 @@ class Runtime:
                 is_proven=manifest.scheduler.admission != "off" and admission.is_proven,
             )
             self._hub.add(self.profile_guard)
-        return admission
-
-    def _profiled_boundaries(self) -> dict[str, tuple[int, ...]]:
-        """Return where the profile's segments were cut: times hold for those segments alone."""
-        if self.admission.certificate is None or self.admission.profile is None:
-            return {}
-        return {name: model.boundaries for name, model in self.admission.profile.models.items()}
 
     def _stamps(self, request_id: int) -> bool:
         return self.stamps_kernels or self._is_stamped(request_id)
@@ -383,16 +404,19 @@ class Runtime:
         return loop
 
     def _make_scheduler(self, segments: Mapping[str, int]) -> Scheduler:
-        manifest = self._manifest
+        manifest, profile = self._manifest, self.admission.valid_profile
+        needed_ns = {} if profile is None else needed_ns_of(manifest, profile)
         if not manifest.scheduler.record:
-            return make_scheduler(manifest, segments)
-        scheduler = make_scheduler(manifest, segments, kind=RecordingScheduler)
+            explains = self._hub.detailed
+            return make_scheduler(manifest, segments, needed_ns=needed_ns, explains=explains)
+        scheduler = make_scheduler(manifest, segments, needed_ns=needed_ns, kind=RecordingScheduler)
         assert isinstance(scheduler, RecordingScheduler)
         models = [model.name for model in manifest.models]
         header = {
             "manifest": dump_manifest(manifest),
             "models": models,
             "segments": dict(segments),
+            "needed_ns": needed_ns,
         }
         writer = RunWriter(manifest.beside(".run"), header)
         scheduler.record_to(writer, models)
@@ -593,6 +617,7 @@ def model_orders(manifest: Manifest) -> list[ModelOrder]:
                 name=section.name,
             ),
             precision=section.precision,
+            watched=manifest.device.memory_debug == "canary",
         )
         for section in manifest.models
     ]

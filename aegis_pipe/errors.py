@@ -175,5 +175,9 @@ class FatalError(AegisError):
     category = ErrorCategory.FATAL
 
 
+class MemoryOverrunError(FatalError):
+    """A kernel wrote outside of its planned memory: what is in memory can not be trusted."""
+
+
 class DeviceLostError(FatalError):
     """The device failed in a way that can not be recovered in this process."""

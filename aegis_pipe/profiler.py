@@ -27,11 +27,14 @@ from aegis_pipe.analysis_builder import fingerprint_of
 from aegis_pipe.app import Runtime, open_pipeline
 from aegis_pipe.errors import AegisError, PermanentError
 from aegis_pipe.events import Event, RequestFinished, SegmentFinished, StageFinished
+from aegis_pipe.execution.capture import cut_into_segments
 from aegis_pipe.execution.input_generation import generate_inputs
 from aegis_pipe.manifest.model import Manifest, TelemetrySection
 
 WARM_UP = 5
 """Requests of each model that are run first and not counted."""
+KERNEL_RUNS = 15
+"""Requests of each model whose kernels are timed."""
 
 Say = Callable[[str], None]
 
@@ -115,13 +118,29 @@ def measure_profile(manifest: Manifest, options: ProfileOptions, say: Say) -> Pr
         serve=None,
     )
     recorder = _Recorder()
-    with open_pipeline(quiet, listeners=(recorder,), write_line=say) as runtime:
+    boundaries = _measured_boundaries(quiet, options, say)
+    with open_pipeline(
+        quiet, listeners=(recorder,), write_line=say, boundaries=boundaries
+    ) as runtime:
         bench = _Bench(runtime, recorder, options, say)
         models = {name: bench.alone(name) for name in runtime.models}
         pairs = bench.pairs() if manifest.streams.count > 1 else ()
         host_ns = bench.pipelines() if manifest.pipelines else {}
         fingerprint = fingerprint_of(manifest, runtime.device)
     return Profile(fingerprint, options.quantile, options.confidence, models, pairs, host_ns)
+
+
+def _measured_boundaries(
+    manifest: Manifest, options: ProfileOptions, say: Say
+) -> dict[str, tuple[int, ...]]:
+    """Run every model in one piece, and cut it by the times of its kernels."""
+    recorder = _Recorder()
+    with open_pipeline(manifest, listeners=(recorder,), write_line=say, boundaries={}) as runtime:
+        bench = _Bench(runtime, recorder, options, say)
+        return {
+            name: cut_into_segments(bench.kernels(name), manifest.streams.max_block_ns)
+            for name in runtime.models
+        }
 
 
 class _Bench:
@@ -140,10 +159,7 @@ class _Bench:
 
     def alone(self, model: str) -> ModelProfile:
         """Measure one model, a request at a time."""
-        self._runtime.stamps_kernels = True
-        self._repeat(model, WARM_UP)
-        kernels = [median(column) for column in zip(*self._recorder.kernels[model], strict=True)]
-        self._runtime.stamps_kernels = False
+        kernels = self.kernels(model)
         self._repeat(model, WARM_UP)
         self._recorder.clear()
         self._repeat(model, self._options.samples)
@@ -162,6 +178,15 @@ class _Bench:
             f"at most {profile.total.bound_ns / 1e6:.3f} ms ({len(rows)} requests)"
         )
         return profile
+
+    def kernels(self, model: str) -> list[int]:
+        """Measure the median of each of a model's kernel calls."""
+        self._repeat(model, WARM_UP)
+        self._recorder.clear()
+        self._runtime.stamps_kernels = True
+        self._repeat(model, KERNEL_RUNS)
+        self._runtime.stamps_kernels = False
+        return [median(column) for column in zip(*self._recorder.kernels[model], strict=True)]
 
     def pairs(self) -> tuple[PairProfile, ...]:
         """Measure each model while all other streams run another, or itself."""

@@ -17,9 +17,10 @@ from aegis_pipe.manifest.model import Manifest
 from aegis_pipe.memory import nested_streams
 from aegis_pipe.scheduling.batching import Batching, variant_name
 from aegis_pipe.scheduling.device_launcher import StreamSlot
+from aegis_pipe.scheduling.model_rules import StandIn
 from aegis_pipe.scheduling.policies import make_policy
 from aegis_pipe.scheduling.policy import SchedulingPolicy
-from aegis_pipe.scheduling.scheduler import Scheduler, StandIn
+from aegis_pipe.scheduling.scheduler import Scheduler
 from aegis_pipe.scheduling.stream_pool import StreamPool
 
 
@@ -189,12 +190,13 @@ def make_scheduler(
     *,
     needed_ns: Mapping[str, int] | None = None,
     kind: type[Scheduler] = Scheduler,
+    explains: bool = True,
 ) -> Scheduler:
     """Make the manifest's scheduler, for running and for simulating alike.
 
     `segments` has the number of segments of every loaded model, variants among them; `needed_ns`
     what models (and variants) are known to need from start to result; `kind` may be one that
-    records.
+    records; without `explains`, decisions do not name candidates and blockers.
     """
     models = manifest.models
     return kind(
@@ -233,4 +235,5 @@ def make_scheduler(
         in_flight=manifest.streams.in_flight,
         preemption=True,
         memory_of=arena_groups(manifest),
+        explains=explains,
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 from aegis_pipe.analysis.profile import Profile
 from aegis_pipe.analysis.simulation import Loads, Prediction, Tally, run
-from aegis_pipe.analysis_builder import loads_of, segments_of, times_of
+from aegis_pipe.analysis_builder import loads_of, needed_ns_of, segments_of, times_of
 from aegis_pipe.errors import ManifestError
 from aegis_pipe.manifest.conversion import manifest_from_table, manifest_to_table
 from aegis_pipe.manifest.locator import locate
@@ -98,7 +98,12 @@ def _run_one(job: _Job) -> tuple[Tally, bytes]:
             digest.update(format_decision(decision).encode() + b"\n")
 
     run(
-        make_scheduler(manifest, segments_of(manifest, profile)),
+        make_scheduler(
+            manifest,
+            segments_of(manifest, profile),
+            needed_ns=needed_ns_of(manifest, profile),
+            explains=job.journal,
+        ),
         Loads(loads_of(manifest, profile, job.seed), job.seed),
         times_of(manifest, profile, job.seed + 1),
         until_ns=job.length_ns,

@@ -2,6 +2,7 @@
 
     python tools/check_admission.py                        500 sets, 10 virtual minutes each
     python tools/check_admission.py --sets 20 --for 10s    a quick look
+    python tools/check_admission.py --first 100 --sets 50  sets 100 to 149: a part of the whole
 
 Draws task sets until so many were admitted, runs each on virtual time with its longest times and
 sporadic arrivals, and counts misses; then compares the acceptance rate on small sets with what
@@ -14,10 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import random
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -75,6 +78,7 @@ def main() -> int:
     """Run both comparisons and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", type=int, default=500, help="admitted sets to run")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of them")
     parser.add_argument("--small", type=int, default=100, help="small sets to compare")
     parser.add_argument("--for", dest="time", default="10 min", help="virtual time of each")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
@@ -82,10 +86,16 @@ def main() -> int:
     options = parser.parse_args()
     until_ns, start = units.parse_duration(options.time), time.monotonic()
     with ProcessPoolExecutor(options.jobs) as pool:
-        runs = list(pool.map(try_set, [(seed, until_ns) for seed in range(options.sets)]))
-        pairs = list(pool.map(small, range(options.small)))
+        seeds = range(options.first, options.first + options.sets)
+        runs = list(pool.map(try_set, [(seed, until_ns) for seed in seeds]))
+        first_small = options.first * options.small // max(options.sets, 1)
+        pairs = list(pool.map(small, range(first_small, first_small + options.small)))
     accepted, feasible = (sum(column) for column in zip(*pairs, strict=True))
     result = {
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "tools/check_admission.py", *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "first_set": options.first,
         "admitted_sets": len(runs),
         "drawn_sets": sum(run["drawn"] for run in runs),
         "virtual_time": options.time,

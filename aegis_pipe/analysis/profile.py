@@ -13,7 +13,7 @@ from aegis_pipe.analysis.quantiles import QuantileBound, bound
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.execution.capture import cut_into_segments
 
-FORMAT = 1
+FORMAT = 2
 GRID_POINTS = 512
 """Points that a distribution is kept as: enough for p99.9 of a simulated run."""
 
@@ -30,11 +30,13 @@ class Fingerprint:
     stream_count: int
     threads: int
     max_block_ns: int
+    version: str = ""
+    """Of AegisPipe: another one may run other kernels."""
 
     def differences(self, present: Fingerprint) -> tuple[str, ...]:
         """Return a line for each thing that is not now as it was when this was measured."""
         lines = []
-        for name in ("device", "stream_count", "threads", "max_block_ns"):
+        for name in ("version", "device", "stream_count", "threads", "max_block_ns"):
             was, now = getattr(self, name), getattr(present, name)
             if was != now:
                 lines.append(f"{name.removesuffix('_ns').replace('_', ' ')}: {was}, now {now}")

@@ -81,6 +81,7 @@ def scheduler_of(task_set: TaskSet) -> Scheduler:
         late={task.model: "run" for task in task_set.tasks},
         preemption=True,
         memory_of={task.model: task.memory for task in task_set.tasks},
+        explains=False,
     )
 
 

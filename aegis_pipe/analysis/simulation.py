@@ -9,11 +9,12 @@ same seed gives the same run.
 from __future__ import annotations
 
 import gc
+import math
 import random
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from typing import Protocol
 
 from aegis_pipe.scheduling.decision import Decision
@@ -22,6 +23,9 @@ from aegis_pipe.scheduling.scheduler import Scheduler
 
 OnDecisions = Callable[[tuple[Decision, ...]], None]
 OnFinished = Callable[[ExecutionRequest], None]
+NOBODY: Sequence[str] = ()
+# A member of an enum is slow to reach through its class.
+_COMPLETED = RequestState.COMPLETED
 
 
 class Workload(Protocol):
@@ -78,16 +82,16 @@ def _run(
 ) -> int:
     never = until_ns + 1 if until_ns is not None else 1 << 62
     ends: list[tuple[int, int, ExecutionRequest, int]] = []
-    open_requests: dict[int, ExecutionRequest] = {}
-    # Per stream what it runs and until when; several segments may be in flight there.
+    # Per stream until when it is busy, and with what; several segments may be in flight there.
     on_streams: dict[int, tuple[int, str]] = {}
     now_ns = 0
+    # Looked up once: this loop goes round several times for every request.
     next_deadline_ns, next_arrival_ns = scheduler.next_deadline_ns, workload.next_ns
+    segment_finished, decide = scheduler.segment_finished, scheduler.decide
+    arrival_ns = next_arrival_ns()
     while True:
-        end_ns = ends[0][0] if ends else never
-        arrival_ns = next_arrival_ns()
+        soonest_ns = ends[0][0] if ends else never
         due_ns = next_deadline_ns()
-        soonest_ns = end_ns
         if arrival_ns is not None and arrival_ns < soonest_ns:
             soonest_ns = arrival_ns
         if due_ns is not None and due_ns < soonest_ns:
@@ -95,35 +99,39 @@ def _run(
         if soonest_ns >= never:
             return now_ns
         # A request may arrive with its deadline behind it.
-        now_ns = max(now_ns, soonest_ns)
+        if soonest_ns > now_ns:
+            now_ns = soonest_ns
         while ends and ends[0][0] <= now_ns:
             _, _, request, stream = heappop(ends)
             if on_streams[stream][0] <= now_ns:
                 del on_streams[stream]
-            scheduler.segment_finished(request.request_id, now_ns)
+            segment_finished(request.request_id, now_ns)
         while arrival_ns is not None and arrival_ns <= now_ns:
             request = workload.take()
             if scheduler.admit(request, now_ns) is None:
-                open_requests[request.request_id] = request
                 scheduler.enqueue(request, now_ns)
             else:
                 _tell(request, workload, now_ns, on_finished)
             arrival_ns = next_arrival_ns()
-        decisions = scheduler.decide(now_ns)
+        decisions = decide(now_ns)
         for decision in decisions:
             if decision.segment >= 0:
-                request = open_requests[decision.request_id]
-                stream = decision.stream
-                start_ns = on_streams[stream][0] if stream in on_streams else now_ns
-                beside = [what[1] for other, what in on_streams.items() if other != stream]
+                request, stream = scheduler.open_request(decision.request_id), decision.stream
+                start_ns, beside = now_ns, NOBODY
+                if on_streams:
+                    if stream in on_streams:
+                        start_ns = on_streams[stream][0]
+                    beside = [what[1] for other, what in on_streams.items() if other != stream]
                 end_ns = start_ns + times(request, decision.segment, beside)
                 on_streams[stream] = (end_ns, request.model)
                 heappush(ends, (end_ns, decision.sequence, request, stream))
         if on_decisions is not None and decisions:
             on_decisions(decisions)
-        for request in scheduler.take_finished():
-            del open_requests[request.request_id]
-            _tell(request, workload, now_ns, on_finished)
+        finished = scheduler.take_finished()
+        if finished:
+            for request in finished:
+                _tell(request, workload, now_ns, on_finished)
+            arrival_ns = next_arrival_ns()
 
 
 def _tell(
@@ -173,56 +181,65 @@ class Load:
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    load: _RunningLoad
+    source: _Source
     origin_ns: int
     done: set[str] = field(default_factory=set)
     left: int = 0
-    failed: bool = False
 
 
-class _RunningLoad:
+class _Source:
+    """A load with its arrivals and its items under way."""
+
     def __init__(self, load: Load) -> None:
         self.load = load
         self.arrivals = load.arrivals()
+        self.first = tuple(stage for stage in load.stages if not stage.after)
+        self.has_more = len(self.first) < len(load.stages)
         self.under_way = 0
-        self.held_back: list[int] = []
+        self.holds_back = False
+        """Whether an item has arrived and waits for another one to leave."""
+
+
+_Coming = tuple[int, int, _Source, _Item | None, StageLoad | None, int]
+"""Instant, number, source, item, stage and wake of a submission; the arrival of an item, which
+is made only then, has no item and no stage."""
 
 
 class Loads:
     """A `Workload` of several loads; their requests are numbered as they are submitted."""
 
     def __init__(self, loads: Sequence[Load], seed: int) -> None:
-        self._dice = random.Random(seed)
-        # (instant, number, item, stage, wake); a stage of None is an item's arrival.
-        self._coming: list[tuple[int, int, _Item, StageLoad | None, int]] = []
+        self._draw = random.Random(seed).random
+        self._coming: list[_Coming] = []
         self._numbers = 0
         self._requests = 0
-        self._items: dict[int, tuple[_Item, StageLoad]] = {}
         self.dropped = dict.fromkeys((load.name for load in loads), 0)
         for load in loads:
-            self._expect(_RunningLoad(load))
+            self._expect(_Source(load))
 
     def next_ns(self) -> int | None:
         """Return when the next request arrives."""
-        while self._coming and self._coming[0][3] is None:
-            instant_ns, _, item, _, _ = heappop(self._coming)
-            self._arrive(item, instant_ns)
-        return self._coming[0][0] if self._coming else None
+        coming = self._coming
+        while coming:
+            instant_ns, _, source, item, _, _ = coming[0]
+            if item is not None:
+                return instant_ns
+            self._arrive(source, instant_ns)
+        return None
 
     def take(self) -> ExecutionRequest:
         """Return the next request."""
-        instant_ns, _, item, stage, wake_ns = heappop(self._coming)
+        instant_ns, _, source, item, stage, wake_ns = heappop(self._coming)
+        assert item is not None
         assert stage is not None
         # It arrived when it was submitted; that is known only now.
         instant_ns -= wake_ns
-        load = item.load.load
         deadline_ns: int | None = None
-        if load.deadline_ns is not None:
-            deadline_ns = item.origin_ns + load.deadline_ns
+        if source.load.deadline_ns is not None:
+            deadline_ns = item.origin_ns + source.load.deadline_ns
         elif stage.deadline_ns is not None:
             deadline_ns = instant_ns + stage.deadline_ns
         self._requests += 1
-        self._items[self._requests] = (item, stage)
         return ExecutionRequest(
             self._requests,
             stage.model,
@@ -230,66 +247,68 @@ class Loads:
             stage.segment_count,
             stage.priority,
             deadline_ns,
+            (item, stage),
         )
 
     def finished(self, request: ExecutionRequest, now_ns: int) -> None:
         """Send the item on to the stages that waited for this one, or let it leave."""
-        item, stage = self._items.pop(request.request_id)
+        item, stage = request.payload
         item.left -= 1
-        if request.state is RequestState.COMPLETED:
+        if item.source.has_more and request.state is _COMPLETED:
             item.done.add(stage.name)
-            for other in item.load.load.stages:
+            for other in item.source.load.stages:
                 if stage.name in other.after and item.done.issuperset(other.after):
                     self._submit(item, other, now_ns)
         if not item.left:
-            self._leave(item, now_ns)
+            self._leave(item.source, now_ns)
 
-    def _expect(self, running: _RunningLoad) -> None:
-        instant_ns = next(running.arrivals, None)
+    def _expect(self, source: _Source) -> None:
+        instant_ns = next(source.arrivals, None)
         if instant_ns is not None:
-            self._push(instant_ns, _Item(running, instant_ns), None)
+            self._numbers += 1
+            heappush(self._coming, (instant_ns, self._numbers, source, None, None, 0))
 
-    def _arrive(self, item: _Item, now_ns: int) -> None:
-        running = item.load
-        if running.load.window is not None and running.under_way >= running.load.window:
-            if running.load.drops:
-                self.dropped[running.load.name] += 1
-                self._expect(running)
-            else:
-                running.held_back.append(now_ns)
+    def _arrive(self, source: _Source, now_ns: int) -> None:
+        """Take notice of an arrival, the first of what is coming."""
+        window = source.load.window
+        if window is None or source.under_way < window:
+            self._begin(source, now_ns)
+        elif source.load.drops:
+            self.dropped[source.load.name] += 1
+        else:
+            source.holds_back = True
+            heappop(self._coming)
             return
-        self._begin(item, now_ns)
+        # Nothing that has been added meanwhile goes before the arrival itself.
+        next_ns = next(source.arrivals, None)
+        if next_ns is None:
+            heappop(self._coming)
+        else:
+            self._numbers += 1
+            heapreplace(self._coming, (next_ns, self._numbers, source, None, None, 0))
 
-    def _begin(self, item: _Item, now_ns: int) -> None:
-        item.load.under_way += 1
-        for stage in item.load.load.stages:
-            if not stage.after:
-                self._submit(item, stage, now_ns)
-        self._expect(item.load)
+    def _begin(self, source: _Source, now_ns: int) -> None:
+        source.under_way += 1
+        item = _Item(source, now_ns)
+        for stage in source.first:
+            self._submit(item, stage, now_ns)
 
-    def _leave(self, item: _Item, now_ns: int) -> None:
-        running = item.load
-        running.under_way -= 1
-        if running.held_back:
-            running.held_back.clear()
-            self._begin(_Item(running, now_ns), now_ns)
+    def _leave(self, source: _Source, now_ns: int) -> None:
+        source.under_way -= 1
+        if source.holds_back:
+            source.holds_back = False
+            self._begin(source, now_ns)
+            self._expect(source)
 
     def _submit(self, item: _Item, stage: StageLoad, now_ns: int) -> None:
         item.left += 1
-        host_ns = self._draw(stage.host_ns)
-        wake_ns = self._draw(stage.wakes_ns)
-        self._push(now_ns + host_ns + wake_ns, item, stage, wake_ns)
-
-    def _draw(self, distribution: Sequence[int]) -> int:
-        if not distribution:
-            return 0
-        return distribution[int(self._dice.random() * len(distribution))]
-
-    def _push(
-        self, instant_ns: int, item: _Item, stage: StageLoad | None, wake_ns: int = 0
-    ) -> None:
+        wake_ns = 0
+        if stage.host_ns:
+            now_ns += stage.host_ns[int(self._draw() * len(stage.host_ns))]
+        if stage.wakes_ns:
+            wake_ns = stage.wakes_ns[int(self._draw() * len(stage.wakes_ns))]
         self._numbers += 1
-        heappush(self._coming, (instant_ns, self._numbers, item, stage, wake_ns))
+        heappush(self._coming, (now_ns + wake_ns, self._numbers, item.source, item, stage, wake_ns))
 
 
 def periodic(period_ns: int, start_ns: int = 0) -> Callable[[], Iterator[int]]:
@@ -308,11 +327,11 @@ def poisson(rate_per_s: float, seed: int) -> Callable[[], Iterator[int]]:
     """Return arrivals of a Poisson process."""
 
     def make() -> Iterator[int]:
-        dice = random.Random(seed)
-        rate_per_ns, instant = rate_per_s / 1e9, 0.0
+        draw, log = random.Random(seed).random, math.log
+        mean_ns, instant_ns = 1e9 / rate_per_s, 0.0
         while True:
-            instant += dice.expovariate(rate_per_ns)
-            yield round(instant)
+            instant_ns -= log(1.0 - draw()) * mean_ns
+            yield round(instant_ns)
 
     return make
 
@@ -369,14 +388,14 @@ class MeasuredTimes:
     def __call__(self, request: ExecutionRequest, segment: int, beside: Sequence[str]) -> int:
         """Return how long a segment holds its stream."""
         model = self._models[request.model]
-        last = segment == request.segment_count - 1
-        if segment == 0:
+        if request.segment_count == 1:
             rank = self._dice.random()
-            if not last:
-                self._ranks[request.request_id] = rank
+        elif segment == 0:
+            rank = self._ranks[request.request_id] = self._dice.random()
+        elif segment < request.segment_count - 1:
+            rank = self._ranks[request.request_id]
         else:
-            number = request.request_id
-            rank = self._ranks.pop(number) if last else self._ranks[number]
+            rank = self._ranks.pop(request.request_id)
         totals = model.totals_ns
         total_ns = totals[int(rank * len(totals))]
         for other in beside:
@@ -384,7 +403,8 @@ class MeasuredTimes:
             if row is not None:
                 total_ns = max(total_ns, row[int(rank * len(row))])
         # A batch is taken to need what its requests would one after the other: no less.
-        return max(1, round(total_ns * request.batch_size * self._shares[request.model][segment]))
+        share = self._shares[request.model][segment]
+        return int(total_ns * request.batch_size * share + 0.5) or 1
 
 
 # --- figures ------------------------------------------------------------------------------------
@@ -421,7 +441,7 @@ class Tally:
         self._submitted[model] += 1
         if request.deadline_ns is not None and request.deadline_missed:
             self._misses[model] += 1
-        if request.state is RequestState.COMPLETED:
+        if request.state is _COMPLETED:
             self._latencies[model].append(request.finished_ns - request.arrival_ns)
 
     def add(self, other: Tally) -> None:

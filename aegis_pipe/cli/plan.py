@@ -87,7 +87,7 @@ def as_text(planned: PlannedDeployment, *, steps: bool, passes: bool) -> str:
         f"{counted(manifest.streams.count, 'stream')}, "
         f"queue of {manifest.scheduler.queue_capacity}, "
         f"segments of at most {milliseconds(manifest.streams.max_block_ns)} ms",
-        _schedule_table(manifest.models),
+        _schedule_table(planned),
         "",
         *admission_lines(planned.manifest, planned.admission),
         "",
@@ -153,15 +153,24 @@ def _totals(planned: PlannedDeployment) -> list[str]:
     ]
 
 
-def _schedule_table(models: tuple[ModelSection, ...]) -> str:
+def _schedule_table(planned: PlannedDeployment) -> str:
     def duration(value_ns: int | None) -> str:
         return "-" if value_ns is None else units.format_duration(value_ns)
 
     rows = [
-        (m.name, str(m.priority), duration(m.period_ns), duration(m.deadline_ns), m.late)
-        for m in models
+        (
+            m.name,
+            str(m.priority),
+            duration(m.period_ns),
+            duration(m.deadline_ns),
+            m.late,
+            str(len(planned.cuts.boundaries[m.name]) + 1),
+            planned.cuts.origin(m.name),
+        )
+        for m in planned.manifest.models
     ]
-    return table(("model", "priority", "period", "deadline", "when late"), rows)
+    header = ("model", "priority", "period", "deadline", "when late", "segments", "cut by")
+    return table(header, rows)
 
 
 def _kernel_line(model: CompiledModel) -> str:
@@ -225,7 +234,11 @@ def as_json(planned: PlannedDeployment, *, steps: bool, passes: bool) -> dict[st
         },
         "admission": admission_json(planned.admission),
         "models": [
-            _model_json(model, section, steps, passes)
+            {
+                **_model_json(model, section, steps, passes),
+                "segments": len(planned.cuts.boundaries[model.name]) + 1,
+                "cut_by": planned.cuts.origin(model.name),
+            }
             for model, section in zip(planned.models, planned.manifest.models, strict=True)
         ],
     }

@@ -36,13 +36,15 @@ def run(options: argparse.Namespace) -> int:
     recorded = read_run(Path(options.run_file))
     manifest = manifest_from_table(tomllib.loads(recorded.header["manifest"]), Path())
     segments: dict[str, int] = recorded.header["segments"]
+    needed_ns: dict[str, int] = recorded.header["needed_ns"]
     lines: list[str] = []
 
     def keep(decision: Decision) -> None:
         if options.decisions:
             lines.append(format_decision(decision))
 
-    result = replay(recorded, make_scheduler(manifest, segments), keep)
+    scheduler = make_scheduler(manifest, segments, needed_ns=needed_ns)
+    result = replay(recorded, scheduler, keep)
     if options.decisions:
         text = "\n".join(lines) + "\n"
         Path(options.decisions).write_text(text, encoding="utf-8")
@@ -50,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
     if options.policy:
         section = dataclasses.replace(manifest.scheduler, policy=options.policy)
         changed = dataclasses.replace(manifest, scheduler=section)
-        others = what_if(recorded, result.durations_ns, make_scheduler(changed, segments))
+        scheduler = make_scheduler(changed, segments, needed_ns=needed_ns, explains=False)
+        others = what_if(recorded, result.durations_ns, scheduler)
     same = not recorded.journal or recorded.journal == result.journal
     if options.json:
         values = {

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import NoReturn, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +46,8 @@ class DeviceCapabilities:
     """Kernels take float16 and bfloat16 at more than the speed of float32."""
     steady_at_once: bool = False
     """A first launch takes as long as any other: it imports, compiles and faults in nothing."""
+    watches_memory: bool = False
+    """`watch` finds what kernels write outside of their places."""
     notifies_progress: bool = False
     """Calls the progress listener when events complete; otherwise events have to be polled."""
 
@@ -243,6 +245,22 @@ class DeviceContext(Protocol):
 
         Regions have exactly the operands' sizes. A view is bound like any other choice, to input
         and output regions of the same bytes; its call runs nothing.
+        """
+        ...
+
+    def watch(
+        self,
+        call: KernelCall,
+        memory: Region,
+        *,
+        guards: Sequence[tuple[int, int]],
+        written: Sequence[tuple[int, int]],
+        blame: Callable[[int], NoReturn],
+    ) -> KernelCall:
+        """Return a call that runs this one and finds what it changes in `memory` but `written`.
+
+        Spans are half-open, in bytes of `memory`. `guards` are filled first; `blame` raises for the
+        first byte that changed. Needs the capability `watches_memory`; slow.
         """
         ...
 

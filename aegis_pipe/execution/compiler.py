@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 
@@ -97,6 +98,8 @@ class CompiledModel:
     plan: AllocationPlan
     passes: tuple[PassReport, ...] = ()
     """What was done to the graph before, in order."""
+    guard_bytes: int = 0
+    """Bytes left free before and after everything planned, for `memory_debug`."""
 
     @property
     def weight_bytes(self) -> int:
@@ -122,10 +125,12 @@ def compile_model(
     phases: PhaseRecorder,
     *,
     tf32: bool = False,
+    guard_bytes: int = 0,
 ) -> CompiledModel:
     """Choose a kernel for every operator and plan the memory of one run.
 
-    With `tf32`, float32 products may round their operands to ten bits of mantissa.
+    With `tf32`, float32 products may round their operands to ten bits of mantissa. `guard_bytes`
+    (a multiple of the device's alignment) are left free before and after everything planned.
 
     Raises UnsupportedOperatorError for an operator the device has no kernel for.
     """
@@ -143,7 +148,10 @@ def compile_model(
         phase.attributes["reference_kernels"] = sum(step.choice.is_reference for step in steps)
     with phases.phase("memory.plan", model=graph.name) as phase:
         analysis, plan = _plan_memory(
-            graph, tuple(map(_memory_step, steps)), context.description.alignment_bytes
+            graph,
+            tuple(map(_memory_step, steps)),
+            context.description.alignment_bytes,
+            guard_bytes,
         )
         steps = tuple(
             replace(step, in_place=memory_step.moves)
@@ -154,13 +162,23 @@ def compile_model(
         phase.attributes["lower_bound_bytes"] = plan.lower_bound_bytes
         phase.attributes["algorithm"] = plan.algorithm
     return CompiledModel(
-        graph.name, graph, steps, weights.weights, constant_outputs, analysis, plan
+        graph.name,
+        graph,
+        steps,
+        weights.weights,
+        constant_outputs,
+        analysis,
+        plan,
+        guard_bytes=guard_bytes,
     )
 
 
 def _plan_memory(
-    graph: ExecutionGraph, steps: tuple[MemoryStep, ...], alignment_bytes: int
+    graph: ExecutionGraph, steps: tuple[MemoryStep, ...], alignment_bytes: int, guard_bytes: int
 ) -> tuple[MemoryAnalysis, AllocationPlan]:
+    if guard_bytes:
+        # A part that lies in place has no guard of its own.
+        steps = tuple(replace(step, parts=(), joins=()) for step in steps)
     sizes_bytes: dict[str, int] = {
         tensor: edge.spec.size_bytes
         for tensor, edge in graph.tensors.items()
@@ -170,7 +188,11 @@ def _plan_memory(
     analysis = LifetimeAnalyser(alignment_bytes).analyse(
         steps, sizes_bytes, inputs=graph.inputs, outputs=outputs
     )
-    plan = MemoryPlanner().plan(analysis.lifetimes)
+    plan = MemoryPlanner().plan(
+        [replace(x, size_bytes=x.size_bytes + 2 * guard_bytes) for x in analysis.lifetimes]
+    )
+    offsets = {storage: offset + guard_bytes for storage, offset in plan.offsets.items()}
+    plan = replace(plan, offsets=MappingProxyType(offsets))
     assert_plan_is_sound(
         analysis.steps,
         sizes_bytes,

@@ -7,8 +7,8 @@ Deployment       reserves the pools, writes the weights, binds and records every
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from aegis_pipe.clock import Clock
 from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, DeviceStream, Region
 from aegis_pipe.errors import AegisError, PermanentError
 from aegis_pipe.events import EventHub, ModelLoaded, Phase, PhaseRecorder
-from aegis_pipe.execution.capture import GraphCapture, cut_into_segments
+from aegis_pipe.execution.capture import GraphCapture
 from aegis_pipe.execution.collector import collector_paused
 from aegis_pipe.execution.compiler import (
     CompiledModel,
@@ -31,6 +31,7 @@ from aegis_pipe.execution.compiler import (
 )
 from aegis_pipe.execution.executor import Executor
 from aegis_pipe.execution.graph import ExecutionGraph
+from aegis_pipe.execution.guarding import watch_calls
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
 from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.passes import (
@@ -51,8 +52,6 @@ from aegis_pipe.memory import (
     check_model_budget,
 )
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class ModelOrder:
@@ -63,6 +62,8 @@ class ModelOrder:
     options: LoadOptions
     precision: str = "fp32"
     """`fp32`, `tf32`, `fp16` or `bf16`."""
+    watched: bool = False
+    """Whether its kernels are watched for what they write outside of their places."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +90,7 @@ def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -
                 graph = ModelLoader().load(order.path, order.options)
                 phase.attributes["operators"] = len(graph.operators)
                 phase.attributes["constant_bytes"] = graph.constant_bytes
-            compiled = compile_graph(graph, context, phases, order.precision)
+            compiled = compile_graph(graph, context, phases, order.precision, watched=order.watched)
         except AegisError as error:
             # Several models load: say which one it was.
             error.context = f"model `{order.name}`" + (
@@ -104,12 +105,16 @@ def compile_graph(
     context: DeviceContext,
     phases: PhaseRecorder,
     precision: str = "fp32",
+    *,
+    watched: bool = False,
 ) -> CompiledModel:
     """Run the passes over a graph, choose its kernels and plan its memory.
 
-    Raises a PermanentError for a `precision` that the device is not made for.
+    `watched` leaves room for guards. Raises a PermanentError for a `precision` that the device is
+    not made for, and if it can not watch memory.
     """
     _check_precision(precision, context)
+    _check_watching(watched, context)
     capabilities = context.capabilities
     passes = (
         *PASSES,
@@ -123,8 +128,25 @@ def compile_graph(
             graph = convert(graph, precision)
             reports = (*reports, PassReport("precision", before, len(graph.operators)))
     tf32 = precision == "tf32"
-    compiled = compile_model(graph, context, OPERATORS, reference_function, phases, tf32=tf32)
+    compiled = compile_model(
+        graph,
+        context,
+        OPERATORS,
+        reference_function,
+        phases,
+        tf32=tf32,
+        guard_bytes=context.description.alignment_bytes if watched else 0,
+    )
     return replace(compiled, passes=reports)
+
+
+def _check_watching(watched: bool, context: DeviceContext) -> None:
+    if watched and not context.capabilities.watches_memory:
+        raise PermanentError(
+            f"memory can not be watched on {context.description.name}",
+            context="device",
+            hint='take `memory_debug` out, or write `kind = "cpu"`',
+        )
 
 
 def _check_precision(precision: str, context: DeviceContext) -> None:
@@ -202,7 +224,6 @@ class Deployment:
         context: DeviceContext,
         streams: Sequence[DeviceStream],
         *,
-        max_block_ns: int | None,
         boundaries: Mapping[str, Sequence[int]] | None = None,
         hub: EventHub,
         clock: Clock,
@@ -210,7 +231,6 @@ class Deployment:
     ) -> None:
         self._context = context
         self._streams = streams
-        self._max_block_ns = max_block_ns
         self._hub = hub
         self._clock = clock
         self._phases = phases
@@ -298,19 +318,14 @@ class Deployment:
             binder = ModelBinder(compiled, self._context, weights, storages)
             steps = binder.launched_steps()
             calls = binder.calls()
+            if compiled.guard_bytes:
+                whole_arena = arena.place("all of it", base_bytes, compiled.plan.peak_bytes, name)
+                calls = watch_calls(compiled, calls, whole_arena.region, self._context)
             capture = GraphCapture(self._context)
-            whole = capture.record(calls, ())
-            bound = self._program(compiled, binder, whole)
-            if self._max_block_ns is not None and name not in self._boundaries:
-                durations_ns = self._warm_up(bound, self._streams[index])
-                self._boundaries[name] = cut_into_segments(durations_ns, self._max_block_ns)
-            elif not self._context.capabilities.steady_at_once:
+            segments = capture.record(calls, self._boundaries.get(name, ()))
+            bound = self._program(compiled, binder, segments)
+            if not self._context.capabilities.steady_at_once:
                 self._warm_up(bound, self._streams[index])
-            boundaries = self._boundaries.get(name, ())
-            if boundaries:
-                bound.close()
-                segments = capture.record(calls, boundaries)
-                bound = self._program(compiled, binder, segments)
             self.slots[index][name] = bound
             phase.attributes.update(stream=index, calls=len(calls), segments=bound.segment_count)
         return steps
@@ -327,29 +342,16 @@ class Deployment:
             lengths=compiled.graph.lengths,
         )
 
-    def _warm_up(self, bound: BoundModel, stream: DeviceStream) -> list[int]:
-        """Run once on zeros, so that nothing is imported or faulted in later; return durations.
-
-        Zeros may be bad data for a model (an index, a divisor): then there are no durations, the
-        model stays in one piece, and the log says so.
-        """
+    @staticmethod
+    def _warm_up(bound: BoundModel, stream: DeviceStream) -> None:
+        """Run once on zeros, so that nothing is imported or faulted in later."""
         inputs = [np.zeros(tensor.spec.shape, tensor.spec.dtype) for tensor in bound.inputs]
         outputs = [np.empty(tensor.spec.shape, tensor.spec.dtype) for tensor in bound.outputs]
-        graph = bound.work[1].graph
-        assert graph is not None
-        Executor.launch_segment(bound, 0, [stream], inputs, outputs, stamped=True)
-        try:
-            stream.synchronise()
-        except PermanentError as error:
-            if self._max_block_ns is not None:
-                _log.warning(
-                    "model `%s` can not be cut into segments: its warm-up on zeros failed (%s)",
-                    bound.name,
-                    error.message,
-                )
-            return []
-        times = np.frombuffer(graph.kernel_times(), np.int64).reshape(-1, 2)
-        return [int(end - start) for start, end in times]
+        # Zeros may be bad data for a model (an index, a divisor): it is warm all the same.
+        with contextlib.suppress(PermanentError):
+            for segment in range(bound.segment_count):
+                Executor.launch_segment(bound, segment, [stream], inputs, outputs, stamped=True)
+                stream.synchronise()
 
     def _announce(self, model: LoadedModel, steps: Sequence[CompiledStep]) -> None:
         if not self._hub.enabled:

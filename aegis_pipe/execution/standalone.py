@@ -29,11 +29,13 @@ class StandaloneGraph:
         stream: DeviceStream,
         clock: Clock,
         precision: str = "fp32",
+        *,
+        watched: bool = False,
     ) -> None:
         hub = EventHub()
         phases = PhaseRecorder(hub, clock)
         with collector_paused():
-            compiled = compile_graph(graph, context, phases, precision)
+            compiled = compile_graph(graph, context, phases, precision, watched=watched)
         loaded = LoadedModel(compiled, phases.begin("model.load"))
         self._stream = stream
         self._context = context
@@ -42,7 +44,6 @@ class StandaloneGraph:
             plan_models([loaded], [None], context, stream_count=1, budget_bytes=None),
             context,
             [stream],
-            max_block_ns=None,
             hub=hub,
             clock=clock,
             phases=phases,

@@ -35,6 +35,8 @@ class DeviceSection:
     """Limit for everything planned on the device; None: what the device has."""
     staging_budget_bytes: int | None = None
     """Limit for host memory that inputs and outputs pass through; None: no limit."""
+    memory_debug: Literal["off", "canary"] = "off"
+    """`canary`: find what kernels write outside of their planned memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,15 +34,13 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from aegis_pipe.errors import PermanentError
 from aegis_pipe.memory.native import LIBRARY
 from aegis_pipe.memory.orders import contention
-from aegis_pipe.memory.packing import Integers, PackingProblem
+from aegis_pipe.memory.packing import Integers, PackingProblem, address_of, out_of_memory
 
 BUFFERS_MAX = 1500
 """Memory of an attempt grows with the square; larger problems are left to the other strategies."""
@@ -117,9 +115,7 @@ class Restarts:
         self._count += 1
         outcome = self._attempt.run(ranks, capacity_bytes, _FIRST_NODE_LIMIT * luby(self._count))
         if outcome is Outcome.OUT_OF_MEMORY:
-            raise PermanentError(
-                "there is no memory left to plan with", hint="free memory, or load fewer models"
-            )
+            raise out_of_memory()
         return outcome
 
     def _ranks(self) -> Integers:
@@ -157,7 +153,7 @@ class NativeAttempt:
         self._function.restype = ctypes.c_int
         self._problem = (
             problem.sizes,
-            np.array([each.alignment_bytes for each in problem.lifetimes], dtype=np.int64),
+            problem.alignments,
             problem.firsts.astype(np.int32),
             problem.ends.astype(np.int32),
         )
@@ -174,19 +170,17 @@ class NativeAttempt:
         outcome = self._function(
             ctypes.c_int32(len(self.offsets)),
             ctypes.c_int32(len(self.moment_weights)),
-            *[_address(each) for each in (*self._problem, narrow_ranks)],
+            *[address_of(each) for each in (*self._problem, narrow_ranks)],
             ctypes.c_int64(capacity_bytes),
             ctypes.c_int64(node_limit),
-            *[_address(each) for each in (self.moment_weights, self.buffer_weights, self.offsets)],
+            *[
+                address_of(each)
+                for each in (self.moment_weights, self.buffer_weights, self.offsets)
+            ],
             ctypes.byref(work),
         )
         self.work += work.value
         return Outcome(outcome)
-
-
-def _address(array: npt.NDArray[np.signedinteger[Any]]) -> ctypes.c_void_p:
-    assert array.flags.c_contiguous, "the compiled search takes contiguous arrays"
-    return ctypes.c_void_p(array.ctypes.data)
 
 
 class PythonAttempt:
@@ -194,7 +188,7 @@ class PythonAttempt:
 
     def __init__(self, problem: PackingProblem) -> None:
         self._sizes: list[int] = problem.sizes.tolist()
-        self._alignments = [each.alignment_bytes for each in problem.lifetimes]
+        self._alignments: list[int] = problem.alignments.tolist()
         self._firsts: list[int] = problem.firsts.tolist()
         self._ends: list[int] = problem.ends.tolist()
         self.moment_weights = np.zeros(len(problem.live_bytes), dtype=np.int64)

@@ -10,20 +10,25 @@ good order (`orders.py`, `search.py`).
 from __future__ import annotations
 
 import bisect
+import ctypes
 import heapq
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from aegis_pipe.errors import PermanentError
 from aegis_pipe.memory.lifetimes import TensorLifetime
+from aegis_pipe.memory.native import LIBRARY
 
 Integers = npt.NDArray[np.int64]
+
+_NATIVE_BUFFERS_MAX = 6000
+"""Its time grows with the square; above that NumPy is faster."""
 
 _DENSE_NEIGHBOURS = 96
 """From this many neighbours per buffer on, NumPy's fixed cost per buffer is the smaller one."""
@@ -54,10 +59,20 @@ class PackingProblem:
         """Return the number of buffers."""
         return len(self.lifetimes)
 
-    @property
+    @cached_property
     def is_plain(self) -> bool:
         """Whether every buffer may lie anywhere and lives without gaps."""
-        return not any(each.gaps or each.offset_bytes is not None for each in self.lifetimes)
+        return self.is_gapless and all(each.offset_bytes is None for each in self.lifetimes)
+
+    @cached_property
+    def is_gapless(self) -> bool:
+        """Whether every buffer lives without gaps."""
+        return not any(each.gaps for each in self.lifetimes)
+
+    @cached_property
+    def alignments(self) -> Integers:
+        """Bytes of which each offset is a multiple."""
+        return np.array([each.alignment_bytes for each in self.lifetimes], dtype=np.int64)
 
     @cached_property
     def sizes(self) -> Integers:
@@ -104,7 +119,7 @@ class PackingProblem:
     def _live_bound_bytes(self) -> int:
         if not self.lifetimes:
             return 0
-        grain = math.gcd(*(each.alignment_bytes for each in self.lifetimes))
+        grain = int(np.gcd.reduce(self.alignments))
         slack = -self.sizes % grain
         if not slack.any():
             return int(self.live_bytes.max())
@@ -121,6 +136,8 @@ class PackingProblem:
         changes = np.zeros(len(self._moments) + 1, dtype=np.int64)
         np.add.at(changes, self.firsts, weights)
         np.subtract.at(changes, self.ends, weights)
+        if self.is_gapless:
+            return changes
         for buffer, lifetime in enumerate(self.lifetimes):
             for gap in lifetime.gaps:
                 start, end = np.searchsorted(self._moments, gap)
@@ -129,16 +146,20 @@ class PackingProblem:
         return changes
 
     def _largest_live(self, values: Integers) -> Integers:
-        """Return the largest value of a live buffer at each moment."""
+        """Return the largest value of a live buffer at each moment, gaps not counted."""
         largest = np.zeros(len(self._moments), dtype=np.int64)
         heap: list[tuple[int, int]] = []
         columns = zip(self.firsts.tolist(), self.ends.tolist(), values.tolist(), strict=True)
-        for moment, arriving in itertools.groupby(columns, key=lambda column: column[0]):
-            for _, end, value in arriving:
+        arriving = {
+            moment: list(group)
+            for moment, group in itertools.groupby(columns, key=lambda column: column[0])
+        }
+        for moment in range(len(largest)):
+            for _, end, value in arriving.get(moment, ()):
                 heapq.heappush(heap, (-value, end))
-            while heap[0][1] <= moment:
+            while heap and heap[0][1] <= moment:
                 heapq.heappop(heap)
-            largest[moment] = -heap[0][0]
+            largest[moment] = -heap[0][0] if heap else 0
         return largest
 
 
@@ -156,10 +177,70 @@ class Placer(Protocol):
 
 
 def make_placer(problem: PackingProblem) -> Placer:
-    """Choose the placer that is faster for this problem."""
-    if problem.is_plain and problem.neighbour_count > _DENSE_NEIGHBOURS * len(problem):
-        return SweepPlacer(problem)
-    return NeighbourPlacer(problem)
+    """Choose the placer that is faster for this problem; all place alike and count alike."""
+    if LIBRARY is not None and problem.is_gapless and len(problem) <= _NATIVE_BUFFERS_MAX:
+        return NativePlacer(problem, LIBRARY)
+    return SweepPlacer(problem) if _is_dense(problem) else NeighbourPlacer(problem)
+
+
+def _is_dense(problem: PackingProblem) -> bool:
+    return problem.is_plain and problem.neighbour_count > _DENSE_NEIGHBOURS * len(problem)
+
+
+def _work_each(problem: PackingProblem) -> int:
+    """Return the work of placing one buffer, which is counted and not measured."""
+    if _is_dense(problem):
+        return 100 + len(problem) // 200
+    return 8 + 2 * problem.neighbour_count // max(1, len(problem))
+
+
+class NativePlacer:
+    """The compiled one: scans all that is placed, in order of offset."""
+
+    def __init__(self, problem: PackingProblem, library: ctypes.CDLL) -> None:
+        self._function = library.aegis_first_fit
+        self._function.restype = ctypes.c_int32
+        self._problem = (
+            problem.sizes,
+            problem.alignments,
+            problem.firsts.astype(np.int32),
+            problem.ends.astype(np.int32),
+        )
+        self._fixed = np.array(
+            [-1 if each.offset_bytes is None else each.offset_bytes for each in problem.lifetimes],
+            dtype=np.int64,
+        )
+        self._work_each = _work_each(problem)
+        self.work = 0
+
+    def place(self, order: Sequence[int], limit_bytes: int | None) -> list[int] | None:
+        """See `Placer.place`."""
+        offsets = self._fixed.copy()
+        narrow_order = np.array(order, dtype=np.int32)
+        done = self._function(
+            ctypes.c_int32(len(offsets)),
+            *[address_of(each) for each in (*self._problem, narrow_order)],
+            ctypes.c_int64(-1 if limit_bytes is None else limit_bytes),
+            address_of(offsets),
+        )
+        if done < 0:
+            raise out_of_memory()
+        self.work += done * self._work_each
+        placed: list[int] = offsets.tolist()
+        return placed if done == len(placed) else None
+
+
+def address_of(array: npt.NDArray[np.signedinteger[Any]]) -> ctypes.c_void_p:
+    """Return where a contiguous array begins, for the compiled library."""
+    assert array.flags.c_contiguous, "the compiled library takes contiguous arrays"
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def out_of_memory() -> PermanentError:
+    """Say that planning itself ran out of memory."""
+    return PermanentError(
+        "there is no memory left to plan with", hint="free memory, or load fewer models"
+    )
 
 
 class NeighbourPlacer:
@@ -167,13 +248,13 @@ class NeighbourPlacer:
 
     def __init__(self, problem: PackingProblem) -> None:
         self._sizes: list[int] = problem.sizes.tolist()
-        self._alignments = [each.alignment_bytes for each in problem.lifetimes]
+        self._alignments: list[int] = problem.alignments.tolist()
         self._neighbours = _neighbours(problem)
         self._fixed = [
             None if each.offset_bytes is None else (each.offset_bytes, each.offset_bytes + size)
             for each, size in zip(problem.lifetimes, self._sizes, strict=True)
         ]
-        self._work_each = 8 + 2 * problem.neighbour_count // max(1, len(problem))
+        self._work_each = _work_each(problem)
         self.work = 0
 
     def place(self, order: Sequence[int], limit_bytes: int | None) -> list[int] | None:
@@ -210,11 +291,11 @@ class SweepPlacer:
                 problem.firsts.tolist(),
                 problem.ends.tolist(),
                 problem.sizes.tolist(),
-                [each.alignment_bytes for each in problem.lifetimes],
+                problem.alignments.tolist(),
                 strict=True,
             )
         )
-        self._work_each = 100 + len(problem) // 200
+        self._work_each = _work_each(problem)
         self.work = 0
 
     def place(self, order: Sequence[int], limit_bytes: int | None) -> list[int] | None:

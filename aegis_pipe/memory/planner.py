@@ -68,13 +68,15 @@ class MemoryPlanner:
 
 
 def _plan_of(search: Search, lifetimes: Sequence[TensorLifetime]) -> AllocationPlan:
-    offsets: dict[Hashable, int] = {each.tensor_id: 0 for each in lifetimes}
+    # Tensors without bytes are not packed; only a fixed place of theirs counts.
+    offsets: dict[Hashable, int] = {each.tensor_id: each.offset_bytes or 0 for each in lifetimes}
+    empty_end = max(offsets.values(), default=0)
     for lifetime, offset in zip(search.problem.lifetimes, search.offsets, strict=True):
         offsets[lifetime.tensor_id] = offset
     return AllocationPlan(
         offsets=MappingProxyType(offsets),
-        peak_bytes=search.peak_bytes or 0,
-        lower_bound_bytes=search.lower_bound_bytes,
+        peak_bytes=max(search.peak_bytes or 0, empty_end),
+        lower_bound_bytes=max(search.lower_bound_bytes, empty_end),
         algorithm=search.algorithm,
         cut_off=search.cut_off,
     )
@@ -104,13 +106,14 @@ def _problem_with(lifetime: TensorLifetime) -> str:
         return (
             f"the interval [{lifetime.first}, {lifetime.end}) is empty, but first must be below end"
         )
-    edges = [lifetime.first, *itertools.chain(*lifetime.gaps), lifetime.end]
-    if any(late <= early for early, late in itertools.pairwise(edges)):
-        return f"the gaps {lifetime.gaps} do not ascend strictly inside the interval"
+    if lifetime.gaps:
+        edges = [lifetime.first, *itertools.chain(*lifetime.gaps), lifetime.end]
+        if any(late <= early for early, late in itertools.pairwise(edges)):
+            return f"the gaps {lifetime.gaps} do not ascend strictly inside the interval"
     if lifetime.alignment_bytes < 1:
         return f"alignment_bytes is {lifetime.alignment_bytes}, but must be at least 1"
-    offset_bytes = lifetime.offset_bytes or 0
-    if offset_bytes < 0 or offset_bytes % lifetime.alignment_bytes:
+    offset_bytes = lifetime.offset_bytes
+    if offset_bytes and (offset_bytes < 0 or offset_bytes % lifetime.alignment_bytes):
         return (
             f"offset_bytes is {offset_bytes}, but must be a multiple of {lifetime.alignment_bytes}"
         )

@@ -101,3 +101,16 @@ class BatchLine:
 
 def _due_ns(request: ExecutionRequest) -> float:
     return float("inf") if request.deadline_ns is None else request.deadline_ns
+
+
+def hand_lead_over(leader: ExecutionRequest) -> ExecutionRequest:
+    """Let the next request lead a batch that its leader leaves at a boundary; return that one."""
+    successor, *others = leader.companions
+    leader.companions = ()
+    successor.leader = None
+    successor.companions = tuple(others)
+    for member in others:
+        member.leader = successor
+    successor.next_segment = leader.next_segment
+    successor.launched_segments = leader.launched_segments
+    return successor

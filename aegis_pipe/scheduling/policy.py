@@ -17,7 +17,7 @@ from aegis_pipe.scheduling.request import ExecutionRequest
 from aegis_pipe.scheduling.request_heap import Entry, Key, RequestHeap
 
 NO_MODELS: frozenset[str] = frozenset()
-Head = tuple[Entry, RequestHeap]
+_ONLY_CANDIDATE = Reason.ONLY_CANDIDATE
 Candidates = tuple[tuple[int, float], ...]
 """Requests as (request_id, score), best first; higher scores are better, units are the policy's."""
 
@@ -91,6 +91,8 @@ class KeyedPolicy(abc.ABC):
     def __init__(self) -> None:
         self._lanes: dict[str, RequestHeap] = {}
         self._size = 0
+        # What `candidates` has just seen, and for whom: `pop` mostly follows, and needs the same.
+        self._seen: tuple[frozenset[str], list[Entry]] | None = None
 
     @abc.abstractmethod
     def key(self, request: ExecutionRequest, now_ns: int) -> Key:
@@ -130,22 +132,32 @@ class KeyedPolicy(abc.ABC):
             lane = self._lanes[request.model] = RequestHeap()
         lane.push(self.key(request, now_ns), request)
         self._size += 1
+        self._seen = None
 
     def peek(self, now_ns: int, skip: frozenset[str] = NO_MODELS) -> ExecutionRequest | None:
         """Return the best request, which stays; None if nobody competes."""
-        heads = self._heads(skip)
-        return min(heads)[0][-1] if heads else None
+        best = self._first(skip)
+        return None if best is None else best[-1]
 
     def pop(self, now_ns: int, skip: frozenset[str] = NO_MODELS) -> tuple[ExecutionRequest, Reason]:
         """Take the best request; its reason comes from comparing it with the next best."""
-        heads = self._heads(skip)
-        assert heads, "pop, but nobody competes"
-        winner = min(heads)[1].pop()
+        best: Entry | None
+        runner_up: Entry | None
+        seen, self._seen = self._seen, None
+        if seen is not None and seen[0] is skip:
+            best, runner_up = seen[1][0], seen[1][1] if len(seen[1]) > 1 else None
+        else:
+            best, runner_up = self._first(skip), None
+            seen = None
+        assert best is not None, "pop, but nobody competes"
+        winner: ExecutionRequest = best[-1]
+        self._lanes[winner.model].pop()
         self._size -= 1
-        runner_up = self.peek(now_ns, skip)
+        if seen is None and self._size:
+            runner_up = self._first(skip)
         if runner_up is None:
-            return winner, Reason.ONLY_CANDIDATE
-        return winner, self.reason(winner, runner_up)
+            return winner, _ONLY_CANDIDATE
+        return winner, self.reason(winner, runner_up[-1])
 
     def remove(self, request: ExecutionRequest) -> None:
         """Take out a waiting request."""
@@ -153,22 +165,32 @@ class KeyedPolicy(abc.ABC):
         found = lane is not None and lane.discard(request)
         assert found, f"request {request.request_id} does not wait here"
         self._size -= 1
+        self._seen = None
 
     def candidates(self, now_ns: int, limit: int, skip: frozenset[str] = NO_MODELS) -> Candidates:
         """Return the best few, in the order in which `pop` would take them."""
-        lanes = [lane for model, lane in self._lanes.items() if len(lane) and model not in skip]
-        heaps = [heap for lane in lanes if (heap := lane.in_place()) is not None]
-        best = _smallest(heaps, limit) if len(heaps) == len(lanes) else _lifted(lanes, limit)
+        best = self._smallest(skip, limit)
+        if limit > 1 and best:
+            self._seen = (skip, best)
         score = self.score
-        return tuple((entry[-1].request_id, float(score(entry[-1], now_ns))) for entry in best)
+        return tuple([(entry[-1].request_id, float(score(entry[-1], now_ns))) for entry in best])
 
-    def _heads(self, skip: frozenset[str]) -> list[Head]:
-        # No two entries are equal, so comparing never gets to the lanes.
-        return [
-            (head, lane)
-            for model, lane in self._lanes.items()
-            if model not in skip and (head := lane.head()) is not None
-        ]
+    def _first(self, skip: frozenset[str]) -> Entry | None:
+        best = None
+        for model, lane in self._lanes.items():
+            if lane.heap and model not in skip:
+                head = lane.heap[0] if lane.is_clean else lane.head()
+                # No two entries are equal, so comparing never gets to the requests.
+                if head is not None and (best is None or head < best):
+                    best = head
+        return best
+
+    def _smallest(self, skip: frozenset[str], limit: int) -> list[Entry]:
+        lanes = [lane for model, lane in self._lanes.items() if lane.heap and model not in skip]
+        for lane in lanes:
+            if not lane.is_clean:
+                return _lifted(lanes, limit)
+        return _smallest([lane.heap for lane in lanes], limit)
 
 
 def _smallest(heaps: list[list[Entry]], limit: int) -> list[Entry]:
@@ -196,7 +218,7 @@ def _lifted(lanes: list[RequestHeap], limit: int) -> list[Entry]:
     """Lift the smallest entries out, which clears removed ones on the way, and put them back."""
     heads = [(head, lane) for lane in lanes if (head := lane.head()) is not None]
     heapify(heads)
-    lifted: list[Head] = []
+    lifted: list[tuple[Entry, RequestHeap]] = []
     while heads and len(lifted) < limit:
         lane = heads[0][1]
         lifted.append((lane.lift(), lane))

@@ -9,7 +9,6 @@ from aegis_pipe.errors import PermanentError
 from aegis_pipe.scheduling.decision import Reason
 from aegis_pipe.scheduling.policy import NO_MODELS, SchedulingPolicy
 from aegis_pipe.scheduling.request import ExecutionRequest
-from aegis_pipe.scheduling.request_heap import RequestHeap
 
 
 class BoundedQueue:
@@ -18,8 +17,6 @@ class BoundedQueue:
     Entering takes two steps. `reserve` may be called from any thread and says at once whether
     there is a place; `push` then fills it. All other methods belong to the scheduler's thread.
     A place is free again when its request leaves through `pop` or `remove`, or by `release`.
-
-    The queue also keeps the deadline timers of everything that waits, in a heap of their own.
     """
 
     def __init__(
@@ -37,34 +34,26 @@ class BoundedQueue:
             )
         self.policy = policy
         self.capacity = capacity
+        self.waiting = 0
+        """How many requests wait, without those reserved and not yet pushed."""
+        self.places_taken = 0
+        """Requests waiting or about to be pushed; never more than the capacity."""
+        self.refusals = 0
+        """How often `reserve` said no, or somebody else did."""
         self._model_capacity = dict(model_capacity or {})
         self._gate = threading.Lock()
-        self._places_taken = 0
         self._places_taken_by = dict.fromkeys(self._model_capacity, 0)
-        self._refusals = 0
         self._is_closed = False
-        self._timers = RequestHeap()
 
     def __len__(self) -> int:
-        """Return how many requests wait, without those reserved and not yet pushed."""
-        return len(self.policy)
+        return self.waiting
 
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "open"
         return (
-            f"<BoundedQueue: {len(self)} waiting, {self._places_taken} of {self.capacity} places "
+            f"<BoundedQueue: {len(self)} waiting, {self.places_taken} of {self.capacity} places "
             f"taken, {state}>"
         )
-
-    @property
-    def places_taken(self) -> int:
-        """Requests waiting or about to be pushed; never more than the capacity."""
-        return self._places_taken
-
-    @property
-    def refusals(self) -> int:
-        """How often `reserve` said no, or somebody else did."""
-        return self._refusals
 
     def close(self) -> None:
         """Refuse everyone from now on; those inside stay. From any thread."""
@@ -74,20 +63,22 @@ class BoundedQueue:
     def reserve(self, model: str) -> Reason | None:
         """Take a place and return None, or return why there is none. From any thread."""
         with self._gate:
-            reason = self._refusal(model)
-            if reason is not None:
-                self._refusals += 1
-                return reason
-            # `_take`, without the call: every submission comes through here.
-            self._places_taken += 1
-            if model in self._places_taken_by:
-                self._places_taken_by[model] += 1
-            return None
+            if self._is_closed:
+                reason = Reason.RUNTIME_STOPPING
+            elif self.places_taken < self.capacity and (
+                model not in self._model_capacity or self._has_place_of(model)
+            ):
+                self._take(model)
+                return None
+            else:
+                reason = Reason.QUEUE_FULL
+            self.refusals += 1
+            return reason
 
     def count_refusal(self) -> None:
         """Count a request that was refused for another reason. From any thread."""
         with self._gate:
-            self._refusals += 1
+            self.refusals += 1
 
     def release(self, model: str) -> None:
         """Give a reserved place back."""
@@ -97,17 +88,21 @@ class BoundedQueue:
     def push(self, request: ExecutionRequest, now_ns: int) -> None:
         """Fill the place that was reserved for this request."""
         self.policy.push(request, now_ns)
-        assert len(self) <= self._places_taken, "pushed without a reserved place"
+        self.waiting += 1
+        assert self.waiting <= self.places_taken, "pushed without a reserved place"
 
     def pop(self, now_ns: int, skip: frozenset[str] = NO_MODELS) -> tuple[ExecutionRequest, Reason]:
         """Take the policy's best request, and free its place."""
-        request, reason = self.policy.pop(now_ns, skip)
-        self.release(request.model)
-        return request, reason
+        best = self.policy.pop(now_ns, skip)
+        self.waiting -= 1
+        with self._gate:
+            self._give_back(best[0].model)
+        return best
 
     def remove(self, request: ExecutionRequest) -> None:
         """Take out a waiting request, and free its place."""
         self.policy.remove(request)
+        self.waiting -= 1
         self.release(request.model)
 
     def move(self, request: ExecutionRequest, model: str, now_ns: int) -> bool:
@@ -122,44 +117,17 @@ class BoundedQueue:
         self.policy.push(request, now_ns)
         return True
 
-    def set_timer(self, request: ExecutionRequest, at_ns: int) -> None:
-        """Have `pop_due` report a waiting request once an instant has come."""
-        self._timers.push((at_ns, request.request_id), request)
-
-    def clear_timer(self, request: ExecutionRequest) -> None:
-        """Forget the request's timer, if it has one."""
-        self._timers.discard(request)
-
-    def next_timer_ns(self) -> int | None:
-        """Return when the earliest timer is due."""
-        head = self._timers.head()
-        return None if head is None else head[0]
-
-    def pop_due(self, now_ns: int) -> ExecutionRequest | None:
-        """Take the earliest request whose timer is due, and its timer; the request stays."""
-        due_ns = self.next_timer_ns()
-        return self._timers.pop() if due_ns is not None and due_ns <= now_ns else None
-
-    def _refusal(self, model: str) -> Reason | None:
-        if self._is_closed:
-            return Reason.RUNTIME_STOPPING
-        if self._places_taken >= self.capacity:
-            return Reason.QUEUE_FULL
-        if model in self._model_capacity and not self._has_place_of(model):
-            return Reason.QUEUE_FULL
-        return None
-
     def _has_place_of(self, model: str) -> bool:
         limit = self._model_capacity.get(model)
         return limit is None or self._places_taken_by[model] < limit
 
     def _take(self, model: str) -> None:
-        self._places_taken += 1
+        self.places_taken += 1
         if model in self._places_taken_by:
             self._places_taken_by[model] += 1
 
     def _give_back(self, model: str) -> None:
-        assert self._places_taken, "more places released than reserved"
-        self._places_taken -= 1
+        assert self.places_taken, "more places released than reserved"
+        self.places_taken -= 1
         if model in self._places_taken_by:
             self._places_taken_by[model] -= 1

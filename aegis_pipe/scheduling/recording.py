@@ -24,7 +24,7 @@ from aegis_pipe.scheduling.decision import Decision, Reason, format_decision
 from aegis_pipe.scheduling.request import ExecutionRequest
 from aegis_pipe.scheduling.scheduler import Scheduler
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 INTERVAL_S: Final = 0.1
 REASONS: Final = tuple(Reason)
 

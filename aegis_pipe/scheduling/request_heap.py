@@ -23,62 +23,67 @@ class RequestHeap:
     removals, and keeps memory in proportion to the requests that are there.
     """
 
+    __slots__ = ("_entries", "_removed", "heap", "is_clean")
+
     def __init__(self) -> None:
-        self._heap: list[Entry] = []
+        self.heap: list[Entry] = []
+        """The entries, with removed ones among them; always this very list. Only to be looked at:
+        none is smaller than the first, and those below position i are at 2 i + 1 and 2 i + 2."""
         self._entries: dict[int, Entry] = {}
         self._removed = 0
+        self.is_clean = True
+        """Whether no removed entries are in `heap`."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def push(self, key: Key, request: ExecutionRequest) -> None:
         """Add a request that is not in the heap; all keys have the same length."""
-        assert request.request_id not in self._entries, f"request {request.request_id} is here"
-        entry = (*key, request)
-        self._entries[request.request_id] = entry
-        heappush(self._heap, entry)
+        entries, request_id = self._entries, request.request_id
+        assert request_id not in entries, f"request {request_id} is here"
+        entry = entries[request_id] = (*key, request)
+        heappush(self.heap, entry)
 
     def head(self) -> Entry | None:
         """Return the smallest entry without taking it; None if empty."""
-        heap = self._heap
+        heap = self.heap
         # Identity, because the same request may have been removed and pushed again.
         while self._removed and self._entries.get(heap[0][-1].request_id) is not heap[0]:
             heappop(heap)
             self._removed -= 1
+            self.is_clean = not self._removed
         return heap[0] if heap else None
 
     def pop(self) -> ExecutionRequest:
         """Take the smallest request; the heap must not be empty."""
-        entry = self.lift()
-        request: ExecutionRequest = entry[-1]
+        request: ExecutionRequest = self.lift()[-1]
         del self._entries[request.request_id]
         return request
 
     def lift(self) -> Entry:
         """Take the smallest entry for a moment, to see what is below; `put_back` has to follow."""
-        entry = self.head()
-        assert entry is not None, "the heap is empty"
-        heappop(self._heap)
-        return entry
+        if not self.is_clean:
+            self.head()
+        assert self.heap, "the heap is empty"
+        return heappop(self.heap)
 
     def put_back(self, entry: Entry) -> None:
         """Return what was lifted."""
-        heappush(self._heap, entry)
-
-    def in_place(self) -> list[Entry] | None:
-        """Return the heap's own list, to be looked at; None if removed entries are among it.
-
-        The entries below position i are at 2 i + 1 and 2 i + 2.
-        """
-        return None if self._removed else self._heap
+        heappush(self.heap, entry)
 
     def discard(self, request: ExecutionRequest) -> bool:
         """Remove a request; return whether it was here."""
-        if self._entries.pop(request.request_id, None) is None:
+        entry = self._entries.pop(request.request_id, None)
+        if entry is None:
             return False
+        if self.heap[0] is entry:
+            heappop(self.heap)
+            return True
         self._removed += 1
+        self.is_clean = False
         if self._removed > len(self._entries) + _SLACK:
-            self._heap = list(self._entries.values())
-            heapify(self._heap)
+            self.heap[:] = self._entries.values()
+            heapify(self.heap)
             self._removed = 0
+            self.is_clean = True
         return True

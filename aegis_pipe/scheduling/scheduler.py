@@ -23,59 +23,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Final
 
-from aegis_pipe.scheduling.batching import Batching, BatchLine
+from aegis_pipe.scheduling.batching import Batching, hand_lead_over
+from aegis_pipe.scheduling.deadlines import Deadlines
 from aegis_pipe.scheduling.decision import Decision, DecisionKind, Reason
+from aegis_pipe.scheduling.model_rules import Late, ModelRules, RuleBook, StandIn
 from aegis_pipe.scheduling.policy import NO_MODELS, Candidates, SchedulingPolicy
 from aegis_pipe.scheduling.queue import BoundedQueue
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
+from aegis_pipe.scheduling.statistics import SchedulerStatistics
 from aegis_pipe.scheduling.stream_pool import StreamPool
 from aegis_pipe.scheduling.takeovers import Takeovers
 
-Late = Literal["drop", "run", "degrade"]
-"""What becomes of a request that is late: it expires, runs all the same, or another model stands
-in for its own."""
-
 CANDIDATES_MAX = 4
 
-
-@dataclass(frozen=True, slots=True)
-class StandIn:
-    """The model that takes over a model's late requests."""
-
-    model: str
-    segment_count: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerStatistics:
-    """What the scheduler has done so far, and where its requests stand now."""
-
-    waiting: int
-    """Requests that hold a place in the queue."""
-    running: int
-    paused: int
-    """Requests at a segment boundary that hold their stream, or run along with one that does."""
-    suspended: int
-    """Requests whose stream was taken at a segment boundary."""
-    submitted: int
-    """Requests that got a place in the queue."""
-    started: int
-    preempted: int
-    batched: int
-    """Requests that ran along with another."""
-    degraded: int
-    completed: int
-    failed: int
-    expired: int
-    cancelled: int
-    rejected: int
-    """Requests refused at once: no place, no time, or the runtime was stopping."""
-    deadline_missed: int
-    """Requests whose result came late or not at all."""
-    queue_depth_max: int
+# Members of an enum are slow to reach through their class, and these are needed all the time.
+_QUEUED: Final = RequestState.QUEUED
+_RUNNING: Final = RequestState.RUNNING
+_PAUSED: Final = RequestState.PAUSED
+_COMPLETED: Final = RequestState.COMPLETED
+_START: Final = DecisionKind.START
+_CONTINUE: Final = DecisionKind.CONTINUE
+_NEXT_SEGMENT: Final = Reason.NEXT_SEGMENT
 
 
 class Scheduler:
@@ -95,6 +65,7 @@ class Scheduler:
     preemption    whether the policy may preempt at segment boundaries. Of models that `memory_of`
                   gives the same value, whose intermediate tensors share memory on a stream, none
                   preempts another.
+    explains      whether decisions name candidates and blockers; what is decided is the same.
 
     Everything but `admit` and `statistics` belongs to one thread.
     """
@@ -114,23 +85,28 @@ class Scheduler:
         in_flight: int = 1,
         preemption: bool = False,
         memory_of: Mapping[str, Hashable] | None = None,
+        explains: bool = True,
     ) -> None:
         self.queue = BoundedQueue(policy, queue_capacity, model_capacity)
         self._policy = policy
         self._streams = streams
-        self._late = dict(late or {})
-        self._runs_late = frozenset(model for model, what in self._late.items() if what != "drop")
-        self._stand_ins = dict(stand_ins or {})
-        self._needed_ns = dict(needed_ns or {})
+        self._rules = RuleBook(
+            streams,
+            late=late or {},
+            stand_ins=stand_ins or {},
+            needed_ns=needed_ns or {},
+            concurrency=concurrency or {},
+            batching=batching or {},
+            memory_of=memory_of or {},
+        )
+        self._deadlines = Deadlines(self._rules)
+        self._timers = self._deadlines.entries
         self._in_flight = in_flight
         self._preemption = preemption
-        self._sharing = _sharing(memory_of or {})
-        self._concurrency = dict(concurrency or {})
-        self._started_of = dict.fromkeys(self._concurrency, 0)
+        self._explains = explains
+        # Whether there can be models that may not start though a stream is free.
+        self._holds_back = bool(self._rules.batching or self._rules.limited or streams.confines)
         self._at_limit = NO_MODELS
-        self._lines = {
-            model: BatchLine(model, one, self._needed_ns) for model, one in (batching or {}).items()
-        }
         self._requests: dict[int, ExecutionRequest] = {}
         # Streams whose holder is paused, waiting for `decide`.
         self._boundaries: set[int] = set()
@@ -145,7 +121,8 @@ class Scheduler:
         # next() of an itertools.count is atomic: `admit` runs on other threads.
         self._sequence = itertools.count()
         self._decided_ns = -1
-        self._state_counts = dict.fromkeys(RequestState, 0)
+        self._running = self._paused = 0
+        self._final_counts = {state: 0 for state in RequestState if state.is_final}
         self._submitted = self._started = self._preempted = self._batched = self._degraded = 0
         self._deadline_missed = self._queue_depth_max = 0
 
@@ -160,7 +137,7 @@ class Scheduler:
     @property
     def running(self) -> int:
         """Number of requests with a segment on a stream."""
-        return self._state_counts[RequestState.RUNNING]
+        return self._running
 
     @property
     def is_idle(self) -> bool:
@@ -177,7 +154,7 @@ class Scheduler:
     def admit(self, request: ExecutionRequest, now_ns: int) -> Decision | None:
         """First half of `submit`, from any thread: take a place, or reject at once."""
         reason: Reason | None
-        if request.deadline_ns is not None and self._is_hopeless(request, now_ns):
+        if request.deadline_ns is not None and self._deadlines.is_hopeless(request, now_ns):
             self.queue.count_refusal()
             reason = Reason.WOULD_BE_LATE
         else:
@@ -201,19 +178,29 @@ class Scheduler:
 
     def needed_ns(self, model: str) -> int:
         """Return the shortest time a model is known to need; 0 if nothing is known."""
-        return self._needed_ns.get(model, 0)
+        return self._rules[model].needed_ns or 0
+
+    def open_request(self, request_id: int) -> ExecutionRequest:
+        """Return a request that has been enqueued and is not over."""
+        return self._requests[request_id]
 
     def enqueue(self, request: ExecutionRequest, now_ns: int) -> None:
         """Second half of `submit`: put an admitted request into its place."""
         assert request.request_id not in self._requests, f"request {request.request_id} is open"
         self._requests[request.request_id] = request
-        request.move(RequestState.QUEUED)
-        if not self._streams.has_free_for(request.model):
+        request.move(_QUEUED)
+        rules = self._rules[request.model]
+        if self._explains and not self._streams.free & rules.streams:
             request.blocked_by = self._streams.holders_for(request.model)
-        self.queue.push(request, now_ns)
-        self._wait(request, now_ns)
+        queue = self.queue
+        queue.push(request, now_ns)
+        if request.deadline_ns is not None:
+            self._deadlines.watch_waiting(request)
+        if rules.line is not None:
+            rules.line.push(request, now_ns)
         self._submitted += 1
-        self._queue_depth_max = max(self._queue_depth_max, len(self._policy))
+        if queue.waiting > self._queue_depth_max:
+            self._queue_depth_max = queue.waiting
 
     def cancel(self, request_id: int, reason: Reason = Reason.CALLER_CANCELLED) -> bool:
         """Ask for a request to end; return whether it was open.
@@ -238,13 +225,14 @@ class Scheduler:
     ) -> None:
         """Take note that a request's segment left its stream, with or without an error."""
         request = self._requests[request_id]
-        assert request.state is RequestState.RUNNING, f"request {request_id} was not running"
+        assert request.state is _RUNNING, f"request {request_id} was not running"
         assert request.next_segment < request.launched_segments, f"request {request_id}: no segment"
         assert request.stream is not None
         request.next_segment += 1
         self._policy.served(request, now_ns - request.busy_since_ns)
         request.busy_since_ns = now_ns
-        request.error = request.error or error
+        if error is not None and request.error is None:
+            request.error = error
         if request.next_segment < request.launched_segments:
             # It can not leave before what is in flight has.
             self._hungry.add(request.stream)
@@ -265,8 +253,10 @@ class Scheduler:
         self._decided_ns = now_ns
         if self._to_cancel:
             self._cancel_waiting(now_ns)
-        self._end_late(now_ns)
-        self._fill_free_streams(now_ns)
+        if self._timers and self._timers[0][0] <= now_ns:
+            self._end_late(now_ns)
+        if self.queue.waiting and self._streams.free:
+            self._fill_free_streams(now_ns)
         if self._boundaries:
             for stream in sorted(self._boundaries):
                 self._pass_boundary(stream, now_ns)
@@ -275,7 +265,7 @@ class Scheduler:
             for stream in sorted(self._hungry):
                 self._feed(stream, now_ns)
             self._hungry.clear()
-        return self._take_decisions()
+        return self._take_decisions() if self._decisions else ()
 
     def abandon(
         self,
@@ -295,7 +285,7 @@ class Scheduler:
         for request in (
             self._requests | {request.request_id: request for request in admitted}
         ).values():
-            if request.state in (RequestState.CREATED, RequestState.QUEUED):
+            if request.state in (RequestState.CREATED, _QUEUED):
                 self.queue.release(request.model)
             if error is None:
                 self._decide(DecisionKind.CANCEL, request, reason, now_ns)
@@ -317,10 +307,10 @@ class Scheduler:
 
     def next_deadline_ns(self) -> int | None:
         """Return when `decide` has to be called even if nothing happens; None for never."""
-        timer_ns = self.queue.next_timer_ns()
-        if not self._lines:
+        timer_ns = self._deadlines.next_ns() if self._timers else None
+        if not self._rules.batching:
             return timer_ns
-        instants = [line.held_until_ns() for line in self._lines.values()]
+        instants = [line.held_until_ns() for _, line in self._rules.batching]
         # Those in the past wait for a stream, not for the clock.
         ahead = [at_ns for at_ns in instants if at_ns is not None and at_ns > self._decided_ns]
         return min(ahead if timer_ns is None else (*ahead, timer_ns), default=None)
@@ -330,12 +320,12 @@ class Scheduler:
 
         From another thread the counts may be of slightly different moments.
         """
-        counts = self._state_counts
+        counts = self._final_counts
         suspended = sum(1 + len(each.companions) for stack in self._suspended for each in stack)
         return SchedulerStatistics(
             waiting=self.queue.places_taken,
-            running=counts[RequestState.RUNNING],
-            paused=counts[RequestState.PAUSED] - suspended,
+            running=self._running,
+            paused=self._paused - suspended,
             suspended=suspended,
             submitted=self._submitted,
             started=self._started,
@@ -356,18 +346,19 @@ class Scheduler:
     def _cancel_waiting(self, now_ns: int) -> None:
         for request in self._to_cancel:
             # A running one comes back here when its segment ends.
-            if request.state in (RequestState.QUEUED, RequestState.PAUSED):
+            if request.state in (_QUEUED, _PAUSED):
                 assert request.cancel_reason is not None
                 self._decide(DecisionKind.CANCEL, request, request.cancel_reason, now_ns)
                 self._finish(request, RequestState.CANCELLED, request.cancel_reason, now_ns)
         self._to_cancel.clear()
 
     def _end_late(self, now_ns: int) -> None:
-        while (request := self.queue.pop_due(now_ns)) is not None:
+        while (request := self._deadlines.pop_due(now_ns)) is not None:
             assert request.deadline_ns is not None
             has_passed = now_ns >= request.deadline_ns
             reason = Reason.DEADLINE_PASSED if has_passed else Reason.WOULD_BE_LATE
-            if request.model in self._stand_ins and self._degrade(request, reason, now_ns):
+            stand_in = self._rules[request.model].stand_in
+            if stand_in is not None and self._degrade(request, stand_in, reason, now_ns):
                 continue
             self._decide(
                 DecisionKind.EXPIRE,
@@ -379,41 +370,54 @@ class Scheduler:
             )
             self._finish(request, RequestState.EXPIRED, reason, now_ns)
 
-    def _degrade(self, request: ExecutionRequest, reason: Reason, now_ns: int) -> bool:
+    def _degrade(
+        self, request: ExecutionRequest, stand_in: StandIn, reason: Reason, now_ns: int
+    ) -> bool:
         """Have a waiting request wait for its stand-in; False if that has no place in the queue."""
-        asked, stand_in = request.model, self._stand_ins[request.model]
-        depth = len(self._policy)
+        asked = request.model
+        depth = self.queue.waiting
         if not self.queue.move(request, stand_in.model, now_ns):
             return False
-        if asked in self._lines:
-            self._lines[asked].discard(request)
+        asked_line, line = self._rules[asked].line, self._rules[stand_in.model].line
+        if asked_line is not None:
+            asked_line.discard(request)
+        if line is not None:
+            line.push(request, now_ns)
         request.degraded_from = asked
         request.segment_count = stand_in.segment_count
         self._degraded += 1
-        self._wait(request, now_ns)
         self._decide(DecisionKind.DEGRADE, request, reason, now_ns, depth)
         return True
 
     def _fill_free_streams(self, now_ns: int) -> None:
-        while len(self._policy) and self._streams.has_free:
-            skip = self._streams.models_without_free() | self._kept_back(now_ns)
-            candidates = self._candidates(now_ns, skip)
-            if not candidates:
+        queue, policy, streams = self.queue, self._policy, self._streams
+        while queue.waiting and streams.free:
+            skip = NO_MODELS
+            candidates: Candidates = ()
+            if self._holds_back:
+                skip = streams.models_without_free() | self._kept_back(now_ns)
+            if self._explains:
+                candidates = policy.candidates(now_ns, CANDIDATES_MAX, skip)
+                if not candidates:
+                    return
+            elif skip and policy.peek(now_ns, skip) is None:
                 return
-            depth = len(self._policy)
-            request, reason = self.queue.pop(now_ns, skip)
-            stream = self._streams.acquire(request)
-            self._start(request, stream, reason, now_ns, depth, candidates)
+            depth = queue.waiting
+            request, reason = queue.pop(now_ns, skip)
+            self._start(request, streams.acquire(request), reason, now_ns, depth, candidates)
 
     def _pass_boundary(self, stream: int, now_ns: int) -> None:
         paused = self._streams.holder(stream)
         assert paused is not None
+        if not self.queue.waiting:
+            self._continue(paused, stream, now_ns, ())
+            return
         skip = self._models_that_can_not_preempt(stream, paused, now_ns)
         candidates = self._candidates(now_ns, skip)
-        if not (candidates and self._is_preempted(paused, now_ns, skip)):
+        if not self._is_preempted(paused, now_ns, skip):
             self._continue(paused, stream, now_ns, candidates)
             return
-        depth = len(self._policy)
+        depth = self.queue.waiting
         request, reason = self.queue.pop(now_ns, skip)
         self._suspended[stream].append(paused)
         self._preempted += 1
@@ -433,7 +437,7 @@ class Scheduler:
             if self._is_preempted(running, now_ns, skip):
                 return
             self._launch(running, now_ns)
-            self._decide(DecisionKind.CONTINUE, running, Reason.NEXT_SEGMENT, now_ns)
+            self._decide(_CONTINUE, running, _NEXT_SEGMENT, now_ns)
 
     def _start(
         self,
@@ -444,25 +448,28 @@ class Scheduler:
         queue_depth: int,
         candidates: Candidates,
     ) -> None:
-        self._leave_line(request)
-        if request.model in self._lines:
-            self._gather(request, now_ns)
-        if request.model in self._concurrency:
-            self._count_started(request.model, 1)
-        for member in (request, *request.companions):
+        rules = self._rules[request.model]
+        if rules.line is not None:
+            rules.line.discard(request)
+            self._gather(request, rules, now_ns)
+        if rules.limit is not None:
+            self._count_started(rules, 1)
+        request.stream = stream
+        request.started_ns = now_ns
+        self._started += 1
+        for member in request.companions:
             member.stream = stream
             member.started_ns = now_ns
             self._started += 1
         blocked_by = self._blockers(request)
-        self._takeovers.add(now_ns, stream, request.request_id)
+        if self._explains:
+            self._takeovers.add(now_ns, stream, request.request_id)
         self._run(request, now_ns)
-        self._decide(
-            DecisionKind.START, request, reason, now_ns, queue_depth, candidates, blocked_by
-        )
+        self._decide(_START, request, reason, now_ns, queue_depth, candidates, blocked_by)
         for member in request.companions:
             queue_depth -= 1
             self._decide(
-                DecisionKind.START,
+                _START,
                 member,
                 Reason.BATCHED,
                 now_ns,
@@ -473,32 +480,22 @@ class Scheduler:
     def _continue(
         self, request: ExecutionRequest, stream: int, now_ns: int, candidates: Candidates
     ) -> None:
-        # Only one that was suspended had to wait for anybody since its last segment.
-        blocked_by = self._takeovers.preemptors(request, stream) if self._preemption else ()
-        if blocked_by:
-            self._takeovers.add(now_ns, stream, request.request_id)
+        blocked_by: tuple[int, ...] = ()
+        if self._explains and self._preemption:
+            # Only one that was suspended had to wait for anybody since its last segment.
+            blocked_by = self._takeovers.preemptors(request, stream)
+            if blocked_by:
+                self._takeovers.add(now_ns, stream, request.request_id)
         self._run(request, now_ns)
-        self._decide(
-            DecisionKind.CONTINUE,
-            request,
-            Reason.NEXT_SEGMENT,
-            now_ns,
-            candidates=candidates,
-            blocked_by=blocked_by,
-        )
+        self._decide(_CONTINUE, request, _NEXT_SEGMENT, now_ns, None, candidates, blocked_by)
 
     # Moves of one request, with those that run along with it.
 
-    def _wait(self, request: ExecutionRequest, now_ns: int) -> None:
-        """Set what a request waits for besides a stream: being late, and company."""
-        self._set_timer(request)
-        if request.model in self._lines:
-            self._lines[request.model].push(request, now_ns)
-
-    def _gather(self, leader: ExecutionRequest, now_ns: int) -> None:
-        line = self._lines[leader.model]
-        companions = tuple(line.companions(leader, now_ns))
-        size = line.batching.size_for(1 + len(companions))
+    def _gather(self, leader: ExecutionRequest, rules: ModelRules, now_ns: int) -> None:
+        assert rules.line is not None
+        companions = tuple(rules.line.companions(leader, now_ns))
+        batching = rules.line.batching
+        size = batching.size_for(1 + len(companions))
         for member in companions:
             self.queue.remove(member)
             member.leader = leader
@@ -506,7 +503,7 @@ class Scheduler:
         self._batched += len(companions)
         for member in (leader, *companions):
             member.batch_size = size
-            member.segment_count = line.batching.segments[size]
+            member.segment_count = batching.segments[size]
 
     def _run(self, request: ExecutionRequest, now_ns: int) -> None:
         request.busy_since_ns = now_ns
@@ -516,8 +513,12 @@ class Scheduler:
         self._launch(request, now_ns)
 
     def _to_running(self, member: ExecutionRequest) -> None:
-        self.queue.clear_timer(member)
-        self._move(member, RequestState.RUNNING)
+        if member.deadline_ns is not None:
+            self._deadlines.clear(member)
+        if member.state is _PAUSED:
+            self._paused -= 1
+        self._running += 1
+        member.move(_RUNNING)
 
     def _launch(self, request: ExecutionRequest, now_ns: int) -> None:
         request.launched_ns = now_ns
@@ -529,22 +530,26 @@ class Scheduler:
     def _pause(self, request: ExecutionRequest) -> None:
         assert request.stream is not None
         self._boundaries.add(request.stream)
-        for member in (request, *request.companions):
+        self._stop(request, request.next_segment)
+        for member in request.companions:
             self._stop(member, request.next_segment)
 
     def _stop(self, member: ExecutionRequest, next_segment: int) -> None:
         member.next_segment = next_segment
-        self._move(member, RequestState.PAUSED)
-        self._set_timer(member)
+        self._running -= 1
+        self._paused += 1
+        member.move(_PAUSED)
+        if member.deadline_ns is not None:
+            self._deadlines.watch_paused(member)
         if member.cancel_reason is not None:
             self._to_cancel.append(member)
 
     def _complete(self, request: ExecutionRequest, now_ns: int) -> None:
         for member in self._dissolve(request):
             member.next_segment = request.next_segment
-            if self._is_wanted(member, now_ns):
+            if self._deadlines.is_wanted(member, now_ns):
                 reason = Reason.DEGRADED if member.degraded_from else ""
-                self._finish(member, RequestState.COMPLETED, reason, now_ns)
+                self._finish(member, _COMPLETED, reason, now_ns)
                 continue
             # Its result is not wanted any more: `decide` says so.
             if member is request:
@@ -557,7 +562,8 @@ class Scheduler:
             member.error = request.error
             self._finish(member, RequestState.FAILED, Reason.SEGMENT_FAILED, now_ns)
 
-    def _dissolve(self, request: ExecutionRequest) -> tuple[ExecutionRequest, ...]:
+    @staticmethod
+    def _dissolve(request: ExecutionRequest) -> tuple[ExecutionRequest, ...]:
         """Let everybody in a batch end by themselves; return them."""
         members = (request, *request.companions)
         request.companions = ()
@@ -566,34 +572,33 @@ class Scheduler:
     def _finish(
         self, request: ExecutionRequest, state: RequestState, reason: str, now_ns: int
     ) -> None:
-        if request.state is RequestState.QUEUED:
+        if request.state is _QUEUED:
             self.queue.remove(request)
-            self._leave_line(request)
+            line = self._rules[request.model].line
+            if line is not None:
+                line.discard(request)
         else:
             self._leave_stream(request)
             self._policy.ended(request)
-        self.queue.clear_timer(request)
+        if request.deadline_ns is not None:
+            self._deadlines.clear(request)
         del self._requests[request.request_id]
         self._close(request, state, reason, now_ns)
 
     def _close(
         self, request: ExecutionRequest, state: RequestState, reason: str, now_ns: int
     ) -> None:
-        self._move(request, state)
+        if request.state is _RUNNING:
+            self._running -= 1
+        elif request.state is _PAUSED:
+            self._paused -= 1
+        self._final_counts[state] += 1
+        request.move(state)
         request.reason = reason
         request.finished_ns = now_ns
-        self._deadline_missed += request.deadline_missed
+        if request.deadline_ns is not None and request.deadline_missed:
+            self._deadline_missed += 1
         self._finished.append(request)
-
-    def _move(self, request: ExecutionRequest, state: RequestState) -> None:
-        self._state_counts[request.state] -= 1
-        request.move(state)
-        self._state_counts[state] += 1
-
-    def _leave_line(self, request: ExecutionRequest) -> None:
-        line = self._lines.get(request.model)
-        if line is not None:
-            line.discard(request)
 
     def _leave_stream(self, request: ExecutionRequest) -> None:
         leader = request.leader
@@ -605,8 +610,9 @@ class Scheduler:
         if request.companions:
             self._hand_lead_over(request, stream)
             return
-        if request.model in self._concurrency:
-            self._count_started(request.model, -1)
+        rules = self._rules[request.model]
+        if rules.limit is not None:
+            self._count_started(rules, -1)
         suspended = self._suspended[stream]
         if self._streams.holder(stream) is not request:
             suspended.remove(request)
@@ -618,16 +624,7 @@ class Scheduler:
             self._boundaries.discard(stream)
 
     def _hand_lead_over(self, request: ExecutionRequest, stream: int) -> None:
-        leader, *others = request.companions
-        request.companions = ()
-        leader.leader = None
-        leader.companions = tuple(others)
-        for member in others:
-            member.leader = leader
-        leader.next_segment, leader.launched_segments = (
-            request.next_segment,
-            request.launched_segments,
-        )
+        leader = hand_lead_over(request)
         if self._streams.holder(stream) is request:
             self._streams.hand_over(stream, leader)
         else:
@@ -636,63 +633,31 @@ class Scheduler:
 
     # What the above need to know.
 
-    def _set_timer(self, request: ExecutionRequest) -> None:
-        if request.deadline_ns is None or request.degraded_from:
-            return
-        late = self._late.get(request.model, "drop")
-        if late == "run":
-            return
-        at_ns = request.deadline_ns
-        if request.state is RequestState.QUEUED:
-            needed_ns = self._needed_ns.get(request.model)
-            if needed_ns:
-                # Started at the last instant, it would be done on the dot.
-                at_ns += 1 - needed_ns
-        elif late == "degrade":
-            return
-        self.queue.set_timer(request, at_ns)
-
-    def _is_hopeless(self, request: ExecutionRequest, now_ns: int) -> bool:
-        needed_ns = self._needed_ns.get(request.model)
-        if needed_ns is None or self._late.get(request.model, "drop") != "drop":
-            return False
-        assert request.deadline_ns is not None
-        return now_ns + needed_ns > request.deadline_ns
-
     def _goes_on(self, request: ExecutionRequest, now_ns: int) -> bool:
         """Return whether a started request's result is wanted, or that of one with it."""
         if request.error is not None:
             return False
-        return self._is_wanted(request, now_ns) or any(
-            self._is_wanted(member, now_ns) for member in request.companions
-        )
-
-    def _is_wanted(self, request: ExecutionRequest, now_ns: int) -> bool:
-        if request.cancel_reason is not None:
-            return False
-        is_late = request.deadline_ns is not None and now_ns > request.deadline_ns
-        return not is_late or request.degraded_from != "" or request.model in self._runs_late
+        is_wanted = self._deadlines.is_wanted
+        return any(is_wanted(member, now_ns) for member in (request, *request.companions))
 
     def _candidates(self, now_ns: int, skip: frozenset[str]) -> Candidates:
-        if not len(self._policy):
+        if not self._explains or not self.queue.waiting:
             return ()
         return self._policy.candidates(now_ns, CANDIDATES_MAX, skip)
 
     def _kept_back(self, now_ns: int) -> frozenset[str]:
         """Return the models that may not start now whatever streams are free."""
-        if not self._lines:
+        lines = self._rules.batching
+        if not lines:
             return self._at_limit
-        held = (model for model, line in self._lines.items() if line.is_held(now_ns))
-        return self._at_limit.union(held)
+        return self._at_limit.union([model for model, line in lines if line.is_held(now_ns)])
 
-    def _count_started(self, model: str, change: int) -> None:
-        self._started_of[model] += change
-        self._at_limit = frozenset(
-            model for model, limit in self._concurrency.items() if self._started_of[model] >= limit
-        )
+    def _count_started(self, rules: ModelRules, change: int) -> None:
+        rules.started += change
+        self._at_limit = self._rules.at_limit()
 
     def _is_preempted(self, started: ExecutionRequest, now_ns: int, skip: frozenset[str]) -> bool:
-        if not self._preemption or not len(self._policy):
+        if not self._preemption or not self.queue.waiting:
             return False
         waiting = self._policy.peek(now_ns, skip)
         return waiting is not None and self._policy.preempts(waiting, started, now_ns)
@@ -700,14 +665,20 @@ class Scheduler:
     def _models_that_can_not_preempt(
         self, stream: int, started: ExecutionRequest, now_ns: int
     ) -> frozenset[str]:
-        if not self._preemption or not len(self._policy):
+        if not self._preemption or not self.queue.waiting:
             return NO_MODELS
-        on_stream = (started, *self._suspended[stream])
-        busy = (self._sharing.get(each.model, frozenset((each.model,))) for each in on_stream)
-        return self._streams.models_barred_from(stream).union(self._kept_back(now_ns), *busy)
+        skip = self._rules[started.model].never_preempts
+        if self._suspended[stream]:
+            busy = (self._rules[each.model].never_preempts for each in self._suspended[stream])
+            skip = skip.union(*busy)
+        if self._holds_back:
+            skip = skip.union(self._streams.models_barred_from(stream), self._kept_back(now_ns))
+        return skip
 
     def _blockers(self, request: ExecutionRequest) -> tuple[int, ...]:
-        return self._takeovers.blockers(request, self._streams.streams_of(request.model))
+        if not self._explains:
+            return ()
+        return self._takeovers.blockers(request, self._rules[request.model].streams)
 
     def _decide(
         self,
@@ -719,9 +690,7 @@ class Scheduler:
         candidates: Candidates = (),
         blocked_by: tuple[int, ...] = (),
     ) -> None:
-        launches = request.leader is None and (
-            kind is DecisionKind.START or kind is DecisionKind.CONTINUE
-        )
+        launches = (kind is _START or kind is _CONTINUE) and request.leader is None
         self._decisions.append(
             Decision(
                 next(self._sequence),
@@ -732,23 +701,13 @@ class Scheduler:
                 request.launched_segments - 1 if launches else -1,
                 -1 if request.stream is None else request.stream,
                 reason,
-                len(self._policy) if queue_depth is None else queue_depth,
+                self.queue.waiting if queue_depth is None else queue_depth,
                 candidates,
                 blocked_by,
             )
         )
 
     def _take_decisions(self) -> tuple[Decision, ...]:
-        if not self._decisions:
-            return ()
         decisions = tuple(self._decisions)
         self._decisions.clear()
         return decisions
-
-
-def _sharing(memory_of: Mapping[str, Hashable]) -> dict[str, frozenset[str]]:
-    """Return for each model all models that use the same memory, itself included."""
-    return {
-        model: frozenset(other for other, place in memory_of.items() if place == memory)
-        for model, memory in memory_of.items()
-    }

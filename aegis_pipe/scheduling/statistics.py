@@ -46,6 +46,35 @@ class LatencyHistogram:
 
 
 @dataclass(frozen=True, slots=True)
+class SchedulerStatistics:
+    """What the scheduler has done so far, and where its requests stand now."""
+
+    waiting: int
+    """Requests that hold a place in the queue."""
+    running: int
+    paused: int
+    """Requests at a segment boundary that hold their stream, or run along with one that does."""
+    suspended: int
+    """Requests whose stream was taken at a segment boundary."""
+    submitted: int
+    """Requests that got a place in the queue."""
+    started: int
+    preempted: int
+    batched: int
+    """Requests that ran along with another."""
+    degraded: int
+    completed: int
+    failed: int
+    expired: int
+    cancelled: int
+    rejected: int
+    """Requests refused at once: no place, no time, or the runtime was stopping."""
+    deadline_missed: int
+    """Requests whose result came late or not at all."""
+    queue_depth_max: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatistics:
     """One model's figures so far; durations in nanoseconds."""
 

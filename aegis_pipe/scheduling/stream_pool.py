@@ -25,7 +25,8 @@ class StreamPool:
             )
         # Sets of streams are bit masks: the lowest free one is a single expression.
         self._all = (1 << count) - 1
-        self._free = self._all
+        self.free = self._all
+        """Those nobody holds, as a bit mask."""
         self._allowed = {
             model: _mask(model, streams, count) for model, streams in (allowed or {}).items()
         }
@@ -41,9 +42,9 @@ class StreamPool:
         return len(self._holders)
 
     @property
-    def has_free(self) -> bool:
-        """Return whether nobody holds one of the streams."""
-        return self._free != 0
+    def confines(self) -> bool:
+        """Return whether there are models that may not use all streams."""
+        return bool(self._allowed)
 
     def streams_of(self, model: str) -> int:
         """Return the streams that the model may use, as a bit mask."""
@@ -51,13 +52,13 @@ class StreamPool:
 
     def has_free_for(self, model: str) -> bool:
         """Return whether a request of this model could start now."""
-        return self._free & self.streams_of(model) != 0
+        return self.free & self.streams_of(model) != 0
 
     def models_without_free(self) -> frozenset[str]:
         """Confined models all of whose streams are held."""
         if not self._allowed:
             return NO_MODELS
-        return frozenset(model for model, mask in self._allowed.items() if not mask & self._free)
+        return frozenset(model for model, mask in self._allowed.items() if not mask & self.free)
 
     def models_barred_from(self, stream: int) -> frozenset[str]:
         """Models that may not use this stream."""
@@ -65,10 +66,10 @@ class StreamPool:
 
     def acquire(self, request: ExecutionRequest) -> int:
         """Give the request the lowest free stream its model may use; there must be one."""
-        usable = self._free & self.streams_of(request.model)
+        usable = self.free & self.streams_of(request.model)
         assert usable, f"no free stream for `{request.model}`"
         stream = (usable & -usable).bit_length() - 1
-        self._free &= ~(1 << stream)
+        self.free &= ~(1 << stream)
         self._holders[stream] = request
         return stream
 
@@ -81,7 +82,7 @@ class StreamPool:
         """Free a held stream."""
         assert self._holders[stream] is not None, f"stream {stream} is free already"
         self._holders[stream] = None
-        self._free |= 1 << stream
+        self.free |= 1 << stream
 
     def holder(self, stream: int) -> ExecutionRequest | None:
         """Return the request that holds a stream."""
@@ -98,7 +99,7 @@ class StreamPool:
 
     def __repr__(self) -> str:
         held = (str(holder.request_id) if holder else "-" for holder in self._holders)
-        return f"<StreamPool: {self._free.bit_count()} of {self.count} free [{' '.join(held)}]>"
+        return f"<StreamPool: {self.free.bit_count()} of {self.count} free [{' '.join(held)}]>"
 
 
 def _mask(model: str, streams: Iterable[int], count: int) -> int:

@@ -106,6 +106,21 @@ SPANS: Final[dict[str, tuple[str, str, str]]] = {
         "The source is just `source`.",
     ),
     "model.load": ("host", "none, or the phase around it", "A model's way from file to streams."),
+    "runtime.start": (
+        "host",
+        "none",
+        "A start of the runtime, with the device's opening and the admission.",
+    ),
+    "admission": (
+        "host",
+        "`runtime.start`",
+        "Holding deadlines against the profile: whether they are proven, or what would help.",
+    ),
+    "admission.promise": (
+        "host",
+        "`admission`",
+        "One task's bound and what it is made of; an error if it is refused.",
+    ),
     "<phase>": (
         "host",
         "the phase around it",

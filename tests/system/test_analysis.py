@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,11 +78,56 @@ def test_enforce_refuses_what_can_not_be_kept_with_a_change_that_would_pass(fold
     profile = json.loads((folder / "small.profile.json").read_text())
     # Four times as fast as it can be, however slow the machine is.
     rate = 4e9 / profile["models"]["m"]["total"][0]
-    tight.write_text(text.replace('rate = "10/s"', f'rate = "{rate:.3f}/s"'))
+    tight.write_text(
+        text.replace('rate = "10/s"', f'rate = "{rate:.3f}/s"') + 'file = "refused.jsonl"\n'
+    )
     (folder / "tight.profile.json").write_text((folder / "small.profile.json").read_text())
     refused = aegis("up", tight)
     assert refused.returncode == 1
     assert "the smallest change that would pass: send to `load` every" in refused.stderr
+    admission, promise = admission_spans(folder / "refused.jsonl")
+    assert "smallest_change" in admission
+    assert (promise["task"], promise["verdict"]) == ("load/infer", "refused")
+    assert promise["error"]
+
+
+def test_a_trace_tells_of_the_admission(folder: Path) -> None:
+    traced = folder / "traced.toml"
+    text = (folder / "small.toml").read_text().replace("events.jsonl", "none.jsonl")
+    traced.write_text(text + 'file = "admitted.jsonl"\n')
+    (folder / "traced.profile.json").write_text((folder / "small.profile.json").read_text())
+    assert aegis("up", traced, "--quiet").returncode == 0
+    admission, promise = admission_spans(folder / "admitted.jsonl")
+    assert admission["proven"]
+    assert (promise["task"], promise["verdict"]) == ("load/infer", "proven")
+    assert int(promise["bound_ns"]) + int(promise["slack_ns"]) == int(promise["deadline_ns"])
+    assert 0 < int(promise["execution_ns"]) <= int(promise["bound_ns"])
+
+
+def admission_spans(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a trace file's admission span says, and the one promise's below it."""
+    spans = [
+        span
+        for line in path.read_text().splitlines()
+        for service in json.loads(line)["resourceSpans"]
+        for scope in service["scopeSpans"]
+        for span in scope["spans"]
+    ]
+    (admission,) = [span for span in spans if span["name"] == "admission"]
+    (promise,) = [span for span in spans if span["name"] == "admission.promise"]
+    assert promise["parentSpanId"] == admission["spanId"]
+    start = next(span for span in spans if span["spanId"] == admission["parentSpanId"])
+    assert start["name"] == "runtime.start"
+    return facts(admission), facts(promise)
+
+
+def facts(span: dict[str, Any]) -> dict[str, Any]:
+    """Return what a phase says about itself, and its error if it failed."""
+    values = {
+        pair["key"].removeprefix("aegis.phase."): next(iter(pair["value"].values()))
+        for pair in span["attributes"]
+    }
+    return values | {"error": span["status"].get("message", "")}
 
 
 def test_simulation_is_repeatable_and_takes_settings(folder: Path) -> None:

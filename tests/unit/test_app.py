@@ -652,9 +652,7 @@ def test_a_precision_that_is_not_there_is_refused(write: Callable[..., Path], pr
         aegis_pipe.open_pipeline(half)
 
 
-def test_a_model_that_can_not_be_warmed_up_is_told_and_runs(
-    save: Save, opened: Open, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_that_can_not_be_warmed_up_runs_all_the_same(save: Save, opened: Open) -> None:
     nodes = [
         helper.make_node("Sub", ["rows", "base"], ["shifted"]),
         helper.make_node("Gather", ["table", "shifted"], ["y"], name="look_up"),
@@ -663,7 +661,6 @@ def test_a_model_that_can_not_be_warmed_up_is_told_and_runs(
     base = np.array([1000, 1000], np.int64)
     model = save("shifted", nodes, inputs, outputs, table=WEIGHT[:4], base=base)
     runtime = opened(m=model)
-    assert "`m` can not be cut into segments: its warm-up on zeros failed" in caplog.text
     rows = runtime.infer("m", {"rows": np.array([1003, 1000])})["y"]
     np.testing.assert_array_equal(rows, WEIGHT[[3, 0]])
 

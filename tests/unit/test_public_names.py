@@ -26,6 +26,7 @@ NAMES = [
     "KernelError",
     "Manifest",
     "ManifestError",
+    "MemoryOverrunError",
     "PermanentError",
     "PipelineError",
     "Problem",

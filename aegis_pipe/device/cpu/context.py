@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from aegis_pipe.device.cpu.machine import BlasThreads, Machine, library_versions
 from aegis_pipe.device.cpu.reference import bind_reference, choose_reference
 from aegis_pipe.device.cpu.region import ALIGNMENT_BYTES, CpuRegion, host_bytes
 from aegis_pipe.device.cpu.stream import CpuStream, Progress, bytes_of
+from aegis_pipe.device.cpu.watching import Spans, watched
 from aegis_pipe.device.protocols import (
     DeviceCapabilities,
     DeviceDescription,
@@ -86,6 +87,7 @@ class CpuContext:
             notifies_progress=True,
             channels_last=LIBRARY is not None,
             steady_at_once=True,
+            watches_memory=True,
         )
 
     @property
@@ -169,6 +171,19 @@ class CpuContext:
         if isinstance(run, NativeCall) and choice.cost < _SHARED_COST_MIN:
             run.run_alone()
         return CpuKernelCall(choice.kernel, request.node, run)
+
+    def watch(
+        self,
+        call: KernelCall,
+        memory: Region,
+        *,
+        guards: Spans,
+        written: Spans,
+        blame: Callable[[int], NoReturn],
+    ) -> KernelCall:
+        """Have a call compare memory before and after it, and `blame` what it should not change."""
+        assert isinstance(call, CpuKernelCall), f"{call!r} belongs to another device"
+        return watched(call, host_bytes(memory), guards=guards, written=written, blame=blame)
 
     def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
         """Make one launchable unit out of bound calls, to run in this order."""

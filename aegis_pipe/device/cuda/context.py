@@ -7,7 +7,7 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import numpy as np
 
@@ -181,6 +181,22 @@ class CudaContext:
         )
         launches = self._kernel_of(request, choice).bind(binding)
         return CudaKernelCall(choice.kernel, request.node, tuple(launches), tuple(binding.faults))
+
+    def watch(
+        self,
+        call: KernelCall,
+        memory: Region,
+        *,
+        guards: Sequence[tuple[int, int]],
+        written: Sequence[tuple[int, int]],
+        blame: Callable[[int], NoReturn],
+    ) -> KernelCall:
+        """Refuse: captured graphs have nobody to look between kernels."""
+        raise PermanentError(
+            "kernels can not be watched on CUDA",
+            context=f"kernel `{call.kernel}`",
+            hint='write `kind = "cpu"`, or take `memory_debug` out',
+        )
 
     def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
         """Capture bound calls as one CUDA graph, to run in this order."""

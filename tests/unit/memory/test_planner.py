@@ -11,8 +11,14 @@ from hypothesis import given, settings, strategies as st
 
 from aegis_pipe.errors import InvalidLifetimeError, PermanentError
 from aegis_pipe.memory import MemoryPlanner, TensorLifetime, check_lifetimes, search
+from aegis_pipe.memory.native import LIBRARY
 from aegis_pipe.memory.orders import GREEDY_ORDERS, conflict_weight, contention, greedy_order
-from aegis_pipe.memory.packing import NeighbourPlacer, PackingProblem, SweepPlacer
+from aegis_pipe.memory.packing import (
+    NativePlacer,
+    NeighbourPlacer,
+    PackingProblem,
+    SweepPlacer,
+)
 from aegis_pipe.testing.virtual_clock import VirtualClock
 from tests.unit.memory.instances import lifetimes
 
@@ -64,18 +70,39 @@ def test_the_peak_depends_on_nothing_but_the_problem(tensors, shuffler, shift, s
     assert sorted(plan.offsets.values()) == sorted(other.offsets.values())
 
 
+def placers(problem):
+    made = [NeighbourPlacer(problem), SweepPlacer(problem)]
+    return made if LIBRARY is None else [*made, NativePlacer(problem, LIBRARY)]
+
+
 @given(lifetimes())
-def test_both_placers_agree_in_every_order(tensors):
+def test_all_placers_agree_in_every_order_and_count_alike(tensors):
     problem = PackingProblem.build(tensors)
     for name in GREEDY_ORDERS if len(problem) else ():
         order = greedy_order(problem, name)
         assert sorted(order) == list(range(len(problem)))
         expected = NeighbourPlacer(problem).place(order, None)
-        assert SweepPlacer(problem).place(order, None) == expected
         peak = max(map(int.__add__, expected, problem.sizes.tolist()))
-        for placer in (NeighbourPlacer(problem), SweepPlacer(problem)):
+        for placer in placers(problem):
+            assert placer.place(order, None) == expected
             assert placer.place(order, peak) == expected
             assert placer.place(order, peak - 1) is None
+        assert len({placer.work for placer in placers(problem)}) == 1
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="the placer is not compiled")
+@given(lifetimes(), st.data())
+def test_the_compiled_placer_leaves_fixed_tensors_where_they_are(tensors, data):
+    tensors = [
+        dataclasses.replace(each, offset_bytes=4096 * number * each.alignment_bytes)
+        if data.draw(st.booleans())
+        else each
+        for number, each in enumerate(tensors)
+    ]
+    problem = PackingProblem.build(tensors)
+    order = list(range(len(problem)))
+    expected = NeighbourPlacer(problem).place(order, None)
+    assert NativePlacer(problem, LIBRARY).place(order, None) == expected
 
 
 @given(lifetimes())

@@ -52,19 +52,6 @@ def test_a_closed_queue_lets_out_and_not_in():
     assert queue.pop(0)[0].request_id == 1
 
 
-def test_timers_are_due_at_their_instant_in_order():
-    queue = make_queue()
-    late, soon, cleared = request(1, deadline_ns=90), request(2, deadline_ns=50), request(3)
-    cleared.deadline_ns = 10
-    for each in (late, soon, cleared):
-        queue.set_timer(each, each.deadline_ns)
-    queue.clear_timer(cleared)
-    assert queue.next_timer_ns() == 50
-    assert queue.pop_due(49) is None
-    assert [queue.pop_due(90), queue.pop_due(90), queue.pop_due(90)] == [soon, late, None]
-    assert queue.next_timer_ns() is None
-
-
 def test_the_bound_holds_among_threads():
     queue = make_queue(1000)
     barrier = threading.Barrier(4)

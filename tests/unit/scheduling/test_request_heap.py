@@ -49,7 +49,7 @@ def test_memory_is_in_proportion_to_what_is_inside():
     for request in others:
         heap.push((request.request_id, request.request_id), request)
         heap.discard(request)
-        assert len(heap._heap) <= 2 * len(heap) + 65
+        assert len(heap.heap) <= 2 * len(heap) + 65
     assert heap.pop() is keeper
 
 

@@ -11,7 +11,7 @@ def request(number, model="m"):
 def test_gives_the_lowest_free_stream():
     pool = StreamPool(3)
     assert [pool.acquire(request(number)) for number in (10, 11, 12)] == [0, 1, 2]
-    assert not pool.has_free
+    assert not pool.free
     pool.release(2)
     pool.release(0)
     assert repr(pool) == "<StreamPool: 2 of 3 free [- 11 -]>"

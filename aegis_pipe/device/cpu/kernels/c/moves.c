@@ -100,4 +100,4 @@ static void run_moves(const moving *all, worker self) {
 SHARED_KERNEL(aegis_move_apart, moving) { run_moves(arguments, self); }
 
 /* Moves that read what earlier ones have written. */
-KERNEL(aegis_move_in_order, moving) { run_moves(arguments, (worker){0, 1}); }
+KERNEL(aegis_move_in_order, moving) { run_moves(arguments, (worker){0, 1, 0}); }

@@ -1,0 +1,64 @@
+"""Where a model is cut into segments before anybody has measured it: by what its steps have to do.
+
+The cuts decide what runs when, so they must not depend on how fast a machine happened to be while
+it loaded: the same manifest is cut the same way in every process. Times come from what each step
+reads, writes and multiplies, with fixed constants for a class of device. They are rough, and err
+on the long side. A profile (`aegis-pipe profile`) replaces them by what was measured, once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aegis_pipe.execution.capture import cut_into_segments
+from aegis_pipe.execution.compiler import CompiledModel, CompiledStep
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """What one thread of a CPU, or a whole GPU, gets done."""
+
+    launch_ns: float
+    """Of every step, whatever it does."""
+    bytes_per_ns: float
+    """Reading and writing."""
+    work_per_ns: float
+    """Multiply-adds, or elements where a step has none (`KernelChoice.cost`)."""
+    reference_bytes_per_ns: float
+    """Of steps that run as reference kernels, on the host."""
+
+    def step_ns(self, step: CompiledStep) -> int:
+        """Return how long a step is taken to last."""
+        moved_bytes = sum(
+            spec.size_bytes for spec in (*step.request.inputs, *step.request.outputs) if spec
+        )
+        if step.choice.is_reference:
+            return round(self.launch_ns + moved_bytes / self.reference_bytes_per_ns)
+        busy_ns = max(moved_bytes / self.bytes_per_ns, step.choice.cost / self.work_per_ns)
+        return math.ceil(self.launch_ns + busy_ns)
+
+    def cuts(self, compiled: CompiledModel, max_block_ns: int) -> tuple[int, ...]:
+        """Return the launched steps at which segments begin, but for the first."""
+        return cut_into_segments(self.durations_ns(compiled), max_block_ns)
+
+    def durations_ns(self, compiled: CompiledModel) -> Sequence[int]:
+        """Return how long each launched step is taken to last."""
+        return [self.step_ns(step) for step in compiled.steps if step.is_launched]
+
+
+_COST_MODELS: Final = {
+    "cpu": CostModel(
+        launch_ns=1_000, bytes_per_ns=12.0, work_per_ns=50.0, reference_bytes_per_ns=0.1
+    ),
+    "cuda": CostModel(
+        launch_ns=2_000, bytes_per_ns=1_000.0, work_per_ns=20_000.0, reference_bytes_per_ns=0.1
+    ),
+}
+
+
+def cost_model(device: str) -> CostModel:
+    """Return the cost model for a device by its name (`cpu`, `cuda:0`); of a CPU if unknown."""
+    return _COST_MODELS.get(device.partition(":")[0], _COST_MODELS["cpu"])
