@@ -36,9 +36,7 @@ def walk(
     an operand takes longer steps than 1 along the last one.
     """
     merged: list[tuple[int, ...]] = []
-    for size, *strides in zip(
-        result, *(_strides(shape, result) for shape in shapes), strict=True
-    ):
+    for size, *strides in zip(result, *(_strides(shape, result) for shape in shapes), strict=True):
         if size == 1:
             continue
         if merged and merged[-1][1:] == tuple(stride * size for stride in strides):

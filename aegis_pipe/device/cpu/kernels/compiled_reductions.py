@@ -41,7 +41,9 @@ def _sizes(request: KernelRequest) -> tuple[int, int, int] | None:
     if not reduced:
         return math.prod(shape), 1, 1
     first, last = min(reduced), max(reduced)
-    kept_between = [size for axis, size in enumerate(shape[first:last], first) if axis not in reduced]
+    kept_between = [
+        size for axis, size in enumerate(shape[first:last], first) if axis not in reduced
+    ]
     if any(size > 1 for size in kept_between):
         return None
     outer, length = math.prod(shape[:first]), math.prod(shape[first : last + 1])
