@@ -305,7 +305,13 @@ class Runtime:
                 self.device,
             ).boundaries
         self.boundaries = MappingProxyType(dict(boundaries))
-        streams = [context.create_stream(index) for index in range(manifest.streams.count)]
+        shares = manifest.streams.sm or (None,) * manifest.streams.count
+        streams: list[DeviceStream] = []
+        with ExitStack() as undo:
+            undo.callback(_close_all, streams)
+            for index, share in enumerate(shares):
+                streams.append(context.create_stream(index, multiprocessors=share))
+            undo.pop_all()
         self._deployment = self._closing.enter_context(
             Deployment(
                 loaded,

@@ -19,6 +19,7 @@ from aegis_pipe.device.cuda.kernels.attention import (
     Attention,
     addresses_of,
     attention_of,
+    cost_of,
     fused,
     planned_attention,
 )
@@ -321,7 +322,7 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
     attention = _suited(request, machine)
     if attention is None or _measured(request, machine, attention) is None:
         return None
-    return KernelChoice("attention.tensor")
+    return KernelChoice("attention.tensor", cost=cost_of(request))
 
 
 def _bind(binding: Binding) -> Sequence[Enqueue]:
