@@ -305,13 +305,7 @@ class Runtime:
                 self.device,
             ).boundaries
         self.boundaries = MappingProxyType(dict(boundaries))
-        shares = manifest.streams.sm or (None,) * manifest.streams.count
-        streams: list[DeviceStream] = []
-        with ExitStack() as undo:
-            undo.callback(_close_all, streams)
-            for index, share in enumerate(shares):
-                streams.append(context.create_stream(index, multiprocessors=share))
-            undo.pop_all()
+        streams = [context.create_stream(index) for index in range(manifest.streams.count)]
         self._deployment = self._closing.enter_context(
             Deployment(
                 loaded,

@@ -140,7 +140,7 @@ def _ours(
             inputs = {str(graph.inputs[0]): example.numpy()}
             (result,) = standalone.run(inputs).values()
             before = context.allocation_count
-            again = {standalone.run(inputs).popitem()[1].tobytes() for _ in range(20)}
+            again = {standalone.run(inputs).popitem()[1].tobytes() for _ in range(50)}
             launch_us = _launch_us(standalone)
             figures = _timed(standalone.run_on_device, lambda: standalone.write_inputs(inputs))
             row: dict[str, Any] = {

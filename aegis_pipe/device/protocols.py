@@ -37,7 +37,7 @@ class DeviceCapabilities:
     stream_priorities: int = 0
     """Number of distinct stream priorities."""
     sm_partitions: int = 0
-    """Number of multiprocessors that can be divided among streams."""
+    """Number of partitions that streams can be confined to."""
     channels_last: bool = False
     """Kernels for images are faster with channels in the last dimension."""
     fused_attention: bool = False
@@ -221,14 +221,8 @@ class DeviceContext(Protocol):
         """Copy a region to the host and wait; for loading and tests only."""
         ...
 
-    def create_stream(
-        self, index: int, *, priority: int = 0, multiprocessors: int | None = None
-    ) -> DeviceStream:
-        """Make a stream; higher `priority` is more urgent where the device has priorities.
-
-        With `multiprocessors` the stream has at least as many for itself, and no others. Raises
-        PermanentError if the device has not that many left, or can not be divided.
-        """
+    def create_stream(self, index: int, *, priority: int = 0) -> DeviceStream:
+        """Make a stream; higher `priority` is more urgent where the device has priorities."""
         ...
 
     def create_event(self) -> DeviceEvent:
@@ -270,13 +264,10 @@ class DeviceContext(Protocol):
         """
         ...
 
-    def record(
-        self, calls: Sequence[KernelCall], stream: DeviceStream | None = None
-    ) -> DeviceGraph:
+    def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
         """Make one launchable unit out of bound calls, to run in this order.
 
-        Calls of views cost nothing; each keeps its row in `kernel_times`. What runs on a stream
-        with multiprocessors of its own has to be recorded for that `stream`.
+        Calls of views cost nothing; each keeps its row in `kernel_times`.
         """
         ...
 

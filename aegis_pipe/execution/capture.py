@@ -9,16 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, DeviceStream, KernelCall
+from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, KernelCall
 
 
 class GraphCapture:
     """Cuts a list of bound calls into segments and records each."""
 
-    def __init__(self, context: DeviceContext, stream: DeviceStream | None = None) -> None:
-        """`stream` is what the graphs will be launched on."""
+    def __init__(self, context: DeviceContext) -> None:
         self._context = context
-        self._stream = stream
 
     def record(
         self, calls: Sequence[KernelCall], boundaries: Sequence[int]
@@ -26,8 +24,7 @@ class GraphCapture:
         """Record one graph per stretch; `boundaries` are the first calls of all but the first."""
         edges = [0, *boundaries, len(calls)]
         return tuple(
-            self._context.record(calls[first:end], self._stream)
-            for first, end in itertools.pairwise(edges)
+            self._context.record(calls[first:end]) for first, end in itertools.pairwise(edges)
         )
 
 

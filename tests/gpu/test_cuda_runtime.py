@@ -99,27 +99,6 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_reserved(folde
         aegis_pipe.open_pipeline(path)
 
 
-def test_streams_with_multiprocessors_of_their_own(folder: Path) -> None:
-    text = MANIFEST.format(kind="cuda", precision="fp16", streams=2)
-    path = folder / "partitions.toml"
-    path.write_text(text.replace("count = 2", "count = 2\nsm = [16, 64]"))
-    rng = np.random.default_rng(4)
-    inputs = [rng.standard_normal((2, 3, 32, 32)).astype(np.float32) for _ in range(40)]
-    wanted = _results(folder, inputs, "cuda", "fp16", 1)
-    with aegis_pipe.open_pipeline(path) as runtime:
-        futures = [runtime.submit("net", {"x": x}) for x in inputs]
-        results = [future.result(timeout=60)["y"] for future in futures]
-    assert [each.tobytes() for each in results] == [each.tobytes() for each in wanted]
-
-
-def test_more_multiprocessors_than_there_are(folder: Path) -> None:
-    text = MANIFEST.format(kind="cuda", precision="fp16", streams=2)
-    path = folder / "partitions.toml"
-    path.write_text(text.replace("count = 2", "count = 2\nsm = [16, 1000]"))
-    with pytest.raises(aegis_pipe.PermanentError, match=r"only [0-9]+ are left"):
-        aegis_pipe.open_pipeline(path)
-
-
 def test_the_same_bits_a_thousand_times_alone_and_beside_another(folder: Path) -> None:
     text = MANIFEST.format(kind="cuda", precision="fp16", streams=4)
     path = folder / "two.toml"

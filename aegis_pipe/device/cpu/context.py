@@ -119,17 +119,9 @@ class CpuContext:
         """Copy a region to the host and wait; for loading and tests only."""
         np.copyto(bytes_of(target, source), host_bytes(source))
 
-    def create_stream(
-        self, index: int, *, priority: int = 0, multiprocessors: int | None = None
-    ) -> DeviceStream:
+    def create_stream(self, index: int, *, priority: int = 0) -> DeviceStream:
         """Make a stream with a thread of its own; all CPU streams have the same priority."""
         self._assert_open()
-        if multiprocessors is not None:
-            raise PermanentError(
-                "a CPU has no multiprocessors to divide among streams",
-                context="streams.sm",
-                hint='leave `sm` out, or set `kind = "cuda"`',
-            )
         return self._own(CpuStream(index, self._clock, self._progress, self._threads))
 
     def create_event(self) -> DeviceEvent:
@@ -193,9 +185,7 @@ class CpuContext:
         assert isinstance(call, CpuKernelCall), f"{call!r} belongs to another device"
         return watched(call, host_bytes(memory), guards=guards, written=written, blame=blame)
 
-    def record(
-        self, calls: Sequence[KernelCall], stream: DeviceStream | None = None
-    ) -> DeviceGraph:
+    def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
         """Make one launchable unit out of bound calls, to run in this order."""
         self._assert_open()
         return self._own(CpuGraph(calls, self._clock))

@@ -78,8 +78,6 @@ class CudaContext:
         self._capture_stream = driver.create_stream(0)
         self._timeline = Timeline(clock, self._stamps.sample)
         self._priorities = driver.stream_priority_range()
-        self._multiprocessors: driver.Multiprocessors | None = None
-        self._partitions: list[int] = []
         self._description = self._describe()
         self._is_open = True
 
@@ -99,7 +97,6 @@ class CudaContext:
             channels_last=True,
             fused_attention=True,
             half_precision=True,
-            sm_partitions=self._machine.multiprocessors,
         )
 
     @property
@@ -137,30 +134,11 @@ class CudaContext:
         if target.nbytes:
             driver.copy_to_host(target.ctypes.data, address, target.nbytes)
 
-    def create_stream(
-        self, index: int, *, priority: int = 0, multiprocessors: int | None = None
-    ) -> DeviceStream:
+    def create_stream(self, index: int, *, priority: int = 0) -> DeviceStream:
         """Make a stream; priorities beyond what the device has count as its highest."""
         self._assert_open()
         least, greatest = self._priorities
-        level = max(greatest, least - priority)
-        if multiprocessors is None:
-            handle = driver.create_stream(level)
-            return self._own(CudaStream(index, handle, self._handle, self._faults))
-        if self._multiprocessors is None:
-            self._multiprocessors = driver.Multiprocessors(self._device)
-        left = self._multiprocessors.left
-        if multiprocessors > left:
-            raise PermanentError(
-                f"stream {index} is to have {multiprocessors} multiprocessors, but of "
-                f"{self._machine.multiprocessors} only {left} are left; "
-                "parts are rounded up to what the GPU can divide",
-                context="streams.sm",
-                hint="give the streams fewer",
-            )
-        partition = self._multiprocessors.partition(multiprocessors)
-        self._partitions.append(partition)
-        handle = driver.create_partition_stream(partition, level)
+        handle = driver.create_stream(max(greatest, least - priority))
         return self._own(CudaStream(index, handle, self._handle, self._faults))
 
     def create_event(self) -> DeviceEvent:
@@ -220,16 +198,12 @@ class CudaContext:
             hint='write `kind = "cpu"`, or take `memory_debug` out',
         )
 
-    def record(
-        self, calls: Sequence[KernelCall], stream: DeviceStream | None = None
-    ) -> DeviceGraph:
+    def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
         """Capture bound calls as one CUDA graph, to run in this order."""
         self._assert_open()
-        # A graph keeps to the multiprocessors of the stream that it was captured on.
-        capture_stream = self._capture_stream
-        if self._partitions and isinstance(stream, CudaStream):
-            capture_stream = stream.handle
-        graph = CudaGraph(calls, capture_stream, self._stamps.enqueue, self._timeline, self._faults)
+        graph = CudaGraph(
+            calls, self._capture_stream, self._stamps.enqueue, self._timeline, self._faults
+        )
         return self._own(graph)
 
     def set_progress_listener(self, listener: Callable[[], None] | None) -> None:
@@ -249,8 +223,6 @@ class CudaContext:
         self._faults.close()
         self._machine.close()
         driver.destroy_stream(self._capture_stream)
-        while self._partitions:
-            driver.destroy_partition(self._partitions.pop())
         driver.release_context(self._device)
 
     def __enter__(self) -> Self:
