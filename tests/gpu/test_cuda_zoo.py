@@ -26,6 +26,22 @@ MANIFEST = Path(__file__).resolve().parents[2] / "manifests" / "zoo.toml"
 MODELS = tomllib.loads(MANIFEST.read_text(encoding="utf-8"))["models"]
 
 
+LIMITS = {"file-type": 257}
+"""What integers are below, where a graph does not tell: of zeros and ones alone, the variances
+that this model takes are differences of nearly equal numbers."""
+
+
+def _requests(graph: ExecutionGraph, name: str) -> list[dict[str, np.ndarray]]:
+    """Return requests, of which the last is the first once more."""
+    requests = [generate_inputs(graph, seed) for seed in range(4)]
+    if name in LIMITS:
+        for seed, inputs in enumerate(requests):
+            for tensor, values in inputs.items():
+                drawn = np.random.default_rng(seed).integers(0, LIMITS[name], values.shape)
+                inputs[tensor] = drawn.astype(values.dtype)
+    return [*requests, requests[0]]
+
+
 def _load(model: dict[str, Any]) -> ExecutionGraph:
     package = model["path"].removeprefix(PACKAGE_SCHEME).partition("/")[0]
     if importlib.util.find_spec(package) is None:
@@ -51,12 +67,13 @@ def _run(
 @pytest.mark.parametrize("model", MODELS, ids=[model["name"] for model in MODELS])
 def test_as_the_cpu_and_the_same_bits(model: dict[str, Any]) -> None:
     graph = _load(model)
-    requests = [generate_inputs(graph, seed) for seed in (0, 1, 0)]
+    requests = _requests(graph, model["name"])
     wanted, found = _run(graph, "cpu", requests), _run(graph, "cuda", requests)
     arithmetic = arithmetic_of(graph)
-    for one, other in zip(found, wanted, strict=True):
-        for name in other:
-            difference = compare(one[name], other[name], arithmetic)
-            print(f"{model['name']}, {name}: {difference}")
-            assert difference.passed, (name, difference)
-    assert all(found[0][name].tobytes() == found[2][name].tobytes() for name in found[0])
+    for name in wanted[0]:
+        # Of all requests together: one number alone has no deviation to compare with.
+        one, other = (np.stack([each[name] for each in results]) for results in (found, wanted))
+        difference = compare(one, other, arithmetic)
+        print(f"{model['name']}, {name}: {difference}")
+        assert difference.passed, (name, difference)
+        assert found[0][name].tobytes() == found[-1][name].tobytes()
