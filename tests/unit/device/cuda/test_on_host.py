@@ -37,7 +37,7 @@ class Bound:
         )
         self.name = f"{request.operator}, {choice.kernel}"
         self.request = request
-        self.values = [None if v is None else np.ascontiguousarray(v) for v in values]
+        self.values = [None if v is None else np.array(v, order="C") for v in values]
         self._memory = [
             None if spec is None else np.full(spec.size_bytes + GUARD, 0xA5, np.uint8)
             for spec in request.outputs
