@@ -88,6 +88,8 @@ def _run(
     # Looked up once: this loop goes round several times for every request.
     next_deadline_ns, next_arrival_ns = scheduler.next_deadline_ns, workload.next_ns
     segment_finished, decide = scheduler.segment_finished, scheduler.decide
+    open_requests, take_finished = scheduler.open_requests, scheduler.take_finished
+    admit, enqueue, take = scheduler.admit, scheduler.enqueue, workload.take
     arrival_ns = next_arrival_ns()
     while True:
         soonest_ns = ends[0][0] if ends else never
@@ -107,16 +109,16 @@ def _run(
                 del on_streams[stream]
             segment_finished(request.request_id, now_ns)
         while arrival_ns is not None and arrival_ns <= now_ns:
-            request = workload.take()
-            if scheduler.admit(request, now_ns) is None:
-                scheduler.enqueue(request, now_ns)
+            request = take()
+            if admit(request, now_ns) is None:
+                enqueue(request, now_ns)
             else:
                 _tell(request, workload, now_ns, on_finished)
             arrival_ns = next_arrival_ns()
         decisions = decide(now_ns)
         for decision in decisions:
             if decision.segment >= 0:
-                request, stream = scheduler.open_request(decision.request_id), decision.stream
+                request, stream = open_requests[decision.request_id], decision.stream
                 start_ns, beside = now_ns, NOBODY
                 if on_streams:
                     if stream in on_streams:
@@ -127,7 +129,7 @@ def _run(
                 heappush(ends, (end_ns, decision.sequence, request, stream))
         if on_decisions is not None and decisions:
             on_decisions(decisions)
-        finished = scheduler.take_finished()
+        finished = take_finished()
         if finished:
             for request in finished:
                 _tell(request, workload, now_ns, on_finished)

@@ -1,7 +1,7 @@
 """Explain where a request's time went: who was chosen, by which rule, and who held it up.
 
-Reads the log that a run wrote (`telemetry.log`); the parts of a request's time add up to the
-whole.
+Reads the log that a run wrote (`telemetry.log`), with its older parts beside it; the parts of a
+request's time add up to the whole.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         print("error: give a request, or --worst N", file=sys.stderr)
         return 2
     path = _log_of(Path(options.source))
-    log = RunLog(_lines(path))
+    log = RunLog(line for part in _parts(path) for line in _lines(part))
     if options.worst is not None:
         explanations = [log.explain(request) for request in log.worst(options.worst)]
         if options.json:
@@ -52,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
         raise PermanentError(
             f"it has no end of request {request}",
             context=str(path),
-            hint="`aegis-pipe why --worst 10` lists requests; older parts of a log are beside it",
+            hint="`aegis-pipe why --worst 10` lists requests; parts of a log older than "
+            "`telemetry.log.keep` are gone",
         )
     explanation = log.explain(request)
     print(json.dumps(_as_json(explanation), indent=2) if options.json else _as_text(explanation))
@@ -70,6 +71,14 @@ def _log_of(path: Path) -> Path:
             hint='add `log = { path = "events.jsonl" }` under `[telemetry]` and run it again',
         )
     return manifest.resolve(manifest.telemetry.log.path)
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return the files of a log, oldest first: full ones are called `<path>.1` (latest) and up."""
+    parts = [path]
+    while (older := path.with_name(f"{path.name}.{len(parts)}")).is_file():
+        parts.append(older)
+    return parts[::-1]
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

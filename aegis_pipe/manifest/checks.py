@@ -108,6 +108,7 @@ class Checker:
     def _check_model(self, path: KeyPath, model: Table) -> None:
         self._check_model_budget(path, model)
         self._check_stand_in(path, model)
+        self._check_streams(path, model)
         for name, value in model.get("bind", {}).items():
             what = _constant_problem(value)
             if what:
@@ -124,6 +125,17 @@ class Checker:
             what = f"{own} for this model is more than the {whole} of the whole device"
             self.problems.add(
                 (*path, "memory_budget"), what, "raise the device's `memory_budget` or lower this"
+            )
+
+    def _check_streams(self, path: KeyPath, model: Table) -> None:
+        count = self.root.get("streams", {}).get("count", 1)
+        beyond = [stream for stream in model.get("streams", ()) if stream >= count]
+        if beyond:
+            there_is = "there is only stream 0" if count == 1 else f"streams are 0 to {count - 1}"
+            self.problems.add(
+                (*path, "streams"),
+                f"{there_is}, found {beyond[0]}",
+                "raise `streams.count`, or confine the model to streams that exist",
             )
 
     def _check_stand_in(self, path: KeyPath, model: Table) -> None:

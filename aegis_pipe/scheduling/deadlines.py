@@ -16,6 +16,8 @@ class Deadlines:
         self.entries = self._timers.heap
         """Entries begin with their instant and none is before the first. That one may have been
         cleared, so that `pop_due` is to be asked from its instant on; earlier it need not be."""
+        self.clear = self._timers.discard
+        """Forgets a request's timer, if it has one."""
 
     def watch_waiting(self, request: ExecutionRequest) -> None:
         """Have a request that begins to wait reported by `pop_due` once it is late.
@@ -37,10 +39,6 @@ class Deadlines:
         assert request.deadline_ns is not None
         if self._rules[request.model].late == "drop" and not request.degraded_from:
             self._timers.push((request.deadline_ns, request.request_id), request)
-
-    def clear(self, request: ExecutionRequest) -> None:
-        """Forget the request's timer, if it has one."""
-        self._timers.discard(request)
 
     def next_ns(self) -> int | None:
         """Return when the earliest timer is due."""

@@ -68,7 +68,10 @@ class BoundedQueue:
             elif self.places_taken < self.capacity and (
                 model not in self._model_capacity or self._has_place_of(model)
             ):
-                self._take(model)
+                # `_take`, without the call: every submission comes through here.
+                self.places_taken += 1
+                if model in self._places_taken_by:
+                    self._places_taken_by[model] += 1
                 return None
             else:
                 reason = Reason.QUEUE_FULL
@@ -95,8 +98,7 @@ class BoundedQueue:
         """Take the policy's best request, and free its place."""
         best = self.policy.pop(now_ns, skip)
         self.waiting -= 1
-        with self._gate:
-            self._give_back(best[0].model)
+        self.release(best[0].model)
         return best
 
     def remove(self, request: ExecutionRequest) -> None:

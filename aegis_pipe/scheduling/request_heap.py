@@ -56,7 +56,10 @@ class RequestHeap:
 
     def pop(self) -> ExecutionRequest:
         """Take the smallest request; the heap must not be empty."""
-        request: ExecutionRequest = self.lift()[-1]
+        if not self.is_clean:
+            self.head()
+        assert self.heap, "the heap is empty"
+        request: ExecutionRequest = heappop(self.heap)[-1]
         del self._entries[request.request_id]
         return request
 

@@ -153,14 +153,12 @@ class Scheduler:
 
     def admit(self, request: ExecutionRequest, now_ns: int) -> Decision | None:
         """First half of `submit`, from any thread: take a place, or reject at once."""
-        reason: Reason | None
-        if request.deadline_ns is not None and self._deadlines.is_hopeless(request, now_ns):
-            self.queue.count_refusal()
-            reason = Reason.WOULD_BE_LATE
-        else:
-            reason = self.queue.reserve(request.model)
+        is_late = request.deadline_ns is not None and self._deadlines.is_hopeless(request, now_ns)
+        reason = Reason.WOULD_BE_LATE if is_late else self.queue.reserve(request.model)
         if reason is None:
             return None
+        if is_late:
+            self.queue.count_refusal()
         request.move(RequestState.REJECTED)
         request.reason = reason
         request.finished_ns = now_ns
@@ -180,9 +178,10 @@ class Scheduler:
         """Return the shortest time a model is known to need; 0 if nothing is known."""
         return self._rules[model].needed_ns or 0
 
-    def open_request(self, request_id: int) -> ExecutionRequest:
-        """Return a request that has been enqueued and is not over."""
-        return self._requests[request_id]
+    @property
+    def open_requests(self) -> Mapping[int, ExecutionRequest]:
+        """Requests that have been enqueued and are not over, by number; always this mapping."""
+        return self._requests
 
     def enqueue(self, request: ExecutionRequest, now_ns: int) -> None:
         """Second half of `submit`: put an admitted request into its place."""
@@ -461,8 +460,9 @@ class Scheduler:
             member.stream = stream
             member.started_ns = now_ns
             self._started += 1
-        blocked_by = self._blockers(request)
+        blocked_by: tuple[int, ...] = ()
         if self._explains:
+            blocked_by = self._blockers(request)
             self._takeovers.add(now_ns, stream, request.request_id)
         self._run(request, now_ns)
         self._decide(_START, request, reason, now_ns, queue_depth, candidates, blocked_by)
@@ -508,8 +508,9 @@ class Scheduler:
     def _run(self, request: ExecutionRequest, now_ns: int) -> None:
         request.busy_since_ns = now_ns
         self._to_running(request)
-        for member in request.companions:
-            self._to_running(member)
+        if request.companions:
+            for member in request.companions:
+                self._to_running(member)
         self._launch(request, now_ns)
 
     def _to_running(self, member: ExecutionRequest) -> None:
@@ -545,6 +546,10 @@ class Scheduler:
             self._to_cancel.append(member)
 
     def _complete(self, request: ExecutionRequest, now_ns: int) -> None:
+        if not request.companions and self._deadlines.is_wanted(request, now_ns):
+            reason = Reason.DEGRADED if request.degraded_from else ""
+            self._finish(request, _COMPLETED, reason, now_ns)
+            return
         for member in self._dissolve(request):
             member.next_segment = request.next_segment
             if self._deadlines.is_wanted(member, now_ns):
@@ -580,7 +585,7 @@ class Scheduler:
         else:
             self._leave_stream(request)
             self._policy.ended(request)
-        if request.deadline_ns is not None:
+        if request.deadline_ns is not None and request.state is not _RUNNING:
             self._deadlines.clear(request)
         del self._requests[request.request_id]
         self._close(request, state, reason, now_ns)

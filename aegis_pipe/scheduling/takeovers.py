@@ -25,22 +25,22 @@ class Takeovers:
 
         `streams` is the bit mask of those it may use.
         """
-        latest: list[int] = []
-        for at_ns, stream, request_id in reversed(self._latest):
-            if at_ns < request.arrival_ns or len(latest) == BLOCKERS_MAX:
-                break
-            if streams >> stream & 1 and request_id != request.request_id:
-                latest.append(request_id)
-        if not latest:
+        own, arrival_ns, latest = request.request_id, request.arrival_ns, self._latest
+        if not latest or latest[-1][0] < arrival_ns:
             return request.blocked_by
-        latest.reverse()
-        return tuple(dict.fromkeys((*request.blocked_by, *latest)))
+        since = [
+            request_id
+            for at_ns, stream, request_id in latest
+            if at_ns >= arrival_ns and streams >> stream & 1 and request_id != own
+        ]
+        return tuple(dict.fromkeys((*request.blocked_by, *since[-BLOCKERS_MAX:])))
 
     def preemptors(self, request: ExecutionRequest, stream: int) -> tuple[int, ...]:
         """Return the latest few that took its stream since it last had it."""
         latest: list[int] = []
+        own = request.request_id
         for _, taken, request_id in reversed(self._latest):
-            if request_id == request.request_id or len(latest) == BLOCKERS_MAX:
+            if request_id == own or len(latest) == BLOCKERS_MAX:
                 break
             if taken == stream:
                 latest.append(request_id)

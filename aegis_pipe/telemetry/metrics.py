@@ -21,6 +21,7 @@ from aegis_pipe.events import (
     MemoryAllocated,
     MemoryReleased,
     ModelLoaded,
+    ProfileOverrun,
     RequestFinished,
     RequestSubmitted,
     RuntimeStarted,
@@ -56,6 +57,9 @@ METRICS: Final[dict[str, Metric]] = {
     ),
     "aegis.execution.duration": Metric(
         "histogram", "s", ("model",), "From start to result, of completed requests."
+    ),
+    "aegis.profile.overruns": Metric(
+        "counter", "", ("model",), "Segments that took longer than the model's profile says."
     ),
     "aegis.queue.depth": Metric("gauge", "", (), "Requests waiting, as last heard of."),
     "aegis.stream.busy": Metric(
@@ -144,6 +148,7 @@ class MetricsRecorder:
         self._losses = losses
         self._requests: Counter[Labels] = Counter()
         self._misses: Counter[Labels] = Counter()
+        self._overruns: Counter[Labels] = Counter()
         self._queue_depth = 0
         self._busy_ns: Counter[int] = Counter()
         self._planned: dict[Labels, int] = {}
@@ -167,6 +172,8 @@ class MetricsRecorder:
             case DecisionMade():
                 leaves = event.kind in ("start", "expire")
                 self._queue_depth = max(0, event.queue_depth - leaves)
+            case ProfileOverrun():
+                self._overruns[event.model,] += 1
             case RuntimeStarted():
                 self._busy_ns.update(dict.fromkeys(range(event.streams), 0))
             case ModelLoaded():
@@ -209,6 +216,7 @@ class MetricsRecorder:
             "aegis.request.duration": _values(self._durations),
             "aegis.queue.wait": _values(self._waits),
             "aegis.execution.duration": _values(self._executions),
+            "aegis.profile.overruns": dict(self._overruns),
             "aegis.queue.depth": {(): self._queue_depth},
             "aegis.stream.busy": {(str(stream),): ns / 1e9 for stream, ns in busy.items()},
             "aegis.stream.utilisation": {

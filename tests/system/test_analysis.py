@@ -130,6 +130,60 @@ def facts(span: dict[str, Any]) -> dict[str, Any]:
     return values | {"error": span["status"].get("message", "")}
 
 
+def test_models_beside_each_other_are_measured_in_pairs_and_counted_in_the_proof(
+    folder: Path,
+) -> None:
+    pair = folder / "pair.toml"
+    text = (folder / "small.toml").read_text().replace("events.jsonl", "pair.jsonl")
+    second = '[[models]]\nname = "other"\npath = "m.onnx"\n[[pipelines]]'
+    pair.write_text(text.replace("[[pipelines]]", second) + "[streams]\ncount = 2\n")
+    measured = aegis(
+        "profile",
+        pair,
+        "--samples",
+        "60",
+        "--pair-samples",
+        "40",
+        "--pipelines",
+        "200 ms",
+        "--json",
+    )
+    assert measured.returncode == 0, measured.stderr
+    profile = json.loads(measured.stdout)
+    rows = {(row["model"], row["beside"]): row for row in profile["pairs"]}
+    assert set(rows) == {(one, other) for one in ("m", "other") for other in ("m", "other")}
+    assert all(len(row["totals_ns"]) >= 40 for row in rows.values())
+    plan = aegis("plan", pair)
+    assert "beside" in plan.stdout
+    alone = profile["models"]["m"]["total"][0]
+    longest = max(alone, *(rows["m", other]["total"][0] for other in ("m", "other")))
+    requests = json.loads(aegis("plan", pair, "--json").stdout)["admission"]["requests"]
+    (row,) = [row for row in requests if row["name"] == "load/infer"]
+    assert row["bound"]["response_ns"] >= longest
+    simulated = json.loads(aegis("simulate", pair, "--for", "10 s", "--json").stdout)
+    assert [each["submitted"] for each in simulated["models"]] == [100, 0]
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("concurrency = 1\n", "`concurrency` of model `m`"),
+        ("[streams]\nin_flight = 2\n", "`streams.in_flight`"),
+    ],
+)
+def test_what_the_proof_does_not_cover_has_no_certificate(
+    folder: Path, key: str, name: str
+) -> None:
+    beyond = folder / f"beyond-{name.split()[0].strip('`')}.toml"
+    text = (folder / "small.toml").read_text().replace("events.jsonl", "none.jsonl")
+    at = "[telemetry]" if key.startswith("[") else "[[pipelines]]"
+    beyond.write_text(text.replace(at, key + at))
+    (folder / f"{beyond.stem}.profile.json").write_text((folder / "small.profile.json").read_text())
+    admission = json.loads(aegis("plan", beyond, "--json").stdout)["admission"]
+    assert not admission["proven"]
+    assert f"{name} is not in the analysis yet" in aegis("plan", beyond).stdout
+
+
 def test_simulation_is_repeatable_and_takes_settings(folder: Path) -> None:
     def simulate(*more: str) -> dict[str, object]:
         words = ("simulate", folder / "small.toml", "--for", "10 s", "--json", "--journal", *more)
@@ -176,5 +230,12 @@ def test_why_adds_up_to_the_whole(folder: Path) -> None:
         assert each["by_cause_ns"]["execute"] > 0
     text = aegis("why", worst[0]["request"], "--from", folder / "events.jsonl")
     assert "chosen on stream-0 by `priority`" in text.stdout
+    lines = (folder / "events.jsonl").read_text().splitlines(keepends=True)
+    third = len(lines) // 3
+    for name, part in (("2", lines[:third]), ("1", lines[third : 2 * third])):
+        (folder / f"parts.jsonl.{name}").write_text("".join(part))
+    (folder / "parts.jsonl").write_text("".join(lines[2 * third :]))
+    parted = aegis("why", "--worst", "10", "--from", folder / "parts.jsonl", "--json")
+    assert json.loads(parted.stdout) == worst
     assert aegis("why", "req-999999", "--from", folder / "events.jsonl").returncode == 1
     assert aegis("why", "--from", folder / "events.jsonl").returncode == 2

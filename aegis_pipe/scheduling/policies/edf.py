@@ -23,11 +23,14 @@ class EdfPolicy(KeyedPolicy):
 
     def key(self, request: ExecutionRequest, now_ns: int) -> Key:
         """Order by deadline, then by arrival."""
-        return (_due_ns(request), request.arrival_ns, request.request_id)
+        deadline_ns = request.deadline_ns
+        due_ns = NO_DEADLINE_NS if deadline_ns is None else deadline_ns
+        return (due_ns, request.arrival_ns, request.request_id)
 
     def score(self, request: ExecutionRequest, now_ns: int) -> float:
         """Return the slack, negated."""
-        return now_ns - _due_ns(request)
+        deadline_ns = request.deadline_ns
+        return now_ns - (NO_DEADLINE_NS if deadline_ns is None else deadline_ns)
 
     def reason(self, winner: ExecutionRequest, runner_up: ExecutionRequest) -> Reason:
         """Deadlines decide, or arrival between equal ones."""

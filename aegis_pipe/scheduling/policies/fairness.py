@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 
@@ -72,19 +72,19 @@ class FairnessPolicy:
 
     def peek(self, now_ns: int, skip: frozenset[str] = NO_MODELS) -> ExecutionRequest | None:
         """Return the best request, which stays; None if nobody competes."""
-        best = min(self._heads(skip), default=None)
-        return best[1][-1] if best else None
+        heads = self._heads(skip)
+        return min(heads)[1][-1] if heads else None
 
     def pop(self, now_ns: int, skip: frozenset[str] = NO_MODELS) -> tuple[ExecutionRequest, Reason]:
         """Take the best request, and charge its model what the one before took."""
-        tag, (*_, request) = min(self._heads(skip))
-        flow = self._flows[request.model]
-        flow.lane.pop()
+        tag, _, flow = min(self._heads(skip))
+        request = flow.lane.pop()
         self._size -= 1
         self._virtual_time = max(self._virtual_time, tag)
         self._charges[request.request_id] = _Charge(flow.expected_ns)
         flow.tag += flow.tags_for(flow.expected_ns)
-        return request, self._reason(request, tag, min(self._heads(skip), default=None))
+        heads = self._heads(skip)
+        return request, self._reason(request, tag, min(heads) if heads else None)
 
     def remove(self, request: ExecutionRequest) -> None:
         """Take out a waiting request."""
@@ -94,7 +94,7 @@ class FairnessPolicy:
 
     def candidates(self, now_ns: int, limit: int, skip: frozenset[str] = NO_MODELS) -> Candidates:
         """Return the best few: lifted out one after the other, each charged, and put back."""
-        heads = [(*head, self._flows[head[1][-1].model]) for head in self._heads(skip)]
+        heads = self._heads(skip)
         heapify(heads)
         lifted: list[tuple[int, Entry, _Flow]] = []
         while heads and len(lifted) < limit:
@@ -141,14 +141,18 @@ class FairnessPolicy:
             flow = self._flows[model] = _Flow(self._weights.get(model, 1.0))
         return flow
 
-    def _heads(self, skip: frozenset[str]) -> Iterator[tuple[int, Entry]]:
-        # No two entries are equal, so comparing never gets beyond them.
-        for model, flow in self._flows.items():
-            if model not in skip and (head := flow.lane.head()) is not None:
-                yield flow.tag, head
+    def _heads(self, skip: frozenset[str]) -> list[tuple[int, Entry, _Flow]]:
+        # No two entries are equal, so comparing never gets to the flows.
+        return [
+            (flow.tag, head, flow)
+            for model, flow in self._flows.items()
+            if flow.lane.heap and model not in skip and (head := flow.lane.head()) is not None
+        ]
 
     @staticmethod
-    def _reason(winner: ExecutionRequest, tag: int, runner_up: tuple[int, Entry] | None) -> Reason:
+    def _reason(
+        winner: ExecutionRequest, tag: int, runner_up: tuple[int, Entry, _Flow] | None
+    ) -> Reason:
         if runner_up is None:
             return Reason.ONLY_CANDIDATE
         is_other_model = runner_up[1][-1].model != winner.model

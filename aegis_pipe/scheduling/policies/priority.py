@@ -45,7 +45,11 @@ class PriorityPolicy(KeyedPolicy):
 
     def key(self, request: ExecutionRequest, now_ns: int) -> Key:
         """Order as proven above, then by arrival."""
-        return (*self._rank(request), request.arrival_ns, request.request_id)
+        arrival_ns = request.arrival_ns
+        if not self._ageing_ns:
+            return (-request.priority, arrival_ns, request.request_id)
+        rank = arrival_ns - self._ageing_ns * request.priority
+        return (rank, arrival_ns, request.request_id)
 
     def score(self, request: ExecutionRequest, now_ns: int) -> float:
         """Return the effective priority."""
@@ -63,9 +67,7 @@ class PriorityPolicy(KeyedPolicy):
 
     def preempts(self, waiting: ExecutionRequest, paused: ExecutionRequest, now_ns: int) -> bool:
         """Return whether the waiting one is above the paused one in both senses."""
-        return waiting.priority > paused.priority and self._rank(waiting) < self._rank(paused)
-
-    def _rank(self, request: ExecutionRequest) -> Key:
-        if not self._ageing_ns:
-            return (-request.priority,)
-        return (request.arrival_ns - self._ageing_ns * request.priority,)
+        if waiting.priority <= paused.priority:
+            return False
+        # Without ageing, the higher priority is all there is to it.
+        return not self._ageing_ns or self.key(waiting, now_ns)[0] < self.key(paused, now_ns)[0]

@@ -64,6 +64,7 @@ def test_the_figures_are_those_of_the_events() -> None:
     assert requests["detector", "failed", ""] == 1
     assert requests["detector", "expired", "deadline_passed"] == 1
     assert values["aegis.deadline.misses"] == {("detector",): 2}
+    assert values["aegis.profile.overruns"] == {("detector",): 1}
     assert values["aegis.memory.planned"] == {
         ("detector", "weights"): 4_096,
         ("detector", "arena"): 8_192,

@@ -31,7 +31,7 @@ class _Gemm(ctypes.Structure):
     _fields_ = (
         *((name, POINTER) for name in ("a", "b", "y", "workspace", "a_offsets", "b_offsets")),
         *((name, INTEGER) for name in ("batch", "rows", "columns", "depth")),
-        *((name, INTEGER) for name in ("a_row", "a_step", "b_step", "b_column")),
+        *((name, INTEGER) for name in ("a_row", "a_step", "b_step", "b_column", "b_is_plain")),
         ("end", compiled.Epilogue),
     )
 
@@ -56,6 +56,12 @@ class _Product:
         """Floats of one packed B."""
         assert native.LIBRARY is not None
         return self.depth * compiled.round_up(self.columns, native.LIBRARY.panel_columns)
+
+    def workspace_bytes(self, b_is_plain: bool) -> int:
+        """Bytes that one thread works in."""
+        assert native.LIBRARY is not None
+        floats = native.LIBRARY.gemm_workspace(self.rows, self.columns, self.depth, b_is_plain)
+        return 4 * int(floats)
 
 
 def _flag(request: KernelRequest, name: str) -> bool:
@@ -124,7 +130,12 @@ def _choose_packed(request: KernelRequest) -> KernelChoice | None:
         size_bytes=product.b_matrices * product.panel_floats * 4,
         fill=lambda array, panels: _pack(product, array, panels),
     )
-    return KernelChoice(kernel="native.gemm", packed={1: packed}, cost=_multiply_adds(product))
+    return KernelChoice(
+        kernel="native.gemm",
+        workspace_bytes=product.workspace_bytes(b_is_plain=False),
+        packed={1: packed},
+        cost=_multiply_adds(product),
+    )
 
 
 def _pack(product: _Product, array: np.ndarray, panels: np.ndarray) -> None:
@@ -149,7 +160,7 @@ def _choose_dynamic(request: KernelRequest) -> KernelChoice | None:
         return None
     return KernelChoice(
         kernel="native.gemm_dynamic",
-        workspace_bytes=product.panel_floats * 4,
+        workspace_bytes=product.workspace_bytes(b_is_plain=True),
         cost=_multiply_adds(product),
     )
 
@@ -190,13 +201,14 @@ def _bind(
         native.address(operands.required(inputs, 0)),
         native.address(operands.required(inputs, 1)),
         native.address(operands.required(outputs)),
-        native.address(workspace) if choice.workspace_bytes else None,
+        native.address(workspace),
         native.address(product.a_offsets),
         native.address(b_offsets),
         len(product.a_offsets),
         *(product.rows, product.columns, product.depth),
         *product.a_strides,
         *product.b_strides,
+        not choice.packed,
         _epilogue(request, addend),
     )
     kept = (*inputs, *outputs, workspace, product.a_offsets, b_offsets)
@@ -204,6 +216,6 @@ def _bind(
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel(_OPERATORS, _choose_packed, _bind),
+    CpuKernel(_OPERATORS, _choose_packed, _bind, shares_work=True),
     CpuKernel(_OPERATORS, _choose_dynamic, _bind, shares_work=True),
 )

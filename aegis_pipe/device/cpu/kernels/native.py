@@ -60,6 +60,10 @@ class NativeLibrary:
         self.pack_panels = self._library.aegis_pack_panels
         self.pack_panels.argtypes = (POINTER, *(INTEGER,) * 4, POINTER)
         self.pack_panels.restype = None
+        self.gemm_workspace = self._library.aegis_gemm_workspace
+        """gemm_workspace(rows, columns, depth, B is not packed): floats for one thread."""
+        self.gemm_workspace.argtypes = (INTEGER,) * 4
+        self.gemm_workspace.restype = INTEGER
         self.pack_taps = self._library.aegis_pack_taps
         self.pack_taps.argtypes = (POINTER, *(INTEGER,) * 4, POINTER)
         self.pack_taps.restype = None

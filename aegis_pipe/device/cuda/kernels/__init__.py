@@ -9,6 +9,7 @@ from aegis_pipe.device.cuda.kernels import (
     batch_normalisation,
     casting,
     classical_models,
+    convolution_products,
     data_dependent,
     depthwise,
     determinant,
@@ -17,6 +18,7 @@ from aegis_pipe.device.cuda.kernels import (
     features,
     generators,
     indexing,
+    layer_normalisation,
     layout,
     library_convolutions,
     library_products,
@@ -37,14 +39,17 @@ from aegis_pipe.device.cuda.kernels import (
     selection,
     spectra,
     state_space,
+    tensor_attention,
     windows,
 )
 from aegis_pipe.device.cuda.kernels.registry import KernelTable
 
 _FAMILIES = (
     assembling,
+    tensor_attention,
     attention,
     elementwise,
+    layer_normalisation,
     embedding,
     features,
     generators,
@@ -61,6 +66,7 @@ _FAMILIES = (
     library_products,
     data_dependent,
     depthwise,
+    convolution_products,
     determinant,
     library_convolutions,
     optimiser_steps,

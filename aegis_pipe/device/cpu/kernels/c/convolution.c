@@ -92,7 +92,7 @@ SHARED_KERNEL(aegis_conv_pixels, convolution) {
     int64_t pixels = c->out_height * c->out_width, panels = ceil_divide(pixels, PANEL), seen = -1;
     int64_t packed_maps = ceil_divide(c->maps, ROWS) * ROWS;
     int is_strided = c->stride_height > 1 || c->stride_width > 1;
-    float *panel = c->workspace + self.index * c->workspace_floats, *thinned = panel + c->depth * PANEL;
+    float *panel = c->workspace + self.thread * c->workspace_floats, *thinned = panel + c->depth * PANEL;
     range mine = part_of(self, c->batch * c->groups * panels);
     for (int64_t unit = mine.first; unit < mine.last; unit++) {
         int64_t image = unit / panels, group = image % c->groups, pixel = unit % panels * PANEL;
@@ -258,7 +258,7 @@ SHARED_KERNEL(aegis_conv_channels, convolution) {
     int64_t panel_floats = c->kernel_height * c->kernel_width * c->depth;
     range mine = part_of(self, c->batch * c->groups * blocks * panels);
     block_source from = {};
-    float *kept = c->workspace + self.index * c->workspace_floats;
+    float *kept = c->workspace + self.thread * c->workspace_floats;
     for (int64_t unit = mine.first; unit < mine.last; unit++) {
         int64_t image = unit / panels / blocks, group = image % c->groups;
         int64_t first = unit / panels % blocks * c->block, last = smaller(first + c->block, pixels);
@@ -338,7 +338,7 @@ SHARED_KERNEL(aegis_conv_depthwise_pixels, convolution) {
     int is_3x3 = k.height == 3 && k.width == 3 && k.dilation_height == 1 && k.dilation_width == 1;
     int64_t row_floats = c->stride_width * c->copy_width;
     int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
-    float *copied = c->workspace + self.index * c->workspace_floats;
+    float *copied = c->workspace + self.thread * c->workspace_floats;
     clear_floats(copied, c->copy_height * row_floats);
     range mine = part_of(self, c->batch * c->groups);
     for (int64_t plane = mine.first; plane < mine.last; plane++) {
@@ -428,7 +428,7 @@ SHARED_KERNEL(aegis_conv_depthwise_channels, convolution) {
     int64_t copied_floats = c->copy_height * c->copy_width * WIDE;
     int64_t rows = smaller(c->height, c->copy_height - c->pad_top);
     int64_t columns = smaller(c->width, c->copy_width - c->pad_left);
-    float *copy = c->workspace + self.index * c->workspace_floats;
+    float *copy = c->workspace + self.thread * c->workspace_floats;
     float *sums = copy + copied_floats, *turned = sums + pixels * WIDE;
     int64_t parts = ceil_divide(c->groups, WIDE);
     clear_floats(copy, copied_floats);

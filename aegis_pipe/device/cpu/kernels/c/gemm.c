@@ -3,9 +3,10 @@
  * B is in panels (see tile.h): packed once at load if it is constant, else packed here, once for
  * each matrix of the batch, into the planned workspace.
  *
- *     for each block of rows of A (about 128 KiB: stays in the second-level cache)
- *       for each panel of B (depth * PANEL floats, read once a block)
- *         for each tile of the block's rows:  ROWS x PANEL results
+ *     for each block of rows of A
+ *       for each panel of B
+ *         for each chunk of the depth:  what is met of A and the panel stays in the second-level cache
+ *           for each tile of the block's rows:  ROWS x PANEL sums, put aside between chunks
  *
  * Workers share the pairs of block and panel.
  */
@@ -13,16 +14,32 @@
 #include "tile.h"
 
 typedef struct {
-    const float *a, *b; /* b: panels, or a plain matrix if `workspace` is there */
-    float *y, *workspace;
+    const float *a, *b; /* b: panels, or a plain matrix */
+    float *y, *workspace; /* of each worker: sums put aside, then a packed B */
     const int64_t *a_offsets, *b_offsets; /* in floats, one a matrix of the batch */
     int64_t batch, rows, columns, depth;
     int64_t a_row, a_step; /* strides of A: between rows, along the depth */
     int64_t b_step, b_column; /* strides of a plain B: along the depth, between columns */
+    int64_t b_is_plain;
     epilogue end;
 } gemm;
 
-enum { BLOCK_FLOATS = 32 << 10 };
+/* Floats of A that a block meets in one chunk, and the longest chunk. */
+enum { BLOCK_FLOATS = 64 << 10, CHUNK = 512 };
+
+/* How A is cut. Rows that fit into a single tile meet every panel once: nothing is worth keeping. */
+typedef struct { int64_t block, chunk; } cut;
+
+static cut cut_of(int64_t rows, int64_t depth) {
+    int64_t tile = even_tile(rows), chunk = larger(1, depth);
+    if (rows > tile) chunk = ceil_divide(chunk, ceil_divide(chunk, CHUNK));
+    int64_t most = larger(1, BLOCK_FLOATS / (chunk * tile)) * tile;
+    int64_t tiles = ceil_divide(ceil_divide(rows, ceil_divide(rows, most)), tile);
+    return (cut){larger(1, tiles) * tile, chunk};
+}
+
+/* Floats of the sums that a worker puts aside. */
+static int64_t kept_floats(cut by, int64_t depth) { return by.chunk < depth ? by.block * PANEL : 0; }
 
 /* Packs a plain B into panels [columns / PANEL][depth][PANEL]. */
 static void pack_panels(const float *b, int64_t b_step, int64_t b_column, int64_t depth, int64_t columns,
@@ -46,43 +63,59 @@ static void pack_panels(const float *b, int64_t b_step, int64_t b_column, int64_
     }
 }
 
-INLINE void gemm_tile(const gemm *g, const float *a, const float *panel, const float *ahead, float *y,
-                      int64_t row, int64_t column, int rows, int vectors) {
+/* A stretch of the depth. */
+typedef struct { int64_t first, last; int begins, ends; } passage;
+
+INLINE void gemm_tile(const gemm *g, const float *a, passage k, const float *panel, const float *ahead, float *kept,
+                      float *y, int64_t row, int64_t column, int rows, int vectors) {
     const float *a_rows[ROWS];
-    UNROLL for (int r = 0; r < rows; r++) a_rows[r] = a + (row + r) * g->a_row;
+    UNROLL for (int r = 0; r < rows; r++) a_rows[r] = a + (row + r) * g->a_row + k.first * g->a_step;
     vec sums[ROWS][VECTORS];
-    tile_clear(sums, rows, vectors);
-    tile_accumulate(sums, rows, vectors, a_rows, g->a_step, panel, PANEL, g->depth, ahead);
-    tile_store(&g->end, sums, rows, vectors, y, g->columns, row, column, g->columns - column);
+    if (k.begins) tile_clear(sums, rows, vectors);
+    else tile_load(sums, rows, vectors, kept);
+    tile_accumulate(sums, rows, vectors, a_rows, g->a_step, panel, PANEL, k.last - k.first, ahead);
+    if (k.ends) tile_store(&g->end, sums, rows, vectors, y, g->columns, row, column, g->columns - column);
+    else tile_keep(sums, rows, vectors, kept);
 }
 
 /* A block of rows by one panel. */
-static void multiply(const gemm *g, const float *a, const float *panels, float *y, range rows, int64_t tile,
-                     int64_t column) {
-    const float *panel = panels + column * g->depth;
+static void multiply(const gemm *g, const float *a, const float *panel, float *y, range rows, cut by,
+                     int64_t column, float *kept) {
     int64_t vectors = ceil_divide(smaller(PANEL, g->columns - column), LANES);
-    for (int64_t row = rows.first; row < rows.last; row += tile) {
-        const float *ahead = panel_ahead(panel, panel + g->depth * PANEL, (row - rows.first) / tile);
-        TILE_DISPATCH(gemm_tile, smaller(tile, rows.last - row), vectors, g, a, panel, ahead, y, row, column)
+    int64_t tile = even_tile(rows.last - rows.first);
+    for (int64_t first = 0; first < g->depth; first += by.chunk) {
+        passage k = {first, smaller(first + by.chunk, g->depth), !first, first + by.chunk >= g->depth};
+        float *aside = kept;
+        for (int64_t row = rows.first; row < rows.last; row += tile, aside += tile * PANEL) {
+            const float *ahead = panel_ahead(panel, panel + by.chunk * PANEL, (row - rows.first) / tile);
+            TILE_DISPATCH(gemm_tile, smaller(tile, rows.last - row), vectors, g, a, k, panel, ahead, aside, y, row,
+                          column)
+        }
+        panel += by.chunk * PANEL;
     }
+}
+
+/* Floats of one worker's workspace. */
+EXPORT int64_t aegis_gemm_workspace(int64_t rows, int64_t columns, int64_t depth, int64_t b_is_plain) {
+    return kept_floats(cut_of(rows, depth), depth) + (b_is_plain ? ceil_divide(columns, PANEL) * PANEL * depth : 0);
 }
 
 SHARED_KERNEL(aegis_gemm, gemm) {
     const gemm *g = arguments;
-    int64_t tile = even_tile(g->rows), packed = -1;
-    int64_t block = larger(1, BLOCK_FLOATS / larger(1, g->depth * tile)) * tile;
-    int64_t blocks = ceil_divide(g->rows, block), panels = ceil_divide(g->columns, PANEL);
-    float *own = g->workspace ? g->workspace + self.index * panels * PANEL * g->depth : NULL;
+    cut by = cut_of(g->rows, g->depth);
+    int64_t blocks = ceil_divide(g->rows, by.block), panels = ceil_divide(g->columns, PANEL), packed = -1;
+    float *kept = g->workspace + self.thread * aegis_gemm_workspace(g->rows, g->columns, g->depth, g->b_is_plain);
+    float *own = kept + kept_floats(by, g->depth);
     range mine = part_of(self, g->batch * blocks * panels);
     for (int64_t unit = mine.first; unit < mine.last; unit++) {
-        int64_t i = unit / panels / blocks, first = unit / panels % blocks * block;
+        int64_t i = unit / panels / blocks, first = unit / panels % blocks * by.block, column = unit % panels * PANEL;
         const float *b = g->b + g->b_offsets[i];
-        if (own && g->b_offsets[i] != packed) {
+        if (g->b_is_plain && g->b_offsets[i] != packed) {
             packed = g->b_offsets[i];
             pack_panels(b, g->b_step, g->b_column, g->depth, g->columns, own);
         }
-        multiply(g, g->a + g->a_offsets[i], own ? own : b, g->y + i * g->rows * g->columns,
-                 (range){first, smaller(first + block, g->rows)}, tile, unit % panels * PANEL);
+        multiply(g, g->a + g->a_offsets[i], (g->b_is_plain ? own : b) + column * g->depth,
+                 g->y + i * g->rows * g->columns, (range){first, smaller(first + by.block, g->rows)}, by, column, kept);
     }
 }
 

@@ -76,7 +76,7 @@ INLINE void finish_row(const pool *p, const float *sorted, float neutral, int is
 INLINE void pool_planes(const pool *p, worker self, int is_max) {
     const float neutral = is_max ? -__builtin_inff() : 0;
     int64_t sorted_floats = p->stride_width * p->row_floats;
-    float *sorted = p->workspace + self.index * p->workspace_floats, *row = sorted + STRIP * sorted_floats, *shares = row + p->row_floats;
+    float *sorted = p->workspace + self.thread * p->workspace_floats, *row = sorted + STRIP * sorted_floats, *shares = row + p->row_floats;
     int64_t pads_top = p->counts_pads ? p->pad_top : 0, pads_left = p->counts_pads ? p->pad_left : 0;
     int64_t bottom = p->height + (p->counts_pads ? p->pad_bottom : 0);
     int64_t right = p->width + (p->counts_pads ? p->pad_right : 0);

@@ -190,7 +190,7 @@ INLINE int64_t map_parts(const byte_convolution *c, int64_t blocks) {
 
 SHARED_KERNEL(aegis_byte_conv, byte_convolution) {
     const byte_convolution *c = arguments;
-    conv_workspace w = carve(c, c->workspace + self.index * aegis_byte_conv_workspace(c));
+    conv_workspace w = carve(c, c->workspace + self.thread * aegis_byte_conv_workspace(c));
     int32_t sums[BYTE_ROWS * BYTE_BLOCK_COLUMNS] __attribute__((aligned(64)));
     int64_t depth = window_bytes(c), pixels = c->out_height * c->out_width, size = result_size(c->scales.kind);
     int64_t blocks = byte_block_count(pixels), parts = map_parts(c, blocks);
@@ -371,7 +371,7 @@ static void depthwise_row(const byte_convolution *c, const uint8_t *met, int64_t
 
 SHARED_KERNEL(aegis_byte_conv_depthwise, byte_convolution) {
     const byte_convolution *c = arguments;
-    uint8_t *workspace = c->workspace + self.index * aegis_byte_conv_depthwise_workspace(c);
+    uint8_t *workspace = c->workspace + self.thread * aegis_byte_conv_depthwise_workspace(c);
     int64_t size = result_size(c->scales.kind), rows = block_rows(c), blocks = ceil_divide(c->out_height, rows);
     /* Taps are less their zero points already; of the data's the sums of the taps take care. */
     const int32_t *tap_sums = (const int32_t *)(const void *)(c->w + c->kernel_height * c->kernel_width *

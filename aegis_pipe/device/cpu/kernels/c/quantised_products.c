@@ -98,7 +98,7 @@ enum { UNITS_WANTED = 8 };
 
 SHARED_KERNEL(aegis_byte_gemm, byte_gemm) {
     const byte_gemm *g = arguments;
-    working w = carve(g, g->workspace + self.index * aegis_byte_gemm_workspace(g->depth, g->columns, g->b_is_plain));
+    working w = carve(g, g->workspace + self.thread * aegis_byte_gemm_workspace(g->depth, g->columns, g->b_is_plain));
     int32_t sums[BYTE_ROWS * BYTE_BLOCK_COLUMNS] __attribute__((aligned(64)));
     int64_t y_row = g->columns * result_size(g->scales.kind), padded = padded_byte_depth(g->depth);
     int64_t blocks = byte_block_count(g->rows), pairs = ceil_divide(g->columns, BYTE_BLOCK_COLUMNS);

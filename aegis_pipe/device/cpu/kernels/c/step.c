@@ -21,7 +21,7 @@ EXPORT void aegis_run(const step *steps, int64_t count, int64_t *stamps) {
     int64_t now = stamps ? now_ns() : 0, i = 0;
     for (; i < count && !(t && steps[i].shares); i++) {
         if (stamps) stamps[2 * i] = now;
-        if (steps[i].function) steps[i].function(steps[i].arguments, (worker){0, 1});
+        if (steps[i].function) steps[i].function(steps[i].arguments, (worker){0, 1, 0});
         if (stamps) stamps[2 * i + 1] = now = now_ns();
     }
     if (i == count) return;

@@ -4,20 +4,21 @@
 
 #include "vector.h"
 
-/* Which of the threads that run a step together; alone it is {0, 1}. */
-typedef struct { int64_t index, count; } worker;
+/* Which part of a step's work to do, and which of a team's threads does it, in a workspace of its own;
+ * alone it is {0, 1, 0}. */
+typedef struct { int64_t index, count, thread; } worker;
 
 typedef void (*kernel_function)(const void *arguments, worker self);
 
 typedef struct {
     kernel_function function;
     const void *arguments;
-    int64_t shares; /* whether all threads of a team run it; else the first one does, alone */
+    int64_t shares; /* into how many parts a thread a team cuts it; 0: its owner does all of it */
 } step;
 
 typedef struct { int64_t first, last; } range;
 
-/* A worker's part of `count` units: what it is depends on the team's size, never on the clock. */
+/* A worker's part of `count` units: what it is depends on the number of parts, never on the clock. */
 INLINE range part_of(worker self, int64_t count) {
     return (range){count * self.index / self.count, count * (self.index + 1) / self.count};
 }

@@ -141,7 +141,7 @@ INLINE void convolve(const winograd *original, worker self, int m) {
     int64_t tiles = c->batch * ceil_divide(c->out_height, m) * ceil_divide(c->out_width, m);
     int64_t points = (m + 2) * (m + 2), panels = ceil_divide(c->maps, PANEL);
     int64_t v_plane = c->block * c->depth + SKEW, m_plane = c->block * PANEL + SKEW;
-    float *zeros = c->workspace + self.index * c->workspace_floats;
+    float *zeros = c->workspace + self.thread * c->workspace_floats;
     float *v = zeros + ceil_divide(c->depth, WIDE) * WIDE, *sums = v + points * v_plane;
     for (int64_t i = 0; i < c->depth; i++) zeros[i] = 0;
     range groups = part_of(self, ceil_divide(tiles, ROWS));

@@ -21,7 +21,7 @@ CASES = {**QUANTISED, **RECURRENT}
 class _Worker(ctypes.Structure):
     """`worker` of `c/step.h`."""
 
-    _fields_ = (("index", ctypes.c_int64), ("count", ctypes.c_int64))
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("index", "count", "thread"))
 
 
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, _Worker)
@@ -34,7 +34,7 @@ def _aligned(size_bytes: int) -> np.ndarray:
 
 
 def _run(case: Case, size: int) -> list[bytes]:
-    """Run the parts of a team of this size, last one first, each in a workspace of its own."""
+    """Run the parts of a team of this size, last one first, each in another thread's workspace."""
     request, positions = lower(operator_node(case.node, case.opset), case.values, case.constants)
     for kernel in KERNELS.candidates(request.operator):
         choice = kernel.choose(request)
@@ -54,7 +54,8 @@ def _run(case: Case, size: int) -> list[bytes]:
     function = _FUNCTION(call.step.function)
     workers = range(size - 1, -1, -1) if call.step.shares else [0]
     for index in workers:
-        function(call.step.arguments, _Worker(index, size if call.step.shares else 1))
+        worker = _Worker(index, size, size - 1 - index) if call.step.shares else _Worker(0, 1, 0)
+        function(call.step.arguments, worker)
     return [output.tobytes() for output in outputs if output is not None]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -119,3 +122,49 @@ def test_bits_do_not_depend_on_the_instruction_set(make, monkeypatch: pytest.Mon
             monkeypatch.setattr(f"{prefix}.{module}.LIBRARY", library)
         seen.add(next(results(make(), 2)))
     assert len(seen) <= 1
+
+
+def long_pause_model() -> onnx.ModelProto:
+    """A shared product, a recurrence that one thread runs for long, shared products again."""
+    products = " ".join(
+        f"p{i + 1} = MatMul (p{i}, square)" if i else "p1 = MatMul (h, square)" for i in range(60)
+    )
+    return model_of(
+        "(float[400,1,256] x) => (float[400,1,256] y) {"
+        " a = MatMul (x, square)"
+        " r, h1 = RNN <hidden_size=256> (a, w, r1)"
+        " one = Constant <value_ints=[1]> ()"
+        f" h = Squeeze (r, one) {products} y = Relu (p60) }}",
+        {"square": _values(256, 256), "w": _values(1, 256, 256), "r1": _values(1, 256, 256)},
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks the kernel about threads")
+def test_a_helper_that_fell_asleep_is_called_to_the_next_shared_step() -> None:
+    """One that is not sleeps through the rest of the launch: the products then are the owner's."""
+    model = long_pause_model()
+    graph, feeds = graph_of(model), feeds_of(model)
+    with (
+        open_device("cpu", clock=SystemClock(), threads=2).context as context,
+        closing(context.create_stream(0)) as stream,
+        StandaloneGraph(graph, context, stream, SystemClock()) as standalone,
+    ):
+        python = {thread.native_id for thread in threading.enumerate()}
+        before = _run_times(python)
+        for _ in range(20):
+            standalone.run(feeds)
+        times = standalone.kernel_times_ns()
+        own = 20 * int((times[-61:, 1] - times[-61:, 0]).sum())
+        after = _run_times(python)
+        helper = sum(time - before.get(thread, 0) for thread, time in after.items())
+    assert helper > 0.1 * own
+
+
+def _run_times(without: set[int | None]) -> dict[int, int]:
+    """Return the nanoseconds that this process's other threads have run."""
+    times = {}
+    for thread in map(int, os.listdir("/proc/self/task")):
+        if thread not in without:
+            text = Path(f"/proc/self/task/{thread}/schedstat").read_text(encoding="ascii")
+            times[thread] = int(text.split()[0])
+    return times
