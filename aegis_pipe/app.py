@@ -46,6 +46,7 @@ from aegis_pipe.execution.deployment import (
 )
 from aegis_pipe.execution.executor import check_inputs
 from aegis_pipe.execution.graph import ExecutionGraph
+from aegis_pipe.execution.lighter import lighter_ways
 from aegis_pipe.execution.model_loader import LoadOptions
 from aegis_pipe.execution.program import BoundModel
 from aegis_pipe.manifest.model import LogSection, Manifest
@@ -671,6 +672,13 @@ def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceCont
         budget_bytes=manifest.device.memory_budget_bytes,
         arena_groups=arena_groups(manifest),
         streams_max=streams_max(manifest),
+        more_savings=lambda plan: lighter_ways(
+            orders := model_orders(manifest),
+            loaded[: len(orders)],
+            plan,
+            context,
+            PhaseRecorder(EventHub(), SystemClock()),
+        ),
     )
 
 

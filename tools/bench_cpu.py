@@ -5,8 +5,9 @@
     python tools/bench_cpu.py --networks FOLDER                also exported networks; makes them
 
 Both sides get the same inputs and return fresh arrays; ONNX Runtime runs with all optimisations.
-They take turns in short blocks, so that whatever else the machine does falls on both. A ratio
-above 1 says that AegisPipe is faster. Whether outputs agree is what `aegis-pipe verify` tells.
+They take turns in short blocks, so that whatever else the machine does falls on both; a turn begins
+when the other side's threads have come to rest. A ratio above 1 says that AegisPipe is faster.
+Whether outputs agree is what `aegis-pipe verify` tells.
 Loading is timed from the file to the first result, a few times each; memory is what activations and
 scratch take: our plan's peak, and what ONNX Runtime's arena holds without weights.
 """
@@ -55,7 +56,7 @@ LIGHT = Path(onnx.backend.test.__file__).parent / "data" / "light"
 BLOCK_S = 0.02
 """A turn lasts at least one run, and no longer than this if runs are shorter."""
 PAUSE_S = 0.005
-"""Between turns: idle threads of ONNX Runtime spin for a while, at the other side's cost."""
+"""Between turns at least, see `rest`."""
 ROUNDS_MIN = 3
 LOADS = 3
 """How often each side loads; the median counts."""
@@ -292,13 +293,26 @@ def take_turns(ours: Run, theirs: Run, seconds: float) -> tuple[list[float], lis
     rounds = 0
     while rounds < ROUNDS_MIN or time.perf_counter() < end:
         for (run, times), count in zip(sides, counts, strict=True):
-            time.sleep(PAUSE_S)
+            rest()
             # The first of a turn finds its data out of the caches; it does not count.
             if count > 1:
                 run()
             times.extend(seconds_of(run) for _ in range(count))
         rounds += 1
     return sides[0][1], sides[1][1]
+
+
+def rest() -> None:
+    """Wait until no thread of this process runs any more.
+
+    ONNX Runtime's idle threads spin for tens of milliseconds: a turn that began meanwhile would
+    have one core less.
+    """
+    used = PAUSE_S
+    while used > PAUSE_S / 4:
+        before = time.process_time()
+        time.sleep(PAUSE_S)
+        used = time.process_time() - before
 
 
 def block_length(run: Run) -> int:

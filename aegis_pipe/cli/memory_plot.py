@@ -7,6 +7,7 @@ offsets upwards, a rectangle for each storage. SVG is written here: no plotting 
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,12 +214,18 @@ def _axes(
         body.append(_line(_LEFT - 4, y, _LEFT, y, _FAINT, 1, ""))
         size = units.format_size(offset)
         body.append(_text(_LEFT - 8, y + 4, size, size=11, fill=_FAINT, anchor="end"))
-    ticks = sorted({start + (steps - 1 - start) * tenth // 10 for tenth in range(11)})
-    for step in ticks:
+    every = _tick_distance(steps - start)
+    for step in range(-(-start // every) * every, steps, every):
         x = at_step(step + 0.5)
         body.append(_text(x, base + 16, str(step), size=11, fill=_FAINT, anchor="middle"))
     body.append(_text(_LEFT + _PLOT_WIDTH / 2, base + 34, "step", 11, fill=_FAINT, anchor="middle"))
     return body
+
+
+def _tick_distance(steps: int) -> int:
+    """Return the smallest of 1, 2, 5, 10, 20, ... that leaves a dozen ticks or fewer."""
+    distances = (int(digit * 10**power) for power in itertools.count() for digit in (1, 2, 5))
+    return next(distance for distance in distances if steps <= 12 * distance)
 
 
 def _rectangle(x: float, y: float, width: float, height: float, fill: str, hover: str) -> str:

@@ -37,8 +37,13 @@ from aegis_pipe.memory import (
     check_lifetimes,
     check_plan,
     content_digest,
+    live_at_peak,
 )
 from aegis_pipe.tensor import TensorId
+from aegis_pipe.units import format_size
+
+_NAMED_MAX = 3
+"""So many tensors are named where an arena is fullest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +160,16 @@ class CompiledModel:
             arena_group=arena_group,
             streams_max=streams_max,
             states=self.state_bytes,
+            fullest=self._fullest(),
         )
+
+    def _fullest(self) -> str:
+        step, alive = live_at_peak(self.analysis.lifetimes)
+        name = f" (`{self.steps[step].node}`)" if step < len(self.steps) else ""
+        largest = sorted(alive, key=lambda each: -each.size_bytes)
+        tensors = [f"`{x.tensor_id}` {format_size(x.size_bytes)}" for x in largest[:_NAMED_MAX]]
+        more = len(largest) - _NAMED_MAX
+        return f"step {step}{name} with {' + '.join(tensors)}" + (f" + {more} more" * (more > 0))
 
     @property
     def reference_steps(self) -> tuple[CompiledStep, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -46,6 +46,7 @@ from aegis_pipe.execution.passes.precision import HALF_DTYPES, convert
 from aegis_pipe.execution.program import BoundModel, build_program
 from aegis_pipe.execution.reference_operators import reference_function
 from aegis_pipe.memory import (
+    BudgetPart,
     DeviceMemoryPool,
     DevicePlan,
     check_device_budget,
@@ -186,12 +187,13 @@ def plan_models(
     budget_bytes: int | None,
     arena_groups: Mapping[str, int] | None = None,
     streams_max: Mapping[str, int] | None = None,
+    more_savings: Callable[[DevicePlan], Sequence[BudgetPart]] | None = None,
 ) -> DevicePlan:
     """Plan the device as one; raises BudgetExceededError with the smallest cause.
 
     `budgets_bytes` has each model's own budget, None where it has none; `arena_groups` says which
     models share memory on a stream: all of them, unless some shall preempt others. `streams_max`
-    confines models to as few streams.
+    confines models to as few streams. `more_savings` says what else would help a plan over budget.
     """
     for model, model_budget_bytes in zip(loaded, budgets_bytes, strict=True):
         if model_budget_bytes is not None:
@@ -217,7 +219,7 @@ def plan_models(
         alignment_bytes=description.alignment_bytes,
     )
     if budget_bytes is not None:
-        check_device_budget(plan, budget_bytes, device=description.name)
+        check_device_budget(plan, budget_bytes, device=description.name, more_savings=more_savings)
     return plan
 
 

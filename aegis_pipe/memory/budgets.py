@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Self
@@ -44,6 +44,8 @@ class ModelMemory:
     """Streams it may run on at most, the last ones; None: all."""
     states: Mapping[str, int] = field(default_factory=dict)
     """Bytes of each tensor that stays from request to request."""
+    fullest: str = ""
+    """When its arena is fullest, and with what, for messages."""
 
 
 def nested_streams(streams_max: int | None, stream_count: int) -> range:
@@ -190,6 +192,17 @@ class DevicePlan:
     @property
     def parts(self) -> tuple[BudgetPart, ...]:
         """The total, part by part: new weights per model, arena per stream, staging, gaps."""
+        return self._parts({})
+
+    @property
+    def explained_parts(self) -> tuple[BudgetPart, ...]:
+        """The same, with the step and the tensors that make each arena as large as it is."""
+        fullest = {each.model: each.fullest for each in self.models if each.fullest}
+        return self._parts(
+            {model: f", fullest at {explanation}" for model, explanation in fullest.items()}
+        )
+
+    def _parts(self, explanations: Mapping[str, str]) -> tuple[BudgetPart, ...]:
         seen: set[str] = set()
         parts = []
         for each in self.models:
@@ -198,7 +211,7 @@ class DevicePlan:
             parts.append(BudgetPart(f"weights of `{each.model}`", new))
         parts.append(BudgetPart("gaps for alignment", self.weights_bytes - _total(parts)))
         for stream, arena in enumerate(self.arenas):
-            setters = " + ".join(f"`{model}`" for model in arena.models)
+            setters = " + ".join(f"`{x}`{explanations.get(x, '')}" for x in arena.models)
             name = f"arena of stream {stream} (set by {setters})"
             parts.append(BudgetPart(name, arena.size_bytes))
         for each in self.models:
@@ -291,26 +304,34 @@ def live_at_peak(lifetimes: Sequence[TensorLifetime]) -> tuple[int, list[TensorL
     return peak_step, [each for each in lifetimes if each.first <= peak_step < each.end]
 
 
-def check_device_budget(plan: DevicePlan, budget_bytes: int, *, device: str = "") -> None:
+def check_device_budget(
+    plan: DevicePlan,
+    budget_bytes: int,
+    *,
+    device: str = "",
+    more_savings: Callable[[DevicePlan], Sequence[BudgetPart]] | None = None,
+) -> None:
     """Raise BudgetExceededError if a device's plan does not fit its budget.
 
-    The hint offers a larger budget, and what else would help, with the bytes each saves.
+    The hint offers a larger budget, and what else would help, with the bytes each saves;
+    `more_savings` knows further ways, which only who made the models can plan.
     """
     if plan.total_bytes <= budget_bytes:
         return
     ways = [_raise_hint(plan.total_bytes)]
-    for way in savings(plan, budget_bytes):
+    found = [*savings(plan, budget_bytes), *(more_savings(plan) if more_savings else ())]
+    for way in sorted(found, key=lambda way: -way.size_bytes)[:_SAVINGS_MAX]:
         enough = "" if plan.total_bytes - way.size_bytes <= budget_bytes else " (not enough alone)"
         ways.append(f"{way.name}, which saves {format_size(way.size_bytes)}{enough}")
     check_budget(
         budget_bytes,
-        plan.parts,
+        plan.explained_parts,
         context=f"device `{device}`" if device else "device",
         hint=", or ".join(ways),
     )
 
 
-_SAVINGS_MAX = 4
+_SAVINGS_MAX = 5
 
 
 def savings(plan: DevicePlan, budget_bytes: int) -> list[BudgetPart]:

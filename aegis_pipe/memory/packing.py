@@ -101,6 +101,18 @@ class PackingProblem:
         arriving = np.bincount(self.firsts, minlength=len(live))
         return int((arriving * (live - arriving) + arriving * (arriving - 1) // 2).sum())
 
+    def sections(self) -> list[list[int]]:
+        """Return the buffers in groups that do not meet in time, by time."""
+        sections: list[list[int]] = []
+        end = 0
+        spans = zip(self.firsts.tolist(), self.ends.tolist(), strict=True)
+        for buffer, (first, last) in enumerate(spans):
+            if not sections or first >= end:
+                sections.append([])
+            sections[-1].append(buffer)
+            end = max(end, last)
+        return sections
+
     @cached_property
     def lower_bound_bytes(self) -> int:
         """Return the largest sum of live sizes, each padded as the alignments force it to be.

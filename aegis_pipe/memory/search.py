@@ -84,6 +84,22 @@ class Search:
         """Count work done outside `try_order`, in neighbours looked at."""
         self._work_limit -= work
 
+    def top_of(self, buffers: Sequence[int]) -> int:
+        """Return the largest end of some buffers in the present plan."""
+        return max(self.offsets[buffer] + self._sizes[buffer] for buffer in buffers)
+
+    def part(self, buffers: Sequence[int], target_bytes: int, shares: int) -> Search:
+        """Return a search for some buffers alone, from where they are, with a share of the work."""
+        part = Search(
+            PackingProblem(tuple(self.problem.lifetimes[buffer] for buffer in buffers)),
+            target_bytes=target_bytes,
+            work=self.work_left // shares,
+            is_late=self._is_late,
+        )
+        part.offsets = [self.offsets[buffer] for buffer in buffers]
+        part.peak_bytes, part.algorithm = self.top_of(buffers), self.algorithm
+        return part
+
     def tops_above(self, bytes_: int) -> list[int]:
         """Return the buffers that end above an offset in the present plan."""
         spans = zip(self.offsets, self._sizes, strict=True)
@@ -137,17 +153,39 @@ def hill_climb(search: Search) -> None:
 
 
 def exact(search: Search) -> None:
+    """Search exactly, section by section: sections do not meet in time, so each is on its own."""
+    if not search.problem.is_plain:
+        return
+    wanted_bytes = max(search.target_bytes, search.lower_bound_bytes)
+    share = 1 if search.target_bytes > search.lower_bound_bytes else 2
+    sections = [
+        section
+        for section in search.problem.sections()
+        if len(section) <= BUFFERS_MAX and search.top_of(section) > wanted_bytes
+    ]
+    for number, section in enumerate(sections):
+        part = search.part(section, wanted_bytes, len(sections) - number)
+        before = part.work_left
+        _exact_section(part, share)
+        search.spend(before - part.work_left)
+        search.lower_bound_bytes = max(search.lower_bound_bytes, part.lower_bound_bytes)
+        offsets = list(search.offsets)
+        for buffer, offset in zip(section, part.offsets, strict=True):
+            offsets[buffer] = offset
+        search.offer(offsets, part.algorithm)
+        if search.finished:
+            return
+
+
+def _exact_section(search: Search, share: int) -> None:
     """Look for a plan of the wanted size; then for ever smaller and possible sizes.
 
     Without a capacity, half of the work goes into the lower bound, because that is where good plans
     nearly always end; then the sizes between the bound and the best plan are bisected from below:
     each gets half of what is left. A size that is proven impossible raises the bound.
     """
-    if len(search.problem) > BUFFERS_MAX or not search.problem.is_plain:
-        return
     restarts = Restarts(search.problem)
     low = max(search.target_bytes, search.lower_bound_bytes)
-    share = 1 if search.target_bytes > search.lower_bound_bytes else 2
     size = low
     while not search.finished:
         end = search.work_left - search.work_left // share

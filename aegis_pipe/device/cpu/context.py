@@ -42,9 +42,6 @@ from aegis_pipe.tensor import TensorSpec
 _Resource = CpuRegion | CpuStream | CpuEvent | CpuGraph
 _AnyResource = TypeVar("_AnyResource", CpuRegion, CpuStream, CpuEvent, CpuGraph)
 
-_SHARED_COST_MIN = 20_000
-"""Below this a kernel is over before a team of threads has met."""
-
 
 class CpuContext:
     """An open CPU device.
@@ -168,8 +165,8 @@ class CpuContext:
             )
         scratch = _workspace(workspace, choice)
         run = self._kernel_of(request, choice).bind(request, choice, reads, writes, scratch)
-        if isinstance(run, NativeCall) and choice.cost < _SHARED_COST_MIN:
-            run.run_alone()
+        if isinstance(run, NativeCall):
+            run.weigh(choice.cost)
         return CpuKernelCall(choice.kernel, request.node, run)
 
     def watch(

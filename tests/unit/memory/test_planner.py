@@ -349,3 +349,24 @@ def test_a_plan_says_what_it_is():
     assert str(planner().plan([TensorLifetime("x", 2048, 0, 1)])) == (
         "1 tensors in 2 KiB (optimal, greedy by size)"
     )
+
+
+def test_sections_are_searched_one_by_one_whatever_they_are_together():
+    # A hard section, many times over, each beside the next: too many buffers for one search.
+    generator = random.Random(11)
+    hard = [
+        (generator.randrange(1, 40), first := generator.randrange(12), first + 1 + number % 5)
+        for number in range(60)
+    ]
+    tensors = [
+        TensorLifetime((copy, number), size, 20 * copy + first, 20 * copy + end)
+        for copy in range(30)
+        for number, (size, first, end) in enumerate(hard)
+    ]
+    problem = PackingProblem.build(tensors)
+    assert [len(section) for section in problem.sections()] == [60] * 30
+    alone = planner().plan(tensors[:60])
+    together = planner().plan(tensors)
+    assert check_lifetimes(tensors, together) == []
+    assert alone.optimal
+    assert together.peak_bytes == alone.peak_bytes

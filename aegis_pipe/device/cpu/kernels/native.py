@@ -24,6 +24,10 @@ FLOAT = ctypes.c_float
 """What the fields of the functions' arguments are."""
 
 
+_SHARED_COST_MIN = 100_000
+"""Below this a kernel is over before a team of threads has met."""
+_TOGETHER_COST_MIN = 2_000_000
+"""Below this a stretch of kernels is over before a sleeping thread has woken up."""
 HIGHEST_BYTE_UNIT = 2
 """Of the units of `c/byte_products.c`, the last one."""
 
@@ -143,7 +147,7 @@ LIBRARY, STATUS = load()
 class NativeCall:
     """A bound kernel of the library; calling it runs it once."""
 
-    __slots__ = ("_address", "_kept", "_run", "step")
+    __slots__ = ("_address", "_kept", "_run", "shared_cost", "step")
 
     def __init__(
         self,
@@ -155,6 +159,8 @@ class NativeCall:
         self.step = library.step(function, arguments)
         self._address = ctypes.addressof(self.step)
         self._run = library.run
+        self.shared_cost = 0.0
+        """Of the work that a team would share."""
         # The step holds addresses only: the arguments and what they point to live here.
         self._kept: tuple[object, ...] = (arguments, *kept)
 
@@ -162,9 +168,11 @@ class NativeCall:
         """Keep what the arguments point to alive as long as the call."""
         self._kept = (*self._kept, something)
 
-    def run_alone(self) -> None:
-        """Have one thread do all of it: so little work that a team would lose by sharing."""
-        self.step.shares = 0
+    def weigh(self, cost: float) -> None:
+        """Say how much work it is, so that a team does not share what is over before it has met."""
+        if cost < _SHARED_COST_MIN:
+            self.step.shares = 0
+        self.shared_cost = cost if self.step.shares else 0.0
 
     def __call__(self) -> None:
         """Run the kernel."""
@@ -174,7 +182,8 @@ class NativeCall:
 class NativeBatch:
     """Bound kernels run one after the other by a single call out of Python.
 
-    None stands for a call that has nothing to do; it has a row of stamps like any other.
+    None stands for a call that has nothing to do; it has a row of stamps like any other. If all
+    that a team could share would be done before its threads were awake, they are left asleep.
     """
 
     __slots__ = ("_address", "_kept", "_run", "_steps")
@@ -182,6 +191,9 @@ class NativeBatch:
     def __init__(self, library: NativeLibrary, calls: Sequence[NativeCall | None]) -> None:
         self._kept = tuple(calls)
         self._steps = (Step * len(calls))(*(call.step if call else Step() for call in calls))
+        if sum(call.shared_cost for call in calls if call) < _TOGETHER_COST_MIN:
+            for step in self._steps:
+                step.shares = 0
         self._address = ctypes.addressof(self._steps)
         self._run = library.run
 

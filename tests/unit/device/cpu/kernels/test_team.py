@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Iterator
@@ -168,3 +169,25 @@ def _run_times(without: set[int | None]) -> dict[int, int]:
             text = Path(f"/proc/self/task/{thread}/schedstat").read_text(encoding="ascii")
             times[thread] = int(text.split()[0])
     return times
+
+
+@pytest.mark.parametrize(("cost", "shares"), [(900_000, 0), (1_100_000, 1)])
+def test_a_team_sleeps_through_a_stretch_that_is_over_before_it_is_awake(
+    cost: float, shares: int
+) -> None:
+    assert native.LIBRARY is not None
+    calls = [_product() for _ in range(2)]
+    for call in calls:
+        call.weigh(cost)
+    batch = native.NativeBatch(native.LIBRARY, [*calls, None])
+    assert [step.shares for step in batch._steps] == [shares, shares, 0]
+
+
+def _product() -> native.NativeCall:
+    """A call whose work can be shared; it is not run."""
+    assert native.LIBRARY is not None
+    size = native.LIBRARY._constant("aegis_softmax_arguments_bytes")
+    arguments = type(
+        "_Arguments", (ctypes.Structure,), {"_fields_": (("all", ctypes.c_byte * size),)}
+    )
+    return native.NativeCall(native.LIBRARY, "aegis_softmax", arguments())
