@@ -113,7 +113,9 @@ def _run(
             if admit(request, now_ns) is None:
                 enqueue(request, now_ns)
             else:
-                _tell(request, workload, now_ns, on_finished)
+                if on_finished is not None:
+                    on_finished(request)
+                workload.finished(request, now_ns)
             arrival_ns = next_arrival_ns()
         decisions = decide(now_ns)
         for decision in decisions:
@@ -132,16 +134,10 @@ def _run(
         finished = take_finished()
         if finished:
             for request in finished:
-                _tell(request, workload, now_ns, on_finished)
+                if on_finished is not None:
+                    on_finished(request)
+                workload.finished(request, now_ns)
             arrival_ns = next_arrival_ns()
-
-
-def _tell(
-    request: ExecutionRequest, workload: Workload, now_ns: int, on_finished: OnFinished | None
-) -> None:
-    if on_finished is not None:
-        on_finished(request)
-    workload.finished(request, now_ns)
 
 
 # --- requests -----------------------------------------------------------------------------------
@@ -185,8 +181,9 @@ class Load:
 class _Item:
     source: _Source
     origin_ns: int
-    done: set[str] = field(default_factory=set)
     left: int = 0
+    done: tuple[str, ...] = ()
+    """Stages that are completed, where others wait for them."""
 
 
 class _Source:
@@ -257,9 +254,9 @@ class Loads:
         item, stage = request.payload
         item.left -= 1
         if item.source.has_more and request.state is _COMPLETED:
-            item.done.add(stage.name)
+            item.done = (*item.done, stage.name)
             for other in item.source.load.stages:
-                if stage.name in other.after and item.done.issuperset(other.after):
+                if stage.name in other.after and all(name in item.done for name in other.after):
                     self._submit(item, other, now_ns)
         if not item.left:
             self._leave(item.source, now_ns)
@@ -379,7 +376,7 @@ class MeasuredTimes:
     """
 
     def __init__(self, models: Mapping[str, ModelTimes], seed: int) -> None:
-        self._dice = random.Random(seed)
+        self._draw = random.Random(seed).random
         self._models = models
         self._ranks: dict[int, float] = {}
         self._shares = {
@@ -391,9 +388,11 @@ class MeasuredTimes:
         """Return how long a segment holds its stream."""
         model = self._models[request.model]
         if request.segment_count == 1:
-            rank = self._dice.random()
+            rank = self._draw()
+            if not beside and request.batch_size == 1:
+                return model.totals_ns[int(rank * len(model.totals_ns))] or 1
         elif segment == 0:
-            rank = self._ranks[request.request_id] = self._dice.random()
+            rank = self._ranks[request.request_id] = self._draw()
         elif segment < request.segment_count - 1:
             rank = self._ranks[request.request_id]
         else:
@@ -434,23 +433,24 @@ class Tally:
 
     def __init__(self, models: Sequence[str]) -> None:
         self._latencies = {model: array("q") for model in models}
-        self._submitted = dict.fromkeys(models, 0)
+        self._dropped = dict.fromkeys(models, 0)
         self._misses = dict.fromkeys(models, 0)
 
     def __call__(self, request: ExecutionRequest) -> None:
         """Take note of a request that is over."""
-        model = request.asked_model
-        self._submitted[model] += 1
-        if request.deadline_ns is not None and request.deadline_missed:
-            self._misses[model] += 1
+        model = request.degraded_from or request.model
         if request.state is _COMPLETED:
             self._latencies[model].append(request.finished_ns - request.arrival_ns)
+        else:
+            self._dropped[model] += 1
+        if request.deadline_ns is not None and request.deadline_missed:
+            self._misses[model] += 1
 
     def add(self, other: Tally) -> None:
         """Take over what another one has counted, of the same models."""
         for model, latencies in other._latencies.items():
             self._latencies[model].extend(latencies)
-            self._submitted[model] += other._submitted[model]
+            self._dropped[model] += other._dropped[model]
             self._misses[model] += other._misses[model]
 
     def predictions(self) -> tuple[Prediction, ...]:
@@ -459,13 +459,13 @@ class Tally:
 
     def _prediction(self, model: str) -> Prediction:
         ordered = sorted(self._latencies[model])
-        completed, submitted = len(ordered), self._submitted[model]
+        completed = len(ordered)
         return Prediction(
             model,
-            submitted,
+            completed + self._dropped[model],
             completed,
             self._misses[model],
-            submitted - completed,
+            self._dropped[model],
             _at(ordered, 0.5),
             _at(ordered, 0.99),
             ordered[-1] if ordered else 0,
