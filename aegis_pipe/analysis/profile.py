@@ -65,7 +65,10 @@ class ModelProfile:
     """Of all segments together."""
     segment_medians_ns: tuple[int, ...]
     totals_ns: tuple[int, ...]
-    """The distribution of the total: values at evenly spaced ranks, ascending."""
+    """The distribution of the total, request upon request: values at evenly spaced ranks,
+    ascending."""
+    rested_ns: tuple[int, ...]
+    """The same after a pause, when caches and threads are cold; bounds cover both."""
     wakes_ns: tuple[int, ...]
     """The same of the time from submission until the scheduler acts on it, when idle."""
     wake: QuantileBound
@@ -169,6 +172,7 @@ def median(durations_ns: Sequence[int]) -> int:
 def model_profile(
     model: str,
     rows_ns: Sequence[Sequence[int]],
+    rested_rows_ns: Sequence[Sequence[int]],
     wakes_ns: Sequence[int],
     boundaries: Sequence[int],
     kernels_ns: Sequence[int],
@@ -176,16 +180,17 @@ def model_profile(
     confidence: float,
 ) -> ModelProfile:
     """Summarise measured requests; a row has one request's time per segment."""
-    columns = list(zip(*rows_ns, strict=True))
-    totals = [sum(row) for row in rows_ns]
+    all_rows = [*rows_ns, *rested_rows_ns]
+    columns = list(zip(*all_rows, strict=True))
     return ModelProfile(
         model,
         tuple(boundaries),
         tuple(kernels_ns),
         tuple(bound(column, quantile, confidence) for column in columns),
-        bound(totals, quantile, confidence),
-        tuple(median(column) for column in columns),
-        grid(totals),
+        bound([sum(row) for row in all_rows], quantile, confidence),
+        tuple(median(column) for column in zip(*rows_ns, strict=True)),
+        grid([sum(row) for row in rows_ns]),
+        grid([sum(row) for row in rested_rows_ns]),
         grid(wakes_ns),
         bound(wakes_ns, quantile, confidence),
     )
@@ -251,7 +256,9 @@ def _profile(values: dict[str, Any]) -> Profile:
 
 
 def _model(values: dict[str, Any]) -> ModelProfile:
-    lists = ("boundaries", "kernels_ns", "segment_medians_ns", "totals_ns", "wakes_ns")
+    lists = (
+        "boundaries", "kernels_ns", "segment_medians_ns", "totals_ns", "rested_ns", "wakes_ns",
+    )  # fmt: skip
     return ModelProfile(
         **{
             **values,

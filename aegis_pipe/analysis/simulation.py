@@ -347,6 +347,9 @@ def always(start_ns: int = 0) -> Callable[[], Iterator[int]]:
 
 # --- durations ----------------------------------------------------------------------------------
 
+REST_NS = 1_000_000
+"""A stream that has done nothing for so long has rested."""
+
 
 def fixed_times(segments_ns: Mapping[str, Sequence[int]]) -> Times:
     """Let every request of a model take the same time, given per segment."""
@@ -363,6 +366,8 @@ class ModelTimes:
 
     segment_medians_ns: tuple[int, ...]
     totals_ns: tuple[int, ...]
+    rested_ns: tuple[int, ...] = ()
+    """`totals_ns` of requests that start on a stream which has rested for a while."""
     beside: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """`totals_ns` while other streams run another model."""
 
@@ -370,15 +375,17 @@ class ModelTimes:
 class MeasuredTimes:
     """Draws a request's total from what was measured, and shares it out among its segments.
 
-    A request keeps its luck: the rank in the distribution is drawn once. What other streams run
-    when a segment starts decides from which distribution that segment comes; of several, the
-    slowest.
+    A request keeps its luck: the rank in the distribution is drawn once, and whether its stream
+    had rested for `REST_NS` decides from which one. What other streams run when a segment starts
+    can make that segment slower: it then comes from the distribution beside them.
     """
 
     def __init__(self, models: Mapping[str, ModelTimes], seed: int) -> None:
         self._draw = random.Random(seed).random
         self._models = models
-        self._ranks: dict[int, float] = {}
+        self._luck: dict[int, tuple[float, Sequence[int]]] = {}
+        # Per stream when it will have done what it was given.
+        self._busy_until_ns: dict[int | None, int] = {}
         self._shares = {
             name: [each / sum(model.segment_medians_ns) for each in model.segment_medians_ns]
             for name, model in models.items()
@@ -387,17 +394,17 @@ class MeasuredTimes:
     def __call__(self, request: ExecutionRequest, segment: int, beside: Sequence[str]) -> int:
         """Return how long a segment holds its stream."""
         model = self._models[request.model]
-        if request.segment_count == 1:
-            rank = self._draw()
-            if not beside and request.batch_size == 1:
-                return model.totals_ns[int(rank * len(model.totals_ns))] or 1
-        elif segment == 0:
-            rank = self._ranks[request.request_id] = self._draw()
+        stream, launched_ns = request.stream, request.launched_ns
+        busy_until_ns = self._busy_until_ns.get(stream, 0)
+        if segment == 0:
+            rested = model.rested_ns and launched_ns - busy_until_ns >= REST_NS
+            rank, totals = self._draw(), model.rested_ns if rested else model.totals_ns
+            if request.segment_count > 1:
+                self._luck[request.request_id] = (rank, totals)
         elif segment < request.segment_count - 1:
-            rank = self._ranks[request.request_id]
+            rank, totals = self._luck[request.request_id]
         else:
-            rank = self._ranks.pop(request.request_id)
-        totals = model.totals_ns
+            rank, totals = self._luck.pop(request.request_id)
         total_ns = totals[int(rank * len(totals))]
         for other in beside:
             row = model.beside.get(other)
@@ -405,7 +412,9 @@ class MeasuredTimes:
                 total_ns = max(total_ns, row[int(rank * len(row))])
         # A batch is taken to need what its requests would one after the other: no less.
         share = self._shares[request.model][segment]
-        return int(total_ns * request.batch_size * share + 0.5) or 1
+        duration_ns = int(total_ns * request.batch_size * share + 0.5) or 1
+        self._busy_until_ns[stream] = max(launched_ns, busy_until_ns) + duration_ns
+        return duration_ns
 
 
 # --- figures ------------------------------------------------------------------------------------
