@@ -33,7 +33,7 @@ from aegis_pipe.analysis_builder import (
 from aegis_pipe.clock import Clock, SystemClock
 from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, DeviceStream
 from aegis_pipe.device.registry import OpenedDevice, open_device
-from aegis_pipe.errors import AegisError, InvalidInputError
+from aegis_pipe.errors import AegisError, InvalidInputError, TransientError
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
 from aegis_pipe.execution.collector import heap_frozen
 from aegis_pipe.execution.compiler import CompiledModel
@@ -508,6 +508,23 @@ class Runtime:
         """Submit and wait for the outputs."""
         return self.submit(model, inputs).result()
 
+    def reset_state(self, model: str) -> None:
+        """Set what a model keeps from request to request to zero, as at the start.
+
+        Raises TransientError while requests of it wait or run, InvalidInputError for a model that
+        is not there. Nobody may hand in requests of it meanwhile.
+        """
+        if model not in self._bound:
+            raise _unknown_model(model, self.models)
+        pending = self._requests.pending(model)
+        if pending:
+            raise TransientError(
+                f"{pending} requests wait or run",
+                context=f"model `{model}`",
+                hint="reset it when their futures are done",
+            )
+        self._deployment.reset_state(model)
+
     def statistics(self) -> RuntimeStatistics:
         """Return the figures so far."""
         return RuntimeStatistics(
@@ -618,6 +635,7 @@ def model_orders(manifest: Manifest) -> list[ModelOrder]:
             ),
             precision=section.precision,
             watched=manifest.device.memory_debug == "canary",
+            states=section.state,
         )
         for section in manifest.models
     ]

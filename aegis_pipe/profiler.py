@@ -157,7 +157,12 @@ class _Bench:
         self._options = options
         self._say = say
         self._inputs = {
-            name: generate_inputs(graph, seed=0) for name, graph in runtime.graphs.items()
+            name: {
+                tensor: array
+                for tensor, array in generate_inputs(graph, seed=0).items()
+                if tensor in runtime.models[name].inputs
+            }
+            for name, graph in runtime.graphs.items()
         }
 
     def alone(self, model: str) -> ModelProfile:

@@ -167,7 +167,7 @@ def streams_max(manifest: Manifest) -> dict[str, int]:
         return {}
     count = manifest.streams.count
     needs = {
-        model.name: count if model.streams else min(model.concurrency or count, count)
+        model.name: count if model.streams else min(model.requests_at_once or count, count)
         for model in manifest.models
     }
     for _ in manifest.models:  # stand-ins of stand-ins
@@ -217,7 +217,9 @@ def make_scheduler(
         },
         needed_ns=needed_ns,
         concurrency={
-            model.name: model.concurrency for model in models if model.concurrency is not None
+            model.name: model.requests_at_once
+            for model in models
+            if model.requests_at_once is not None
         },
         batching={
             model.name: Batching(

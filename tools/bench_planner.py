@@ -9,12 +9,20 @@ half-open. With a capacity the planner stops at the first plan that fits, as it 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import os
+import platform
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
+import aegis_pipe
 from aegis_pipe.memory import MemoryPlanner, TensorLifetime, check_lifetimes
+from aegis_pipe.memory.native import LIBRARY
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,27 @@ def main() -> None:
             f"{'yes' if result.proven else 'no':6} {result.seconds:8.4f}  {result.algorithm}"
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=2))
+        record = {**circumstances(), "instances": [asdict(result) for result in results]}
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def circumstances() -> dict[str, object]:
+    """Return when, how and on what this is measured."""
+    processor = platform.processor() or platform.machine()
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        processor = names[0].partition(":")[2].strip() if names else processor
+    return {
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", "tools/bench_planner.py", *sys.argv[1:]]),
+        "machine": {"processor": processor, "cores": os.cpu_count()},
+        "versions": {
+            "aegis_pipe": aegis_pipe.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "search": "interpreted" if LIBRARY is None else "compiled",
+        },
+    }
 
 
 def run(path: Path, time_limit_s: float, repeat: int) -> Result:

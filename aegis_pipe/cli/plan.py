@@ -20,7 +20,7 @@ from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.manifest.model import ModelSection
 from aegis_pipe.manifest_check import check_manifest
-from aegis_pipe.memory import live_at_peak
+from aegis_pipe.memory import check_device_plan, live_at_peak
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,12 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the memory plan: plan.svg or plan.html"
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="hold the finished plan against the independent checker; exit status 1 if it fails",
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
     """Plan and print; a plan over budget raises BudgetExceededError (exit status 1)."""
     planned = plan_deployment(check_manifest(options.manifest))
+    violations = check(planned) if options.check else None
     costs = measure_segments(planned.manifest) if options.measure else None
     if options.plot:
         plot(planned, options.plot)
@@ -47,12 +53,48 @@ def run(options: argparse.Namespace) -> int:
         described = as_json(planned, steps=options.kernels, passes=options.passes)
         if costs is not None:
             described["segments"] = costs
+        if violations is not None:
+            described["violations"] = violations
         print(json.dumps(described, indent=2))
     else:
         print(as_text(planned, steps=options.kernels, passes=options.passes))
         if costs is not None:
             print("\nsegments, measured alone\n" + costs_table(costs))
-    return 0
+        if violations is not None:
+            print("\n" + _check_text(planned, violations))
+    return 1 if violations else 0
+
+
+def check(planned: PlannedDeployment) -> list[str]:
+    """Return what the independent checker finds wrong, with the model it is about."""
+    models = (*planned.models, *planned.variants)
+    alignment_bytes = planned.device.alignment_bytes
+    found = [
+        f"{model.name}: {violation}"
+        for model in models
+        for violation in model.violations(alignment_bytes)
+    ]
+    memories = {each.model: each for each in planned.memory.models}
+    compiled = {model.name: model.plan.peak_bytes for model in models}
+    if {name: each.arena_bytes for name, each in memories.items()} != compiled:
+        found.append("device: the models' arenas are not those of their plans")
+    budget_bytes = planned.manifest.device.memory_budget_bytes
+    found += [
+        f"device: {message}"
+        for message in check_device_plan(planned.memory, memories, budget_bytes)
+    ]
+    return found
+
+
+def _check_text(planned: PlannedDeployment, violations: list[str]) -> str:
+    if violations:
+        return "\n".join([f"check: {len(violations)} violations", *violations])
+    models = (*planned.models, *planned.variants)
+    tensors = sum(len(model.analysis.storage_of) for model in models)
+    return (
+        f"check: sound; {counted(len(models), 'model')}, {counted(tensors, 'tensor')}, "
+        f"{counted(sum(len(model.steps) for model in models), 'step')}"
+    )
 
 
 def plot(planned: PlannedDeployment, path: Path) -> None:

@@ -7,13 +7,14 @@ Compiling (`compile_model`) touches no device memory: `aegis-pipe plan` stops th
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 
 import numpy as np
 
 from aegis_pipe.device.protocols import DeviceContext, KernelCall, Region
+from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.events import PhaseRecorder
 from aegis_pipe.execution.aliasing import joins_of, parts_of
 from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph
@@ -21,6 +22,7 @@ from aegis_pipe.execution.lowering import ReferenceFactory, lower_node
 from aegis_pipe.execution.operators.table import OperatorTable
 from aegis_pipe.execution.passes import PassReport
 from aegis_pipe.execution.program import BoundTensor
+from aegis_pipe.execution.recurrence import States, keeping, states_of, without
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 from aegis_pipe.memory import (
     AllocationPlan,
@@ -29,8 +31,11 @@ from aegis_pipe.memory import (
     MemoryPlanner,
     MemoryStep,
     ModelMemory,
+    PlanViolation,
     WorkspaceId,
     assert_plan_is_sound,
+    check_lifetimes,
+    check_plan,
     content_digest,
 )
 from aegis_pipe.tensor import TensorId
@@ -100,6 +105,40 @@ class CompiledModel:
     """What was done to the graph before, in order."""
     guard_bytes: int = 0
     """Bytes left free before and after everything planned, for `memory_debug`."""
+    states: States = field(default_factory=dict)
+    """Inputs that stay from request to request, and the output that each becomes."""
+
+    @property
+    def inputs(self) -> tuple[TensorId, ...]:
+        """What a request gives."""
+        return without(self.graph.inputs, self.states)
+
+    @property
+    def outputs(self) -> tuple[TensorId, ...]:
+        """What a request returns, and the lengths of those that are as long as the data says."""
+        return without(self.graph.outputs, self.states.values())
+
+    @property
+    def state_bytes(self) -> dict[str, int]:
+        """Bytes of each state."""
+        return {str(name): self.graph.spec(name).size_bytes for name in self.states}
+
+    def violations(self, alignment_bytes: int) -> list[PlanViolation]:
+        """Return what the independent checker finds wrong with the plan of the arena."""
+        analysis, plan = self.analysis, self.plan
+        return [
+            *check_lifetimes(analysis.lifetimes, plan),
+            *check_plan(
+                analysis.steps,
+                sizes_of(self.graph, self.states),
+                inputs=self.inputs,
+                outputs=[tensor for tensor in self.outputs if tensor in analysis.storage_of],
+                storage_of=analysis.storage_of,
+                offset_of=analysis.offset_of,
+                plan=plan,
+                alignment_bytes=alignment_bytes,
+            ),
+        ]
 
     @property
     def weight_bytes(self) -> int:
@@ -109,7 +148,14 @@ class CompiledModel:
     def memory(self, arena_group: int = 0, streams_max: int | None = None) -> ModelMemory:
         """Return what it needs on the device, sharing arenas with the other models of a group."""
         sizes = {key: weight.size_bytes for key, weight in self.weights.items()}
-        return ModelMemory(self.name, sizes, self.plan.peak_bytes, 0, arena_group, streams_max)
+        return ModelMemory(
+            self.name,
+            sizes,
+            self.plan.peak_bytes,
+            arena_group=arena_group,
+            streams_max=streams_max,
+            states=self.state_bytes,
+        )
 
     @property
     def reference_steps(self) -> tuple[CompiledStep, ...]:
@@ -126,20 +172,24 @@ def compile_model(
     *,
     tf32: bool = False,
     guard_bytes: int = 0,
+    states: Mapping[str, str] | None = None,
 ) -> CompiledModel:
     """Choose a kernel for every operator and plan the memory of one run.
 
     With `tf32`, float32 products may round their operands to ten bits of mantissa. `guard_bytes`
     (a multiple of the device's alignment) are left free before and after everything planned.
+    `states` names inputs that stay from request to request, and the output that each becomes.
 
     Raises UnsupportedOperatorError for an operator the device has no kernel for.
     """
+    kept = states_of(graph, states or {})
     with phases.phase("kernel.select", model=graph.name) as phase:
         weights = _WeightTable()
         steps = tuple(
             _compile_step(graph, index, context, operators, reference, weights, tf32)
             for index in range(len(graph.operators))
         )
+        steps += tuple(_keep(graph, name, output, context) for name, output in kept.items())
         constant_outputs = {
             tensor: weights.intern(tensor, graph.constants[tensor], None)
             for tensor in graph.outputs
@@ -149,9 +199,10 @@ def compile_model(
     with phases.phase("memory.plan", model=graph.name) as phase:
         analysis, plan = _plan_memory(
             graph,
-            tuple(map(_memory_step, steps)),
+            tuple(_memory_step(step, kept) for step in steps),
             context.description.alignment_bytes,
             guard_bytes,
+            kept,
         )
         steps = tuple(
             replace(step, in_place=memory_step.moves)
@@ -170,24 +221,31 @@ def compile_model(
         analysis,
         plan,
         guard_bytes=guard_bytes,
+        states=kept,
     )
 
 
 def _plan_memory(
-    graph: ExecutionGraph, steps: tuple[MemoryStep, ...], alignment_bytes: int, guard_bytes: int
+    graph: ExecutionGraph,
+    steps: tuple[MemoryStep, ...],
+    alignment_bytes: int,
+    guard_bytes: int,
+    states: States,
 ) -> tuple[MemoryAnalysis, AllocationPlan]:
     if guard_bytes:
         # A part that lies in place has no guard of its own.
         steps = tuple(replace(step, parts=(), joins=()) for step in steps)
-    sizes_bytes: dict[str, int] = {
-        tensor: edge.spec.size_bytes
-        for tensor, edge in graph.tensors.items()
-        if tensor not in graph.constants
-    }
-    outputs = [tensor for tensor in graph.outputs if tensor in sizes_bytes]
+    sizes_bytes = sizes_of(graph, states)
+    inputs = without(graph.inputs, states)
+    outputs = without(graph.outputs, {*graph.constants, *states.values()})
     analysis = LifetimeAnalyser(alignment_bytes).analyse(
-        steps, sizes_bytes, inputs=graph.inputs, outputs=outputs
+        steps, sizes_bytes, inputs=inputs, outputs=outputs
     )
+    swapped = [name for name, output in states.items() if output in analysis.constant_of]
+    if swapped:
+        raise InvalidModelError(
+            "its next value is a state as it was", context=f"`state`, input `{swapped[0]}`"
+        )
     plan = MemoryPlanner().plan(
         [replace(x, size_bytes=x.size_bytes + 2 * guard_bytes) for x in analysis.lifetimes]
     )
@@ -196,7 +254,7 @@ def _plan_memory(
     assert_plan_is_sound(
         analysis.steps,
         sizes_bytes,
-        inputs=graph.inputs,
+        inputs=inputs,
         outputs=outputs,
         storage_of=analysis.storage_of,
         offset_of=analysis.offset_of,
@@ -204,6 +262,15 @@ def _plan_memory(
         alignment_bytes=alignment_bytes,
     )
     return analysis, plan
+
+
+def sizes_of(graph: ExecutionGraph, states: States) -> dict[str, int]:
+    """Return the bytes of every tensor in the arena: constants and states lie elsewhere."""
+    return {
+        tensor: edge.spec.size_bytes
+        for tensor, edge in graph.tensors.items()
+        if tensor not in graph.constants and tensor not in states
+    }
 
 
 class _WeightTable:
@@ -253,7 +320,17 @@ def _compile_step(
     )
 
 
-def _memory_step(step: CompiledStep) -> MemoryStep:
+def _keep(
+    graph: ExecutionGraph, name: TensorId, output: TensorId, context: DeviceContext
+) -> CompiledStep:
+    request, choice = keeping(graph, output, context)
+    return CompiledStep(request.node, "Keep", request, choice, (output,), (name,), {})
+
+
+def _memory_step(step: CompiledStep, states: States) -> MemoryStep:
+    if step.results and step.results[0] in states:
+        # What it writes lies outside of the arena.
+        return MemoryStep(step.node, step.operands, (), step.choice.workspace_bytes)
     view = [step.choice.view] if step.choice.view else []
 
     def pairs(positions: Sequence[tuple[int, int]]) -> tuple[tuple[str, str], ...]:
@@ -284,11 +361,13 @@ class ModelBinder:
         context: DeviceContext,
         weights: Mapping[str, Region],
         storages: Mapping[Hashable, Region],
+        states: Mapping[TensorId, Region] | None = None,
     ) -> None:
         self._compiled = compiled
         self._context = context
         self._weights = weights
         self._storages = storages
+        self._states = states or {}
         self._regions = self._place()
 
     def _place(self) -> dict[TensorId, Region]:
@@ -298,6 +377,7 @@ class ModelBinder:
             for tensor, edge in graph.tensors.items()
             if tensor in compiled.analysis.storage_of
         }
+        regions.update(self._states)
         for tensor, key in compiled.constant_outputs.items():
             regions[tensor] = self._weights[key]
         for step in compiled.steps:
@@ -344,11 +424,11 @@ class ModelBinder:
 
     def inputs(self) -> list[BoundTensor]:
         """Return the model's inputs in its order."""
-        return [self._bound(tensor) for tensor in self._compiled.graph.inputs]
+        return [self._bound(tensor) for tensor in self._compiled.inputs]
 
     def outputs(self) -> list[BoundTensor]:
         """Return the model's outputs in its order."""
-        return [self._bound(tensor) for tensor in self._compiled.graph.outputs]
+        return [self._bound(tensor) for tensor in self._compiled.outputs]
 
     def _bound(self, tensor: TensorId) -> BoundTensor:
         return BoundTensor(tensor, self._compiled.graph.spec(tensor), self._regions[tensor])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -51,6 +51,7 @@ from aegis_pipe.memory import (
     check_device_budget,
     check_model_budget,
 )
+from aegis_pipe.tensor import TensorId
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class ModelOrder:
     """`fp32`, `tf32`, `fp16` or `bf16`."""
     watched: bool = False
     """Whether its kernels are watched for what they write outside of their places."""
+    states: Mapping[str, str] = field(default_factory=dict)
+    """Inputs that stay from request to request, and the output that each becomes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +93,9 @@ def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -
                 graph = ModelLoader().load(order.path, order.options)
                 phase.attributes["operators"] = len(graph.operators)
                 phase.attributes["constant_bytes"] = graph.constant_bytes
-            compiled = compile_graph(graph, context, phases, order.precision, watched=order.watched)
+            compiled = compile_graph(
+                graph, context, phases, order.precision, watched=order.watched, states=order.states
+            )
         except AegisError as error:
             # Several models load: say which one it was.
             error.context = f"model `{order.name}`" + (
@@ -107,6 +112,7 @@ def compile_graph(
     precision: str = "fp32",
     *,
     watched: bool = False,
+    states: Mapping[str, str] | None = None,
 ) -> CompiledModel:
     """Run the passes over a graph, choose its kernels and plan its memory.
 
@@ -136,6 +142,7 @@ def compile_graph(
         phases,
         tf32=tf32,
         guard_bytes=context.description.alignment_bytes if watched else 0,
+        states=states,
     )
     return replace(compiled, passes=reports)
 
@@ -235,6 +242,7 @@ class Deployment:
         self._clock = clock
         self._phases = phases
         self._pools: list[DeviceMemoryPool] = []
+        self._states: dict[str, dict[TensorId, Region]] = {}
         self._boundaries = {model: tuple(cuts) for model, cuts in (boundaries or {}).items()}
         self.slots: list[dict[str, BoundModel]] = [{} for _ in streams]
         try:
@@ -250,17 +258,21 @@ class Deployment:
             self._reserve(f"arena.{index}", arena.size_bytes)
             for index, arena in enumerate(plan.arenas)
         ]
+        state_pool = self._reserve("states", plan.states_bytes)
         regions: dict[str, Region] = {}
         written: dict[str, Weight] = {}
         for model in loaded:
             with self._phases.inside(model.phase):
                 self._write_weights(model.compiled, plan, weights_pool, regions, written)
+                self._place_states(model.compiled, plan, state_pool)
                 for index in plan.streams_of(model.compiled.name):
                     arena = arenas[index]
                     base_bytes = plan.arena_base(model.compiled.name, index)
                     steps = self._bind(model.compiled, regions, arena, base_bytes, index)
             self._phases.end(model.phase)
             self._announce(model, steps)
+        for name in self._states:
+            self.reset_state(name)  # a warm-up has left something there
         for pool in self._pools:
             pool.seal()
 
@@ -271,6 +283,24 @@ class Deployment:
             phase.attributes.update(pool=name, size_bytes=size_bytes)
             pool.reserve()
         return pool
+
+    def _place_states(
+        self, compiled: CompiledModel, plan: DevicePlan, pool: DeviceMemoryPool
+    ) -> None:
+        self._states[compiled.name] = {
+            tensor: pool.place(
+                tensor,
+                plan.states_offsets[compiled.name, tensor],
+                compiled.graph.spec(tensor).size_bytes,
+                compiled.name,
+            ).region
+            for tensor in compiled.states
+        }
+
+    def reset_state(self, model: str) -> None:
+        """Set a model's states to zero; none of its requests may be running."""
+        for region in self._states[model].values():
+            self._context.write(region, np.zeros(region.size_bytes, np.uint8))
 
     def _write_weights(
         self,
@@ -315,7 +345,7 @@ class Deployment:
                 ).region
                 for each in compiled.analysis.lifetimes
             }
-            binder = ModelBinder(compiled, self._context, weights, storages)
+            binder = ModelBinder(compiled, self._context, weights, storages, self._states[name])
             steps = binder.launched_steps()
             calls = binder.calls()
             if compiled.guard_bytes:

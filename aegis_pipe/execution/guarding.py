@@ -90,6 +90,8 @@ class _Places:
 
     def _relative(self, step: int, address: int) -> str:
         """Say how far it is from the nearest place that the step may write to."""
+        if not self.targets(step):
+            return "it has no place to write to here"
         distance, where = min(
             (address - end, f"after the end of {name}")
             if address >= end

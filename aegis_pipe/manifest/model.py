@@ -90,6 +90,8 @@ class ModelSection:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     bind: Mapping[str, Constant] = field(default_factory=dict)
     """Inputs that are constants from here on, and so no inputs of a request."""
+    state: Mapping[str, str] = field(default_factory=dict)
+    """Inputs that are an output of the model's last request, by input, and that output."""
     memory_budget_bytes: int | None = None
     priority: int = 0
     """Higher is more urgent."""
@@ -110,6 +112,11 @@ class ModelSection:
     """Most requests of this model that wait at once; None: the scheduler's capacity."""
     streams: tuple[int, ...] = ()
     """The streams it is confined to, from 0; empty: all."""
+
+    @property
+    def requests_at_once(self) -> int | None:
+        """Most requests that are under way; with state, each needs the one before."""
+        return 1 if self.state else self.concurrency
 
 
 @dataclass(frozen=True, slots=True)

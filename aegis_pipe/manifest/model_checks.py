@@ -91,6 +91,8 @@ class ModelCheck:
             self._check_shape(name, shape)
         for name, value in self.model.get("bind", {}).items():
             self._check_bind(name, value)
+        for name, output in self.model.get("state", {}).items():
+            self._check_state(name, output)
         self._check_open_inputs()
         self._check_operators()
         self._check_budget()
@@ -128,6 +130,26 @@ class ModelCheck:
         if name in self.model.get("shapes", {}) and shape:
             what = f"`{name}` is bound to a value, which has its own shape"
             self.problems.add((*self.path, "shapes", name), what, "leave it out of `shapes`")
+
+    def _check_state(self, name: str, output: str) -> None:
+        path = (*self.path, "state", name)
+        if not self._check_known("state", name):
+            return
+        if name in self.model.get("bind", {}):
+            what = f"`{name}` is bound to a constant"
+            self.problems.add(path, what, "leave it out of `bind`, or here", at_key=True)
+        if output not in self.facts.outputs:
+            hint = did_you_mean(
+                output, self.facts.outputs, only(self.facts.outputs, "it", "output")
+            )
+            self.problems.add(path, f"the model has no output {found(output)}", hint)
+        if "batching" in self.model:
+            what = "requests with state can not run together"
+            self.problems.add(path, what, "leave out `batching`, or `state`", at_key=True)
+        if self.model.get("concurrency", 1) != 1:
+            what = "requests with state run one after the other"
+            hint = "leave out `concurrency`, or write 1"
+            self.problems.add((*self.path, "concurrency"), what, hint)
 
     def _check_open_inputs(self) -> None:
         shapes = self.model.get("shapes", {})
@@ -199,7 +221,8 @@ class PipelineCheck:
 
     def _check_inputs(self, path: KeyPath, index: int, stage: Table) -> None:
         model = self._section(stage["model"])
-        needed = [n for n in self.facts[stage["model"]].inputs if n not in model.get("bind", {})]
+        given = {*model.get("bind", {}), *model.get("state", {})}
+        needed = [n for n in self.facts[stage["model"]].inputs if n not in given]
         inputs: Mapping[str, str] = stage.get("inputs", {})
         problems = self.checker.problems
         for name in inputs:

@@ -21,6 +21,7 @@ from aegis_pipe.memory.check import (
     check_plan,
 )
 from aegis_pipe.memory.content import content_digest
+from aegis_pipe.memory.device_check import check_device_plan
 from aegis_pipe.memory.host import return_freed_memory
 from aegis_pipe.memory.lifetimes import MemoryStep, Part, TensorLifetime, WorkspaceId
 from aegis_pipe.memory.plan import AllocationPlan
@@ -47,6 +48,7 @@ __all__ = [
     "assert_plan_is_sound",
     "check_budget",
     "check_device_budget",
+    "check_device_plan",
     "check_lifetimes",
     "check_model_budget",
     "check_plan",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Self
 
@@ -42,6 +42,8 @@ class ModelMemory:
     """Models of one group share memory on a stream; those of different groups do not."""
     streams_max: int | None = None
     """Streams it may run on at most, the last ones; None: all."""
+    states: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of each tensor that stays from request to request."""
 
 
 def nested_streams(streams_max: int | None, stream_count: int) -> range:
@@ -98,6 +100,10 @@ class DevicePlan:
     """One per stream: only as large as the models that may run there need."""
     staging_bytes: int
     alignment_bytes: int = 1
+    states_offsets: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Place of each model's states in their pool, by model and tensor."""
+    states_bytes: int = 0
+    """Size of that pool."""
 
     @classmethod
     def build(
@@ -110,7 +116,15 @@ class DevicePlan:
             if key not in offsets:
                 offsets[key] = _round_up(weights_end, alignment_bytes)
                 weights_end = offsets[key] + size_bytes
+        states_offsets: dict[tuple[str, str], int] = {}
+        states_end = 0
+        for model in models:
+            for tensor, size_bytes in model.states.items():
+                states_offsets[model.model, tensor] = states_end
+                states_end += _round_up(size_bytes, alignment_bytes)
         return cls(
+            states_offsets=MappingProxyType(states_offsets),
+            states_bytes=states_end,
             models=tuple(models),
             stream_count=stream_count,
             weights_offsets=MappingProxyType(offsets),
@@ -155,7 +169,7 @@ class DevicePlan:
     @property
     def total_bytes(self) -> int:
         """Everything on the device."""
-        return self.weights_bytes + self.arenas_bytes + self.staging_bytes
+        return self.weights_bytes + self.arenas_bytes + self.states_bytes + self.staging_bytes
 
     @property
     def separate_bytes(self) -> int:
@@ -164,6 +178,7 @@ class DevicePlan:
             sum(each.weights.values())
             + len(_streams_of(each, self.stream_count)) * each.arena_bytes
             + each.staging_bytes
+            + sum(each.states.values())
             for each in self.models
         )
 
@@ -186,6 +201,9 @@ class DevicePlan:
             setters = " + ".join(f"`{model}`" for model in arena.models)
             name = f"arena of stream {stream} (set by {setters})"
             parts.append(BudgetPart(name, arena.size_bytes))
+        for each in self.models:
+            size = sum(_round_up(size, self.alignment_bytes) for size in each.states.values())
+            parts.append(BudgetPart(f"state of `{each.model}`", size))
         parts += [BudgetPart(f"staging of `{x.model}`", x.staging_bytes) for x in self.models]
         return tuple(part for part in parts if part.size_bytes)
 

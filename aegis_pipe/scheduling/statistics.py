@@ -139,6 +139,12 @@ class RequestStatistics:
             figures.latency.add(event.at_ns - event.arrival_ns)
             figures.service.add(event.at_ns - event.start_ns)
 
+    def pending(self, model: str) -> int:
+        """Return how many requests of a model are not over yet."""
+        with self._lock:
+            figures = self._figures[model]
+            return figures.submitted - sum(figures.outcomes.values())
+
     def snapshot(self) -> tuple[ModelStatistics, ...]:
         """Return all figures, models in the manifest's order."""
         with self._lock:

@@ -76,16 +76,35 @@ class Outcome:
     detail: str = ""
 
 
-def run_case(case: OnnxCase) -> Outcome:
+def run_light_model(name: str, device: str = "CPU") -> Outcome:
+    """Run one of the real architectures that ONNX ships with expected outputs."""
+    model = onnx.load(LIGHT_MODELS / f"{name}.onnx")
+    constant = {tensor.name for tensor in model.graph.initializer}
+    (value,) = [value for value in model.graph.input if value.name not in constant]
+    shape = [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+    # As ONNX's own runner makes the inputs of these models.
+    size = int(np.prod(shape))
+    image = (np.arange(size).reshape(shape) / size).astype(np.float32)
+    expected = _tensor(LIGHT_MODELS / f"{name}_output_0.pb")
+    return _outcome(model, [([image], [expected])], 1e-3, 1e-5, device)
+
+
+def run_case(case: OnnxCase, device: str = "CPU") -> Outcome:
     """Run every data set of a case."""
+    return _outcome(case.model, case.data_sets, case.rtol, case.atol, device)
+
+
+def _outcome(
+    model: onnx.ModelProto, data_sets: Any, rtol: float, atol: float, device: str
+) -> Outcome:
     try:
-        rep = onnx_backend.prepare(case.model)
-        for inputs, outputs in case.data_sets:
+        rep = onnx_backend.prepare(model, device)
+        for inputs, outputs in data_sets:
             results = rep.run(
                 [v if isinstance(v, list) or v is None else as_array(v) for v in inputs]
             )
             for result, expected in zip(results, outputs, strict=True):
-                compare(result, as_array(expected), case.rtol, case.atol)
+                compare(result, as_array(expected), rtol, atol)
             if rep.reference_operators:
                 return Outcome("reference kernel", ", ".join(rep.reference_operators))
     except AegisError as error:

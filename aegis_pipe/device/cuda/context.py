@@ -71,7 +71,7 @@ class CudaContext:
             multiprocessors=driver.attribute(self._device, "MULTIPROCESSOR_COUNT"),
             cublaslt=CublasLt(),
             cudnn=Cudnn(),
-            tuner=Tuner(cache, model),
+            tuner=Tuner(cache, model, driver.attribute(self._device, "L2_CACHE_SIZE")),
         )
         self._stamps = Stamps(compiler)
         self._faults = FaultWords()

@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.compiler import DiskCache
 
-_RUNS = 10
+_RUNS_MIN, _RUNS_MAX = 10, 40
 _REPEATS = 5
+_METHOD = "weights from memory"
+"""How is measured; part of what choices are kept by."""
 _FILL = 0x3C
 """Bytes of which every float type makes a small normal number."""
 
@@ -23,8 +25,10 @@ _FILL = 0x3C
 class Tuner:
     """Measures on a stream of its own; scratch memory is given back after each measurement."""
 
-    def __init__(self, cache: DiskCache, model: str) -> None:
+    def __init__(self, cache: DiskCache, model: str, cache_bytes: int) -> None:
+        """`cache_bytes` is the size of the GPU's own cache."""
         self._cache = cache
+        self._cache_bytes = cache_bytes
         self._model = model
         self._stream = driver.create_stream(0)
         self._events = (driver.create_event(), driver.create_event())
@@ -45,17 +49,36 @@ class Tuner:
         self._cache.write(self._key(what, library), json.dumps(choice).encode())
 
     def fastest(
-        self, ways: Sequence[Callable[[int, Sequence[int]], None]], sizes_bytes: Sequence[int]
+        self,
+        ways: Sequence[Callable[[int, Sequence[int]], None]],
+        sizes_bytes: Sequence[int],
+        weights: int | None = None,
     ) -> tuple[int, float]:
         """Return the position of the fastest way and its microseconds.
 
-        Each way enqueues itself on a stream, given addresses of scratch memory of these sizes.
+        Each way enqueues itself on a stream, given addresses of scratch memory of these sizes. The
+        operand at `weights` is another one at every run, so that it comes from memory and not from
+        the GPU's cache, as it does between the other weights of a model.
         """
-        addresses = [driver.allocate(max(256, size)) for size in sizes_bytes]
+        copies = 1
+        if weights is not None and sizes_bytes[weights]:
+            copies = min(_RUNS_MAX, -(-2 * self._cache_bytes // sizes_bytes[weights]))
+        steps = [-(-max(256, size) // 256) * 256 for size in sizes_bytes]
+        totals = [
+            step * (copies if position == weights else 1) for position, step in enumerate(steps)
+        ]
+        addresses = [driver.allocate(total) for total in totals]
+        runs = [
+            [
+                address + (run % copies * steps[position] if position == weights else 0)
+                for position, address in enumerate(addresses)
+            ]
+            for run in range(max(_RUNS_MIN, copies))
+        ]
         try:
-            for address, size in zip(addresses, sizes_bytes, strict=True):
-                driver.enqueue_fill(address, _FILL, max(256, size), self._stream)
-            times = [self._measure(way, addresses) for way in ways]
+            for address, total in zip(addresses, totals, strict=True):
+                driver.enqueue_fill(address, _FILL, total, self._stream)
+            times = [self._measure(way, runs) for way in ways]
         finally:
             driver.synchronise_stream(self._stream)
             for address in addresses:
@@ -70,14 +93,14 @@ class Tuner:
         driver.destroy_stream(self._stream)
 
     def _measure(
-        self, way: Callable[[int, Sequence[int]], None], addresses: Sequence[int]
+        self, way: Callable[[int, Sequence[int]], None], runs: Sequence[Sequence[int]]
     ) -> float:
         # Once outside of a capture: what loads lazily may not do so within.
-        way(self._stream, addresses)
+        way(self._stream, runs[0])
         driver.synchronise_stream(self._stream)
         driver.begin_capture(self._stream)
         try:
-            for _ in range(_RUNS):
+            for addresses in runs:
                 way(self._stream, addresses)
         except BaseException:
             driver.abandon_capture(self._stream)
@@ -90,10 +113,10 @@ class Tuner:
             driver.launch_graph(launchable, self._stream)
             driver.record_event(last, self._stream)
             driver.synchronise_event(last)
-            best = min(best, driver.elapsed_ns(first, last) / 1e3 / _RUNS)
+            best = min(best, driver.elapsed_ns(first, last) / 1e3 / len(runs))
         driver.destroy_graph(launchable)
         return best
 
     def _key(self, what: object, library: str) -> str:
-        text = f"{what!r} on {self._model} by {library}"
+        text = f"{what!r} on {self._model} by {library}, {_METHOD}"
         return f"{hashlib.sha256(text.encode()).hexdigest()}.choice.json"

@@ -10,6 +10,10 @@ Canonical form:
         0 raw product, 1 after softcap, 2 after mask, 3 after softmax
         The softmax is taken in float32 at least. Rows that attend to nothing are 0.
         com.microsoft.MultiHeadAttention without bias and padding mask becomes this
+    aegis.StridedAttention(Q, K, V, mask?)                  made by our own pass
+        Attention whose operands are views of dense tensors of any shape: `q_view`, `k_view`,
+        `v_view` and `y_view` are batch, heads, length, size, the strides of the first three, and
+        the offset of the first element; `scale`. The mask is added to the scores
     com.microsoft.Attention(X[batch, length, inputs], W[inputs, hidden], B[hidden]?, mask?)
         Q, K and V, side by side, are X W + B; `widths` of the three; mask [batch, keys] of 0 and 1,
         where 0 adds `mask_filter_value`; `num_heads`, `scale`, `is_causal`
@@ -166,6 +170,23 @@ def _lower_projected(context: OperatorContext) -> Lowered:
     return Lowered(context.node.qualified_operator, attributes, positions)
 
 
+_VIEWS = ("q_view", "k_view", "v_view", "y_view")
+
+
+def _infer_strided(context: OperatorContext) -> list[TensorSpec]:
+    shape = reading.integers(context, "shape", ())
+    return [reading.like(reading.operand(context, 0, "Q"), shape)]
+
+
+def _lower_strided(context: OperatorContext) -> Lowered:
+    attributes: dict[str, Attribute] = {
+        name: reading.integers(context, name, ()) for name in _VIEWS
+    }
+    attributes["scale"] = reading.number(context, "scale", 1.0)
+    operator = context.node.qualified_operator
+    return Lowered(operator, attributes, reading.data_positions(context, 4))
+
+
 def _infer_rotary(context: OperatorContext) -> list[TensorSpec]:
     return [reading.operand(context, 0, "X")]
 
@@ -182,6 +203,7 @@ def _lower_rotary(context: OperatorContext) -> Lowered:
 
 ENTRIES: tuple[OperatorEntry, ...] = (
     OperatorEntry("Attention", _infer_attention, _lower_attention),
+    OperatorEntry("aegis.StridedAttention", _infer_strided, _lower_strided),
     OperatorEntry("com.microsoft.MultiHeadAttention", _infer_multi_head, _lower_multi_head),
     OperatorEntry("com.microsoft.Attention", _infer_projected, _lower_projected),
     OperatorEntry("RotaryEmbedding", _infer_rotary, _lower_rotary),

@@ -26,7 +26,9 @@ from aegis_pipe.execution.passes import (
     fuse_skip,
     fuse_swish,
     identity_elimination,
+    merge_projections,
     quantised_channels_last,
+    reorder_rows,
     sink_transposes,
 )
 
@@ -75,7 +77,11 @@ PASSES: tuple[Pass, ...] = (
 """All passes, in order. What fusing leaves behind (reshapes, for one) is cleaned up once more."""
 
 ATTENTION_PASSES: tuple[Pass, ...] = (
+    reorder_rows,
     fuse_attention,
+    # What was looked through still reads the projections.
+    dead_code,
+    merge_projections,
     sink_transposes,
     identity_elimination,
     dead_code,

@@ -1,9 +1,10 @@
 """Attention of several heads, spelled out, as one operator.
 
-    softmax(q k^T * scale + mask) v                                        Attention
+    softmax(q k^T * scale + mask) v                                aegis.StridedAttention
 
-(Vaswani et al. 2017), with heads that are split off from and joined into [batch, length, hidden] by
-transposes, which the one operator does not need.
+(Vaswani et al. 2017). The heads are split off from [batch, length, hidden], or from queries, keys
+and values side by side, by reshapes, transposes and slices; the one operator reads and writes them
+where they are, by strides.
 """
 
 from __future__ import annotations
@@ -22,28 +23,29 @@ from aegis_pipe.execution.passes.matching import (
     scalar,
 )
 from aegis_pipe.execution.passes.rewriting import GraphEdit
-from aegis_pipe.tensor import TensorId, TensorSpec
+from aegis_pipe.execution.passes.views import View, views, written_through
+from aegis_pipe.tensor import TensorId
 
 name = "fuse_attention"
 
-_OPSET = 23
-_RESHAPE_OPSET = 13
+OWN = "aegis"
 _SINGLE_AXIS_OPSET = 13
-_SPLIT = (0, 2, 1, 3)
-_SPLIT_AND_TRANSPOSED = (0, 2, 3, 1)
+_KEYS_MAX = 4096
+"""More than these no kernel is sure to take."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Attention:
-    """A formula around a softmax; operands are [batch, length, heads, size]."""
+    """A formula around a softmax; views are [batch, heads, length, size]."""
 
-    query: TensorId
-    key: TensorId
-    value: TensorId
+    query: View
+    key: View
+    value: View
+    result: View
     mask: TensorId
     scale: float
     nodes: list[OperatorNode]
-    """Those to replace; the last one joins the heads."""
+    """Those to replace; the last one writes the result."""
 
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
@@ -52,14 +54,17 @@ def run(graph: ExecutionGraph) -> ExecutionGraph:
     for node in graph.operators:
         found = _match(graph, node) if node.qualified_operator == "Softmax" else None
         if found is not None and not edit.is_replaced(*found.nodes):
-            edit.replace(found.nodes, *_fused(graph, edit, found))
+            edit.replace(found.nodes, _fused(graph, found))
     return edit.result()
 
 
 def _match(graph: ExecutionGraph, softmax: OperatorNode) -> _Attention | None:
     spec = graph.spec(softmax.inputs[0])
-    is_last = attribute(softmax, "axis", -1) in (-1, 3) and softmax.opset >= _SINGLE_AXIS_OPSET
-    if len(spec.shape) != 4 or not is_last or spec.dtype not in EPSILON:
+    rank = len(spec.shape)
+    is_last = attribute(softmax, "axis", -1) in (-1, rank - 1)
+    if rank not in (3, 4) or not is_last or softmax.opset < _SINGLE_AXIS_OPSET:
+        return None
+    if spec.dtype not in EPSILON or not spec.element_count or spec.shape[-1] > _KEYS_MAX:
         return None
     nodes = [softmax]
     scores, mask = _mask(graph, softmax.inputs[0], nodes)
@@ -68,16 +73,54 @@ def _match(graph: ExecutionGraph, softmax: OperatorNode) -> _Attention | None:
     weighted = only_reader(graph, softmax.outputs[0])
     if product is None or weighted is None or weighted.qualified_operator != "MatMul":
         return None
-    joined = only_reader(graph, weighted.outputs[0])
-    query = _split(graph, product.inputs[0], _SPLIT)
-    key = _split(graph, product.inputs[1], _SPLIT_AND_TRANSPOSED)
-    value = _split(graph, weighted.inputs[1], _SPLIT)
-    is_right = weighted.inputs[0] == softmax.outputs[0]
-    if query is None or key is None or value is None or joined is None or not is_right:
+    if weighted.inputs[0] != softmax.outputs[0]:
         return None
-    if joined.qualified_operator != "Transpose" or joined.attributes.get("perm") != _SPLIT:
+    query = _heads(graph, product.inputs[0])
+    key = _heads(graph, product.inputs[1], transposed=True)
+    value = _heads(graph, weighted.inputs[1])
+    written, after = written_through(graph, weighted.outputs[0])
+    if query is None or key is None or value is None or not _fit(query, key, value):
         return None
-    return _Attention(query, key, value, mask, scale, [product, *nodes, weighted, joined])
+    return _Attention(
+        query,
+        key,
+        value,
+        _with_batch(written),
+        mask,
+        scale * query.factor * key.factor,
+        [product, *nodes, weighted, *after],
+    )
+
+
+def _heads(graph: ExecutionGraph, tensor: TensorId, *, transposed: bool = False) -> View | None:
+    """Return an operand of a product as the farthest view whose rows lie dense."""
+    found = None
+    for view in views(graph, tensor):
+        if len(view.shape) not in (3, 4):
+            return None
+        shape, strides = view.shape, view.strides
+        if transposed:
+            shape = (*shape[:-2], shape[-1], shape[-2])
+            strides = (*strides[:-2], strides[-1], strides[-2])
+        if strides[-1] == 1:
+            found = view._replace(shape=shape, strides=strides)
+    return found and _with_batch(found)
+
+
+def _with_batch(view: View) -> View:
+    """Return a view of heads as one of a batch of heads."""
+    if len(view.shape) == 4:
+        return view
+    return view._replace(shape=(1, *view.shape), strides=(0, *view.strides))
+
+
+def _fit(query: View, key: View, value: View) -> bool:
+    """Return whether nothing is broadcast, and V is not scaled."""
+    return (
+        query.shape[:2] == key.shape[:2] == value.shape[:2]
+        and key.shape[2] == value.shape[2]
+        and value.factor == 1
+    )
 
 
 def _mask(
@@ -121,36 +164,21 @@ def _before(graph: ExecutionGraph, tensor: TensorId, operator: str) -> OperatorN
     return node if only_reader(graph, tensor) is not None else None
 
 
-def _split(graph: ExecutionGraph, tensor: TensorId, perm: tuple[int, ...]) -> TensorId | None:
-    """Return [batch, length, heads, size] whose heads a transpose has brought forward."""
-    node = producer(graph, tensor)
-    if node is None or node.qualified_operator != "Transpose":
-        return None
-    return node.inputs[0] if node.attributes.get("perm") == perm else None
-
-
-def _fused(graph: ExecutionGraph, edit: GraphEdit, found: _Attention) -> list[OperatorNode]:
+def _fused(graph: ExecutionGraph, found: _Attention) -> OperatorNode:
     last = found.nodes[-1]
-    operands, nodes = [], []
-    for source in (found.query, found.key, found.value):
-        batch, length, heads, size = graph.spec(source).shape
-        shape = (batch, length, heads * size)
-        flat = edit.tensor(f"{source}.flat", TensorSpec(graph.spec(source).dtype, shape))
-        node_name = edit.node_name(f"{source}.flat")
-        nodes.append(edit.reshape(node_name, _RESHAPE_OPSET, source, flat, shape))
-        operands.append(flat)
-    result = graph.spec(last.outputs[0])
-    batch, length, heads, size = result.shape
-    flat = edit.tensor(
-        f"{last.outputs[0]}.flat", TensorSpec(result.dtype, (batch, length, heads * size))
-    )
     attributes: dict[str, GraphAttribute] = {
-        "q_num_heads": heads,
-        "kv_num_heads": graph.spec(found.key).shape[2],
+        "q_view": numbers_of(found.query),
+        "k_view": numbers_of(found.key),
+        "v_view": numbers_of(found.value),
+        "y_view": numbers_of(found.result),
         "scale": float(np.float32(found.scale)),
+        "shape": graph.spec(last.outputs[0]).shape,
     }
-    inputs = (*operands, *((found.mask,) if found.mask else ()))
-    nodes.append(OperatorNode(last.name, "Attention", "", _OPSET, attributes, inputs, (flat,)))
-    joined = edit.node_name(f"{last.name}.joined")
-    nodes.append(edit.reshape(joined, _RESHAPE_OPSET, flat, last.outputs[0], result.shape))
-    return nodes
+    bases = (found.query.base, found.key.base, found.value.base)
+    inputs = (*bases, *((found.mask,) if found.mask else ()))
+    return OperatorNode(last.name, "StridedAttention", OWN, 1, attributes, inputs, last.outputs[:1])
+
+
+def numbers_of(view: View) -> tuple[int, ...]:
+    """Return extents, strides of all but the last, and the offset."""
+    return (*view.shape, *view.strides[:-1], view.offset)

@@ -37,14 +37,16 @@ Expand Flatten Gather Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GroupNor
 HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less MatMul Max
 MaxPool Min Mish Mul Neg PRelu Pad RMSNormalization ReduceMax ReduceMean Relu Reshape Sigmoid
 SimplifiedLayerNormalization Slice Softmax SpaceToDepth Split Squeeze Sub Sum Swish Tanh Tile
-Transpose Unsqueeze Where aegis.NhwcAveragePool com.microsoft.BiasGelu com.microsoft.FastGelu
+Transpose Unsqueeze Where aegis.NhwcAveragePool aegis.StridedAttention
+com.microsoft.BiasGelu com.microsoft.FastGelu
 com.microsoft.FusedConv com.microsoft.FusedGemm com.microsoft.FusedMatMul com.microsoft.Gelu
 com.microsoft.NhwcFusedConv com.microsoft.NhwcMaxPool com.microsoft.QuickGelu
 com.microsoft.SkipLayerNormalization com.microsoft.SkipSimplifiedLayerNormalization
 """
 _SUITED = frozenset(_NAMES.split())
-_STATISTICS = frozenset(name for name in _SUITED if name.endswith("LayerNormalization"))
-"""Further results of these (mean, deviation) stay in float32."""
+_NORMALISATIONS = frozenset(name for name in _SUITED if name.endswith("LayerNormalization"))
+_STATISTICS = (1, 2)
+"""Results of these that stay in float32: mean and deviation."""
 
 
 def convert(graph: ExecutionGraph, precision: str) -> ExecutionGraph:
@@ -93,7 +95,7 @@ class _Conversion:
         )
         outputs = tuple(
             self._result(tensor)
-            if position == 0 or node.qualified_operator not in _STATISTICS
+            if position not in _STATISTICS or node.qualified_operator not in _NORMALISATIONS
             else tensor
             for position, tensor in enumerate(node.outputs)
         )

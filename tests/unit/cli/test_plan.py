@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from aegis_pipe.cli import main
+from aegis_pipe.app import PlannedDeployment, plan_deployment
+from aegis_pipe.cli import main, plan as plan_verb
 from aegis_pipe.device.cpu.kernels.native import LIBRARY
 from aegis_pipe.execution.passes import CHANNELS_LAST_PASSES, PASSES
+from aegis_pipe.manifest.model import Manifest
 from tests.unit.pass_driver import model_of
 
 MANIFEST = """\
@@ -53,3 +56,30 @@ def test_passes_only_when_asked_for(manifest: str, capsys: pytest.CaptureFixture
     assert main(["plan", manifest, "--json"]) == 0
     (model,) = json.loads(capsys.readouterr().out)["models"]
     assert "passes" not in model
+
+
+def test_check_says_that_the_plan_is_sound(
+    manifest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", manifest, "--check"]) == 0
+    assert "check: sound; 1 model" in capsys.readouterr().out
+    assert main(["plan", manifest, "--check", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["violations"] == []
+
+
+def test_check_finds_a_plan_that_was_tampered_with(
+    manifest: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = plan_deployment
+
+    def tampered(read: Manifest) -> PlannedDeployment:
+        planned = honest(read)
+        (model,) = planned.models
+        plan = replace(model.plan, offsets=dict.fromkeys(model.plan.offsets, 0))
+        return replace(planned, models=(replace(model, plan=plan),))
+
+    monkeypatch.setattr(plan_verb, "plan_deployment", tampered)
+    assert main(["plan", manifest, "--check"]) == 1
+    out = capsys.readouterr().out
+    assert "violations" in out
+    assert "overlaps" in out

@@ -122,8 +122,11 @@ def test_the_manifest_asks_for_it(tmp_path, monkeypatch, is_planted):
     manifest.write_text(MANIFEST)
     if is_planted:
         monkeypatch.setattr(KERNELS, "_by_operator", kernels_with([144])._by_operator)
-        with pytest.raises(MemoryOverrunError, match="after the end of `e"):
-            open_pipeline(manifest)
+        with (
+            pytest.raises(MemoryOverrunError, match="after the end of `e"),
+            open_pipeline(manifest) as runtime,
+        ):
+            runtime.infer("small", feeds_of(MODEL))
         return
     with open_pipeline(manifest) as runtime:
         outputs = runtime.infer("small", feeds_of(MODEL))

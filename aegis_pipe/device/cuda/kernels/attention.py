@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from aegis_pipe.device.cuda.cudnn_attention import AttentionPlan, FusedAttention
-from aegis_pipe.device.cuda.kernels.operands import integer, number, operand, required, wanted
+from aegis_pipe.device.cuda.kernels.operands import (
+    integer,
+    number,
+    operand,
+    required,
+    result,
+    wanted,
+)
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
 from aegis_pipe.device.cuda.kernels.source import (
     BOOL,
@@ -19,74 +28,102 @@ from aegis_pipe.device.cuda.kernels.source import (
     literal,
     stored,
 )
+from aegis_pipe.device.heads import Heads
 from aegis_pipe.kernel import KernelChoice, KernelRequest
+from aegis_pipe.tensor import TensorSpec
 
 _THREADS = 128
-_KEYS_MAX = 4096
+_SCORES_BYTES_MAX = 32 << 10
 """Scores of a row are kept in shared memory."""
+STRIDED = "aegis.StridedAttention"
+"""Operands by strides; the others are dense."""
 _SIZE_STEP, _SIZE_MAX = 8, 128
 
 
 @dataclass(frozen=True, slots=True)
-class _Heads:
-    """One operand in either layout: [batch, heads, length, size], or heads behind each other."""
+class Attention:
+    """What is asked for, however it is written."""
 
-    batch: int
-    heads: int
-    length: int
-    size: int
-    strides: tuple[int, int, int]
-    """Of batch, head and position."""
-
-    @classmethod
-    def of(cls, shape: Sequence[int], heads: int) -> _Heads:
-        """Read a shape."""
-        if len(shape) == 4:
-            batch, heads, length, size = shape
-            return cls(batch, heads, length, size, (heads * length * size, length * size, size))
-        batch, length, width = shape
-        size = width // heads
-        return cls(batch, heads, length, size, (length * width, size, width))
+    q: Heads
+    k: Heads
+    v: Heads
+    y: Heads
+    scale: float
+    is_causal: bool
+    softcap: float
+    mask: TensorSpec | None
 
 
-def _all_heads(request: KernelRequest) -> tuple[_Heads, _Heads, _Heads, _Heads] | None:
-    """Return Q, K, V and Y, if this is attention that the kernels here do."""
-    query = required(request)
-    if query.dtype not in FLOATS or wanted(request) != [0]:
+def attention_of(request: KernelRequest) -> Attention | None:
+    """Return the request if it is something that the kernels here do."""
+    found = _strided(request) if request.operator == STRIDED else _of_shapes(request)
+    if found is None or required(request).dtype not in FLOATS:
+        return None
+    if 0 in (*found.q.shape, *found.k.shape):
+        return None
+    mask = found.mask
+    keys = found.k.length
+    if mask is not None and (mask.shape[-1:] != (keys,) or mask.dtype not in FLOATS | {BOOL}):
+        return None
+    return found
+
+
+def _strided(request: KernelRequest) -> Attention:
+    q, k, v, y = (Heads.of_view(request, f"{name}_view") for name in "qkvy")
+    return Attention(q, k, v, y, number(request, "scale"), False, 0.0, operand(request, 3))
+
+
+def _of_shapes(request: KernelRequest) -> Attention | None:
+    if wanted(request) != [0]:
         return None
     if any(operand(request, position) is not None for position in (4, 5, 6)):
         return None
     if any(integer(request, f"{side}_window_size") >= 0 for side in ("left", "right")):
         return None
     heads, kv_heads = integer(request, "q_num_heads"), integer(request, "kv_num_heads")
-    q = _Heads.of(query.shape, heads)
-    k, v = (_Heads.of(required(request, at).shape, kv_heads) for at in (1, 2))
-    result = request.outputs[0]
-    assert result is not None
-    y = _Heads.of(result.shape, heads)
-    if 0 in query.shape or not 0 < k.length <= _KEYS_MAX:
-        return None
-    mask = operand(request, 3)
-    if mask is not None and (mask.shape[-1:] != (k.length,) or mask.dtype not in FLOATS | {BOOL}):
-        return None
-    return q, k, v, y
+    return Attention(
+        Heads.of(required(request).shape, heads),
+        Heads.of(required(request, 1).shape, kv_heads),
+        Heads.of(required(request, 2).shape, kv_heads),
+        Heads.of(result(request).shape, heads),
+        number(request, "scale"),
+        bool(integer(request, "is_causal")),
+        number(request, "softcap"),
+        operand(request, 3),
+    )
+
+
+def addresses_of(binding: Binding, attention: Attention) -> dict[str, int]:
+    """Return where Q, K, V and Y begin, and the mask if there is one."""
+    places = (*binding.inputs[:3], binding.outputs[0])
+    itemsize = required(binding.request).dtype.itemsize
+    addresses = {}
+    for name, address in zip("qkvy", places, strict=True):
+        assert address is not None
+        addresses[name] = address + itemsize * getattr(attention, name).offset
+    mask = binding.inputs[3] if len(binding.inputs) > 3 else None
+    return addresses if mask is None else {**addresses, "mask": mask}
 
 
 # --- cuDNN ------------------------------------------------------------------------------------
 
 
-def _fused(request: KernelRequest) -> FusedAttention | None:
-    heads = _all_heads(request)
-    query = required(request)
-    if heads is None or query.dtype not in HALF_FLOATS or number(request, "softcap"):
+def fused(request: KernelRequest) -> FusedAttention | None:
+    """Return what cuDNN would be asked for; None if it does not do that."""
+    attention = attention_of(request)
+    dtype = required(request).dtype
+    if attention is None or dtype not in HALF_FLOATS or attention.softcap:
         return None
-    q, k, v, y = heads
+    q, k, v, y = attention.q, attention.k, attention.v, attention.y
     if any(size % _SIZE_STEP or size > _SIZE_MAX for size in (q.size, v.size)):
         return None
-    mask = operand(request, 3)
+    if any(place % _SIZE_STEP for each in (q, k, v, y) for place in (*each.strides, each.offset)):
+        # Rows are read sixteen bytes at a time.
+        return None
+    mask = attention.mask
     extents = None
     if mask is not None:
-        if mask.dtype != query.dtype:
+        if mask.dtype != dtype:
             return None
         rows = (1,) * (4 - len(mask.shape)) + mask.shape
         extents = (rows[0], rows[1], rows[2], rows[3])
@@ -102,14 +139,15 @@ def _fused(request: KernelRequest) -> FusedAttention | None:
         k_strides=k.strides,
         v_strides=v.strides,
         y_strides=y.strides,
-        dtype=query.dtype.name,
-        scale=number(request, "scale"),
-        is_causal=bool(integer(request, "is_causal")),
+        dtype=dtype.name,
+        scale=attention.scale,
+        is_causal=attention.is_causal,
         mask=extents,
     )
 
 
-def _planned(machine: Machine, attention: FusedAttention) -> AttentionPlan | None:
+def planned_attention(machine: Machine, attention: FusedAttention) -> AttentionPlan | None:
+    """Return cuDNN's plan; None if it has none."""
     assert machine.cudnn is not None
     if attention not in machine.attentions:
         try:
@@ -122,26 +160,21 @@ def _planned(machine: Machine, attention: FusedAttention) -> AttentionPlan | Non
 
 
 def _choose_fused(request: KernelRequest, machine: Machine) -> KernelChoice | None:
-    attention = None if machine.cudnn is None else _fused(request)
-    plan = None if attention is None else _planned(machine, attention)
+    attention = None if machine.cudnn is None else fused(request)
+    plan = None if attention is None else planned_attention(machine, attention)
     if plan is None:
         return None
     return KernelChoice("attention.cudnn", workspace_bytes=plan.workspace_bytes)
 
 
 def _bind_fused(binding: Binding) -> Sequence[Enqueue]:
-    attention = _fused(binding.request)
+    attention = fused(binding.request)
     assert attention is not None
-    plan = _planned(binding.machine, attention)
+    plan = planned_attention(binding.machine, attention)
     assert plan is not None
-    names = ("q", "k", "v", "mask")
-    addresses = {
-        name: address
-        for name, address in zip(names, binding.inputs, strict=False)
-        if address is not None
-    }
-    assert binding.outputs[0] is not None
-    addresses["y"] = binding.outputs[0]
+    found = attention_of(binding.request)
+    assert found is not None
+    addresses = addresses_of(binding, found)
 
     def enqueue(stream: int) -> None:
         plan.enqueue(stream, addresses, binding.workspace)
@@ -153,21 +186,29 @@ def _bind_fused(binding: Binding) -> Sequence[Enqueue]:
 
 
 def _choose_rows(request: KernelRequest, machine: Machine) -> KernelChoice | None:
-    return None if _all_heads(request) is None else KernelChoice("attention.rows")
+    attention = attention_of(request)
+    if attention is None:
+        return None
+    scores_bytes = attention.k.length * _itemsize(required(request).dtype)
+    return KernelChoice("attention.rows") if scores_bytes <= _SCORES_BYTES_MAX else None
+
+
+def _itemsize(dtype: np.dtype) -> int:
+    return 8 if computed(dtype) == "double" else 4
 
 
 def _bind_rows(binding: Binding) -> Sequence[Enqueue]:
     request = binding.request
-    heads = _all_heads(request)
-    assert heads is not None
-    q, k, v, y = heads
-    query, mask = required(request), operand(request, 3)
+    attention = attention_of(request)
+    assert attention is not None
+    q, k, v, y = attention.q, attention.k, attention.v, attention.y
+    query, mask = required(request), attention.mask
     kind, element = computed(query.dtype), stored(query.dtype)
-    cap = number(request, "softcap")
+    cap = attention.softcap
     capped = f"s = {literal(cap, kind)} * tanh(s / {literal(cap, kind)});" if cap else ""
     masked = ""
     parameters = [f"const {element}* {name}" for name in "qkv"]
-    arguments = list(binding.inputs[:3])
+    addresses = addresses_of(binding, attention)
     if mask is not None:
         shape = (q.batch, q.heads, q.length, k.length)
         walk = Walk.of(shape, [broadcast_strides(mask.shape, shape)])
@@ -175,8 +216,7 @@ def _bind_rows(binding: Binding) -> Sequence[Enqueue]:
         value = f"get(mask[{where}])"
         masked = f"if (!{value}) s = -INF();" if mask.dtype == BOOL else f"s += {value};"
         parameters.append(f"const {stored(mask.dtype)}* mask")
-        arguments.append(binding.inputs[3])
-    if integer(request, "is_causal"):
+    if attention.is_causal:
         masked += " if (j > i) s = -INF();"
     body = f"""
   typedef {kind} S;
@@ -194,7 +234,7 @@ def _bind_rows(binding: Binding) -> Sequence[Enqueue]:
     S s = 0;
     const {element}* key = k + (long long)j * {k.strides[2]};
     for (int d = 0; d < {q.size}; ++d) s += (S)get(q[d]) * (S)get(key[d]);
-    s *= {literal(number(request, "scale"), kind)};
+    s *= {literal(attention.scale, kind)};
     {capped} {masked}
     scores[j] = s; most = s > most ? s : most;
   }}
@@ -220,11 +260,11 @@ def _bind_rows(binding: Binding) -> Sequence[Enqueue]:
   }}"""
     code = kernel_source([*parameters, f"{element}* y"], body, threads=_THREADS)
     rows = q.batch * q.heads * q.length
-    arguments.append(binding.outputs[0])
+    arguments = [addresses[name] for name in ("q", "k", "v", "mask", "y") if name in addresses]
     return [binding.kernel(code, arguments, grid=rows, block=_THREADS)]
 
 
 KERNEL_FAMILY: tuple[CudaKernel, ...] = (
-    CudaKernel(("Attention",), _choose_fused, _bind_fused),
-    CudaKernel(("Attention",), _choose_rows, _bind_rows),
+    CudaKernel(("Attention", STRIDED), _choose_fused, _bind_fused),
+    CudaKernel(("Attention", STRIDED), _choose_rows, _bind_rows),
 )

@@ -285,18 +285,6 @@ def _bias_gelu(request: KernelRequest) -> Pointwise | None:
     return Pointwise(f"{function}({argument})", extra=_FUNCTIONS)
 
 
-def _cast(request: KernelRequest) -> Pointwise | None:
-    source, target = required(request).dtype, result(request).dtype
-    if source not in ALL or target not in ALL:
-        return None
-    if target == BOOL:
-        return Pointwise("{0} != 0", in_place=False)
-    if source in FLOATS and target in INTEGERS and target.itemsize < 4:
-        # As processors do: by way of a 32-bit integer, whose low bits are kept.
-        return Pointwise("(i32)({0})", in_place=False)
-    return Pointwise("{0}", in_place=False)
-
-
 KERNEL_FAMILY: tuple[CudaKernel, ...] = (
     *(pointwise_kernel(name, _simple(*each)) for name, each in _UNARY.items() if name != "Abs"),
     *(pointwise_kernel(name, _simple(*each)) for name, each in _BINARY.items()),
@@ -315,5 +303,4 @@ KERNEL_FAMILY: tuple[CudaKernel, ...] = (
     pointwise_kernel("Where", _where),
     pointwise_kernel("IsInf", _is_inf),
     pointwise_kernel("com.microsoft.BiasGelu", _bias_gelu),
-    pointwise_kernel("Cast", _cast, name="cast"),
 )

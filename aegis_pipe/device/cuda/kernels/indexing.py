@@ -26,7 +26,7 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
     return KernelChoice(f"indexing.{request.operator}", cost=float(result(request).element_count))
 
 
-def _checked(name: str, value: str, size: int) -> str:
+def checked(name: str, value: str, size: int) -> str:
     """Return statements that set `name` to an index within 0..size-1, or write a fault."""
     return (
         f"long long {name} = (long long)({value}); if ({name} < 0) {name} += {size}; "
@@ -62,18 +62,18 @@ def _gather(binding: Binding) -> Sequence[Enqueue]:
     size = data.shape[axis]
     statements = (
         f"const long long low = i % {max(1, inner)}, rest = i / {max(1, inner)}; "
-        f"{_checked('g', f'at[rest % {max(1, count)}]', size)} "
+        f"{checked('g', f'at[rest % {max(1, count)}]', size)} "
         f"y[i] = x[((rest / {max(1, count)}) * {size} + g) * {inner} + low];"
     )
     return _launch(binding, target.element_count, statements, ("x", "at"))
 
 
-def _along(shape: Sequence[int], data: Sequence[int], axis: int) -> str:
-    """Return statements that set `p` to where index `i` of `shape` points, `g` along `axis`."""
+def along(shape: Sequence[int], data: Sequence[int], axis: int, index: str = "i") -> str:
+    """Return statements that set `p` to where an index of `shape` points, `g` along `axis`."""
     strides, own = dense_strides(data), dense_strides(shape)
     terms = []
     for dimension, step in enumerate(own):
-        coordinate = "g" if dimension == axis else f"(i / {step}) % {shape[dimension]}"
+        coordinate = "g" if dimension == axis else f"(({index}) / {step}) % {shape[dimension]}"
         terms.append(f"({coordinate}) * {strides[dimension]}LL")
     return f"const long long p = {' + '.join(terms) or '0'};"
 
@@ -83,8 +83,8 @@ def _gather_elements(binding: Binding) -> Sequence[Enqueue]:
     data, indices = required(request), required(request, 1)
     axis = integer(request, "axis")
     statements = (
-        f"{_checked('g', 'at[i]', data.shape[axis])} "
-        f"{_along(indices.shape, data.shape, axis)} y[i] = x[p];"
+        f"{checked('g', 'at[i]', data.shape[axis])} "
+        f"{along(indices.shape, data.shape, axis)} y[i] = x[p];"
     )
     return _launch(binding, indices.element_count, statements, ("x", "at"))
 
@@ -101,7 +101,7 @@ def _gather_nd(binding: Binding) -> Sequence[Enqueue]:
     lines.append(f"long long p = (tuple / {max(1, per_batch)}) * {whole}LL + low;")
     for position in range(depth):
         size = data.shape[batch + position]
-        lines.append(_checked(f"g{position}", f"at[tuple * {depth} + {position}]", size))
+        lines.append(checked(f"g{position}", f"at[tuple * {depth} + {position}]", size))
         lines.append(f"p += g{position} * {strides[batch + position]}LL;")
     lines.append("y[i] = x[p];")
     return _launch(binding, target.element_count, "\n  ".join(lines), ("x", "at"))

@@ -39,11 +39,14 @@ from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 
 _WORKSPACE_BYTES_MAX = 32 << 20
 _ACTIVATIONS = {"": "", "Relu": "relu", "Clip": "clip", "Sigmoid": "sigmoid", "Swish": "swish"}
+WEIGHTS = 1
+"""Position of the weights among the operands."""
 _CHANNEL_STEP = 8
 """Tensor cores take half-precision channels in eights; fewer are filled up with zeros."""
 
 
-def _convolution(request: KernelRequest) -> Convolution | None:
+def convolution_of(request: KernelRequest) -> Convolution | None:
+    """Return what is asked for, if cuDNN may do it."""
     data, weights = required(request), required(request, 1)
     activation = _ACTIVATIONS.get(text(request, "activation"))
     if data.dtype not in HALF_FLOATS and data.dtype != FLOAT32:
@@ -90,10 +93,27 @@ def _planned(machine: Machine, convolution: Convolution) -> PlannedConvolution |
     return machine.convolutions[convolution]
 
 
+def cudnn_microseconds(machine: Machine, convolution: Convolution) -> float | None:
+    """Return what was measured of cuDNN's best plan; None if it has none."""
+    assert machine.tuner is not None
+    known = machine.tuner.remembered(convolution, _library(machine))
+    if known is None:
+        # Measures it, and leaves the figure behind.
+        if _planned(machine, convolution) is None:
+            return None
+        known = machine.tuner.remembered(convolution, _library(machine))
+    return None if known is None else float(str(known["microseconds"]))
+
+
+def _library(machine: Machine) -> str:
+    assert machine.cudnn is not None
+    return f"cudnn {machine.cudnn.version}"
+
+
 def _plan(machine: Machine, convolution: Convolution) -> PlannedConvolution | None:
     assert machine.cudnn is not None
     assert machine.tuner is not None
-    library = f"cudnn {machine.cudnn.version}"
+    library = _library(machine)
     known = machine.tuner.remembered(convolution, library)
     if known is not None:
         return _again(machine, convolution, known)
@@ -106,7 +126,9 @@ def _plan(machine: Machine, convolution: Convolution) -> PlannedConvolution | No
         return None
     ways = [_way(plans, index) for index, _ in offered]
     workspace_bytes = max(algorithm.workspace_bytes for _, algorithm in offered)
-    best, microseconds = machine.tuner.fastest(ways, [*_sizes(convolution), workspace_bytes])
+    best, microseconds = machine.tuner.fastest(
+        ways, [*_sizes(convolution), workspace_bytes], weights=WEIGHTS
+    )
     index, chosen = offered[best]
     machine.tuner.remember(
         convolution,
@@ -183,7 +205,7 @@ def _filled_bytes(request: KernelRequest, convolution: Convolution) -> int:
 
 
 def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
-    convolution = None if machine.cudnn is None else _convolution(request)
+    convolution = None if machine.cudnn is None else convolution_of(request)
     planned = None if convolution is None else _planned(machine, convolution)
     if convolution is None or planned is None:
         return None
@@ -197,7 +219,7 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
 
 def _bind(binding: Binding) -> Sequence[Enqueue]:
     request = binding.request
-    convolution = _convolution(request)
+    convolution = convolution_of(request)
     assert convolution is not None
     planned = _planned(binding.machine, convolution)
     assert planned is not None

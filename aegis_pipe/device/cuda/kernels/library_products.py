@@ -19,7 +19,7 @@ from aegis_pipe.device.cuda.kernels.source import FLOAT32, HALF_FLOATS
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
 _WORKSPACE_BYTES_MAX = 32 << 20
-_MEASURED_MAX = 12
+_MEASURED_MAX = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,8 @@ def _of_matmul(request: KernelRequest) -> _Operands | None:
     return _Operands(batched)
 
 
-def _planned(machine: Machine, product: MatrixProduct) -> PlannedProduct | None:
+def planned_product(machine: Machine, product: MatrixProduct) -> PlannedProduct | None:
+    """Return a product's plan with the algorithm that was measured to be fastest."""
     if product not in machine.products:
         machine.products[product] = _plan(machine, product)
     return machine.products[product]
@@ -116,13 +117,13 @@ def _plan(machine: Machine, product: MatrixProduct) -> PlannedProduct | None:
         algorithm = MatrixProductAlgorithm(
             bytes.fromhex(str(known["content"])), int(str(known["workspace_bytes"]))
         )
-        return PlannedProduct(plan, algorithm)
+        return PlannedProduct(plan, algorithm, float(str(known["microseconds"])))
     offered = list(plan.algorithms(_WORKSPACE_BYTES_MAX))[:_MEASURED_MAX]
     if not offered:
         plan.close()
         return None
     best, microseconds = machine.tuner.fastest(
-        [_way(plan, algorithm) for algorithm in offered], _sizes(product, offered)
+        [_way(plan, algorithm) for algorithm in offered], _sizes(product, offered), weights=1
     )
     chosen = offered[best]
     machine.tuner.remember(
@@ -134,7 +135,7 @@ def _plan(machine: Machine, product: MatrixProduct) -> PlannedProduct | None:
             "microseconds": microseconds,
         },
     )
-    return PlannedProduct(plan, chosen)
+    return PlannedProduct(plan, chosen, microseconds)
 
 
 def _way(
@@ -173,7 +174,7 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
     if machine.cublaslt is None:
         return None
     operands = _operands(request)
-    planned = None if operands is None else _planned(machine, operands.product)
+    planned = None if operands is None else planned_product(machine, operands.product)
     if operands is None or planned is None:
         return None
     product = operands.product
@@ -187,7 +188,7 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
 def _bind(binding: Binding) -> Sequence[Enqueue]:
     operands = _operands(binding.request)
     assert operands is not None
-    planned = _planned(binding.machine, operands.product)
+    planned = planned_product(binding.machine, operands.product)
     assert planned is not None
     inputs = binding.inputs
     x, w, y = inputs[0], inputs[1], binding.outputs[0]

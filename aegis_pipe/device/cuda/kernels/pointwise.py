@@ -38,6 +38,8 @@ class Pointwise:
     in_place: bool = True
     extra: str = ""
     """Device functions it calls."""
+    written: str = ""
+    """C type of what is written, where it is not just that of the result."""
 
 
 Define = Callable[[KernelRequest], Pointwise | None]
@@ -136,7 +138,7 @@ def mapping_source(mapping: Mapping) -> tuple[str, int]:
     types = mapping.function.types or tuple(computed(read.dtype) for read in mapping.reads)
     arguments = [f"(({kind}){value})" for kind, value in zip(types, values, strict=True)]
     expression = mapping.function.expression.format(*arguments)
-    kind = stored(mapping.written)
+    kind = mapping.function.written or stored(mapping.written)
     place = "i"
     if is_scattered:
         place = walk.offset(len(strides) - 1, "i")

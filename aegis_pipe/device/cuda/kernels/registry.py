@@ -68,6 +68,7 @@ class PlannedProduct:
 
     plan: MatrixProductPlan
     algorithm: MatrixProductAlgorithm
+    microseconds: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -41,7 +41,7 @@ _REGISTERS = 16
 """Most elements of a row that a thread keeps."""
 _ROW_THREADS = 128
 
-_GROUP = """
+GROUP = """
 template <typename T> __device__ __forceinline__ T shuffle(T v, int mask) {
   union { T t; int w[(sizeof(T) + 3) / 4]; } u; u.t = v;
   #pragma unroll
@@ -236,7 +236,7 @@ def reduce_launch(
   s = together<T>(s, [](A a, A b) {{ return a + b; }});
   if (lane == 0) y[row] = To<{y}>::of(log(s) + shift);"""
         )
-        code = kernel_source(parameters, body, threads=rows.block, extra=_GROUP)
+        code = kernel_source(parameters, body, threads=rows.block, extra=GROUP)
         return [binding.kernel(code, arguments, grid=rows.grid, block=rows.block)]
     how = _REDUCTIONS[name]
     root = kind if source.dtype in FLOATS else "double"
@@ -254,7 +254,7 @@ def reduce_launch(
   const A n = {rows.length};
   if (lane == 0) y[row] = To<{y}>::of({final});"""
     )
-    code = kernel_source(parameters, body, threads=rows.block, extra=_GROUP)
+    code = kernel_source(parameters, body, threads=rows.block, extra=GROUP)
     return [binding.kernel(code, arguments, grid=rows.grid, block=rows.block)]
 
 
@@ -320,7 +320,7 @@ def _bind_arg(binding: Binding) -> Sequence[Enqueue]:
   a = together<T>(a, pick);
   if (lane == 0) y[row] = a.i;"""
     code = kernel_source(
-        [f"const {stored(source.dtype)}* x", "i64* y"], body, threads=rows.block, extra=_GROUP
+        [f"const {stored(source.dtype)}* x", "i64* y"], body, threads=rows.block, extra=GROUP
     )
     arguments = [binding.inputs[0], binding.outputs[0]]
     return [binding.kernel(code, arguments, grid=rows.grid, block=rows.block)]
@@ -372,7 +372,7 @@ def _bind_softmax(binding: Binding) -> Sequence[Enqueue]:
   {rows.each("s += exp(V(j, r) - m);")}
   s = together<T>(s, [](A a, A b) {{ return a + b; }});
   {end}"""
-    code = kernel_source([f"const {y}* x", f"{y}* y"], body, threads=rows.block, extra=_GROUP)
+    code = kernel_source([f"const {y}* x", f"{y}* y"], body, threads=rows.block, extra=GROUP)
     arguments = [binding.inputs[0], binding.outputs[0]]
     return [binding.kernel(code, arguments, grid=rows.grid, block=rows.block)]
 
@@ -430,7 +430,7 @@ def _normalise(binding: Binding, what: _Normalisation) -> Sequence[Enqueue]:
   if (lane == 0) {{ {what.last} }}"""
     )
     parameters = [*(text for text, _ in what.parameters), f"{y}* y"]
-    code = kernel_source(parameters, body, threads=rows.block, extra=_GROUP)
+    code = kernel_source(parameters, body, threads=rows.block, extra=GROUP)
     arguments = [*(address for _, address in what.parameters), binding.outputs[0]]
     return [binding.kernel(code, arguments, grid=rows.grid, block=rows.block)]
 
@@ -585,7 +585,7 @@ def _bind_lp(binding: Binding) -> Sequence[Enqueue]:
   const A f = {root};
   {rows.each(f"y[{where}] = To<{y}>::of(f == 0 ? (A)0 : V(j, r) / f);")}"""
     )
-    code = kernel_source([f"const {y}* x", f"{y}* y"], body, threads=rows.block, extra=_GROUP)
+    code = kernel_source([f"const {y}* x", f"{y}* y"], body, threads=rows.block, extra=GROUP)
     arguments = [binding.inputs[0], binding.outputs[0]]
     return [binding.kernel(code, arguments, grid=rows.grid, block=rows.block)]
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from aegis_pipe.device.cuda.kernels import small_types
+
 FLOAT16 = np.dtype(np.float16)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT32 = np.dtype(np.float32)
@@ -35,6 +37,9 @@ _STORED = {
     BOOL: "bool",
     **{np.dtype(f"i{w}"): f"i{8 * w}" for w in (1, 2, 4, 8)},
     **{np.dtype(f"u{w}"): f"u{8 * w}" for w in (1, 2, 4, 8)},
+    **small_types.STORED,
+    # Its bits: what they mean, a cast knows.
+    small_types.POWER_OF_TWO: "u8",
 }
 
 _PRELUDE = """
@@ -75,17 +80,20 @@ def stored(dtype: np.dtype) -> str:
 
 
 def computed(dtype: np.dtype) -> str:
-    """Return the C type that `get` of an element has: float for half precision."""
-    return "float" if dtype in HALF_FLOATS else _STORED[dtype]
+    """Return the C type that `get` of an element has: float for half precision and less."""
+    if dtype in small_types.SMALL_INTEGERS:
+        return "int"
+    return "float" if dtype in HALF_FLOATS | small_types.SMALL_FLOATS else _STORED[dtype]
 
 
 def kernel_source(parameters: Sequence[str], body: str, *, threads: int, extra: str = "") -> str:
     """Return a whole source with a kernel named `k`."""
-    return (
-        f"{_PRELUDE}{extra}\n"
+    code = (
         f'extern "C" __global__ void __launch_bounds__({threads}) k({", ".join(parameters)}) {{\n'
         f"{body}\n}}\n"
     )
+    small = small_types.PRELUDE if "Tiny" in code else ""
+    return f"{_PRELUDE}{small}{extra}\n{code}"
 
 
 def literal(value: float, ctype: str) -> str:
@@ -102,6 +110,28 @@ def literal(value: float, ctype: str) -> str:
         # The least one has no literal of its own.
         return f"(({ctype})({int(value) + 1}LL - 1))" if value < 0 else f"(({ctype}){int(value)}LL)"
     return f"(({ctype}){int(value)}ULL)"
+
+
+def table(name: str, values: np.ndarray, ctype: str) -> str:
+    """Return the definition of a constant array; an empty one has one element.
+
+    Infinity and NaN have no literal that an array of the device could be made of: an array with
+    one of them is an array of bits, and its name stands for what reads them.
+    """
+    flat = values.reshape(-1)
+    if ctype in ("float", "double") and not np.isfinite(flat.astype(np.float64)).all():
+        kind = np.float32 if ctype == "float" else np.float64
+        bits = flat.astype(kind).view(np.uint32 if ctype == "float" else np.int64)
+        stored_as, read = ("u32", "__uint_as_float")
+        if ctype == "double":
+            stored_as, read = ("i64", "__longlong_as_double")
+        return (
+            table(f"{name}_BITS", bits, stored_as)
+            + f"struct {name}_READER {{ __device__ __forceinline__ {ctype} operator[](long long i) "
+            f"const {{ return {read}({name}_BITS[i]); }} }};\n#define {name} {name}_READER()\n"
+        )
+    listed = ", ".join(literal(each, ctype) for each in flat.tolist()) or "0"
+    return f"static __device__ const {ctype} {name}[] = {{{listed}}};\n"
 
 
 @dataclass(frozen=True, slots=True)

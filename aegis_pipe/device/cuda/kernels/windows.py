@@ -35,30 +35,33 @@ from aegis_pipe.kernel import KernelChoice, KernelRequest
 _THREADS = 256
 
 
-def _is_last(operator: str) -> bool:
+def is_channels_last(operator: str) -> bool:
+    """Return whether an operator's images have their channels in the last dimension."""
     return ".Nhwc" in operator
 
 
-def _space(shape: Sequence[int], last: bool) -> tuple[int, ...]:
+def space_of(shape: Sequence[int], last: bool) -> tuple[int, ...]:
+    """Return the spatial dimensions."""
     return tuple(shape[1:-1] if last else shape[2:])
 
 
-def _strides(shape: Sequence[int], last: bool) -> tuple[int, int, tuple[int, ...]]:
+def strides_of(shape: Sequence[int], last: bool) -> tuple[int, int, tuple[int, ...]]:
     """Return strides of the image, the channel and each spatial dimension."""
     dense = dense_strides(shape)
     return (dense[0], dense[-1], dense[1:-1]) if last else (dense[0], dense[1], dense[2:])
 
 
-def _channels(shape: Sequence[int], last: bool) -> int:
+def channels_of(shape: Sequence[int], last: bool) -> int:
+    """Return the number of channels."""
     return shape[-1] if last else shape[1]
 
 
-def _unpack(shape: Sequence[int], last: bool) -> str:
+def unpack(shape: Sequence[int], last: bool) -> str:
     """Return statements that set `n`, `c` and `o0`, `o1`, ... from the index `i` of a result."""
-    space = _space(shape, last)
+    space = space_of(shape, last)
     order = [("n", shape[0])]
     places = [(f"o{axis}", size) for axis, size in enumerate(space)]
-    channel = ("c", _channels(shape, last))
+    channel = ("c", channels_of(shape, last))
     order += [*places, channel] if last else [channel, *places]
     lines = ["long long rest = i;"]
     for name, size in reversed(order):
@@ -106,14 +109,14 @@ def _choose_conv(request: KernelRequest, machine: Machine) -> KernelChoice | Non
 
 def _bind_conv(binding: Binding) -> Sequence[Enqueue]:
     request = binding.request
-    last = _is_last(request.operator)
+    last = is_channels_last(request.operator)
     source, weights, target = required(request), required(request, 1), result(request)
     if target.element_count == 0:
         return []
     kind = computed(target.dtype)
-    space, kernel = _space(source.shape, last), weights.shape[2:]
+    space, kernel = space_of(source.shape, last), weights.shape[2:]
     rank, group = len(kernel), integer(request, "group")
-    image, channel, steps = _strides(source.shape, last)
+    image, channel, steps = strides_of(source.shape, last)
     per_group = weights.shape[1]
     outputs = weights.shape[0] // group
     strides, dilations, pads = (integers(request, n) for n in ("strides", "dilations", "pads"))
@@ -134,7 +137,7 @@ def _bind_conv(binding: Binding) -> Sequence[Enqueue]:
   typedef {kind} A;
   const long long i = (long long)blockIdx.x * {_THREADS} + threadIdx.x;
   if (i >= {target.element_count}LL) return;
-  {_unpack(target.shape, last)}
+  {unpack(target.shape, last)}
   const long long g = c / {outputs};
   A a = {"get(b[c])" if operand(request, 2) is not None else "0"};
   {loops}
@@ -167,7 +170,7 @@ def _bind_transposed(binding: Binding) -> Sequence[Enqueue]:
         return []
     kind = computed(target.dtype)
     space, kernel, group = source.shape[2:], weights.shape[2:], integer(request, "group")
-    image, channel, steps = _strides(source.shape, False)
+    image, channel, steps = strides_of(source.shape, False)
     inputs, outputs = source.shape[1] // group, weights.shape[1]
     strides, dilations, pads = (integers(request, n) for n in ("strides", "dilations", "pads"))
     loops, closes, tap = "", "", "0"
@@ -187,7 +190,7 @@ def _bind_transposed(binding: Binding) -> Sequence[Enqueue]:
   typedef {kind} A;
   const long long i = (long long)blockIdx.x * {_THREADS} + threadIdx.x;
   if (i >= {target.element_count}LL) return;
-  {_unpack(target.shape, False)}
+  {unpack(target.shape, False)}
   const long long g = c / {outputs}, m = c % {outputs};
   A a = {"get(b[c])" if operand(request, 2) is not None else "0"};
   {loops}
@@ -219,14 +222,14 @@ def _choose_pool(request: KernelRequest, machine: Machine) -> KernelChoice | Non
 
 def _bind_pool(binding: Binding) -> Sequence[Enqueue]:
     request = binding.request
-    last = _is_last(request.operator)
+    last = is_channels_last(request.operator)
     source, target = required(request), result(request)
     if target.element_count == 0:
         return []
     kernel = integers(request, "kernel_shape")
     is_max = "MaxPool" in request.operator
     is_mean = "AveragePool" in request.operator
-    space = _space(source.shape, last)
+    space = space_of(source.shape, last)
     if (
         _is_whole(request, kernel, space, target.shape, last)
         and "Lp" not in request.operator
@@ -235,7 +238,7 @@ def _bind_pool(binding: Binding) -> Sequence[Enqueue]:
         axes = tuple(range(1, len(source.shape) - 1))
         return reduce_launch(binding, source.shape, axes, "ReduceMax" if is_max else "ReduceMean")
     kind = computed(source.dtype)
-    image, channel, steps = _strides(source.shape, last)
+    image, channel, steps = strides_of(source.shape, last)
     strides, dilations, pads = (integers(request, n) for n in ("strides", "dilations", "pads"))
     rank = len(kernel)
     counts_pads = is_mean and integer(request, "count_include_pad")
@@ -279,7 +282,7 @@ def _bind_pool(binding: Binding) -> Sequence[Enqueue]:
   typedef {kind} A;
   const long long i = (long long)blockIdx.x * {_THREADS} + threadIdx.x;
   if (i >= {target.element_count}LL) return;
-  {_unpack(target.shape, last)}
+  {unpack(target.shape, last)}
   A a = {start}; bool any = false; long long best = 0; int count = 0;
   {loops} {counted} const A v = get(x[{where}]); {step} {closes}
   (void)any; (void)best; (void)count;
@@ -297,7 +300,7 @@ def _is_whole(
     last: bool,
 ) -> bool:
     """Return whether there is one window, which covers all of space and no pads."""
-    single = all(size == 1 for size in _space(target, last))
+    single = all(size == 1 for size in space_of(target, last))
     return single and tuple(kernel) == tuple(space) and not any(integers(request, "pads"))
 
 

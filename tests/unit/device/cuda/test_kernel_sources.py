@@ -14,7 +14,8 @@ from aegis_pipe.tensor import TensorSpec
 
 driver = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda.faults import FaultWord  # noqa: E402
-from aegis_pipe.device.cuda.kernels import KERNELS  # noqa: E402
+from aegis_pipe.device.cuda.kernels import KERNELS, tensor_attention  # noqa: E402
+from aegis_pipe.device.cuda.kernels.attention import attention_of  # noqa: E402
 from aegis_pipe.device.cuda.kernels.registry import Binding, Machine  # noqa: E402
 
 ARCHITECTURES = ("sm_75", "sm_90", "sm_100")
@@ -94,6 +95,26 @@ def _attention() -> KernelRequest:
     return _request("Attention", [(1, 5, 8), (1, 7, 4), (1, 7, 4), (5, 7)], (1, 5, 8), attributes)
 
 
+def _strided_attention() -> KernelRequest:
+    view = (1, 2, 5, 4, 0, 4, 24)
+    attributes = {
+        **{f"{name}_view": (*view, 8 * place) for place, name in enumerate("qkv")},
+        "y_view": (1, 2, 5, 4, 0, 4, 8, 0),
+        "scale": 0.5,
+    }
+    return _request("aegis.StridedAttention", [(5, 24)] * 3, (5, 8), attributes)
+
+
+def _skip() -> KernelRequest:
+    shapes = [(2, 5, 64), (1, 5, 64), (64,), (64,), (64,)]
+    request = _request(
+        "com.microsoft.SkipLayerNormalization", shapes, (2, 5, 64), {"epsilon": 1e-5}, np.float16
+    )
+    statistics = TensorSpec(np.dtype(np.float32), (2, 5, 1))
+    (result,) = request.outputs
+    return replace(request, outputs=(result, statistics, None, result))
+
+
 REQUESTS = {
     "add": _request("Add", [(4, 8), (8,)], (4, 8)),
     "gelu half": _request(
@@ -106,10 +127,15 @@ REQUESTS = {
     "layer": _request(
         "LayerNormalization", [(4, 768), (768,), (768,)], (4, 768), {"axis": 1, "epsilon": 1e-5}
     ),
+    "skip": _skip(),
+    "wide rms": _request(
+        "RMSNormalization", [(4, 8192), (8192,)], (4, 8192), {"axis": 1, "epsilon": 1e-5}, _HALF
+    ),
     "matmul": _request("MatMul", [(2, 5, 7), (7, 3)], (2, 5, 3)),
     "conv": _request("Conv", [(1, 3, 8, 8), (4, 3, 3, 3), (4,)], (1, 4, 8, 8), _CONV),
     "depthwise": _depthwise(),
     "attention": _attention(),
+    "strided attention": _strided_attention(),
     "pool": _request("MaxPool", [(1, 3, 8, 8)], (1, 3, 8, 8), {**_WINDOWS, "storage_order": 0}),
 }
 
@@ -132,3 +158,26 @@ def test_same_source_for_the_same_request() -> None:
 def test_a_source_that_is_wrong_is_told() -> None:
     with pytest.raises(AssertionError, match="undefined"):
         driver.compile_cubin('extern "C" __global__ void k() { nothing(); }', "sm_90")
+
+
+def _tensor_attention(mask: bool) -> KernelRequest:
+    view = (1, 2, 40, 64, 0, 64, 384)
+    attributes = {
+        **{f"{name}_view": (*view, 128 * place) for place, name in enumerate("qkv")},
+        "y_view": (1, 2, 40, 64, 0, 64, 128, 0),
+        "scale": 0.125,
+    }
+    inputs = [(40, 384)] * 3 + [(1, 1, 1, 40)] * mask
+    return _request(tensor_attention.STRIDED, inputs, (40, 128), attributes, np.float16)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize(("rows", "keys"), [(1, 4), (4, 1)])
+def test_attention_on_tensor_cores_compiles(mask: bool, rows: int, keys: int) -> None:
+    request = _tensor_attention(mask)
+    (source,) = sources_of(request)
+    attention = attention_of(request)
+    assert source == tensor_attention._source(request, attention, 1, 4)
+    other = tensor_attention._source(request, attention, rows, keys)
+    for architecture in ("sm_80", "sm_90", "sm_100"):
+        assert driver.compile_cubin(other, architecture).startswith(b"\x7fELF")

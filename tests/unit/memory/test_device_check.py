@@ -1,0 +1,47 @@
+"""The check of a device's plan notices whatever is moved."""
+
+from dataclasses import replace
+
+import pytest
+
+from aegis_pipe.memory import ArenaPlan, DevicePlan, ModelMemory, check_device_plan
+
+MODELS = (
+    ModelMemory("large", {"a": 100, "b": 50}, 1000),
+    ModelMemory("small", {"b": 50, "c": 64}, 300, arena_group=1),
+    ModelMemory("confined", {"d": 10}, 500, streams_max=1),
+)
+BY_NAME = {each.model: each for each in MODELS}
+PLAN = DevicePlan.build(MODELS, stream_count=2, alignment_bytes=64)
+
+
+def test_a_plan_as_it_is_made_is_sound():
+    assert check_device_plan(PLAN, BY_NAME, PLAN.total_bytes) == []
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (replace(PLAN, weights_offsets={**PLAN.weights_offsets, "b": 64}), "overlaps `a`"),
+        (replace(PLAN, weights_offsets={**PLAN.weights_offsets, "d": 400}), "not aligned to 64"),
+        (replace(PLAN, weights_offsets={"a": 0}), "weight `b` has no place"),
+        (replace(PLAN, weights_bytes=200), "the weights end at 266, their pool at 200"),
+        (
+            replace(PLAN, arenas=(ArenaPlan(1000, {0: 0, 1: 1024}, ()), PLAN.arenas[1])),
+            "`small` ends at 1324 of arena 0, which ends at 1000",
+        ),
+        (
+            replace(PLAN, arenas=(ArenaPlan(2048, {0: 0, 1: 512}, ()), PLAN.arenas[1])),
+            "groups 0 and 1 of arena 0 overlap",
+        ),
+    ],
+)
+def test_what_is_moved_is_noticed(plan, words):
+    assert any(words in each for each in check_device_plan(plan, BY_NAME, None))
+
+
+def test_a_total_over_budget_is_noticed():
+    found = check_device_plan(PLAN, BY_NAME, PLAN.total_bytes - 1)
+    assert found == [
+        f"the total of {PLAN.total_bytes} exceeds the budget of {PLAN.total_bytes - 1}"
+    ]
