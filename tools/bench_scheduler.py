@@ -4,9 +4,9 @@
 
 Decisions are timed on the scheduler alone, with 1,000 requests waiting, by the CPU time of its
 thread: on a shared machine the wall clock tells of the neighbours. Submissions and requests go
-through a runtime with one model of a single small kernel. Simulated requests are those of two models
-at 600/s and 400/s, random, by priority, on one stream. Figures of a busy machine are marked by its
-load.
+through a runtime with one model of a single small kernel. Simulated requests are those of two
+models at 600/s and 400/s, random, by priority, on one stream. Figures of a busy machine are marked
+by its load.
 """
 
 from __future__ import annotations
