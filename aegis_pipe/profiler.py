@@ -33,9 +33,8 @@ from aegis_pipe.manifest.model import Manifest, TelemetrySection
 
 WARM_UP = 5
 """Requests of each model that are run first and not counted."""
-RESTED_SAMPLES = 600
 PAUSE_NS = 5_000_000
-"""Requests of each model that are run after a pause, and how long it is."""
+"""Rest before each of the requests that do not follow upon another."""
 KERNEL_RUNS = 15
 """Requests of each model whose kernels are timed."""
 
@@ -173,7 +172,7 @@ class _Bench:
         self._repeat(model, self._options.samples)
         rows = self._rows(model)
         self._recorder.clear()
-        self._repeat(model, min(self._options.samples, RESTED_SAMPLES), pause_ns=PAUSE_NS)
+        self._repeat(model, self._options.samples, pause_ns=PAUSE_NS)
         profile = model_profile(
             model,
             rows,

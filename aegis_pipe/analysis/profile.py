@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aegis_pipe.analysis.quantiles import QuantileBound, bound
+from aegis_pipe.analysis.quantiles import QuantileBound, bound, wider
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.execution.capture import cut_into_segments
 
@@ -180,17 +180,22 @@ def model_profile(
     confidence: float,
 ) -> ModelProfile:
     """Summarise measured requests; a row has one request's time per segment."""
-    all_rows = [*rows_ns, *rested_rows_ns]
-    columns = list(zip(*all_rows, strict=True))
+    columns = list(zip(*rows_ns, strict=True))
+    rested_columns = zip(*rested_rows_ns, strict=True)
+    totals, rested = ([sum(row) for row in rows] for rows in (rows_ns, rested_rows_ns))
+
+    def bound_of(one: Sequence[int], other: Sequence[int]) -> QuantileBound:
+        return wider(bound(one, quantile, confidence), bound(other, quantile, confidence))
+
     return ModelProfile(
         model,
         tuple(boundaries),
         tuple(kernels_ns),
-        tuple(bound(column, quantile, confidence) for column in columns),
-        bound([sum(row) for row in all_rows], quantile, confidence),
-        tuple(median(column) for column in zip(*rows_ns, strict=True)),
-        grid([sum(row) for row in rows_ns]),
-        grid([sum(row) for row in rested_rows_ns]),
+        tuple(itertools.starmap(bound_of, zip(columns, rested_columns, strict=True))),
+        bound_of(totals, rested),
+        tuple(median(column) for column in columns),
+        grid(totals),
+        grid(rested),
         grid(wakes_ns),
         bound(wakes_ns, quantile, confidence),
     )

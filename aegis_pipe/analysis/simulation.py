@@ -396,6 +396,7 @@ class MeasuredTimes:
         model = self._models[request.model]
         stream, launched_ns = request.stream, request.launched_ns
         busy_until_ns = self._busy_until_ns.get(stream, 0)
+        totals: Sequence[int]
         if segment == 0:
             rested = model.rested_ns and launched_ns - busy_until_ns >= REST_NS
             rank, totals = self._draw(), model.rested_ns if rested else model.totals_ns
