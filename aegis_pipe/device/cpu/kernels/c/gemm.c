@@ -28,14 +28,14 @@ typedef struct {
 enum { BLOCK_FLOATS = 64 << 10, CHUNK = 512 };
 
 /* How A is cut. Rows that fit into a single tile meet every panel once: nothing is worth keeping. */
-typedef struct { int64_t tile, block, chunk; } cut;
+typedef struct { int64_t block, chunk; } cut;
 
 static cut cut_of(int64_t rows, int64_t depth) {
     int64_t tile = even_tile(rows), chunk = larger(1, depth);
     if (rows > tile) chunk = ceil_divide(chunk, ceil_divide(chunk, CHUNK));
     int64_t most = larger(1, BLOCK_FLOATS / (chunk * tile)) * tile;
     int64_t tiles = ceil_divide(ceil_divide(rows, ceil_divide(rows, most)), tile);
-    return (cut){tile, larger(1, tiles) * tile, chunk};
+    return (cut){larger(1, tiles) * tile, chunk};
 }
 
 /* Floats of the sums that a worker puts aside. */
@@ -82,12 +82,13 @@ INLINE void gemm_tile(const gemm *g, const float *a, passage k, const float *pan
 static void multiply(const gemm *g, const float *a, const float *panel, float *y, range rows, cut by,
                      int64_t column, float *kept) {
     int64_t vectors = ceil_divide(smaller(PANEL, g->columns - column), LANES);
+    int64_t tile = even_tile(rows.last - rows.first);
     for (int64_t first = 0; first < g->depth; first += by.chunk) {
         passage k = {first, smaller(first + by.chunk, g->depth), !first, first + by.chunk >= g->depth};
         float *aside = kept;
-        for (int64_t row = rows.first; row < rows.last; row += by.tile, aside += by.tile * PANEL) {
-            const float *ahead = panel_ahead(panel, panel + by.chunk * PANEL, (row - rows.first) / by.tile);
-            TILE_DISPATCH(gemm_tile, smaller(by.tile, rows.last - row), vectors, g, a, k, panel, ahead, aside, y, row,
+        for (int64_t row = rows.first; row < rows.last; row += tile, aside += tile * PANEL) {
+            const float *ahead = panel_ahead(panel, panel + by.chunk * PANEL, (row - rows.first) / tile);
+            TILE_DISPATCH(gemm_tile, smaller(tile, rows.last - row), vectors, g, a, k, panel, ahead, aside, y, row,
                           column)
         }
         panel += by.chunk * PANEL;

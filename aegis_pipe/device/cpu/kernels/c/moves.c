@@ -50,6 +50,12 @@ INLINE void copy_row(char *to, const char *from, int64_t bytes) {
 /* [rows][columns] of floats, `from` running along the rows. */
 static void turn_round(float *to, int64_t to_row, const float *from, int64_t from_column, int64_t rows,
                        int64_t columns) {
+    if (columns < 8 && to_row == columns) {
+        /* What `interleave_few` writes too far lies before the end. */
+        int64_t row = 0;
+        for (; row + 16 <= rows; row += 8) interleave_few(from + row, from_column, columns, to + row * columns);
+        to += row * to_row, from += row, rows -= row;
+    }
     for (int64_t column = 0; column < columns; column += 8) {
         int64_t wide_rows = column + 8 <= columns ? rows / 8 * 8 : 0;
         for (int64_t row = 0; row < wide_rows; row += 8)

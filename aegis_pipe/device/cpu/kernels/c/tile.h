@@ -9,7 +9,7 @@
  * hide the latency of the multiply-add (4 to 5 cycles on 2 ports) and small enough for the register
  * file together with the panel's row and the broadcast:
  *
- *     AVX-512  32 registers of 16: 12 x 2     AVX2  16 of 8:  6 x 2
+ *     AVX-512  32 registers of 16:  6 x 4     AVX2  16 of 8:  6 x 2
  *     NEON     32 registers of 4:   6 x 4     SSE   16 of 4:  4 x 2
  *
  * A panel is [depth][PANEL] floats, PANEL = VECTORS * LANES columns of b, padded with zeros.
@@ -53,7 +53,7 @@ INLINE void tile_accumulate(vec sums[ROWS][VECTORS], int rows, int vectors, cons
                             int64_t a_step, const float *b, int64_t b_step, int64_t depth,
                             const float *ahead) {
     for (int64_t k = 0; k < depth; k++, b += b_step, ahead += b_step) {
-        __builtin_prefetch(ahead, 0, 2);
+        if (vectors > 1) __builtin_prefetch(ahead, 0, 2);
         vec b_row[VECTORS];
         UNROLL for (int v = 0; v < vectors; v++) b_row[v] = vec_load(b + v * LANES);
         UNROLL for (int r = 0; r < rows; r++) {
@@ -119,10 +119,45 @@ INLINE vec finished(const epilogue *e, vec sum, vec residual, int64_t row, int64
     return e->clips ? clipped(sum, e->low, e->high) : sum;
 }
 
+/* Whether sums are finished as most are: a bias of columns is added. */
+INLINE int is_usual(const epilogue *e) {
+    return e->scale == 1 && e->addend && !e->addend_row && e->addend_column && e->addend_scale == 1;
+}
+
+/* Register v of a row of which `columns` are there. */
+INLINE vec tile_row_load(const float *row, int v, int64_t columns) {
+    int64_t count = columns - v * LANES;
+    return count < LANES ? vec_load_part(row + v * LANES, count) : vec_load(row + v * LANES);
+}
+
+/* `tile_store` of these: the bias is loaded once for all rows, and nothing is asked for each. */
+INLINE void tile_store_usual(const epilogue *e, vec sums[ROWS][VECTORS], int rows, int vectors, float *y,
+                             int64_t y_row, int64_t row, int64_t column, int64_t columns) {
+    const float *residual = e->residual ? e->residual + row * y_row + column : NULL;
+    float low = e->low, high = e->high;
+    int64_t clips = e->clips, last = columns - (vectors - 1) * LANES;
+    vec bias[VECTORS];
+    UNROLL for (int v = 0; v < vectors; v++) bias[v] = tile_row_load(e->addend + column, v, columns);
+    y += row * y_row + column;
+    UNROLL for (int r = 0; r < rows; r++, y += y_row) {
+        UNROLL for (int v = 0; v < vectors; v++) {
+            vec sum = sums[r][v] + bias[v];
+            if (residual) sum += tile_row_load(residual + r * y_row, v, columns);
+            if (clips) sum = clipped(sum, low, high);
+            if (v == vectors - 1 && last < LANES) vec_store_part(y + v * LANES, sum, last);
+            else vec_store(y + v * LANES, sum);
+        }
+    }
+}
+
 /* Writes a finished tile, rows along memory: y[row * y_row + column]. Of its columns those below
  * `columns` are results; there may be more in later tiles. */
 INLINE void tile_store(const epilogue *end, vec sums[ROWS][VECTORS], int rows, int vectors, float *y,
                        int64_t y_row, int64_t row, int64_t column, int64_t columns) {
+    if (is_usual(end)) {
+        tile_store_usual(end, sums, rows, vectors, y, y_row, row, column, columns);
+        return;
+    }
     /* A copy: for all the compiler knows, what is stored could change the original. */
     const epilogue copy = *end, *e = &copy;
     UNROLL for (int r = 0; r < rows; r++) {
@@ -195,22 +230,6 @@ INLINE void tile_store_transposed(const epilogue *end, vec sums[ROWS][VECTORS], 
 #else
 #define TILE_ROWS_ABOVE_4(f, vectors_, ...)
 #endif
-#if ROWS > 6
-#define TILE_ROWS_ABOVE_6(f, vectors_, ...)                                   \
-    case 7: TILE_VECTORS(f, 7, vectors_, __VA_ARGS__) break;                  \
-    case 8: TILE_VECTORS(f, 8, vectors_, __VA_ARGS__) break;
-#else
-#define TILE_ROWS_ABOVE_6(f, vectors_, ...)
-#endif
-#if ROWS > 8
-#define TILE_ROWS_ABOVE_8(f, vectors_, ...)                                   \
-    case 9: TILE_VECTORS(f, 9, vectors_, __VA_ARGS__) break;                  \
-    case 10: TILE_VECTORS(f, 10, vectors_, __VA_ARGS__) break;                \
-    case 11: TILE_VECTORS(f, 11, vectors_, __VA_ARGS__) break;                \
-    case 12: TILE_VECTORS(f, 12, vectors_, __VA_ARGS__) break;
-#else
-#define TILE_ROWS_ABOVE_8(f, vectors_, ...)
-#endif
 #define TILE_DISPATCH(f, rows_, vectors_, ...)                                \
     switch (rows_) {                                                          \
         case 1: TILE_VECTORS(f, 1, vectors_, __VA_ARGS__) break;              \
@@ -218,11 +237,9 @@ INLINE void tile_store_transposed(const epilogue *end, vec sums[ROWS][VECTORS], 
         case 3: TILE_VECTORS(f, 3, vectors_, __VA_ARGS__) break;              \
         case 4: TILE_VECTORS(f, 4, vectors_, __VA_ARGS__) break;              \
         TILE_ROWS_ABOVE_4(f, vectors_, __VA_ARGS__)                           \
-        TILE_ROWS_ABOVE_6(f, vectors_, __VA_ARGS__)                           \
-        TILE_ROWS_ABOVE_8(f, vectors_, __VA_ARGS__)                           \
     }
 
-/* Splits `count` rows into the fewest tiles, as even as can be: 49 rows are 7 tiles of 7. */
+/* Splits `count` rows into the fewest tiles, as even as can be: 49 rows are 9 tiles of 6 at most. */
 INLINE int64_t even_tile(int64_t count) { return ceil_divide(count, larger(1, ceil_divide(count, ROWS))); }
 
 #endif
