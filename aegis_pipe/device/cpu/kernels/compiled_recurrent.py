@@ -55,7 +55,6 @@ class _Direction(ctypes.Structure):
         ("activations", _Activation * 3),
         ("clip", FLOAT),
         ("variant", ctypes.c_int32),
-        ("is_bytes", INTEGER),
         *((name, byte_units.Scales) for name in ("w_scales", "r_scales")),
     )
 
@@ -237,7 +236,7 @@ def _bind(
         for direction in range(sizes.directions)
     ]
     arguments = _Recurrence(len(directions), (_Direction * 2)(*directions))
-    function = f"aegis_{_operator(request).lower()}"
+    function = choice.kernel.replace("native.", "aegis_")
     return NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs, workspace))
 
 
@@ -295,7 +294,6 @@ def _bind_direction(
         (_Activation * 3)(*_activations(request, direction, count)),
         operands.number(request, "clip"),
         int(bool(variant)),
-        _is_of_bytes(request),
         *(_scales(request, inputs, position, direction) for position in (_W, _R)),
     )
 

@@ -43,8 +43,7 @@ typedef struct {
     activation activations[3];
     float clip; /* inf: none */
     int32_t variant; /* LSTM: input_forget; GRU: linear_before_reset */
-    int64_t is_bytes; /* whether W and R are */
-    byte_scales w_scales, r_scales;
+    byte_scales w_scales, r_scales; /* where W and R are bytes */
 } direction;
 
 typedef struct {
@@ -365,19 +364,27 @@ static void gru_time(const direction *d, working *w, int64_t t) {
             gru_units(d, gates_of(d, w, 3, t, b), both + b * 2 * n, candidate + b * n, w->hidden + b * n);
 }
 
-static void lstm_time(const direction *d, working *w, int64_t t) {
+INLINE void lstm_gates(const direction *d, const working *w, int64_t t) {
     int64_t n = d->hidden;
-    if (d->is_bytes) product_of_bytes(&w->recurrence, w->hidden, d->batch, NULL, w->product);
-    else product(w->hidden, d->batch, n, d->r, 4 * n, NULL, w->product);
     for (int64_t b = 0; b < d->batch; b++)
         if (!has_ended(d, t, b))
             lstm_sequence(d, gates_of(d, w, 4, t, b), w->product + b * 4 * n, w->hidden + b * n, w->cell + b * n);
 }
 
+static void lstm_time(const direction *d, working *w, int64_t t) {
+    product(w->hidden, d->batch, d->hidden, d->r, 4 * d->hidden, NULL, w->product);
+    lstm_gates(d, w, t);
+}
+
+static void lstm_of_bytes_time(const direction *d, working *w, int64_t t) {
+    product_of_bytes(&w->recurrence, w->hidden, d->batch, NULL, w->product);
+    lstm_gates(d, w, t);
+}
+
 /* X W + bias for all times; what R needs is made ready in W's place. */
-static void multiply_inputs(const direction *d, working *w, int64_t width, const float *bias) {
+INLINE void multiply_inputs(const direction *d, working *w, int64_t width, const float *bias, int is_bytes) {
     int64_t rows = d->time * d->batch;
-    if (!d->is_bytes) {
+    if (!is_bytes) {
         product(d->x, rows, d->inputs, d->w, width, bias, w->gates);
         return;
     }
@@ -387,11 +394,11 @@ static void multiply_inputs(const direction *d, working *w, int64_t width, const
 }
 
 /* `inside` gates at the end take the bias of R themselves. */
-INLINE void run_direction(const direction *d, int64_t gates, int64_t inside,
+INLINE void run_direction(const direction *d, int64_t gates, int64_t inside, int is_bytes,
                           void (*at_time)(const direction *, working *, int64_t)) {
     working w = carve(d, gates);
     const float *bias = joined_bias(d, gates, inside, w.bias);
-    multiply_inputs(d, &w, gates * d->hidden, bias);
+    multiply_inputs(d, &w, gates * d->hidden, bias, is_bytes);
     start_state(d, d->initial_h, w.hidden);
     start_state(d, d->initial_c, w.cell);
     for (int64_t i = 0; i < d->time; i++) {
@@ -405,18 +412,23 @@ INLINE void run_direction(const direction *d, int64_t gates, int64_t inside,
 
 KERNEL(aegis_rnn, recurrence) {
     const recurrence *r = arguments;
-    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 1, 0, rnn_time);
+    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 1, 0, 0, rnn_time);
 }
 
 KERNEL(aegis_gru, recurrence) {
     const recurrence *r = arguments;
     for (int64_t i = 0; i < r->count; i++) {
         const direction *d = &r->directions[i];
-        run_direction(d, 3, d->variant ? 1 : 0, gru_time);
+        run_direction(d, 3, d->variant ? 1 : 0, 0, gru_time);
     }
 }
 
 KERNEL(aegis_lstm, recurrence) {
     const recurrence *r = arguments;
-    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 4, 0, lstm_time);
+    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 4, 0, 0, lstm_time);
+}
+
+KERNEL(aegis_lstm_of_bytes, recurrence) {
+    const recurrence *r = arguments;
+    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 4, 0, 1, lstm_of_bytes_time);
 }
