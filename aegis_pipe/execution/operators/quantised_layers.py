@@ -13,7 +13,8 @@ Canonical form, with scales (float32) and zero points scalars, zero points left 
     com.microsoft.QLinearConcat(y_scale, y_zero, then X, x_scale, x_zero of each part)   `axis`
     com.microsoft.DynamicQuantizeLSTM(the operands of LSTM, W_scale, W_zero, R_scale, R_zero)
         the attributes of LSTM; W[D, I, 4 H] and R[D, H, 4 H] are quantised, their scales and
-        zero points [D] or [D, 4 H]. Activations are not rounded to 8 bits: only weights are.
+        zero points [D] or [D, 4 H]. A kernel may round X and the state to 8 bits, as ONNX Runtime
+        does, or multiply them as they are.
 
 `levels`, the lowest and the highest of the result, or () for all that its type has, stand for an
 activation; only this project's passes write them.

@@ -1,19 +1,18 @@
 """Compiled recurrent layers (`c/recurrent.c`), whose weights are known at load.
 
 native.rnn, native.gru, native.lstm
-native.lstm_of_bytes  DynamicQuantizeLSTM: the weights are brought back to float32 at load
+native.lstm_of_bytes  DynamicQuantizeLSTM: products of bytes; X and the state are quantised too
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from aegis_pipe.device.cpu.kernels import compiled, native, operands
+from aegis_pipe.device.cpu.kernels import byte_units, compiled, native, operands
 from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
@@ -56,6 +55,7 @@ class _Direction(ctypes.Structure):
         ("activations", _Activation * 3),
         ("clip", FLOAT),
         ("variant", ctypes.c_int32),
+        *((name, byte_units.Scales) for name in ("w_scales", "r_scales")),
     )
 
 
@@ -78,6 +78,15 @@ class _Sizes:
     layout: int
 
     @property
+    def width(self) -> int:
+        """Of all gates."""
+        return self.gates * self.hidden
+
+    def depth(self, position: int) -> int:
+        """Return the rows of W or R."""
+        return self.inputs if position == _W else self.hidden
+
+    @property
     def parts(self) -> tuple[int, ...]:
         """Widths of the separate products with R: GRU's candidate may meet another state."""
         return (2 * self.hidden, self.hidden) if self.gates == 3 else (self.gates * self.hidden,)
@@ -85,12 +94,22 @@ class _Sizes:
     @property
     def workspace_floats(self) -> int:
         """As `carve` in `c/recurrent.c` cuts it up."""
-        width, state = self.gates * self.hidden, self.batch * self.hidden
+        width, state = self.width, self.batch * self.hidden
         return (self.time * self.batch + self.batch) * width + 3 * state + width
+
+    @property
+    def workspace_bytes(self) -> int:
+        """What products of bytes take besides."""
+        assert native.LIBRARY is not None
+        return native.LIBRARY.byte_recurrence_workspace(self.inputs, self.hidden, self.width)
+
+
+def _is_of_bytes(request: KernelRequest) -> bool:
+    return request.operator == _DYNAMIC_LSTM
 
 
 def _operator(request: KernelRequest) -> str:
-    return "LSTM" if request.operator == _DYNAMIC_LSTM else request.operator
+    return "LSTM" if _is_of_bytes(request) else request.operator
 
 
 def _sizes(request: KernelRequest) -> _Sizes:
@@ -100,7 +119,7 @@ def _sizes(request: KernelRequest) -> _Sizes:
         time, batch = batch, time
     gates = _GATES[_operator(request)]
     weights = operands.input_spec(request, _W).shape
-    width = weights[2] if request.operator == _DYNAMIC_LSTM else weights[1]
+    width = weights[2] if _is_of_bytes(request) else weights[1]
     return _Sizes(time, batch, inputs, width // gates, gates, weights[0], layout)
 
 
@@ -123,41 +142,51 @@ def _choose(request: KernelRequest) -> KernelChoice | None:
         return None
     if not _is_covered(request):
         return None
-    return _choice(request, f"native.{request.operator.lower()}", "")
+    return _choice(request, f"native.{request.operator.lower()}", _float_panels)
 
 
 def _choose_dynamic(request: KernelRequest) -> KernelChoice | None:
+    weights = [request.inputs[i] for i in (_W, _R)]
+    if not all(spec and spec.dtype in byte_units.EIGHT_BITS for spec in weights):
+        return None
     if not _is_covered(request):
         return None
-    parameters = [p for at in _SCALES.values() for p in (at, at + 1) if request.inputs[p]]
-    if not all(position in request.constants for position in parameters):
-        return None
-    digest = hashlib.sha256(
-        b"".join(np.ascontiguousarray(request.constants[p]).tobytes() for p in parameters)
-    )
-    return _choice(request, "native.lstm_of_bytes", digest.hexdigest()[:16])
+    return _choice(request, "native.lstm_of_bytes", _byte_panels)
 
 
-def _choice(request: KernelRequest, kernel: str, scales: str) -> KernelChoice:
-    """Return the offer; `scales` tells apart weights whose bytes are the same."""
-    assert native.LIBRARY is not None
+def _choice(
+    request: KernelRequest, kernel: str, panels: Callable[[KernelRequest, int], PackedConstant]
+) -> KernelChoice:
     sizes = _sizes(request)
-    packed = {}
-    for position, depth, parts in (
-        (_W, sizes.inputs, (sizes.gates * sizes.hidden,)),
-        (_R, sizes.hidden, sizes.parts),
-    ):
-        size_bytes = 4 * sizes.directions * depth * sum(map(_in_panels, parts))
-        layout = f"recurrent.{native.LIBRARY.name}.{len(parts)}{scales}"
-        packed[position] = PackedConstant(layout, size_bytes, _packing(request, position, parts))
     rows = sizes.directions * sizes.time * sizes.batch
-    width = sizes.gates * sizes.hidden
+    multiply_adds = float(rows * sizes.width * (sizes.inputs + sizes.hidden))
+    is_bytes = _is_of_bytes(request)
     return KernelChoice(
         kernel=kernel,
-        workspace_bytes=4 * sizes.workspace_floats,
-        packed=packed,
-        cost=float(rows * width * (sizes.inputs + sizes.hidden)),
+        workspace_bytes=4 * sizes.workspace_floats + (sizes.workspace_bytes if is_bytes else 0),
+        packed={position: panels(request, position) for position in (_W, _R)},
+        cost=multiply_adds / 4 if is_bytes else multiply_adds,
     )
+
+
+def _float_panels(request: KernelRequest, position: int) -> PackedConstant:
+    assert native.LIBRARY is not None
+    sizes = _sizes(request)
+    parts = (sizes.width,) if position == _W else sizes.parts
+    size_bytes = 4 * sizes.directions * sizes.depth(position) * sum(map(_in_panels, parts))
+    layout = f"recurrent.{native.LIBRARY.name}.{len(parts)}"
+    return PackedConstant(layout, size_bytes, _packing(parts))
+
+
+def _byte_panels(request: KernelRequest, position: int) -> PackedConstant:
+    sizes = _sizes(request)
+
+    def fill(array: np.ndarray, panels: np.ndarray) -> None:
+        for matrix, into in zip(array, panels.reshape(len(array), -1), strict=True):
+            byte_units.pack(matrix, into)
+
+    size_bytes = byte_units.panels_bytes(sizes.depth(position), sizes.width)
+    return PackedConstant.filled("recurrent.bytes", sizes.directions * size_bytes, fill)
 
 
 def _in_panels(columns: int) -> int:
@@ -165,35 +194,17 @@ def _in_panels(columns: int) -> int:
     return compiled.round_up(columns, native.LIBRARY.panel_columns)
 
 
-def _packing(
-    request: KernelRequest, position: int, parts: Sequence[int]
-) -> Callable[[np.ndarray], np.ndarray]:
+def _packing(parts: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
     def pack(array: np.ndarray) -> np.ndarray:
         assert native.LIBRARY is not None
-        if request.operator == _DYNAMIC_LSTM:
-            matrices = _real_weights(request, position, array)
-        else:
-            matrices = array.transpose(0, 2, 1)
         bounds = np.cumsum(parts)[:-1]
         tiles = [
             compiled.in_tiles(part, native.LIBRARY.panel_columns).reshape(len(array), -1)
-            for part in np.split(matrices, bounds, axis=2)
+            for part in np.split(array.transpose(0, 2, 1), bounds, axis=2)
         ]
         return compiled.as_bytes(np.concatenate(tiles, axis=1))
 
     return pack
-
-
-def _real_weights(request: KernelRequest, position: int, array: np.ndarray) -> np.ndarray:
-    """Bring quantised weights [D, inputs, 4 H] back to float32; parameters are [D] or [D, 4 H]."""
-    scale, zero = (request.constants.get(_SCALES[position] + i) for i in (0, 1))
-    assert scale is not None, request.node
-    directions = len(array)
-    levels = array.astype(np.float32)
-    if zero is not None:
-        levels -= zero.reshape(directions, 1, -1).astype(np.float32)
-    real: np.ndarray = levels * scale.reshape(directions, 1, -1)
-    return real
 
 
 def _activations(request: KernelRequest, direction: int, directions: int) -> Sequence[_Activation]:
@@ -221,22 +232,23 @@ def _bind(
     assert native.LIBRARY is not None
     sizes = _sizes(request)
     directions = [
-        _bind_direction(request, sizes, inputs, outputs, workspace, direction)
+        _bind_direction(request, choice, inputs, outputs, workspace, direction)
         for direction in range(sizes.directions)
     ]
     arguments = _Recurrence(len(directions), (_Direction * 2)(*directions))
-    function = f"aegis_{_operator(request).lower()}"
+    function = choice.kernel.replace("native.", "aegis_")
     return NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs, workspace))
 
 
 def _bind_direction(
     request: KernelRequest,
-    sizes: _Sizes,
+    choice: KernelChoice,
     inputs: Sequence[np.ndarray | None],
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
     direction: int,
 ) -> _Direction:
+    sizes = _sizes(request)
     time, batch, hidden, count = sizes.time, sizes.batch, sizes.hidden, sizes.directions
     width = sizes.gates * hidden
     state = hidden if sizes.layout else batch * hidden
@@ -246,13 +258,19 @@ def _bind_direction(
         start = native.address(operands.optional(arrays, position))
         return None if start is None else start + 4 * direction * floats
 
-    weights = part(inputs, _W, sizes.inputs * _in_panels(width))
-    recurrence = part(inputs, _R, hidden * sum(map(_in_panels, sizes.parts)))
-    assert recurrence is not None, request.node
+    def weights(position: int) -> int:
+        """Return where this direction's panels begin."""
+        start, size = (
+            operands.required(inputs, position).ctypes.data,
+            choice.packed[position].size_bytes,
+        )
+        return int(start) + direction * size // count
+
+    recurrence = weights(_R)
     variant = request.attributes.get("input_forget", request.attributes.get("linear_before_reset"))
     return _Direction(
         native.address(operands.required(inputs, _X)),
-        weights,
+        weights(_W),
         recurrence,
         recurrence + 4 * hidden * _in_panels(sizes.parts[0]),
         part(inputs, _BIAS, 2 * width),
@@ -276,6 +294,30 @@ def _bind_direction(
         (_Activation * 3)(*_activations(request, direction, count)),
         operands.number(request, "clip"),
         int(bool(variant)),
+        *(_scales(request, inputs, position, direction) for position in (_W, _R)),
+    )
+
+
+def _scales(
+    request: KernelRequest, inputs: Sequence[np.ndarray | None], position: int, direction: int
+) -> byte_units.Scales:
+    """Return this direction's scales of W or R: one, or one a column; none of floats."""
+    if not _is_of_bytes(request):
+        return byte_units.Scales()
+    at = _SCALES[position]
+    scale, zero = (
+        None if array is None else array.reshape(_sizes(request).directions, -1)[direction]
+        for array in (operands.required(inputs, at), operands.optional(inputs, at + 1))
+    )
+    return byte_units.Scales(
+        b_zero=native.address(zero),
+        b_scale=native.address(scale),
+        b_is_signed=byte_units.is_signed(operands.input_spec(request, position)),
+        b_zeros=byte_units.size_of(zero),
+        b_scales=byte_units.size_of(scale),
+        kind=byte_units.FLOAT_RESULT,
+        alpha=1.0,
+        has_zeros=byte_units.has_zeros(request, position, at + 1),
     )
 
 

@@ -116,6 +116,10 @@ class NativeLibrary:
         """Return the bytes of workspace that a product of 8-bit matrices wants."""
         return self._integer("aegis_byte_gemm_workspace", depth, columns, b_is_plain)
 
+    def byte_recurrence_workspace(self, inputs: int, hidden: int, width: int) -> int:
+        """Return the bytes of workspace that a recurrent layer's products of bytes want."""
+        return self._integer("aegis_byte_recurrence_workspace", inputs, hidden, width)
+
     def size_for(self, function: str, arguments: ctypes.Structure) -> int:
         """Return what a function says of a kernel's arguments: the bytes of its workspace."""
         return self._integer(function, ctypes.addressof(arguments))

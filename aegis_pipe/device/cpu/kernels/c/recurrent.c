@@ -9,8 +9,13 @@
  * W and R are in panels (see tile.h): packed once at load. State is updated in place: all products
  * with the old one are done before. A sequence that has ended keeps its state, so that a reversed
  * direction starts each at its own last element.
+ *
+ * W and R of an LSTM may be bytes (byte_products.h). Then X as a whole, and H anew at each time, are
+ * quantised over their own range, and their products are exact until they are rescaled.
  */
+#include "byte_results.h"
 #include "functions.h"
+#include "quantise.h"
 #include "step.h"
 #include "tile.h"
 
@@ -24,7 +29,8 @@ typedef struct {
 /* One direction of a layer. `x` has time * batch rows, row (t, b) being t * time_rows +
  * b * batch_rows. Strides are in floats. */
 typedef struct {
-    const float *x, *w, *r;
+    const float *x;
+    const void *w, *r; /* panels of floats, or of bytes with the sums of their columns */
     const float *r_last; /* GRU: R of the candidate, which may meet another state than the gates */
     const float *bias; /* of W, then of R: [2][gates * hidden], or NULL */
     const float *initial_h, *initial_c; /* or NULL: zeros */
@@ -37,6 +43,7 @@ typedef struct {
     activation activations[3];
     float clip; /* inf: none */
     int32_t variant; /* LSTM: input_forget; GRU: linear_before_reset */
+    byte_scales w_scales, r_scales; /* where W and R are bytes */
 } direction;
 
 typedef struct {
@@ -44,9 +51,20 @@ typedef struct {
     direction directions[2];
 } recurrence;
 
+/* A matrix of bytes, made ready to be multiplied with floats. */
+typedef struct {
+    const int8_t *panels;
+    int64_t depth, columns;
+    byte_results unit; /* for A on a grid of scale 1 and zero point 1; for other grids, multiples */
+    byte_results results; /* for the grid of the product at hand */
+    uint8_t *rows; /* where a block of A is quantised */
+} byte_matrix;
+
 /* Parts of the workspace. */
 typedef struct {
     float *gates, *product, *hidden, *cell, *spare, *bias;
+    uint8_t *bytes;
+    byte_matrix recurrence;
 } working;
 
 static working carve(const direction *d, int64_t gates) {
@@ -58,7 +76,13 @@ static working carve(const direction *d, int64_t gates) {
     w.cell = w.hidden + state;
     w.spare = w.cell + state;
     w.bias = w.spare + state;
+    w.bytes = (uint8_t *)(w.bias + width);
     return w;
+}
+
+/* Bytes that products of bytes take of the workspace, behind the floats. */
+EXPORT int64_t aegis_byte_recurrence_workspace(int64_t inputs, int64_t hidden, int64_t width) {
+    return BYTE_ROWS * padded_byte_depth(larger(inputs, hidden)) + 2 * byte_results_size(width);
 }
 
 /* ---- matrix products ------------------------------------------------------------------------
@@ -135,6 +159,64 @@ static void product(const float *a, int64_t rows, int64_t depth, const float *pa
                               row, column)
         }
     }
+}
+
+/* ---- products of bytes ---------------------------------------------------------------------- */
+
+static byte_matrix ready_matrix(const byte_scales *scales, const int8_t *panels, int64_t depth, int64_t columns,
+                                uint8_t *workspace) {
+    const float scale = 1;
+    const uint8_t zero = 1;
+    int64_t panels_bytes = padded_byte_depth(depth) * padded_byte_columns(columns);
+    const int32_t *column_sums = (const int32_t *)(const void *)(panels + panels_bytes);
+    uint8_t *results = workspace + byte_results_size(columns);
+    byte_matrix m = {panels, depth, columns, .rows = results + byte_results_size(columns)};
+    m.unit = ready_results(scales, &scale, &zero, column_sums, depth, 0, columns, workspace);
+    m.results = results_at(m.unit, results, columns);
+    m.results.zeros = m.unit.zeros;
+    return m;
+}
+
+static void take_grid(byte_matrix *m, byte_grid grid) {
+    for (int64_t c = 0; c < padded_byte_columns(m->columns); c++) {
+        m->results.correction[c] = m->unit.correction[c] * grid.zero;
+        m->results.factor[c] = m->unit.factor[c] * grid.scale;
+    }
+}
+
+/* Rows of A on their grid, padded; `sums` are theirs, where they count. */
+static void quantise_rows(const byte_matrix *m, const float *a, int64_t rows, byte_grid grid, int32_t *sums) {
+    int64_t padded = padded_byte_depth(m->depth);
+    for (int64_t r = 0; r < rows; r++) {
+        uint8_t *to = m->rows + r * padded;
+        quantise_row(a + r * m->depth, m->depth, grid.scale, range_of_levels(grid.zero, 0, 255), to);
+        __builtin_memset(to + m->depth, 0, (size_t)(padded - m->depth));
+        sums[r] = m->results.has_zeros ? byte_sum(to, m->depth) : 0;
+    }
+}
+
+/* y[rows][columns] = a[rows][depth] B + bias; one grid for all of A. */
+static void product_of_bytes(byte_matrix *m, const float *a, int64_t rows, const float *bias, float *y) {
+    int32_t sums[BYTE_ROWS * BYTE_BLOCK_COLUMNS] __attribute__((aligned(64))), row_sums[BYTE_ROWS];
+    int64_t padded = padded_byte_depth(m->depth), y_row = m->columns * (int64_t)sizeof(float);
+    byte_grid grid = grid_of(a, rows * m->depth);
+    byte_block block = {.a = m->rows, .a_row = padded, .depth = m->depth, .padded_depth = padded, .sums = sums};
+    take_grid(m, grid);
+    m->results.addend = bias;
+    block.tile_rows = begin_byte_products(rows);
+    for (int64_t i = 0; i < byte_block_count(rows); i++) {
+        int64_t first = byte_block_start(rows, i);
+        block.rows = byte_block_start(rows, i + 1) - first;
+        quantise_rows(m, a + first * m->depth, block.rows, grid, row_sums);
+        for (int64_t column = 0; column < m->columns; column += BYTE_BLOCK_COLUMNS) {
+            int64_t left = m->columns - column;
+            block.panels = m->panels + column * padded;
+            block.panel_count = left > BYTE_PANEL ? 2 : 1;
+            multiply_bytes(&block);
+            store_block(&m->results, &block, row_sums, column, left, (char *)(y + first * m->columns + column), y_row);
+        }
+    }
+    end_byte_products(block.tile_rows);
 }
 
 /* ---- gates ---------------------------------------------------------------------------------- */
@@ -258,7 +340,7 @@ INLINE float *gates_of(const direction *d, const working *w, int64_t gates, int6
     return w->gates + (t * d->time_rows + b * d->batch_rows) * gates * d->hidden;
 }
 
-static void rnn_time(const direction *d, const working *w, int64_t t) {
+static void rnn_time(const direction *d, working *w, int64_t t) {
     int64_t n = d->hidden;
     product(w->hidden, d->batch, n, d->r, n, NULL, w->product);
     for (int64_t b = 0; b < d->batch; b++) {
@@ -269,7 +351,7 @@ static void rnn_time(const direction *d, const working *w, int64_t t) {
     }
 }
 
-static void gru_time(const direction *d, const working *w, int64_t t) {
+static void gru_time(const direction *d, working *w, int64_t t) {
     int64_t n = d->hidden;
     float *both = w->product, *candidate = w->product + 2 * n * d->batch;
     product(w->hidden, d->batch, n, d->r, 2 * n, NULL, both);
@@ -282,20 +364,41 @@ static void gru_time(const direction *d, const working *w, int64_t t) {
             gru_units(d, gates_of(d, w, 3, t, b), both + b * 2 * n, candidate + b * n, w->hidden + b * n);
 }
 
-static void lstm_time(const direction *d, const working *w, int64_t t) {
+INLINE void lstm_gates(const direction *d, const working *w, int64_t t) {
     int64_t n = d->hidden;
-    product(w->hidden, d->batch, n, d->r, 4 * n, NULL, w->product);
     for (int64_t b = 0; b < d->batch; b++)
         if (!has_ended(d, t, b))
             lstm_sequence(d, gates_of(d, w, 4, t, b), w->product + b * 4 * n, w->hidden + b * n, w->cell + b * n);
 }
 
+static void lstm_time(const direction *d, working *w, int64_t t) {
+    product(w->hidden, d->batch, d->hidden, d->r, 4 * d->hidden, NULL, w->product);
+    lstm_gates(d, w, t);
+}
+
+static void lstm_of_bytes_time(const direction *d, working *w, int64_t t) {
+    product_of_bytes(&w->recurrence, w->hidden, d->batch, NULL, w->product);
+    lstm_gates(d, w, t);
+}
+
+/* X W + bias for all times; what R needs is made ready in W's place. */
+INLINE void multiply_inputs(const direction *d, working *w, int64_t width, const float *bias, int is_bytes) {
+    int64_t rows = d->time * d->batch;
+    if (!is_bytes) {
+        product(d->x, rows, d->inputs, d->w, width, bias, w->gates);
+        return;
+    }
+    byte_matrix weights = ready_matrix(&d->w_scales, d->w, d->inputs, width, w->bytes);
+    product_of_bytes(&weights, d->x, rows, bias, w->gates);
+    w->recurrence = ready_matrix(&d->r_scales, d->r, d->hidden, width, w->bytes);
+}
+
 /* `inside` gates at the end take the bias of R themselves. */
-INLINE void run_direction(const direction *d, int64_t gates, int64_t inside,
-                          void (*at_time)(const direction *, const working *, int64_t)) {
+INLINE void run_direction(const direction *d, int64_t gates, int64_t inside, int is_bytes,
+                          void (*at_time)(const direction *, working *, int64_t)) {
     working w = carve(d, gates);
     const float *bias = joined_bias(d, gates, inside, w.bias);
-    product(d->x, d->time * d->batch, d->inputs, d->w, gates * d->hidden, bias, w.gates);
+    multiply_inputs(d, &w, gates * d->hidden, bias, is_bytes);
     start_state(d, d->initial_h, w.hidden);
     start_state(d, d->initial_c, w.cell);
     for (int64_t i = 0; i < d->time; i++) {
@@ -309,18 +412,23 @@ INLINE void run_direction(const direction *d, int64_t gates, int64_t inside,
 
 KERNEL(aegis_rnn, recurrence) {
     const recurrence *r = arguments;
-    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 1, 0, rnn_time);
+    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 1, 0, 0, rnn_time);
 }
 
 KERNEL(aegis_gru, recurrence) {
     const recurrence *r = arguments;
     for (int64_t i = 0; i < r->count; i++) {
         const direction *d = &r->directions[i];
-        run_direction(d, 3, d->variant ? 1 : 0, gru_time);
+        run_direction(d, 3, d->variant ? 1 : 0, 0, gru_time);
     }
 }
 
 KERNEL(aegis_lstm, recurrence) {
     const recurrence *r = arguments;
-    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 4, 0, lstm_time);
+    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 4, 0, 0, lstm_time);
+}
+
+KERNEL(aegis_lstm_of_bytes, recurrence) {
+    const recurrence *r = arguments;
+    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 4, 0, 1, lstm_of_bytes_time);
 }
