@@ -179,6 +179,9 @@ class MetricsRecorder:
             case ModelLoaded():
                 self._planned[event.model, "weights"] = event.weights_bytes
                 self._planned[event.model, "arena"] = event.arena_bytes
+                # From 0: of a counter that first shows as 1, nobody sees the rise.
+                self._overruns[event.model,] += 0
+                self._misses[event.model,] += 0
             case MemoryAllocated():
                 self._placed[event.pool] += 1
                 key, end = (event.model, event.pool), event.offset_bytes + event.size_bytes
