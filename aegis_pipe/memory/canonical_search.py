@@ -112,7 +112,7 @@ class PythonCanonicalAttempt:
 
     def _leaves_room(self, buffer: int, offset: int, start: int, end: int) -> bool:
         """Return whether everything that waits, this buffer with it, fits above its offset."""
-        self.work += end - start
+        self.work += 1
         if offset + self._sizes[buffer] > self._capacity:
             return False
         return all(offset + self._rest[moment] <= self._capacity for moment in range(start, end))
@@ -125,7 +125,6 @@ class PythonCanonicalAttempt:
             bound = self._bound(buffer, level)
             self.work += end - first
             if bound + self._sizes[buffer] > self._capacity:
-                self.buffer_weights[buffer] += 1
                 return False
             for moment in range(first, end):
                 floors[moment] = min(floors[moment], bound)

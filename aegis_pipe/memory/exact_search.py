@@ -37,6 +37,7 @@ from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aegis_pipe.memory.native import LIBRARY
 from aegis_pipe.memory.orders import contention
@@ -82,7 +83,13 @@ class Attempt(Protocol):
 class Restarts:
     """Attempts at one capacity after the other, until all work is used up."""
 
-    def __init__(self, problem: PackingProblem, *, attempt: Attempt | None = None) -> None:
+    def __init__(
+        self,
+        problem: PackingProblem,
+        *,
+        attempt: Attempt | None = None,
+        plain_areas_first: bool = False,
+    ) -> None:
         assert len(problem) <= BUFFERS_MAX, f"{len(problem)} buffers are too many"
         self._attempt = attempt or make_attempt(problem)
         self._firsts: list[int] = problem.firsts.tolist()
@@ -94,7 +101,13 @@ class Restarts:
         for _ in range(3):
             steep = steep * steep
         areas = durations * problem.sizes
-        self._keys = (steep * areas, fullness * areas, fullness * durations)
+        self._keys: tuple[NDArray[np.float64], ...] = (
+            steep * areas,
+            fullness * areas,
+            fullness * durations,
+        )
+        if plain_areas_first:
+            self._keys = (areas, *self._keys, areas * durations)
         self._generator = random.Random(_SEED)
         self._count = 0
 
@@ -142,7 +155,11 @@ def luby(index: int) -> int:
 
 def make_attempt(problem: PackingProblem) -> Attempt:
     """Choose the compiled search, where there is one."""
-    return PythonAttempt(problem) if LIBRARY is None else NativeAttempt(problem, LIBRARY.aegis_exact_search)
+    return (
+        PythonAttempt(problem)
+        if LIBRARY is None
+        else NativeAttempt(problem, LIBRARY.aegis_exact_search)
+    )
 
 
 class NativeAttempt:

@@ -20,7 +20,7 @@ typedef struct {
     const int64_t *size, *alignment;
     const int32_t *first, *end, *rank;
     int64_t capacity, node_limit, nodes, work;
-    int64_t *moment_weight, *buffer_weight, *offset;
+    int64_t *moment_weight, *offset;
     /* The state: where each buffer would come to lie now, and bytes not placed yet. */
     int64_t *earliest, *rest;
     int64_t *floor_; /* Scratch, by moment. */
@@ -85,7 +85,7 @@ static int32_t find_candidates(
 /* Whether everything that waits, this buffer with it, fits above its offset: nothing that follows
    lies lower. Cheap, and refuses most candidates. */
 static int leaves_room(Search *s, int32_t b, int64_t offset, int32_t from, int32_t to) {
-    s->work += to - from;
+    s->work++;
     if (offset + s->size[b] > s->capacity) return 0;
     for (int32_t t = from; t < to; t++)
         if (offset + s->rest[t] > s->capacity) return 0;
@@ -100,10 +100,7 @@ static int is_feasible(Search *s, const int32_t *members, int32_t count, Level l
         int32_t b = members[i];
         int64_t bound = lower_bound(s, b, level);
         s->work += s->end[b] - s->first[b];
-        if (bound + s->size[b] > s->capacity) {
-            s->buffer_weight[b]++;
-            return 0;
-        }
+        if (bound + s->size[b] > s->capacity) return 0;
         for (int32_t t = s->first[b]; t < s->end[b]; t++)
             s->floor_[t] = s->floor_[t] < bound ? s->floor_[t] : bound;
     }
@@ -182,8 +179,9 @@ EXPORT int aegis_canonical_search(
     Search s = {
         .size = size, .alignment = alignment, .first = first, .end = end, .rank = rank,
         .capacity = capacity, .node_limit = node_limit, .moment_weight = moment_weight,
-        .buffer_weight = buffer_weight, .offset = offset,
+        .offset = offset,
     };
+    (void)buffer_weight; /* Moments alone are blamed here; the signature is that of both searches. */
     size_t moments = (size_t)moment_count, buffers = (size_t)buffer_count;
     int64_t *wide = calloc(2 * moments + buffers, sizeof(int64_t));
     int32_t *all = malloc(buffers * sizeof(int32_t));
