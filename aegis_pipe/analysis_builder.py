@@ -475,6 +475,7 @@ def times_of(manifest: Manifest, profile: Profile, seed: int) -> MeasuredTimes:
             name: ModelTimes(
                 profile.medians_ns(name, manifest.streams.max_block_ns),
                 model.totals_ns,
+                model.rested_ns,
                 {pair.beside: pair.totals_ns for pair in profile.pairs if pair.model == name},
             )
             for name, model in profile.models.items()

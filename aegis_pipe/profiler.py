@@ -33,6 +33,8 @@ from aegis_pipe.manifest.model import Manifest, TelemetrySection
 
 WARM_UP = 5
 """Requests of each model that are run first and not counted."""
+PAUSE_NS = 5_000_000
+"""Rest before each of the requests that do not follow upon another."""
 KERNEL_RUNS = 15
 """Requests of each model whose kernels are timed."""
 
@@ -169,9 +171,12 @@ class _Bench:
         self._recorder.clear()
         self._repeat(model, self._options.samples)
         rows = self._rows(model)
+        self._recorder.clear()
+        self._repeat(model, self._options.samples, pause_ns=PAUSE_NS)
         profile = model_profile(
             model,
             rows,
+            self._rows(model),
             self._recorder.wakes[model],
             self._runtime.boundaries.get(model, ()),
             kernels,
@@ -235,12 +240,14 @@ class _Bench:
             )
         return rows
 
-    def _repeat(self, model: str, count: int) -> None:
-        clock = self._runtime.clock
+    def _repeat(self, model: str, count: int, *, pause_ns: int = 0) -> None:
+        clock, nobody = self._runtime.clock, threading.Event()
         end_ns = clock.now_ns() + self._options.limit_ns
         for done in range(count):
             if done and clock.now_ns() >= end_ns:
                 return
+            if pause_ns:
+                clock.wait_until(clock.now_ns() + pause_ns, nobody)
             self._runtime.infer(model, self._inputs[model])
 
 

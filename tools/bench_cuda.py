@@ -1,7 +1,7 @@
 """Latency on a GPU: this runtime beside PyTorch, same networks, same weights, same inputs.
 
     python tools/bench_cuda.py --json docs/benchmarks/cuda_h100.json [--models resnet50 bert] \
-        [--batches 1 8] [--precisions fp16 tf32]
+        [--batches 1 8] [--precisions fp16 tf32] [--compile]
 
 One request at a time, data on the device: launch and synchronise, by the host's clock.
 Networks come from torchvision and transformers, with random weights, exported to ONNX on the spot;
@@ -36,6 +36,14 @@ from aegis_pipe.execution.standalone import StandaloneGraph
 WARM_UPS = 30
 REQUESTS = 400
 LENGTH = 128
+
+ROWS = (
+    *(("resnet50", batch, "fp16") for batch in (1, 8, 32)),
+    *(("resnet50", batch, "tf32") for batch in (1, 8)),
+    ("resnet50", 1, "bf16"),
+    *((name, b, "fp16") for name in ("mobilenet_v2", "bert_base", "vit_b_16") for b in (1, 8)),
+)
+"""What is measured unless something else is asked for: network, batch, precision."""
 
 
 class _LastHidden(torch.nn.Module):
@@ -132,13 +140,15 @@ def _ours(
             inputs = {str(graph.inputs[0]): example.numpy()}
             (result,) = standalone.run(inputs).values()
             before = context.allocation_count
-            again = {standalone.run(inputs).popitem()[1].tobytes() for _ in range(20)}
+            again = {standalone.run(inputs).popitem()[1].tobytes() for _ in range(50)}
+            launch_us = _launch_us(standalone, inputs)
             figures = _timed(standalone.run_on_device, lambda: standalone.write_inputs(inputs))
             row: dict[str, Any] = {
                 **figures,
                 "relative_error": _error(result, expected),
                 "same_bits": again == {result.tobytes()},
                 "allocations_per_request": context.allocation_count - before,
+                "launch_us": launch_us,
                 "load_s": loaded - begin,
                 "device_open_s": opened - begin,
                 "kernels": len(standalone.kernels()),
@@ -147,7 +157,34 @@ def _ours(
                 "kernel_us": _kernel_times(standalone, inputs),
             }
         stream.close()
+    row["load_warm_s"] = _load_s(path, name, precision)
     return row
+
+
+def _load_s(path: Path, name: str, precision: str) -> float:
+    """Return how long it takes to open the device and load, with choices and kernels on disk."""
+    clock = SystemClock()
+    begin = time.perf_counter()
+    graph = ModelLoader().load(path, LoadOptions(name=name))
+    with open_device("cuda", clock=clock).context as context:
+        stream = context.create_stream(0)
+        with StandaloneGraph(graph, context, stream, clock, precision):
+            loaded = time.perf_counter()
+        stream.close()
+    return loaded - begin
+
+
+def _launch_us(standalone: StandaloneGraph, inputs: dict[str, np.ndarray]) -> float:
+    """Return what launching the captured model costs the host, without its copies."""
+    times = []
+    for _ in range(200):
+        # What they lie in holds something else after a run.
+        standalone.write_inputs(inputs)
+        begin = time.perf_counter_ns()
+        standalone.launch()
+        times.append(time.perf_counter_ns() - begin)
+        standalone.synchronise()
+    return float(np.median(times)) / 1e3
 
 
 def _kernel_times(
@@ -169,9 +206,13 @@ def _kernel_times(
 
 
 def _peers(
-    model: torch.nn.Module, example: torch.Tensor, expected: np.ndarray, precision: str
+    model: torch.nn.Module,
+    example: torch.Tensor,
+    expected: np.ndarray,
+    precision: str,
+    with_compiled: bool,
 ) -> dict[str, dict[str, Any]]:
-    """Return PyTorch's rows: eager, and captured as a CUDA graph."""
+    """Return PyTorch's rows: eager, captured as a CUDA graph, and compiled and captured."""
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = True
@@ -198,6 +239,15 @@ def _peers(
             rows["torch cuda graph"] = {**_captured(network, data), "relative_error": error}
         except RuntimeError as failure:
             rows["torch cuda graph"] = {"error": str(failure)}
+        if with_compiled:
+            try:
+                compiled = torch.compile(network)
+                error = _error(compiled(data).float().cpu().numpy(), expected)
+                figures = _captured(compiled, data)
+                rows["torch compile, cuda graph"] = {**figures, "relative_error": error}
+            except Exception as failure:
+                rows["torch compile, cuda graph"] = {"error": str(failure)[:200]}
+            torch.compiler.reset()
     model.to("cpu", torch.float32)
     return rows
 
@@ -220,7 +270,11 @@ def _captured(network: torch.nn.Module, data: torch.Tensor) -> dict[str, float]:
 
 
 def _row(
-    name: str, batch: int, precisions: list[str], folder: Path, with_peers: bool
+    name: str,
+    batch: int,
+    precisions: list[str],
+    folder: Path,
+    options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     make, example_of, _ = NETWORKS[name]
     torch.manual_seed(1)
@@ -242,8 +296,8 @@ def _row(
         except Exception as failure:
             traceback.print_exc()
             row["aegis-pipe"] = {"error": f"{type(failure).__name__}: {failure}"}
-        if with_peers:
-            row |= _peers(model, example, expected, precision)
+        if not options.no_peers:
+            row |= _peers(model, example, expected, precision, options.compile)
         rows.append(row)
         _show(row)
     return rows
@@ -282,24 +336,30 @@ def main() -> int:
     """Run the rows asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--models", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--precisions", nargs="+", default=["fp16"])
+    parser.add_argument("--models", nargs="+", choices=list(NETWORKS))
+    parser.add_argument("--batches", nargs="+", type=int)
+    parser.add_argument("--precisions", nargs="+")
     parser.add_argument("--no-peers", action="store_true", help="leave PyTorch's rows out")
+    parser.add_argument("--compile", action="store_true", help="torch.compile is a peer, too")
     options = parser.parse_args()
     report = {"machine": _machine(), "rows": []}
+    wanted = [
+        row
+        for row in ROWS
+        if (not options.models or row[0] in options.models)
+        and (not options.batches or row[1] in options.batches)
+        and (not options.precisions or row[2] in options.precisions)
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        for name in options.models:
-            for batch in options.batches:
-                try:
-                    report["rows"] += _row(
-                        name, batch, options.precisions, Path(folder), not options.no_peers
-                    )
-                except Exception:
-                    traceback.print_exc()
-                if options.json:
-                    options.json.parent.mkdir(parents=True, exist_ok=True)
-                    options.json.write_text(json.dumps(report, indent=1) + "\n")
+        for name, batch in dict.fromkeys(row[:2] for row in wanted):
+            precisions = [row[2] for row in wanted if row[:2] == (name, batch)]
+            try:
+                report["rows"] += _row(name, batch, precisions, Path(folder), options)
+            except Exception:
+                traceback.print_exc()
+            if options.json:
+                options.json.parent.mkdir(parents=True, exist_ok=True)
+                options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

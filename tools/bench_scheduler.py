@@ -1,11 +1,12 @@
-"""Measure what scheduling costs: a decision, a submission, and small requests a second.
+"""Measure what scheduling costs: a decision, a submission, small requests a second, simulation.
 
     python tools/bench_scheduler.py --json scheduler.json
 
 Decisions are timed on the scheduler alone, with 1,000 requests waiting, by the CPU time of its
 thread: on a shared machine the wall clock tells of the neighbours. Submissions and requests go
-through a runtime with one model of a single small kernel. Figures of a busy machine are marked by
-its load.
+through a runtime with one model of a single small kernel. Simulated requests are those of two
+models at 600/s and 400/s, random, by priority, on one stream. Figures of a busy machine are marked
+by its load.
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from aegis_pipe import Runtime, open_pipeline
+from aegis_pipe import Runtime, __version__, open_pipeline
+from aegis_pipe.analysis.simulation import (
+    Load,
+    Loads,
+    MeasuredTimes,
+    ModelTimes,
+    StageLoad,
+    Tally,
+    poisson,
+    run,
+)
 from aegis_pipe.scheduling import ExecutionRequest, Scheduler, StreamPool, make_policy
 
 DEPTH = 1_000
@@ -99,6 +110,37 @@ def throughput(runtime: Runtime, x: dict[str, np.ndarray]) -> tuple[float, float
     return REQUESTS / elapsed_s, (time.process_time_ns() - cpu_ns) / REQUESTS / 1e3
 
 
+def simulated_us(seconds: int = 3) -> float:
+    """Return the CPU time that a request takes in a simulated run, everything included."""
+    loads = [
+        Load(
+            name,
+            (StageLoad(name, name, 1, priority, deadline_ns=deadline_ns, wakes_ns=(20_000,)),),
+            poisson(rate_per_s, seed=priority),
+            window=258,
+        )
+        for name, priority, deadline_ns, rate_per_s in (
+            ("urgent", 3, 20_000_000, 600.0),
+            ("other", 0, None, 400.0),
+        )
+    ]
+    times = ModelTimes((400_000,), tuple(range(350_000, 450_000, 200)))
+    tally = Tally([load.name for load in loads])
+    scheduler = Scheduler(
+        make_policy("priority"), StreamPool(1), queue_capacity=256, preemption=True, explains=False
+    )
+    before_ns = time.thread_time_ns()
+    run(
+        scheduler,
+        Loads(loads, 1),
+        MeasuredTimes({load.name: times for load in loads}, 1),
+        until_ns=seconds * 10**9,
+        on_finished=tally,
+    )
+    spent_ns = time.thread_time_ns() - before_ns
+    return spent_ns / sum(each.submitted for each in tally.predictions()) / 1e3
+
+
 def measure() -> dict[str, Any]:
     """Return every figure."""
     decisions = {
@@ -122,6 +164,7 @@ def measure() -> dict[str, Any]:
             "cpu_us_per_request": statistics.median(cpu for _, cpu in rates),
             "outstanding": OUTSTANDING,
         },
+        "simulated_request_cpu_us": _summary([simulated_us() for _ in range(ROUNDS)]),
         "device_allocations_after_start": allocations,
     }
 
@@ -143,6 +186,13 @@ def _small_runtime(folder: Path) -> tuple[Runtime, dict[str, np.ndarray]]:
     return open_pipeline(manifest), {"x": np.ones((1, 16), np.float32)}
 
 
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, and write the figures where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -151,7 +201,11 @@ def main(arguments: list[str] | None = None) -> int:
     load_before = os.getloadavg()[0]
     figures = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "tools/bench_scheduler.py", *(arguments or sys.argv[1:])]),
+        "machine": f"{_processor()}, {platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "numpy": np.__version__,
+        "aegis_pipe": __version__,
         "cores": len(os.sched_getaffinity(0)),
         "load_before": load_before,
         **measure(),

@@ -57,6 +57,11 @@ PANELS = (
     Panel("Wait in the queue", "s", _quantiles("aegis.queue.wait")),
     Panel("Execution", "s", _quantiles("aegis.execution.duration")),
     Panel("Deadline misses", "reqps", ((_rate("aegis.deadline.misses", "model"), "{{model}}"),)),
+    Panel(
+        "Segments slower than profiled",
+        "ops",
+        ((_rate("aegis.profile.overruns", "model"), "{{model}}"),),
+    ),
     Panel("Requests waiting", "short", ((name("aegis.queue.depth"), "waiting"),)),
     Panel(
         "Stream utilisation",

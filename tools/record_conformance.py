@@ -29,7 +29,8 @@ Outcomes = dict[str, list[str]]
 """Kind and detail by case; both empty if it passed."""
 
 
-def _cases() -> dict[str, object]:
+def all_cases() -> dict[str, object]:
+    """Return the cases of nodes and of the suites of models, by name."""
     from onnx_cases import model_cases, node_cases
 
     cases = {case.name: case for case in node_cases()}
@@ -38,7 +39,8 @@ def _cases() -> dict[str, object]:
     return cases
 
 
-def _real_models() -> list[str]:
+def real_models() -> list[str]:
+    """Return the names of the real architectures."""
     from onnx_cases import LIGHT_MODELS
 
     return [f"{_REAL}/{path.stem}" for path in sorted(LIGHT_MODELS.glob("*.onnx"))]
@@ -48,7 +50,7 @@ def run_chunk(names: list[str], device: str) -> tuple[Outcomes, list[str]]:
     """Run cases until the device is lost; return their outcomes and what is left."""
     from onnx_cases import run_case, run_light_model
 
-    cases = _cases()
+    cases = all_cases()
     outcomes: Outcomes = {}
     for place, name in enumerate(names):
         if name.startswith(f"{_REAL}/"):
@@ -63,7 +65,7 @@ def run_chunk(names: list[str], device: str) -> tuple[Outcomes, list[str]]:
 
 def record(device: str, workers: int) -> Outcomes:
     """Run everything; return outcomes by case, in order."""
-    names = [*_cases(), *_real_models()]
+    names = [*all_cases(), *real_models()]
     # Every so many-th case, so that no process has all the slow ones.
     chunks = [names[start :: -(-len(names) // CHUNK)] for start in range(-(-len(names) // CHUNK))]
     found: Outcomes = {}
@@ -84,7 +86,8 @@ def _suite(name: str) -> str:
     return name.rpartition("/")[0] or "node"
 
 
-def _counts(outcomes: Outcomes) -> Iterator[tuple[str, dict[str, int]]]:
+def counts(outcomes: Outcomes) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yield each suite with how many cases it has, and how many passed."""
     for suite in ("node", *SUITES, _REAL):
         kinds = [kind for name, (kind, _) in outcomes.items() if _suite(name) == suite]
         yield suite, {"cases": len(kinds), "passed": kinds.count("")}
@@ -113,11 +116,11 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=4)
     options = parser.parse_args()
     outcomes = record(options.device, options.workers)
-    counts = dict(_counts(outcomes))
+    suites = dict(counts(outcomes))
     not_passed = {name: list(why) for name, why in outcomes.items() if why[0]}
-    report = {**_about(options.device), "counts": counts, "not_passed": not_passed}
+    report = {**_about(options.device), "counts": suites, "not_passed": not_passed}
     options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    for suite, count in counts.items():
+    for suite, count in suites.items():
         print(f"{suite}: {count['passed']} of {count['cases']} pass")
     return 0
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aegis_pipe.analysis.quantiles import QuantileBound, bound
+from aegis_pipe.analysis.quantiles import QuantileBound, bound, wider
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.execution.capture import cut_into_segments
 
@@ -65,7 +65,10 @@ class ModelProfile:
     """Of all segments together."""
     segment_medians_ns: tuple[int, ...]
     totals_ns: tuple[int, ...]
-    """The distribution of the total: values at evenly spaced ranks, ascending."""
+    """The distribution of the total, request upon request: values at evenly spaced ranks,
+    ascending."""
+    rested_ns: tuple[int, ...]
+    """The same after a pause, when caches and threads are cold; bounds cover both."""
     wakes_ns: tuple[int, ...]
     """The same of the time from submission until the scheduler acts on it, when idle."""
     wake: QuantileBound
@@ -169,6 +172,7 @@ def median(durations_ns: Sequence[int]) -> int:
 def model_profile(
     model: str,
     rows_ns: Sequence[Sequence[int]],
+    rested_rows_ns: Sequence[Sequence[int]],
     wakes_ns: Sequence[int],
     boundaries: Sequence[int],
     kernels_ns: Sequence[int],
@@ -177,15 +181,21 @@ def model_profile(
 ) -> ModelProfile:
     """Summarise measured requests; a row has one request's time per segment."""
     columns = list(zip(*rows_ns, strict=True))
-    totals = [sum(row) for row in rows_ns]
+    rested_columns = zip(*rested_rows_ns, strict=True)
+    totals, rested = ([sum(row) for row in rows] for rows in (rows_ns, rested_rows_ns))
+
+    def bound_of(one: Sequence[int], other: Sequence[int]) -> QuantileBound:
+        return wider(bound(one, quantile, confidence), bound(other, quantile, confidence))
+
     return ModelProfile(
         model,
         tuple(boundaries),
         tuple(kernels_ns),
-        tuple(bound(column, quantile, confidence) for column in columns),
-        bound(totals, quantile, confidence),
+        tuple(itertools.starmap(bound_of, zip(columns, rested_columns, strict=True))),
+        bound_of(totals, rested),
         tuple(median(column) for column in columns),
         grid(totals),
+        grid(rested),
         grid(wakes_ns),
         bound(wakes_ns, quantile, confidence),
     )
@@ -251,7 +261,9 @@ def _profile(values: dict[str, Any]) -> Profile:
 
 
 def _model(values: dict[str, Any]) -> ModelProfile:
-    lists = ("boundaries", "kernels_ns", "segment_medians_ns", "totals_ns", "wakes_ns")
+    lists = (
+        "boundaries", "kernels_ns", "segment_medians_ns", "totals_ns", "rested_ns", "wakes_ns",
+    )  # fmt: skip
     return ModelProfile(
         **{
             **values,

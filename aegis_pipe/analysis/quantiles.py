@@ -68,3 +68,13 @@ def _smallest_rank(n: int, quantile: float, confidence: float) -> int:
 def _binomial(n: int, k: int, p: float) -> float:
     log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
     return math.exp(log + k * math.log(p) + (n - k) * math.log1p(-p))
+
+
+def wider(one: QuantileBound, other: QuantileBound) -> QuantileBound:
+    """Return a bound that holds under either of two conditions, for what both can claim."""
+    return QuantileBound(
+        max(one.bound_ns, other.bound_ns),
+        min(one.quantile, other.quantile),
+        min(one.confidence, other.confidence),
+        min(one.samples, other.samples),
+    )

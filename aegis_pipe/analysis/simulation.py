@@ -113,7 +113,9 @@ def _run(
             if admit(request, now_ns) is None:
                 enqueue(request, now_ns)
             else:
-                _tell(request, workload, now_ns, on_finished)
+                if on_finished is not None:
+                    on_finished(request)
+                workload.finished(request, now_ns)
             arrival_ns = next_arrival_ns()
         decisions = decide(now_ns)
         for decision in decisions:
@@ -132,16 +134,10 @@ def _run(
         finished = take_finished()
         if finished:
             for request in finished:
-                _tell(request, workload, now_ns, on_finished)
+                if on_finished is not None:
+                    on_finished(request)
+                workload.finished(request, now_ns)
             arrival_ns = next_arrival_ns()
-
-
-def _tell(
-    request: ExecutionRequest, workload: Workload, now_ns: int, on_finished: OnFinished | None
-) -> None:
-    if on_finished is not None:
-        on_finished(request)
-    workload.finished(request, now_ns)
 
 
 # --- requests -----------------------------------------------------------------------------------
@@ -185,8 +181,9 @@ class Load:
 class _Item:
     source: _Source
     origin_ns: int
-    done: set[str] = field(default_factory=set)
     left: int = 0
+    done: tuple[str, ...] = ()
+    """Stages that are completed, where others wait for them."""
 
 
 class _Source:
@@ -257,9 +254,9 @@ class Loads:
         item, stage = request.payload
         item.left -= 1
         if item.source.has_more and request.state is _COMPLETED:
-            item.done.add(stage.name)
+            item.done = (*item.done, stage.name)
             for other in item.source.load.stages:
-                if stage.name in other.after and item.done.issuperset(other.after):
+                if stage.name in other.after and all(name in item.done for name in other.after):
                     self._submit(item, other, now_ns)
         if not item.left:
             self._leave(item.source, now_ns)
@@ -350,6 +347,9 @@ def always(start_ns: int = 0) -> Callable[[], Iterator[int]]:
 
 # --- durations ----------------------------------------------------------------------------------
 
+REST_NS = 1_000_000
+"""A stream that has done nothing for so long has rested."""
+
 
 def fixed_times(segments_ns: Mapping[str, Sequence[int]]) -> Times:
     """Let every request of a model take the same time, given per segment."""
@@ -366,6 +366,8 @@ class ModelTimes:
 
     segment_medians_ns: tuple[int, ...]
     totals_ns: tuple[int, ...]
+    rested_ns: tuple[int, ...] = ()
+    """`totals_ns` of requests that start on a stream which has rested for a while."""
     beside: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """`totals_ns` while other streams run another model."""
 
@@ -373,15 +375,17 @@ class ModelTimes:
 class MeasuredTimes:
     """Draws a request's total from what was measured, and shares it out among its segments.
 
-    A request keeps its luck: the rank in the distribution is drawn once. What other streams run
-    when a segment starts decides from which distribution that segment comes; of several, the
-    slowest.
+    A request keeps its luck: the rank in the distribution is drawn once, and whether its stream
+    had rested for `REST_NS` decides from which one. What other streams run when a segment starts
+    can make that segment slower: it then comes from the distribution beside them.
     """
 
     def __init__(self, models: Mapping[str, ModelTimes], seed: int) -> None:
-        self._dice = random.Random(seed)
+        self._draw = random.Random(seed).random
         self._models = models
-        self._ranks: dict[int, float] = {}
+        self._luck: dict[int, tuple[float, Sequence[int]]] = {}
+        # Per stream when it will have done what it was given.
+        self._busy_until_ns: dict[int | None, int] = {}
         self._shares = {
             name: [each / sum(model.segment_medians_ns) for each in model.segment_medians_ns]
             for name, model in models.items()
@@ -390,15 +394,18 @@ class MeasuredTimes:
     def __call__(self, request: ExecutionRequest, segment: int, beside: Sequence[str]) -> int:
         """Return how long a segment holds its stream."""
         model = self._models[request.model]
-        if request.segment_count == 1:
-            rank = self._dice.random()
-        elif segment == 0:
-            rank = self._ranks[request.request_id] = self._dice.random()
+        stream, launched_ns = request.stream, request.launched_ns
+        busy_until_ns = self._busy_until_ns.get(stream, 0)
+        totals: Sequence[int]
+        if segment == 0:
+            rested = model.rested_ns and launched_ns - busy_until_ns >= REST_NS
+            rank, totals = self._draw(), model.rested_ns if rested else model.totals_ns
+            if request.segment_count > 1:
+                self._luck[request.request_id] = (rank, totals)
         elif segment < request.segment_count - 1:
-            rank = self._ranks[request.request_id]
+            rank, totals = self._luck[request.request_id]
         else:
-            rank = self._ranks.pop(request.request_id)
-        totals = model.totals_ns
+            rank, totals = self._luck.pop(request.request_id)
         total_ns = totals[int(rank * len(totals))]
         for other in beside:
             row = model.beside.get(other)
@@ -406,7 +413,9 @@ class MeasuredTimes:
                 total_ns = max(total_ns, row[int(rank * len(row))])
         # A batch is taken to need what its requests would one after the other: no less.
         share = self._shares[request.model][segment]
-        return int(total_ns * request.batch_size * share + 0.5) or 1
+        duration_ns = int(total_ns * request.batch_size * share + 0.5) or 1
+        self._busy_until_ns[stream] = max(launched_ns, busy_until_ns) + duration_ns
+        return duration_ns
 
 
 # --- figures ------------------------------------------------------------------------------------
@@ -434,23 +443,24 @@ class Tally:
 
     def __init__(self, models: Sequence[str]) -> None:
         self._latencies = {model: array("q") for model in models}
-        self._submitted = dict.fromkeys(models, 0)
+        self._dropped = dict.fromkeys(models, 0)
         self._misses = dict.fromkeys(models, 0)
 
     def __call__(self, request: ExecutionRequest) -> None:
         """Take note of a request that is over."""
-        model = request.asked_model
-        self._submitted[model] += 1
-        if request.deadline_ns is not None and request.deadline_missed:
-            self._misses[model] += 1
+        model = request.degraded_from or request.model
         if request.state is _COMPLETED:
             self._latencies[model].append(request.finished_ns - request.arrival_ns)
+        else:
+            self._dropped[model] += 1
+        if request.deadline_ns is not None and request.deadline_missed:
+            self._misses[model] += 1
 
     def add(self, other: Tally) -> None:
         """Take over what another one has counted, of the same models."""
         for model, latencies in other._latencies.items():
             self._latencies[model].extend(latencies)
-            self._submitted[model] += other._submitted[model]
+            self._dropped[model] += other._dropped[model]
             self._misses[model] += other._misses[model]
 
     def predictions(self) -> tuple[Prediction, ...]:
@@ -459,13 +469,13 @@ class Tally:
 
     def _prediction(self, model: str) -> Prediction:
         ordered = sorted(self._latencies[model])
-        completed, submitted = len(ordered), self._submitted[model]
+        completed = len(ordered)
         return Prediction(
             model,
-            submitted,
+            completed + self._dropped[model],
             completed,
             self._misses[model],
-            submitted - completed,
+            self._dropped[model],
             _at(ordered, 0.5),
             _at(ordered, 0.99),
             ordered[-1] if ordered else 0,

@@ -7,6 +7,8 @@ ONNX (opset 6 to the newest the `onnx` package knows) or this runtime's own save
 from __future__ import annotations
 
 import difflib
+import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +28,7 @@ from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.operators.table import OperatorTable
 from aegis_pipe.execution.partial_evaluation import evaluate_model
 from aegis_pipe.execution.reference_operators import arity_of, changed_until
-from aegis_pipe.execution.saved_ir import MAGIC, is_saved_graph, load_graph
+from aegis_pipe.execution.saved_ir import is_saved_graph, load_graph
 from aegis_pipe.execution.source_model import (
     REEXPORT,
     SourceGraph,
@@ -61,12 +63,13 @@ class ModelLoader:
 
     def _load(self, path: Path, options: LoadOptions) -> ExecutionGraph:
         try:
-            if is_saved_graph(_read(path, len(MAGIC))):
+            data = _mapped(path)
+            if is_saved_graph(data):
                 return _load_saved(path, options)
             # Only ONNX files need `onnx`; saved graphs load without the package.
             from aegis_pipe.execution.onnx_reader import read_onnx
 
-            model = read_onnx(_read(path), path.parent)
+            model = read_onnx(data, path.parent)
             return self._evaluate(model, options, options.name or path.stem)
         except (InvalidModelError, UnsupportedOperatorError, DynamicShapeError) as error:
             if str(path) not in error.context:
@@ -102,19 +105,19 @@ def _load_saved(path: Path, options: LoadOptions) -> ExecutionGraph:
     return graph
 
 
-def _read(path: Path, size_bytes: int = -1) -> bytes:
+def _mapped(path: Path) -> memoryview:
+    """Return a file's bytes, which are read when they are looked at."""
     if path.is_dir():
         raise InvalidModelError("is a directory", context=str(path), hint="name the file in it")
     try:
         with path.open("rb") as file:
-            data = file.read(size_bytes)
+            if not os.fstat(file.fileno()).st_size:
+                raise InvalidModelError("the file is empty", context=str(path), hint=REEXPORT)
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise InvalidModelError(
             f"can not be read: {error.strerror}", context=str(path), hint="check the path"
         ) from error
-    if not data:
-        raise InvalidModelError("the file is empty", context=str(path), hint=REEXPORT)
-    return data
 
 
 def _check_operators(graph: SourceGraph, opsets: Mapping[str, int], table: OperatorTable) -> None:

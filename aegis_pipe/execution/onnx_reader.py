@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.execution.graph import GraphAttribute
 from aegis_pipe.execution.onnx_types import DTYPE_OF_ELEMENT_TYPE, SUB_BYTE_TYPES
+from aegis_pipe.execution.onnx_weights import without_weights
 from aegis_pipe.execution.source_model import (
     REEXPORT,
     UNNAMED_SYMBOLS,
@@ -35,25 +36,27 @@ _PLAIN_KINDS = "fiu"
 """Kinds of dtypes whose elements lie in a file as they lie in memory."""
 
 
-def read_onnx(data: bytes, folder: Path) -> SourceModel:
+def read_onnx(data: bytes | memoryview, folder: Path) -> SourceModel:
     """Read a serialised model; `folder` is where its external data lies.
 
-    Raises InvalidModelError for anything that is not a sound model.
+    Reads of `data` when weights are asked for. Raises InvalidModelError for anything that is not a
+    sound model.
     """
-    return _source_model(_parse(data), folder)
+    slim = without_weights(memoryview(data))
+    return _source_model(_parse(slim.data), folder, slim.weights)
 
 
 def source_model_of(model: onnx.ModelProto) -> SourceModel:
     """Return a model that is in memory in plain values; the model stays as it is."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    return _source_model(copy, None)
+    return _source_model(copy, None, {})
 
 
-def _parse(data: bytes) -> onnx.ModelProto:
+def _parse(data: bytes | memoryview) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
-        model.ParseFromString(data)
+        model.ParseFromString(bytes(data))
     except DecodeError as error:
         raise InvalidModelError(
             "is not an ONNX model, or is cut short",
@@ -62,7 +65,9 @@ def _parse(data: bytes) -> onnx.ModelProto:
     return model
 
 
-def _source_model(proto: onnx.ModelProto, folder: Path | None) -> SourceModel:
+def _source_model(
+    proto: onnx.ModelProto, folder: Path | None, weights: Mapping[int, memoryview]
+) -> SourceModel:
     """Return the model in plain values. Raises InvalidModelError if its frame is not sound."""
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
         raise InvalidModelError("is not an ONNX model: it has no graph", hint=REEXPORT)
@@ -74,7 +79,8 @@ def _source_model(proto: onnx.ModelProto, folder: Path | None) -> SourceModel:
         )
     opsets = _opsets(proto)
     initialisers = {
-        _name(tensor.name): partial(_array, tensor, folder) for tensor in proto.graph.initializer
+        _name(tensor.name): partial(_array, tensor, folder, weights.get(position))
+        for position, tensor in enumerate(proto.graph.initializer)
     }
     if proto.functions:
         proto = _inlined(proto)
@@ -293,19 +299,29 @@ def _dimension(proto: onnx.TensorShapeProto.Dimension) -> Dimension:
     return None if symbol in UNNAMED_SYMBOLS else symbol
 
 
-def _array(proto: onnx.TensorProto, folder: Path | None) -> np.ndarray:
-    """Return a tensor's value; external data is mapped into memory, not read."""
+def _array(
+    proto: onnx.TensorProto, folder: Path | None, raw_data: memoryview | None = None
+) -> np.ndarray:
+    """Return a tensor's value; external data is mapped into memory, not read.
+
+    `raw_data` are the bytes that were left out of it.
+    """
     if proto.data_type not in DTYPE_OF_ELEMENT_TYPE:
         raise InvalidModelError(
             f"tensor `{proto.name}` has an unknown element type ({proto.data_type})", hint=REEXPORT
         )
     if proto.data_location == onnx.TensorProto.EXTERNAL:
         return _external_array(proto, folder)
-    dtype, data = DTYPE_OF_ELEMENT_TYPE[proto.data_type], proto.raw_data
+    dtype = DTYPE_OF_ELEMENT_TYPE[proto.data_type]
+    data = proto.raw_data if raw_data is None else raw_data
     shape = tuple(proto.dims)
     is_plain = dtype.kind in _PLAIN_KINDS and min(shape, default=1) > 0
     if is_plain and len(data) == math.prod(shape) * dtype.itemsize:
-        return np.frombuffer(data, dtype).reshape(shape)
+        array = np.frombuffer(data, dtype).reshape(shape)
+        # Copied, since it may lie anywhere in the file, and the file may change.
+        return array if raw_data is None else array.copy()
+    if raw_data is not None:
+        proto.raw_data = bytes(raw_data)
     try:
         array = onnx.numpy_helper.to_array(proto)
     except (ValueError, TypeError) as error:

@@ -13,8 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import ml_dtypes
+import numpy as np
+
 from aegis_pipe.execution.capture import cut_into_segments
 from aegis_pipe.execution.compiler import CompiledModel, CompiledStep
+
+_HALF_DTYPES: Final = frozenset({np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,8 @@ class CostModel:
     """Reading and writing."""
     work_per_ns: float
     """Multiply-adds, or elements where a step has none (`KernelChoice.cost`)."""
+    half_work_per_ns: float
+    """The same on operands of half precision, which a GPU's tensor cores take."""
     reference_bytes_per_ns: float
     """Of steps that run as reference kernels, on the host."""
 
@@ -37,7 +44,10 @@ class CostModel:
         )
         if step.choice.is_reference:
             return round(self.launch_ns + moved_bytes / self.reference_bytes_per_ns)
-        busy_ns = max(moved_bytes / self.bytes_per_ns, step.choice.cost / self.work_per_ns)
+        first = next((spec for spec in step.request.inputs if spec), None)
+        is_half = first is not None and first.dtype in _HALF_DTYPES
+        work_per_ns = self.half_work_per_ns if is_half else self.work_per_ns
+        busy_ns = max(moved_bytes / self.bytes_per_ns, step.choice.cost / work_per_ns)
         return math.ceil(self.launch_ns + busy_ns)
 
     def cuts(self, compiled: CompiledModel, max_block_ns: int) -> tuple[int, ...]:
@@ -51,10 +61,18 @@ class CostModel:
 
 _COST_MODELS: Final = {
     "cpu": CostModel(
-        launch_ns=1_000, bytes_per_ns=12.0, work_per_ns=50.0, reference_bytes_per_ns=0.1
+        launch_ns=1_000,
+        bytes_per_ns=12.0,
+        work_per_ns=50.0,
+        half_work_per_ns=50.0,
+        reference_bytes_per_ns=0.1,
     ),
     "cuda": CostModel(
-        launch_ns=2_000, bytes_per_ns=1_000.0, work_per_ns=20_000.0, reference_bytes_per_ns=0.1
+        launch_ns=2_000,
+        bytes_per_ns=1_000.0,
+        work_per_ns=20_000.0,
+        half_work_per_ns=150_000.0,
+        reference_bytes_per_ns=0.1,
     ),
 }
 

@@ -70,9 +70,17 @@ class StandaloneGraph:
 
     def run_on_device(self) -> None:
         """Run the operators alone and wait, `write_inputs` before: inputs share memory."""
+        self.launch()
+        self.synchronise()
+
+    def launch(self) -> None:
+        """Enqueue the operators alone."""
         graph = self._bound.work[1].graph
         assert graph is not None
         graph.launch(self._stream)
+
+    def synchronise(self) -> None:
+        """Wait for what was enqueued."""
         self._stream.synchronise()
 
     def kernels(self) -> tuple[str, ...]:

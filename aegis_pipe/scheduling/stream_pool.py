@@ -66,7 +66,9 @@ class StreamPool:
 
     def acquire(self, request: ExecutionRequest) -> int:
         """Give the request the lowest free stream its model may use; there must be one."""
-        usable = self.free & self.streams_of(request.model)
+        usable = self.free
+        if self._allowed:
+            usable &= self.streams_of(request.model)
         assert usable, f"no free stream for `{request.model}`"
         stream = (usable & -usable).bit_length() - 1
         self.free &= ~(1 << stream)

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import aegis_pipe
+from aegis_pipe.events import SegmentFinished
 
 MANIFEST = """
 manifest_version = 1
@@ -96,3 +97,67 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_reserved(folde
     path.write_text(text.replace("256 MiB", "16 KiB"))
     with pytest.raises(aegis_pipe.BudgetExceededError):
         aegis_pipe.open_pipeline(path)
+
+
+def test_the_same_bits_a_thousand_times_alone_and_beside_another(folder: Path) -> None:
+    text = MANIFEST.format(kind="cuda", precision="fp16", streams=4)
+    path = folder / "two.toml"
+    path.write_text(text + '[[models]]\nname = "other"\npath = "net.onnx"\nprecision = "tf32"\n')
+    x = np.random.default_rng(4).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    with aegis_pipe.open_pipeline(path) as runtime:
+        alone = {runtime.infer("net", {"x": x})["y"].tobytes() for _ in range(1000)}
+        beside = set()
+        for _ in range(50):
+            pairs = [
+                (runtime.submit("net", {"x": x}), runtime.submit("other", {"x": x}))
+                for _ in range(20)
+            ]
+            beside |= {mine.result(timeout=60)["y"].tobytes() for mine, _ in pairs}
+            for _, other in pairs:
+                other.result(timeout=60)
+    assert len(alone) == 1
+    assert beside == alone
+
+
+def test_the_device_takes_the_memory_that_was_planned(folder: Path) -> None:
+    nvml = pytest.importorskip("pynvml", reason="no nvidia-ml-py")
+    nvml.nvmlInit()
+    handle = nvml.nvmlDeviceGetHandleByIndex(0)
+
+    def used_bytes(batch: int) -> tuple[int, int]:
+        """Return what NVML sees in use, and what was planned."""
+        path = folder / f"memory-{batch}.toml"
+        text = MANIFEST.format(kind="cuda", precision="fp32", streams=1)
+        path.write_text(text.replace("256 MiB", "16 GiB").replace("net.onnx", f"net-{batch}.onnx"))
+        model = onnx.load(folder / "net.onnx")
+        for value in (model.graph.input[0], model.graph.output[0]):
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+        onnx.save(model, folder / f"net-{batch}.onnx")
+        with aegis_pipe.open_pipeline(path) as runtime:
+            plan = runtime.plan
+            planned = plan.weights_bytes + sum(arena.size_bytes for arena in plan.arenas)
+            return nvml.nvmlDeviceGetMemoryInfo(handle).used, planned
+
+    small, large = used_bytes(2), used_bytes(16384)
+    planned = large[1] - small[1]
+    # The context, its kernels and the libraries' handles are in both.
+    assert abs(large[0] - small[0] - planned) <= 0.01 * planned + (4 << 20)
+
+
+def test_stamps_lie_within_their_execution(folder: Path) -> None:
+    path = folder / "stamps.toml"
+    path.write_text(MANIFEST.format(kind="cuda", precision="fp16", streams=1))
+    events: list[object] = []
+    x = np.zeros((2, 3, 32, 32), np.float32)
+    with aegis_pipe.open_pipeline(path, listeners=[events.append]) as runtime:
+        runtime.stamps_kernels = True
+        for _ in range(400):
+            runtime.infer("net", {"x": x})
+    seen = 0
+    for event in events:
+        if isinstance(event, SegmentFinished) and event.kernel_times:
+            times = np.frombuffer(event.kernel_times, np.int64)
+            seen += 1
+            assert times.min() >= event.start_ns - 50_000
+            assert times.max() <= event.end_ns + 50_000
+    assert seen

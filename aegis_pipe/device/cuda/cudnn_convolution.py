@@ -69,10 +69,9 @@ class Convolution:
 
 @dataclass(frozen=True, slots=True)
 class ConvolutionAlgorithm:
-    """One plan by the engine and the settings that make it again, for this cuDNN and this GPU."""
+    """One plan by cuDNN's name for engine and settings, for this cuDNN and this GPU."""
 
-    engine: int
-    knobs: tuple[tuple[str, int], ...]
+    name: str
     workspace_bytes: int
 
 
@@ -135,7 +134,7 @@ class ConvolutionPlans:
         for index in self._built:
             workspace_bytes = int(self._graph.get_workspace_size_plan_at_index(index))
             if workspace_bytes <= workspace_max_bytes:
-                yield index, ConvolutionAlgorithm(*self._identity(index), workspace_bytes)
+                yield index, ConvolutionAlgorithm(self._name(index), workspace_bytes)
 
     def enqueue(
         self,
@@ -172,11 +171,10 @@ class ConvolutionPlans:
         return [index for index in range(count) if self._build(index)]
 
     def _build_one(self, algorithm: ConvolutionAlgorithm) -> list[int]:
-        wanted = (algorithm.engine, algorithm.knobs)
         for index in range(self._graph.get_execution_plan_count()):
-            if self._identity(index) == wanted and self._build(index):
+            if self._name(index) == algorithm.name and self._build(index):
                 return [index]
-        raise RuntimeError(f"cuDNN {self._cudnn.version} does not offer the plan {wanted}")
+        raise RuntimeError(f"cuDNN {self._cudnn.version} does not offer the plan {algorithm.name}")
 
     def _build(self, index: int) -> bool:
         """Build a plan; what the heuristics list need not be possible, and is left out then."""
@@ -186,9 +184,8 @@ class ConvolutionPlans:
             return False
         return True
 
-    def _identity(self, index: int) -> tuple[int, tuple[tuple[str, int], ...]]:
-        engine, knobs = self._graph.get_engine_and_knobs_at_index(index)
-        return int(engine), tuple(sorted((knob.name, int(value)) for knob, value in knobs.items()))
+    def _name(self, index: int) -> str:
+        return str(self._graph.get_plan_name_at_index(index))
 
     def _build_graph(self) -> dict[str, Any]:
         c, graph = self.convolution, self._graph

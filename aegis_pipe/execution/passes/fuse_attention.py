@@ -126,12 +126,17 @@ def _fit(query: View, key: View, value: View) -> bool:
 def _mask(
     graph: ExecutionGraph, scores: TensorId, nodes: list[OperatorNode]
 ) -> tuple[TensorId, TensorId]:
-    """Return the scores before a mask was added, and the mask; one of zeros is none."""
+    """Return the scores before a mask was added, and the mask; one of zeros is none.
+
+    A mask has a number for every key: what else is added stays an addition.
+    """
     adder = _before(graph, scores, "Add")
     if adder is None:
         return scores, TensorId("")
     for tensor in adder.inputs:
         other = other_operand(adder, tensor)
+        if graph.spec(other).shape[-1:] != graph.spec(scores).shape[-1:]:
+            continue
         if graph.spec(tensor) == graph.spec(scores) and tensor not in graph.constants:
             known = graph.constants.get(other)
             nodes.insert(0, adder)

@@ -77,13 +77,17 @@ class FairnessPolicy:
 
     def pop(self, now_ns: int, skip: frozenset[str] = NO_MODELS) -> tuple[ExecutionRequest, Reason]:
         """Take the best request, and charge its model what the one before took."""
-        tag, _, flow = min(self._heads(skip))
+        heads = self._heads(skip)
+        best = min(heads)
+        tag, _, flow = best
         request = flow.lane.pop()
         self._size -= 1
         self._virtual_time = max(self._virtual_time, tag)
         self._charges[request.request_id] = _Charge(flow.expected_ns)
         flow.tag += flow.tags_for(flow.expected_ns)
-        heads = self._heads(skip)
+        heads.remove(best)
+        if (head := flow.lane.head()) is not None:
+            heads.append((flow.tag, head, flow))
         return request, self._reason(request, tag, min(heads) if heads else None)
 
     def remove(self, request: ExecutionRequest) -> None:
@@ -146,7 +150,9 @@ class FairnessPolicy:
         return [
             (flow.tag, head, flow)
             for model, flow in self._flows.items()
-            if flow.lane.heap and model not in skip and (head := flow.lane.head()) is not None
+            if flow.lane.heap
+            and model not in skip
+            and (head := flow.lane.heap[0] if flow.lane.is_clean else flow.lane.head()) is not None
         ]
 
     @staticmethod

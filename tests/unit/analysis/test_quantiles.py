@@ -6,7 +6,13 @@ from math import comb
 import numpy as np
 import pytest
 
-from aegis_pipe.analysis.quantiles import bound, quantile_reached, samples_needed
+from aegis_pipe.analysis.quantiles import (
+    QuantileBound,
+    bound,
+    quantile_reached,
+    samples_needed,
+    wider,
+)
 
 
 def confidence_of(rank: int, n: int, q: Fraction) -> Fraction:
@@ -41,3 +47,8 @@ def test_it_holds_as_often_as_it_promises_whatever_the_distribution():
         samples = dice.lognormal(0, 1.5, 60)
         held += bound(samples.tolist(), 0.9, 0.9).bound_ns >= truth
     assert held >= 0.88 * 2000
+
+
+def test_of_two_conditions_the_longer_time_counts_and_the_smaller_claim():
+    one, other = QuantileBound(7, 0.9, 0.99, 100), QuantileBound(9, 0.8, 0.95, 50)
+    assert wider(one, other) == wider(other, one) == QuantileBound(9, 0.8, 0.95, 50)

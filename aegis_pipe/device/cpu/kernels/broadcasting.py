@@ -1,4 +1,4 @@
-"""How two operands walk through the result they broadcast to."""
+"""How operands walk through the result they broadcast to."""
 
 from __future__ import annotations
 
@@ -27,21 +27,28 @@ def _strides(shape: Sequence[int], result: Sequence[int]) -> list[int]:
     return strides[::-1]
 
 
-def broadcast(result: Sequence[int], a: Sequence[int], b: Sequence[int]) -> Broadcast | None:
-    """Merge dimensions that both operands walk through alike; None if more than `RANK` stay."""
-    merged: list[tuple[int, int, int]] = []
-    for size, a_stride, b_stride in zip(
-        result, _strides(a, result), _strides(b, result), strict=True
-    ):
+def walk(
+    result: Sequence[int], shapes: Sequence[Sequence[int]]
+) -> tuple[tuple[int, ...], ...] | None:
+    """Return the result's shape and each operand's strides in elements, all of rank `RANK`.
+
+    Dimensions that all operands walk through alike are merged; None if more than `RANK` stay, or
+    an operand takes longer steps than 1 along the last one.
+    """
+    merged: list[tuple[int, ...]] = []
+    for size, *strides in zip(result, *(_strides(shape, result) for shape in shapes), strict=True):
         if size == 1:
             continue
-        if merged and merged[-1][1:] == (a_stride * size, b_stride * size):
+        if merged and merged[-1][1:] == tuple(stride * size for stride in strides):
             size *= merged.pop()[0]
-        merged.append((size, a_stride, b_stride))
+        merged.append((size, *strides))
     if len(merged) > RANK:
         return None
-    merged = [(1, 0, 0)] * (RANK - len(merged)) + merged
-    if max(merged[-1][1:]) > 1:
-        return None
-    shape, a_strides, b_strides = zip(*merged, strict=True)
-    return Broadcast(shape, a_strides, b_strides)
+    merged = [(1, *(0 for _ in shapes))] * (RANK - len(merged)) + merged
+    return None if max(merged[-1][1:]) > 1 else tuple(zip(*merged, strict=True))
+
+
+def broadcast(result: Sequence[int], a: Sequence[int], b: Sequence[int]) -> Broadcast | None:
+    """Return how two operands walk; None as in `walk`."""
+    found = walk(result, (a, b))
+    return None if found is None else Broadcast(*found)

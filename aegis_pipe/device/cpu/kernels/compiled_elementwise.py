@@ -74,6 +74,11 @@ def _map_function(request: KernelRequest) -> tuple[str, tuple[float, float]] | N
     if request.operator == "Clip":
         bounds = _clip_bounds(request)
         return None if bounds is None else ("clip", bounds)
+    if request.operator == "Pow":
+        exponent = request.constants.get(1)
+        is_two = exponent is not None and exponent.size == 1 and exponent.reshape(()) == 2
+        has_shape = operands.output_spec(request) == operands.input_spec(request, 0)
+        return ("square", (0.0, 0.0)) if is_two and has_shape else None
     if request.operator == _GELU:
         return None if operands.has_input(request, 1) else (_gelu(request), (0.0, 0.0))
     name, parameters = _MAPS[request.operator]
@@ -164,6 +169,6 @@ def _bind_pair(
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel((*_MAPS, "Clip", _GELU), _choose_map, _bind_map),
+    CpuKernel((*_MAPS, "Clip", "Pow", _GELU), _choose_map, _bind_map),
     CpuKernel((*_PAIRS, _GELU), _choose_pair, _bind_pair),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,6 +94,13 @@ def _of_shapes(request: KernelRequest) -> Attention | None:
     )
 
 
+def cost_of(request: KernelRequest) -> float:
+    """Return the multiply-adds of both products."""
+    attention = attention_of(request)
+    assert attention is not None
+    return 2.0 * math.prod(attention.q.shape) * attention.k.length
+
+
 def addresses_of(binding: Binding, attention: Attention) -> dict[str, int]:
     """Return where Q, K, V and Y begin, and the mask if there is one."""
     places = (*binding.inputs[:3], binding.outputs[0])
@@ -164,7 +172,9 @@ def _choose_fused(request: KernelRequest, machine: Machine) -> KernelChoice | No
     plan = None if attention is None else planned_attention(machine, attention)
     if plan is None:
         return None
-    return KernelChoice("attention.cudnn", workspace_bytes=plan.workspace_bytes)
+    return KernelChoice(
+        "attention.cudnn", workspace_bytes=plan.workspace_bytes, cost=cost_of(request)
+    )
 
 
 def _bind_fused(binding: Binding) -> Sequence[Enqueue]:
@@ -190,7 +200,9 @@ def _choose_rows(request: KernelRequest, machine: Machine) -> KernelChoice | Non
     if attention is None:
         return None
     scores_bytes = attention.k.length * _itemsize(required(request).dtype)
-    return KernelChoice("attention.rows") if scores_bytes <= _SCORES_BYTES_MAX else None
+    if scores_bytes > _SCORES_BYTES_MAX:
+        return None
+    return KernelChoice("attention.rows", cost=cost_of(request))
 
 
 def _itemsize(dtype: np.dtype) -> int:

@@ -52,12 +52,18 @@ def launch(
     threads: int = THREADS,
     extra: str = "",
     faults: bool = False,
+    blocks: int = 0,
 ) -> list[Enqueue]:
-    """Launch a whole kernel; with `faults` it may write a reason to `*fault`."""
+    """Launch a whole kernel; with `faults` it may write a reason to `*fault`.
+
+    `blocks` as in `kernel_source`.
+    """
     parameters = [*parameters]
     if faults:
         parameters.append(("int* fault", binding.fault()))
-    code = kernel_source([text for text, _ in parameters], body, threads=threads, extra=extra)
+    code = kernel_source(
+        [text for text, _ in parameters], body, threads=threads, extra=extra, blocks=blocks
+    )
     arguments = [address for _, address in parameters]
     return [binding.kernel(code, arguments, grid=grid, block=threads)]
 

@@ -39,8 +39,8 @@ from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 
 _WORKSPACE_BYTES_MAX = 32 << 20
 _ACTIVATIONS = {"": "", "Relu": "relu", "Clip": "clip", "Sigmoid": "sigmoid", "Swish": "swish"}
-WEIGHTS = 1
-"""Position of the weights among the operands."""
+_WEIGHTS, _RESULT = 1, 2
+"""Positions among the operands of a plan."""
 _CHANNEL_STEP = 8
 """Tensor cores take half-precision channels in eights; fewer are filled up with zeros."""
 
@@ -126,16 +126,18 @@ def _plan(machine: Machine, convolution: Convolution) -> PlannedConvolution | No
         return None
     ways = [_way(plans, index) for index, _ in offered]
     workspace_bytes = max(algorithm.workspace_bytes for _, algorithm in offered)
-    best, microseconds = machine.tuner.fastest(
-        ways, [*_sizes(convolution), workspace_bytes], weights=WEIGHTS
+    found = machine.tuner.fastest(
+        ways, [*_sizes(convolution), workspace_bytes], result=_RESULT, weights=_WEIGHTS
     )
+    if found is None:
+        return None
+    best, microseconds = found
     index, chosen = offered[best]
     machine.tuner.remember(
         convolution,
         library,
         {
-            "engine": chosen.engine,
-            "knobs": list(chosen.knobs),
+            "name": chosen.name,
             "workspace_bytes": chosen.workspace_bytes,
             "microseconds": microseconds,
         },
@@ -147,13 +149,7 @@ def _again(
     machine: Machine, convolution: Convolution, known: dict[str, object]
 ) -> PlannedConvolution:
     assert machine.cudnn is not None
-    knobs = known["knobs"]
-    assert isinstance(knobs, list)
-    algorithm = ConvolutionAlgorithm(
-        int(str(known["engine"])),
-        tuple((str(name), int(value)) for name, value in knobs),
-        int(str(known["workspace_bytes"])),
-    )
+    algorithm = ConvolutionAlgorithm(str(known["name"]), int(str(known["workspace_bytes"])))
     plans = ConvolutionPlans(machine.cudnn, convolution, algorithm)
     ((index, built),) = plans.algorithms(_WORKSPACE_BYTES_MAX)
     return PlannedConvolution(plans, index, built.workspace_bytes)

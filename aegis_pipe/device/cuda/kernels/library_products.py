@@ -122,9 +122,16 @@ def _plan(machine: Machine, product: MatrixProduct) -> PlannedProduct | None:
     if not offered:
         plan.close()
         return None
-    best, microseconds = machine.tuner.fastest(
-        [_way(plan, algorithm) for algorithm in offered], _sizes(product, offered), weights=1
+    found = machine.tuner.fastest(
+        [_way(plan, algorithm) for algorithm in offered],
+        _sizes(product, offered),
+        result=2,
+        weights=1,
     )
+    if found is None:
+        plan.close()
+        return None
+    best, microseconds = found
     chosen = offered[best]
     machine.tuner.remember(
         product,

@@ -323,7 +323,7 @@ def _sequences(binding: Binding, sizes: _Sizes, direction: int) -> list[Enqueue]
     extra = _SHUFFLE + _functions(request, direction, kind)
     if batch == 0 or hidden == 0:
         return []
-    return launch(binding, body, parameters, grid=batch, threads=threads, extra=extra)
+    return launch(binding, body, parameters, grid=batch, threads=threads, extra=extra, blocks=1)
 
 
 _LAYERS = simple_kernel(

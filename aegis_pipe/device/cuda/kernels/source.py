@@ -86,10 +86,17 @@ def computed(dtype: np.dtype) -> str:
     return "float" if dtype in HALF_FLOATS | small_types.SMALL_FLOATS else _STORED[dtype]
 
 
-def kernel_source(parameters: Sequence[str], body: str, *, threads: int, extra: str = "") -> str:
-    """Return a whole source with a kernel named `k`."""
+def kernel_source(
+    parameters: Sequence[str], body: str, *, threads: int, extra: str = "", blocks: int = 0
+) -> str:
+    """Return a whole source with a kernel named `k`.
+
+    `blocks`: how many have to fit a multiprocessor at once; 0 leaves it to the compiler, which
+    may save registers until some are spilled.
+    """
+    bounds = f"{threads}, {blocks}" if blocks else f"{threads}"
     code = (
-        f'extern "C" __global__ void __launch_bounds__({threads}) k({", ".join(parameters)}) {{\n'
+        f'extern "C" __global__ void __launch_bounds__({bounds}) k({", ".join(parameters)}) {{\n'
         f"{body}\n}}\n"
     )
     small = small_types.PRELUDE if "Tiny" in code else ""

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -175,7 +176,9 @@ def _loaded(source: str) -> ctypes.CDLL:
     whole = f'#include "host.h"\n{source}\n{_RUNTIME}'
     path = folder / f"{hashlib.sha256((_HEADER + whole).encode()).hexdigest()}.so"
     if not path.exists():
-        text, partial = path.with_suffix(".cpp"), path.with_suffix(f".{os.getpid()}")
+        # Threads may compile the same source at once: each in files of its own.
+        text = path.with_name(f"{path.stem}.{os.getpid()}.{threading.get_ident()}.cpp")
+        partial = text.with_suffix(".partial")
         text.write_text(whole)
         # All symbols stay within: every kernel has the same name.
         options = ("-I", str(folder), "-Wl,-Bsymbolic", "-shared")

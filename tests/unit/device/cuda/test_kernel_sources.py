@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import ml_dtypes
@@ -12,11 +15,13 @@ import pytest
 from aegis_pipe.kernel import Attribute, KernelRequest
 from aegis_pipe.tensor import TensorSpec
 
+nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="no CUDA bindings")
 driver = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda.faults import FaultWord  # noqa: E402
 from aegis_pipe.device.cuda.kernels import KERNELS, tensor_attention  # noqa: E402
 from aegis_pipe.device.cuda.kernels.attention import attention_of  # noqa: E402
 from aegis_pipe.device.cuda.kernels.registry import Binding, Machine  # noqa: E402
+from tests.unit.device.cuda.kernel_requests import examples  # noqa: E402
 
 ARCHITECTURES = ("sm_75", "sm_90", "sm_100")
 
@@ -48,7 +53,7 @@ def sources_of(request: KernelRequest) -> list[str]:
                 tuple(None if spec is None else 256 * (at + 1) for at, spec in enumerate(specs))
                 for specs in (request.inputs, request.outputs)
             ]
-            kernel.bind(Binding(request, choice, machine, *addresses, 0, _Words()))
+            kernel.bind(Binding(request, choice, machine, *addresses, 4096, _Words()))
             return compiler.sources
     raise AssertionError(f"{request.operator} is not known")
 
@@ -148,6 +153,63 @@ def test_compiles_everywhere(name: str) -> None:
         for architecture in ARCHITECTURES:
             image = driver.compile_cubin(source, architecture)
             assert image.startswith(b"\x7fELF")
+
+
+@pytest.fixture(scope="module")
+def all_sources() -> dict[str, list[str]]:
+    """Sources of one request for each operator and kernel, by name."""
+    machine = Machine(CollectingCompiler(), None, "none", 90, 132)
+    found: dict[str, list[str]] = {}
+    for request, _ in examples():
+        for kernel in KERNELS.candidates(request.operator):
+            choice = kernel.choose(request, machine)
+            if choice is not None:
+                name = f"{request.operator}, {choice.kernel}"
+                if name not in found:
+                    found[name] = [] if choice.view else sources_of(request)
+                break
+    return found
+
+
+def test_there_is_a_request_for_every_operator(all_sources: dict[str, list[str]]) -> None:
+    named = {name.partition(", ")[0] for name in all_sources}
+    assert named | {request.operator for request in REQUESTS.values()} == set(KERNELS.operators())
+
+
+def report_of(source: str, architecture: str) -> str:
+    """Compile a source; return what the assembler says of it."""
+    code, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
+    options = [
+        b"--std=c++17",
+        f"--gpu-architecture={architecture}".encode(),
+        b"--ptxas-options=-v",
+    ]
+    (code,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    _, size = nvrtc.nvrtcGetProgramLogSize(program)
+    log = bytes(size)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    nvrtc.nvrtcDestroyProgram(program)
+    assert code == nvrtc.nvrtcResult.NVRTC_SUCCESS, f"{log.decode()}\n{source}"
+    return log.decode()
+
+
+def _spills(report: str) -> Iterator[int]:
+    yield from map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", report))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_operator_compiles_and_spills_nothing(
+    all_sources: dict[str, list[str]], architecture: str
+) -> None:
+    pairs = [(name, source) for name, sources in all_sources.items() for source in sources]
+    # The compiler lets go of Python's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reports = list(pool.map(lambda pair: report_of(pair[1], architecture), pairs))
+    if not any("spill" in report for report in reports):
+        pytest.skip("everything compiles, but this NVRTC has no report of spills")
+    spilling = [name for (name, _), r in zip(pairs, reports, strict=True) if any(_spills(r))]
+    assert spilling == []
 
 
 def test_same_source_for_the_same_request() -> None:

@@ -24,6 +24,7 @@ VALUES = {
     "eight": np.array(8, np.float32),
     "mask": np.random.default_rng(1).standard_normal((1, 1, 5, 7)).astype(np.float32),
     "zeros": np.zeros((5, 7), np.float32),
+    "rows": np.ones((5, 1), np.float32),
 }
 FORMULAS = {
     "plain": f"{HEADS} s = Softmax<axis=-1>(p) {END}",
@@ -34,6 +35,8 @@ FORMULAS = {
 }
 OTHERS = {
     "another axis": f"{HEADS} s = Softmax<axis=1>(p) {END}",
+    "one number added": f"{HEADS} m = Add(p, eighth) s = Softmax<axis=-1>(m) {END}",
+    "a number a row added": f"{HEADS} m = Add(p, rows) s = Softmax<axis=-1>(m) {END}",
     "a quotient of the scale": f"{HEADS} a = Div(eight, p) s = Softmax<axis=-1>(a) {END}",
 }
 

@@ -142,6 +142,14 @@ INLINE wide wide_odd(wide low, wide high) {
     return __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
 
+/* The other way round: the first and the last 16 of 32 floats that come from `even` and `odd` in turn. */
+INLINE wide wide_merged_low(wide even, wide odd) {
+    return __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+INLINE wide wide_merged_high(wide even, wide odd) {
+    return __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+
 /* A short row: registers that overlap at its end, so that no element is copied alone. */
 INLINE void copy_floats(float *to, const float *from, int64_t count) {
     typedef float four __attribute__((vector_size(16)));

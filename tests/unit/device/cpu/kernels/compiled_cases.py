@@ -10,6 +10,7 @@ from tests.unit.device.cpu.kernels import channels_last_cases
 from tests.unit.device.cpu.kernels.case import Case, random
 from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
 from tests.unit.device.cpu.kernels.recurrent_cases import RECURRENT
+from tests.unit.device.cpu.kernels.value_cases import VALUES
 from tests.unit.kernel_driver import make_node
 
 
@@ -277,8 +278,61 @@ def normalisations() -> dict[str, Case]:
     return cases
 
 
+def _conv_transpose(
+    data: Sequence[int],
+    weights: Sequence[int],
+    *,
+    maps: int = 0,
+    constants: tuple[int, ...] = (1, 2),
+    **attributes: object,
+) -> Case:
+    """With a bias if `maps` says how many output channels there are."""
+    values = [random(*data), random(*weights)] + [random(maps)] * bool(maps)
+    node = make_node("ConvTranspose", len(values), **attributes)
+    return Case("native.conv_transpose", node, values, constants)
+
+
+def transposed_convolutions() -> dict[str, Case]:
+    s2 = [2, 2]
+    return {
+        "transposed apart": _conv_transpose((1, 24, 9, 70), (24, 24, 2, 2), maps=24, strides=s2),
+        "transposed to one map": _conv_transpose((2, 24, 40, 37), (24, 1, 2, 2), strides=s2),
+        "transposed overlapping": _conv_transpose(
+            (2, 8, 9, 5), (8, 7, 3, 3), maps=7, strides=s2, pads=_pads(1), output_padding=[1, 1]
+        ),
+        "transposed blocks of maps": _conv_transpose(
+            (1, 6, 9, 70), (6, 53, 4, 4), strides=s2, pads=_pads(1)
+        ),
+        "transposed weights computed": _conv_transpose(
+            (1, 6, 9, 21), (6, 5, 4, 4), maps=5, constants=(), strides=s2, pads=_pads(1)
+        ),
+        "transposed grouped dilated": _conv_transpose(
+            (2, 6, 9, 33), (6, 5, 3, 3), maps=10, group=2, dilations=[2, 3], pads=[0, 2, 1, 3]
+        ),
+        "transposed strips": _conv_transpose(
+            (1, 300, 40, 41), (300, 3, 3, 3), strides=s2, pads=[1, 2, 1, 0]
+        ),
+        "transposed gaps": _conv_transpose(
+            (1, 3, 5, 6), (3, 2, 2, 2), maps=2, strides=[4, 5], output_padding=[3, 4]
+        ),
+        "transposed one dimension": _conv_transpose(
+            (2, 6, 19), (6, 4, 5), maps=4, strides=[3], dilations=[2], pads=[3, 1]
+        ),
+        "transposed three dimensions": _conv_transpose(
+            (1, 4, 3, 4, 5),
+            (4, 3, 3, 2, 3),
+            maps=6,
+            group=2,
+            strides=[2, 3, 2],
+            dilations=[1, 2, 1],
+            pads=[1, 0, 2, 0, 1, 0],
+        ),
+    }
+
+
 CASES: dict[str, Case] = {
     **convolutions(),
+    **transposed_convolutions(),
     **channels_last_cases.cases(),
     **fused_convolutions(),
     **products(),
@@ -287,4 +341,5 @@ CASES: dict[str, Case] = {
     **normalisations(),
     **QUANTISED,
     **RECURRENT,
+    **VALUES,
 }

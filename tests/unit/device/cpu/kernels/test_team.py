@@ -43,7 +43,8 @@ def image_model() -> onnx.ModelProto:
         " i = Concat <axis=1> (g, h)"
         " j = Conv <group=4> (i, grouped)"
         f" k = AveragePool <kernel_shape=[3,3], {SAME}> (j)"
-        " l = GlobalAveragePool (k)"
+        " u = ConvTranspose <strides=[2,2]> (k, spread)"
+        " l = GlobalAveragePool (u)"
         " m = Flatten (l)"
         " n = MatMul (m, dense)"
         " y = Softmax (n) }",
@@ -53,6 +54,7 @@ def image_model() -> onnx.ModelProto:
             "depthwise": _values(32, 1, 3, 3),
             "pointwise": _values(64, 32, 1, 1),
             "grouped": _values(48, 24, 1, 1),
+            "spread": _values(48, 48, 3, 3),
             "dense": _values(48, 40),
         },
     )

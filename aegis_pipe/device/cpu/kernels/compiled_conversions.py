@@ -1,0 +1,56 @@
+"""Compiled casts (`c/conversions.c`): between integers, truth values and float32.
+
+Casts of float32 to integers are NumPy's: what does not fit has no meaning in C.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from aegis_pipe.device.cpu.kernels import native, operands
+from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.registry import CpuKernel
+from aegis_pipe.kernel import KernelChoice, KernelRequest
+
+_INTEGERS = frozenset({"int64", "int32", "uint8", "int8", "bool"})
+
+
+class _Conversion(ctypes.Structure):
+    """`conversion` of `c/conversions.c`."""
+
+    _fields_ = (("x", POINTER), ("y", POINTER), ("count", INTEGER))
+
+
+def _names(request: KernelRequest) -> tuple[str, str]:
+    return operands.input_spec(request, 0).dtype.name, operands.output_spec(request).dtype.name
+
+
+def _choose(request: KernelRequest) -> KernelChoice | None:
+    source, target = _names(request)
+    is_known = (source in _INTEGERS and target in _INTEGERS | {"float32"} and source != target) or (
+        (source, target) == ("float32", "bool")
+    )
+    count = operands.output_spec(request).element_count
+    if native.LIBRARY is None or not is_known or not count:
+        return None
+    return KernelChoice(kernel="native.cast", cost=2.0 * count)
+
+
+def _bind(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    assert native.LIBRARY is not None
+    x, y = operands.required(inputs), operands.required(outputs)
+    arguments = _Conversion(native.address(x), native.address(y), x.size)
+    function = f"aegis_cast_{'_'.join(_names(request))}"
+    return NativeCall(native.LIBRARY, function, arguments, (x, y))
+
+
+KERNEL_FAMILY: tuple[CpuKernel, ...] = (CpuKernel(("Cast",), _choose, _bind, shares_work=True),)

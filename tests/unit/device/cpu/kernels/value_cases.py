@@ -1,0 +1,107 @@
+"""Cases for the kernels that reduce, convert, compare and select values."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tests.unit.device.cpu.kernels.case import Case, random
+from tests.unit.kernel_driver import make_node
+
+_REDUCTIONS = ("Sum", "Mean", "Max", "Min", "SumSquare", "L1", "L2")
+_SHAPES: Sequence[tuple[str, tuple[int, ...], list[int]]] = (
+    ("rows", (3, 70), [1]),
+    ("one element", (5, 1), [1]),
+    ("columns", (3, 20, 37), [1]),
+    ("narrow columns", (2, 50, 3), [-2]),
+    ("neighbours", (2, 3, 4, 5), [1, 2]),
+    ("neighbours around one", (2, 3, 1, 5, 6), [1, 3]),
+    ("everything", (4, 33), [0, 1]),
+    ("long", (2, 9000), [1]),
+    ("long columns", (9000, 17), [0]),
+)
+
+
+def reductions() -> Iterator[tuple[str, Case]]:
+    for name, (size, data, axes) in itertools.product(_REDUCTIONS, _SHAPES):
+        values = [random(*data), np.array(axes, np.int64)]
+        for keepdims in (0, 1) if size == "neighbours" else (0,):
+            node = make_node(f"Reduce{name}", 2, keepdims=keepdims)
+            yield f"{name} of {size} {keepdims}", Case("native.reduce", node, list(values), (1,))
+
+
+def _of(dtype: str, *shape: int) -> np.ndarray:
+    """Return few different values, so that some are equal."""
+    numbers = np.random.default_rng(len(shape)).integers(0, 5, shape)
+    if dtype in ("int64", "int32", "int8", "float32"):
+        numbers -= 2
+    return numbers.astype(dtype)
+
+
+def casts() -> Iterator[tuple[str, Case]]:
+    kinds = {"int64": 7, "int32": 6, "uint8": 2, "int8": 3, "bool": 9, "float32": 1}
+    for source, target in itertools.product(kinds, kinds):
+        is_known = source != target and (source != "float32" or target == "bool")
+        if is_known:
+            node = make_node("Cast", 1, to=kinds[target])
+            yield f"{source} to {target}", Case("native.cast", node, [_of(source, 7, 19)])
+
+
+def comparisons() -> Iterator[tuple[str, Case]]:
+    numbers = ("float32", "int64", "int32", "uint8", "int8")
+    for operator in ("Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"):
+        for dtype in numbers:
+            values = [_of(dtype, 3, 21), _of(dtype, 3, 21)[::-1].copy()]
+            # ONNX Runtime lacks some of the types.
+            yield f"{operator} {dtype}", _comparison(operator, values, dtype == "float32")
+    for operator in ("Equal", "And", "Or", "Xor"):
+        values = [_of("bool", 4, 9), _of("bool", 9, 4).T.copy()]
+        yield f"{operator} bool", _comparison(operator, values, True)
+    for shapes in (((2, 5, 1), (1, 1, 7)), ((1,), (3, 4)), ((2, 1, 3, 4), (5, 1, 4)), ((6,), ())):
+        values = [_of("int32", *shape) for shape in shapes]
+        yield f"Equal of {shapes}", _comparison("Equal", values, True)
+    nan = np.array([np.nan, 1, 2, np.inf], np.float32)
+    yield "Equal to NaN", _comparison("Equal", [nan, nan.copy()], True)
+
+
+def _comparison(operator: str, values: Sequence[np.ndarray], like_onnxruntime: bool) -> Case:
+    return Case(
+        "native.compare", make_node(operator, 2), [*values], like_onnxruntime=like_onnxruntime
+    )
+
+
+def selections() -> Iterator[tuple[str, Case]]:
+    for dtype in ("float32", "int64", "int32", "uint8", "float16", "bool"):
+        values = [_of("bool", 3, 20), _of(dtype, 3, 20), _of(dtype, 20, 3).T.copy()]
+        theirs = dtype in ("float32", "int64", "int32", "uint8")
+        node = make_node("Where", 3)
+        yield f"{dtype}", Case("native.select", node, [*values], like_onnxruntime=theirs)
+    for shapes in (
+        ((2, 1, 4), (1,), (3, 1)),
+        ((1,), (3, 5), (3, 5)),
+        ((3, 5), (), (3, 5)),
+        ((2, 1, 3), (2, 4, 1), (1, 4, 3)),
+    ):
+        values = [_of("bool", *shapes[0]), *(random(*shape) for shape in shapes[1:])]
+        yield f"{shapes}", Case("native.select", make_node("Where", 3), [*values])
+
+
+def squares() -> Iterator[tuple[str, Case]]:
+    for shape in ((3, 17), (1,)):
+        values = [random(*shape), np.array(2, np.float32)]
+        yield f"{shape}", Case("native.map", make_node("Pow", 2), [*values], (1,))
+
+
+VALUES: dict[str, Case] = {
+    f"{kind} {name}": case
+    for kind, cases in {
+        "reduce": reductions(),
+        "cast": casts(),
+        "compare": comparisons(),
+        "where": selections(),
+        "square": squares(),
+    }.items()
+    for name, case in cases
+}
