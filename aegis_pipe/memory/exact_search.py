@@ -32,11 +32,12 @@ import contextlib
 import ctypes
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aegis_pipe.memory.native import LIBRARY
 from aegis_pipe.memory.orders import contention
@@ -82,7 +83,13 @@ class Attempt(Protocol):
 class Restarts:
     """Attempts at one capacity after the other, until all work is used up."""
 
-    def __init__(self, problem: PackingProblem, *, attempt: Attempt | None = None) -> None:
+    def __init__(
+        self,
+        problem: PackingProblem,
+        *,
+        attempt: Attempt | None = None,
+        plain_areas_first: bool = False,
+    ) -> None:
         assert len(problem) <= BUFFERS_MAX, f"{len(problem)} buffers are too many"
         self._attempt = attempt or make_attempt(problem)
         self._firsts: list[int] = problem.firsts.tolist()
@@ -94,7 +101,13 @@ class Restarts:
         for _ in range(3):
             steep = steep * steep
         areas = durations * problem.sizes
-        self._keys = (steep * areas, fullness * areas, fullness * durations)
+        self._keys: tuple[NDArray[np.float64], ...] = (
+            steep * areas,
+            fullness * areas,
+            fullness * durations,
+        )
+        if plain_areas_first:
+            self._keys = (areas, *self._keys, areas * durations)
         self._generator = random.Random(_SEED)
         self._count = 0
 
@@ -142,15 +155,18 @@ def luby(index: int) -> int:
 
 def make_attempt(problem: PackingProblem) -> Attempt:
     """Choose the compiled search, where there is one."""
-    return PythonAttempt(problem) if LIBRARY is None else NativeAttempt(problem, LIBRARY)
+    return (
+        PythonAttempt(problem)
+        if LIBRARY is None
+        else NativeAttempt(problem, LIBRARY.aegis_exact_search)
+    )
 
 
 class NativeAttempt:
-    """The compiled search."""
+    """A compiled search; `function` is the exact or the canonical one of the library."""
 
-    def __init__(self, problem: PackingProblem, library: ctypes.CDLL) -> None:
-        self._function = library.aegis_exact_search
-        self._function.restype = ctypes.c_int
+    def __init__(self, problem: PackingProblem, function: Callable[..., int]) -> None:
+        self._function = function
         self._problem = (
             problem.sizes,
             problem.alignments,
@@ -206,7 +222,7 @@ class PythonAttempt:
         self._asleep = [False] * len(self._sizes)
         everything = list(range(len(self._sizes)))
         self._add_rest(everything)
-        with _recursion_for(len(everything)):
+        with recursion_for(len(everything)):
             return self._visit_parts(everything)
 
     def _add_rest(self, members: Sequence[int]) -> None:
@@ -268,7 +284,7 @@ class PythonAttempt:
         offsets = []
         for buffer in members:
             first, end = self._firsts[buffer], self._ends[buffer]
-            offsets.append(_align(max(self._skyline[first:end]), self._alignments[buffer]))
+            offsets.append(align(max(self._skyline[first:end]), self._alignments[buffer]))
             self.work += end - first
         return offsets
 
@@ -329,7 +345,7 @@ class PythonAttempt:
             if self._asleep[buffer]:
                 bound = max(bound, below)
             if bound > lowest[i]:
-                lowest[i] = _align(bound, self._alignments[buffer])
+                lowest[i] = align(bound, self._alignments[buffer])
                 changed = True
                 if lowest[i] + self._sizes[buffer] > self._capacity:
                     self.buffer_weights[buffer] += 1
@@ -391,12 +407,13 @@ class PythonAttempt:
             self._asleep[each] = each in asleep and apart
 
 
-def _align(offset: int, alignment: int) -> int:
+def align(offset: int, alignment: int) -> int:
+    """Return the next multiple of the alignment."""
     return -(-offset // alignment) * alignment
 
 
 @contextlib.contextmanager
-def _recursion_for(depth: int) -> Iterator[None]:
+def recursion_for(depth: int) -> Iterator[None]:
     """Allow for two frames a placed buffer."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(before + 2 * depth)

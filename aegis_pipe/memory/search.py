@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+from aegis_pipe.memory.canonical_search import make_canonical_attempt
 from aegis_pipe.memory.exact_search import BUFFERS_MAX, Outcome, Restarts
 from aegis_pipe.memory.orders import GREEDY_ORDERS, greedy_order
 from aegis_pipe.memory.packing import PackingProblem, make_placer
@@ -184,18 +185,18 @@ def _exact_section(search: Search, share: int) -> None:
     nearly always end; then the sizes between the bound and the best plan are bisected from below:
     each gets half of what is left. A size that is proven impossible raises the bound.
     """
-    restarts = Restarts(search.problem)
+    engines = _Engines(search.problem)
     low = max(search.target_bytes, search.lower_bound_bytes)
     size = low
     while not search.finished:
         end = search.work_left - search.work_left // share
         outcome = Outcome.GAVE_UP
         while outcome is Outcome.GAVE_UP and not search.finished and search.work_left >= end:
-            before = restarts.work
-            outcome = restarts.run(size)
-            search.spend((restarts.work - before) // _MOMENTS_PER_NEIGHBOUR + 1)
+            before = engines.work
+            outcome = engines.run(size)
+            search.spend((engines.work - before) // _MOMENTS_PER_NEIGHBOUR + 1)
         if outcome is Outcome.FOUND:
-            search.offer(restarts.offsets, "exact search")
+            search.offer(engines.offsets, "exact search")
         else:
             low = size + 1
             if outcome is Outcome.NONE:
@@ -206,6 +207,47 @@ def _exact_section(search: Search, share: int) -> None:
         size = (low + search.peak_bytes - 1) // 2
         share = 2
 
+
+class _Engines:
+    """The exact and the canonical search, in turns: each soon finds what the other one does not.
+
+    The exact one has a lead, because it alone is quicker with most models; then the turn goes to
+    the one that has worked less. Work is a count, so that turns do not depend on the machine.
+    """
+
+    def __init__(self, problem: PackingProblem) -> None:
+        self._exact = Restarts(problem)
+        self._canonical = Restarts(
+            problem, attempt=make_canonical_attempt(problem), plain_areas_first=True
+        )
+        self._last = self._exact
+
+    @property
+    def work(self) -> int:
+        """All work so far, in moments of buffers that the exact search looks at."""
+        return self._exact.work + self._canonical_work
+
+    @property
+    def _canonical_work(self) -> int:
+        return self._canonical.work // _CHEAPER
+
+    @property
+    def offsets(self) -> list[int]:
+        """The plan that was found last."""
+        return self._last.offsets
+
+    def run(self, size: int) -> Outcome:
+        """Make the next attempt, with the search whose turn it is."""
+        lags = self._canonical_work + _LEAD < self._exact.work
+        self._last = self._canonical if lags else self._exact
+        return self._last.run(size)
+
+
+_LEAD = 20_000_000
+"""Moments of buffers that the exact search looks at before the canonical one begins."""
+
+_CHEAPER = 8
+"""Moments that the canonical search looks at in the time in which the exact one looks at one."""
 
 _MOMENTS_PER_NEIGHBOUR = 10
 """Moments that the compiled search looks at in the time in which a placer looks at a neighbour."""

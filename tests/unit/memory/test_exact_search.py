@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 
 from aegis_pipe.memory import MemoryPlanner, TensorLifetime, check_lifetimes
+from aegis_pipe.memory.canonical_search import PythonCanonicalAttempt, make_canonical_attempt
 from aegis_pipe.memory.exact_search import (
     NativeAttempt,
     Outcome,
     PythonAttempt,
     Restarts,
     luby,
+    make_attempt,
 )
 from aegis_pipe.memory.native import LIBRARY
 from aegis_pipe.memory.packing import NeighbourPlacer, PackingProblem
@@ -37,30 +39,38 @@ def optimum(problem):
     )
 
 
-def run_to_the_end(problem, capacity):
-    restarts = Restarts(problem)
+def run_to_the_end(problem, capacity, make):
+    restarts = Restarts(problem, attempt=make(problem))
     while (outcome := restarts.run(capacity)) is Outcome.GAVE_UP:
         pass
     return outcome, restarts.offsets
 
 
+@pytest.mark.parametrize("make", [make_attempt, make_canonical_attempt])
 @pytest.mark.parametrize("alignment", [1, 8])
 @pytest.mark.parametrize("seed", range(60))
-def test_it_finds_the_optimum_and_proves_that_less_is_impossible(seed, alignment):
+def test_it_finds_the_optimum_and_proves_that_less_is_impossible(seed, alignment, make):
     problem = random_problem(seed, 6, alignment=alignment)
     best = optimum(problem)
-    outcome, offsets = run_to_the_end(problem, best)
+    outcome, offsets = run_to_the_end(problem, best, make)
     assert outcome is Outcome.FOUND
     assert max(map(int.__add__, offsets, problem.sizes.tolist())) <= best
     assert all(offset % alignment == 0 for offset in offsets)
-    assert run_to_the_end(problem, best - 1)[0] is Outcome.NONE
+    assert run_to_the_end(problem, best - 1, make)[0] is Outcome.NONE
 
 
 @compiled
+@pytest.mark.parametrize(
+    ("compiled_one", "python_one"),
+    [
+        ("aegis_exact_search", PythonAttempt),
+        ("aegis_canonical_search", PythonCanonicalAttempt),
+    ],
+)
 @pytest.mark.parametrize("seed", range(12))
-def test_compiled_and_python_search_are_the_same(seed):
+def test_compiled_and_python_search_are_the_same(seed, compiled_one, python_one):
     problem = random_problem(seed, 30, alignment=(1, 4)[seed % 2], moments=20)
-    attempts = [PythonAttempt(problem), NativeAttempt(problem, LIBRARY)]
+    attempts = [python_one(problem), NativeAttempt(problem, getattr(LIBRARY, compiled_one))]
     searches = [Restarts(problem, attempt=attempt) for attempt in attempts]
     for _ in range(4):
         outcomes = [search.run(problem.lower_bound_bytes) for search in searches]
@@ -74,7 +84,8 @@ def test_compiled_and_python_search_are_the_same(seed):
 def test_no_plan_is_the_same_without_the_compiled_search(monkeypatch):
     lifetimes = random_problem(3, 40, moments=20).lifetimes
     plan = MemoryPlanner(time_limit_s=0.2).plan(lifetimes)
-    monkeypatch.setattr("aegis_pipe.memory.exact_search.LIBRARY", None)
+    for module in ("exact_search", "canonical_search"):
+        monkeypatch.setattr(f"aegis_pipe.memory.{module}.LIBRARY", None)
     assert MemoryPlanner(time_limit_s=60).plan(lifetimes).offsets == plan.offsets
 
 
