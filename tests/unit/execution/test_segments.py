@@ -9,10 +9,15 @@ from aegis_pipe.app import plan_deployment
 from aegis_pipe.execution.segments import cost_model
 from aegis_pipe.manifest.loader import load_manifest
 
+LIGHT = "package://onnx/backend/test/data/light/light_"
+MODELS = ("squeezenet", "shufflenet", "resnet50")
+
 
 def planned(folder: Path):
     path = folder / "cuts.toml"
-    path.write_text((Path(__file__).parents[3] / "manifests" / "zoo.toml").read_text())
+    text = 'manifest_version = 1\nname = "cuts"\nstreams = { max_block = "2 ms" }\n'
+    text += "".join(f'[[models]]\nname = "{m}"\npath = "{LIGHT}{m}.onnx"\n' for m in MODELS)
+    path.write_text(text)
     return plan_deployment(load_manifest(path))
 
 
