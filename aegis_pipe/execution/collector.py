@@ -1,8 +1,8 @@
 """Python's cyclic garbage collector, kept from searching in vain what loading made.
 
 Loading makes many objects and drops few. Afterwards they live as long as the runtime does, but
-every full collection would walk over all of them, for tens of milliseconds in which no request
-moves: requests leave few cycles behind, and those are younger.
+every full collection would walk over all of them (15 to 20 ms with the quickstart), and no request
+moves meanwhile: requests leave few cycles behind, and those are younger.
 """
 
 from __future__ import annotations
