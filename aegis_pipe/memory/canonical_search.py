@@ -19,9 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from aegis_pipe.memory.exact_search import Attempt, NativeAttempt, Outcome, align, recursion_for
+from aegis_pipe.memory.exact_search import (
+    Attempt,
+    NativeAttempt,
+    Outcome,
+    PythonProblem,
+    align,
+    recursion_for,
+)
 from aegis_pipe.memory.native import LIBRARY
 from aegis_pipe.memory.packing import Integers, PackingProblem
 
@@ -38,18 +43,8 @@ def make_canonical_attempt(problem: PackingProblem) -> Attempt:
     return NativeAttempt(problem, LIBRARY.aegis_canonical_search)
 
 
-class PythonCanonicalAttempt:
+class PythonCanonicalAttempt(PythonProblem):
     """The search without a compiler, about a hundred times slower."""
-
-    def __init__(self, problem: PackingProblem) -> None:
-        self._sizes: list[int] = problem.sizes.tolist()
-        self._alignments: list[int] = problem.alignments.tolist()
-        self._firsts: list[int] = problem.firsts.tolist()
-        self._ends: list[int] = problem.ends.tolist()
-        self.moment_weights = np.zeros(len(problem.live_bytes), dtype=np.int64)
-        self.buffer_weights = np.zeros(len(problem), dtype=np.int64)
-        self.offsets = np.zeros(len(problem), dtype=np.int64)
-        self.work = 0
 
     def run(self, ranks: Integers, capacity_bytes: int, node_limit: int) -> Outcome:
         """See `Attempt.run`."""

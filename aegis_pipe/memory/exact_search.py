@@ -199,8 +199,8 @@ class NativeAttempt:
         return Outcome(outcome)
 
 
-class PythonAttempt:
-    """The same search without a compiler, about a hundred times slower."""
+class PythonProblem:
+    """What the searches without a compiler read and keep of a problem."""
 
     def __init__(self, problem: PackingProblem) -> None:
         self._sizes: list[int] = problem.sizes.tolist()
@@ -211,6 +211,10 @@ class PythonAttempt:
         self.buffer_weights = np.zeros(len(problem), dtype=np.int64)
         self.offsets = np.zeros(len(problem), dtype=np.int64)
         self.work = 0
+
+
+class PythonAttempt(PythonProblem):
+    """The same search without a compiler, about a hundred times slower."""
 
     def run(self, ranks: Integers, capacity_bytes: int, node_limit: int) -> Outcome:
         """See `Attempt.run`."""
