@@ -161,3 +161,45 @@ def test_stamps_lie_within_their_execution(folder: Path) -> None:
             assert times.min() >= event.start_ns - 50_000
             assert times.max() <= event.end_ns + 50_000
     assert seen
+
+
+def test_a_residual_is_read_once_it_is_there(tmp_path: Path) -> None:
+    """cuDNN's kernels begin while the one before runs, and read a residual without waiting."""
+    rng = np.random.default_rng(5)
+    node, value = helper.make_node, helper.make_tensor_value_info
+
+    def weights(name: str, *shape: int) -> onnx.TensorProto:
+        values = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    # A stage of ResNet-50 begins like this: two convolutions, and a third that adds the second's.
+    nodes = [
+        node("Conv", ["x", "narrow"], ["n"]),
+        node("Conv", ["n", "wide"], ["residual"]),
+        node("Conv", ["large", "half"], ["h"], strides=[2, 2]),
+        node("Add", ["h", "residual"], ["s"]),
+        node("Relu", ["s"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [
+            value("x", TensorProto.FLOAT, [8, 1024, 14, 14]),
+            value("large", TensorProto.FLOAT, [8, 512, 28, 28]),
+        ],
+        [value("y", TensorProto.FLOAT, [8, 1024, 14, 14])],
+        [weights("narrow", 256, 1024, 1, 1), weights("wide", 1024, 256, 1, 1)]
+        + [weights("half", 1024, 512, 1, 1)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "net.onnx")
+    inputs = {
+        "x": rng.standard_normal((8, 1024, 14, 14)).astype(np.float32),
+        "large": rng.standard_normal((8, 512, 28, 28)).astype(np.float32),
+    }
+    path = tmp_path / "gpu.toml"
+    text = MANIFEST.format(kind="cuda", precision="tf32", streams=1)
+    path.write_text(text.replace('max_block = "20 us"', 'max_block = "10 ms"'))
+    with aegis_pipe.open_pipeline(path) as runtime:
+        results = {runtime.infer("net", inputs)["y"].tobytes() for _ in range(100)}
+    assert len(results) == 1

@@ -180,7 +180,13 @@ class CudaContext:
             fault_words=self._faults,
         )
         launches = self._kernel_of(request, choice).bind(binding)
-        return CudaKernelCall(choice.kernel, request.node, tuple(launches), tuple(binding.faults))
+        return CudaKernelCall(
+            choice.kernel,
+            request.node,
+            tuple(launches),
+            tuple(binding.faults),
+            binding.waits_for_all,
+        )
 
     def watch(
         self,

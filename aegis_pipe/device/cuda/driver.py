@@ -425,6 +425,34 @@ def abandon_capture(stream: int) -> None:
         cu.cuGraphDestroy(graph)
 
 
+def captured_count(stream: int) -> int:
+    """Return how many nodes the capture that is under way on a stream has so far."""
+    graph = checked(cu.cuStreamGetCaptureInfo, stream)[2]
+    return int(checked(cu.cuGraphGetNodes, graph)[1])
+
+
+def order_fully(graph: int, positions: Sequence[range]) -> None:
+    """Have the nodes at these positions of a recorded chain begin only when those before ended.
+
+    A kernel that was made to begin earlier is recorded with an edge that lets it.
+    """
+    count = int(checked(cu.cuGraphGetEdges, graph)[-1])
+    sources, targets, kinds, _ = checked(cu.cuGraphGetEdges, graph, count)
+    following = {int(a): int(b) for a, b in zip(sources, targets, strict=True)}
+    assert len(following) == count, "a capture of one stream is a chain"
+    position_of: dict[int, int] = {}
+    node = next(iter(following.keys() - following.values()), None)
+    while node is not None:
+        position_of[node] = len(position_of)
+        node = following.get(node)
+    ordered = frozenset(position for span in positions for position in span)
+    early = cu.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
+    for a, b, kind in zip(sources, targets, kinds, strict=True):
+        if position_of[int(b)] in ordered and kind.type == int(early):
+            checked(cu.cuGraphRemoveDependencies, graph, [a], [b], [kind], 1)
+            checked(cu.cuGraphAddDependencies, graph, [a], [b], [cu.CUgraphEdgeData()], 1)
+
+
 def instantiate(graph: int) -> int:
     """Make a launchable of a recorded graph, which is released."""
     launchable = int(checked(cu.cuGraphInstantiate, graph, 0))
