@@ -188,18 +188,27 @@ def test_a_residual_is_read_once_it_is_there(tmp_path: Path) -> None:
             value("large", TensorProto.FLOAT, [8, 512, 28, 28]),
         ],
         [value("y", TensorProto.FLOAT, [8, 1024, 14, 14])],
-        [weights("narrow", 256, 1024, 1, 1), weights("wide", 1024, 256, 1, 1)]
-        + [weights("half", 1024, 512, 1, 1)],
+        [
+            weights("narrow", 256, 1024, 1, 1),
+            weights("wide", 1024, 256, 1, 1),
+            weights("half", 1024, 512, 1, 1),
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, tmp_path / "net.onnx")
-    inputs = {
-        "x": rng.standard_normal((8, 1024, 14, 14)).astype(np.float32),
-        "large": rng.standard_normal((8, 512, 28, 28)).astype(np.float32),
-    }
+    # In turns: what is read too early is the other one's.
+    requests = [
+        {
+            "x": rng.standard_normal((8, 1024, 14, 14)).astype(np.float32),
+            "large": rng.standard_normal((8, 512, 28, 28)).astype(np.float32),
+        }
+        for _ in range(2)
+    ]
     path = tmp_path / "gpu.toml"
     text = MANIFEST.format(kind="cuda", precision="tf32", streams=1)
     path.write_text(text.replace('max_block = "20 us"', 'max_block = "10 ms"'))
     with aegis_pipe.open_pipeline(path) as runtime:
-        results = {runtime.infer("net", inputs)["y"].tobytes() for _ in range(100)}
-    assert len(results) == 1
+        results = {
+            (turn, runtime.infer("net", requests[turn])["y"].tobytes()) for turn in [0, 1] * 50
+        }
+    assert len(results) == 2
