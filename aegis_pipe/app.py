@@ -311,8 +311,11 @@ class Runtime:
                 self.device,
             ).boundaries
         self.boundaries = MappingProxyType(dict(boundaries))
+        shares = manifest.streams.sm or (None,) * manifest.streams.count
         streams = [
-            context.create_stream(index, staging_bytes=staging.size_bytes)
+            context.create_stream(
+                index, staging_bytes=staging.size_bytes, multiprocessors=shares[index]
+            )
             for index, staging in enumerate(self.plan.staging)
         ]
         self._streams = streams

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import aegis_pipe
+from aegis_pipe.errors import PermanentError
 from aegis_pipe.events import SegmentFinished
 
 MANIFEST = """
@@ -212,3 +213,27 @@ def test_a_residual_is_read_once_it_is_there(tmp_path: Path) -> None:
             (turn, runtime.infer("net", requests[turn])["y"].tobytes()) for turn in [0, 1] * 50
         }
     assert len(results) == 2
+
+
+def test_streams_with_multiprocessors_of_their_own(folder: Path) -> None:
+    """The same bits as with the whole GPU: a part runs what was chosen for the whole."""
+    x = np.random.default_rng(3).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    results = {}
+    for shares in ("", "sm = [16, 32]"):
+        path = folder / f"parts-{bool(shares)}.toml"
+        text = MANIFEST.format(kind="cuda", precision="fp16", streams=2)
+        path.write_text(text.replace("[streams]", f"[streams]\n{shares}"))
+        with aegis_pipe.open_pipeline(path) as runtime:
+            futures = [runtime.submit("net", {"x": x}) for _ in range(40)]
+            results[shares] = {future.result(timeout=60)["y"].tobytes() for future in futures}
+            assert runtime.statistics().allocations_after_start == 0
+    assert len(results[""]) == 1
+    assert results["sm = [16, 32]"] == results[""]
+
+
+def test_more_multiprocessors_than_there_are(folder: Path) -> None:
+    path = folder / "too-many.toml"
+    text = MANIFEST.format(kind="cuda", precision="fp16", streams=2)
+    path.write_text(text.replace("[streams]", "[streams]\nsm = [16, 1000]"))
+    with pytest.raises(PermanentError, match="stream 1 is to have 1000 multiprocessors"):
+        aegis_pipe.open_pipeline(path)

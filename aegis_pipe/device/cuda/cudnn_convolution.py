@@ -76,28 +76,39 @@ class ConvolutionAlgorithm:
 
 
 class Cudnn:
-    """The library's handle for the current device; enqueueing points it to a stream."""
+    """The library's handle for the current context; enqueueing points it to a stream.
 
-    def __init__(self) -> None:
+    Plans are for all contexts of a GPU, a handle only for the one that was current when it was
+    made: a part of the GPU has a context of its own.
+    """
+
+    def __init__(self, context: int = 0) -> None:
+        """`context` is the driver's handle of the current one, by which `enter` knows it again."""
         self.library = load_library()
-        self._handle: Any = self.library.create_handle()
+        self._context = context
+        self._handles: dict[int, Any] = {context: self.library.create_handle()}
 
     @property
     def handle(self) -> Any:
         """For this folder's calls only."""
-        assert self._handle is not None, "closed"
-        return self._handle
+        assert self._handles, "closed"
+        return self._handles[self._context]
 
     @property
     def version(self) -> int:
         """91900 for 9.19.0."""
         return int(self.library.backend_version())
 
+    def enter(self, context: int) -> None:
+        """Use the handle of this context, which is current."""
+        if context not in self._handles:
+            self._handles[context] = self.library.create_handle()
+        self._context = context
+
     def close(self) -> None:
         """Release; idempotent."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            self.library.destroy_handle(handle)
+        while self._handles:
+            self.library.destroy_handle(self._handles.popitem()[1])
 
 
 class ConvolutionPlans:
