@@ -8,6 +8,7 @@ import numpy as np
 
 from tests.unit.device.cpu.kernels import channels_last_cases
 from tests.unit.device.cpu.kernels.case import Case, random
+from tests.unit.device.cpu.kernels.indexing_cases import INDEXING
 from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
 from tests.unit.device.cpu.kernels.recurrent_cases import RECURRENT
 from tests.unit.device.cpu.kernels.resizing_cases import RESIZING
@@ -340,6 +341,7 @@ CASES: dict[str, Case] = {
     **elementwise(),
     **pools(),
     **normalisations(),
+    **INDEXING,
     **QUANTISED,
     **RECURRENT,
     **RESIZING,
