@@ -9,6 +9,7 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from aegis_pipe.device.cpu.kernels import byte_units, native
@@ -134,6 +135,21 @@ def test_infinities_and_nan(operator: str) -> None:
         plain = drive(operator_node(case.node, case.opset), case.values)
     assert plain is not None
     np.testing.assert_allclose(_outputs(case)[0], plain.outputs[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("source", ["float32", "float64"])
+@pytest.mark.parametrize("target", ["int64", "int32", "int16", "uint16", "int8", "uint8"])
+def test_casts_of_what_does_not_fit(source: str, target: str) -> None:
+    """The lowest value of an int32 or int64, or its lowest bits, with every instruction set."""
+    values = [np.nan, np.inf, -np.inf, 300.7, -1.5, -(2.0**31), 2.0**31, 2.0**63, -(2.0**64), 3e30]
+    many = np.array(values * 9, source)
+    number = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(target))
+    node = make_node("Cast", 1, to=number)
+    whole = "int64" if target == "int64" else "int32"
+    lowest, above = np.iinfo(whole).min, 2.0 ** (63 if whole == "int64" else 31)
+    expected = [int(v) if -above <= v < above else lowest for v in many.tolist()]
+    wanted = np.array(expected, np.int64).astype(target)
+    np.testing.assert_array_equal(_outputs(Case("native.cast", node, [many]))[0], wanted)
 
 
 @pytest.mark.parametrize("operator", ["Max", "Min", "Add"])
