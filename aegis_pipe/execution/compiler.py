@@ -327,8 +327,9 @@ class ModelBinder:
         self._compiled = compiled
         self._context = context
         self._weights = weights
-        self._storages = dict(storages)
-        self._storages.update(states or {})
+        self._storages: dict[Hashable, Region] = dict(storages)
+        for name, region in (states or {}).items():
+            self._storages[name] = region
         self._regions = self._place()
 
     def _place(self) -> dict[TensorId, Region]:
