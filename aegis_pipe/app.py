@@ -31,7 +31,12 @@ from aegis_pipe.analysis_builder import (
     refusal,
 )
 from aegis_pipe.clock import Clock, SystemClock
-from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, DeviceStream
+from aegis_pipe.device.protocols import (
+    DeviceContext,
+    DeviceDescription,
+    DeviceStream,
+    StagingStatistics,
+)
 from aegis_pipe.device.registry import OpenedDevice, open_device
 from aegis_pipe.errors import AegisError, InvalidInputError, TransientError
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
@@ -106,6 +111,8 @@ class RuntimeStatistics:
     queue_depth: int
     allocations_after_start: int
     """Device allocations since everything was loaded: 0, or the plan is broken."""
+    staging: tuple[StagingStatistics, ...]
+    """Host memory that each stream's copies pass through, and what was needed of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +159,6 @@ def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
     lines = []
     if manifest.serve is not None:
         lines.append("`serve`: this version does not listen to clients yet")
-    if manifest.device.staging_budget_bytes is not None:
-        lines.append("`device.staging_budget`: the CPU device has no staging memory")
     return tuple(lines)
 
 
@@ -306,7 +311,11 @@ class Runtime:
                 self.device,
             ).boundaries
         self.boundaries = MappingProxyType(dict(boundaries))
-        streams = [context.create_stream(index) for index in range(manifest.streams.count)]
+        streams = [
+            context.create_stream(index, staging_bytes=staging.size_bytes)
+            for index, staging in enumerate(self.plan.staging)
+        ]
+        self._streams = streams
         self._deployment = self._closing.enter_context(
             Deployment(
                 loaded,
@@ -532,6 +541,7 @@ class Runtime:
             models=self._requests.snapshot(),
             queue_depth=self._scheduler.statistics().waiting,
             allocations_after_start=self._deployment.allocations_after_start,
+            staging=tuple(stream.staging for stream in self._streams),
         )
 
     def start_pipelines(
@@ -670,12 +680,14 @@ def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceCont
         context,
         stream_count=manifest.streams.count,
         budget_bytes=manifest.device.memory_budget_bytes,
+        staging_budget_bytes=manifest.device.staging_budget_bytes,
         arena_groups=arena_groups(manifest),
         streams_max=streams_max(manifest),
-        more_savings=lambda plan: lighter_ways(
-            orders := model_orders(manifest),
-            loaded[: len(orders)],
+        more_savings=lambda plan, measure: lighter_ways(
+            model_orders(manifest),
+            loaded,
             plan,
+            measure,
             context,
             PhaseRecorder(EventHub(), SystemClock()),
         ),
