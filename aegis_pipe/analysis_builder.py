@@ -279,7 +279,7 @@ def cut_segments(
     Raises PermanentError for a profile of other kernels.
     """
     measured = {} if profile is None else profile.models
-    costs, boundaries = cost_model(device.name), {}
+    costs, boundaries = cost_model(device), {}
     for model in models:
         if model.name not in measured:
             boundaries[model.name] = costs.cuts(model, manifest.streams.max_block_ns)

@@ -50,3 +50,19 @@ def test_a_stream_keeps_to_its_multiprocessors() -> None:
         driver.free(address)
     assert [len(each) for each in seen] == [16, 32]
     assert not seen[0] & seen[1]
+
+
+@pytest.mark.filterwarnings("ignore:The pynvml package is deprecated:FutureWarning")
+def test_the_sensors_tell_temperature_and_clocks_until_the_device_is_closed() -> None:
+    pytest.importorskip("pynvml", reason="no nvidia-ml-py")
+    context = open_gpu()
+    try:
+        readings = context.read_sensors()
+    finally:
+        context.close()
+    assert readings is not None, "NVML is not to be reached; the log says why"
+    assert readings.temperature_celsius is not None
+    assert 10 <= readings.temperature_celsius <= 110
+    assert dict(readings.clocks_hertz).keys() == {"sm", "memory"}
+    assert all(1e8 <= hertz <= 1e10 for _, hertz in readings.clocks_hertz)
+    assert context.read_sensors() is None
