@@ -26,7 +26,7 @@ typedef struct {
 } gemm;
 
 /* The longest chunk; floats that a block has of A in one chunk, and of Y in one group, at most. */
-enum { CHUNK = 160, BLOCK_FLOATS = 64 << 10, GROUP_FLOATS = 128 << 10 };
+enum { CHUNK = PANEL < 64 ? 512 : 160, BLOCK_FLOATS = 64 << 10, GROUP_FLOATS = 128 << 10 };
 /* With fewer panels it does not pay to copy A. */
 enum { COPIES_FOR_PANELS = 3 };
 
