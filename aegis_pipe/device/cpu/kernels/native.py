@@ -118,6 +118,10 @@ class NativeLibrary:
         """Return the bytes of workspace that a product of 8-bit matrices wants."""
         return self._integer("aegis_byte_gemm_workspace", depth, columns, b_is_plain)
 
+    def block_product_workspace(self, rows: int, block: int) -> int:
+        """Return the floats of workspace of a product with weights quantised in blocks."""
+        return self._integer("aegis_block_product_workspace", rows, block)
+
     def byte_recurrence_workspace(self, inputs: int, hidden: int, width: int) -> int:
         """Return the bytes of workspace that a recurrent layer's products of bytes want."""
         return self._integer("aegis_byte_recurrence_workspace", inputs, hidden, width)
