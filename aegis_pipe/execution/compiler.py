@@ -219,7 +219,7 @@ def compile_model(
             kept,
         )
         steps = tuple(
-            replace(step, in_place=memory_step.moves)
+            replace(step, in_place=True) if memory_step.moves else step
             for step, memory_step in zip(steps, analysis.steps, strict=True)
         )
         phase.attributes["kernels"] = sum(step.is_launched for step in steps)
