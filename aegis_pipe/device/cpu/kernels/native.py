@@ -224,7 +224,7 @@ def address(array: np.ndarray | None) -> int | None:
         return None
     try:
         # A third of what `array.ctypes` takes, and asked several times for every kernel.
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]  # arrays are buffers
     except (TypeError, ValueError, BufferError):
         # Read-only, empty, not contiguous, or of a dtype that buffers lack.
         return array.ctypes.data
