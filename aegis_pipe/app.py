@@ -297,6 +297,8 @@ class Runtime:
                 opened = _open_device(manifest, clock)
             context = self._closing.enter_context(opened.context)
             self.device = context.description
+            if self._telemetry is not None:
+                self._telemetry.observe_device(self.device.name, context.read_sensors)
             with phases.phase("admission") as admission_phase:
                 self.admission = check_admission(manifest, self.device)
                 record_admission(self.admission, phases, admission_phase)
