@@ -99,6 +99,7 @@ def _run(
     on_streams: dict[int, tuple[int, str]] = {}
     now_ns = 0
     # Looked up once: this loop goes round several times for every request.
+    timers, batches = scheduler.timers, scheduler.batches
     next_deadline_ns, coming = scheduler.next_deadline_ns, workload.coming
     advance, take, finished = workload.advance, workload.take, workload.finished
     segment_finished, decide = scheduler.segment_finished, scheduler.decide
@@ -106,10 +107,11 @@ def _run(
     admit, enqueue = scheduler.admit, scheduler.enqueue
     while True:
         soonest_ns = ends[0][0] if ends else never
-        due_ns = next_deadline_ns()
-        if due_ns is not None and due_ns < soonest_ns:
-            # A request may arrive with its deadline behind it.
-            soonest_ns = max(due_ns, now_ns)
+        if (timers and timers[0][0] < soonest_ns) or batches:
+            due_ns = next_deadline_ns()
+            if due_ns is not None and due_ns < soonest_ns:
+                # A request may arrive with its deadline behind it.
+                soonest_ns = max(due_ns, now_ns)
         if coming and coming[0][0] <= soonest_ns:
             advance(soonest_ns)
             if coming and coming[0][0] < soonest_ns:
@@ -210,6 +212,7 @@ class _Source:
         self.arrivals = load.arrivals()
         self.first = tuple(stage for stage in load.stages if not stage.after)
         self.has_more = len(self.first) < len(load.stages)
+        self.window = load.window
         self.under_way = 0
         self.holds_back = False
         """Whether an item has arrived and waits for another one to leave."""
@@ -285,7 +288,7 @@ class Loads:
 
     def _arrive(self, source: _Source, now_ns: int) -> None:
         """Take notice of an arrival, the first of what is coming."""
-        window = source.load.window
+        window = source.window
         if window is None or source.under_way < window:
             self._begin(source, now_ns)
         elif source.load.drops:

@@ -73,7 +73,7 @@ class BoundedQueue:
         if not self._is_closed:
             reason = Reason.QUEUE_FULL
             # The model's own first: when the common ones run out, they do for everybody.
-            if self._take_place_of(model):
+            if not self._places_of or self._take_place_of(model):
                 try:
                     self._places.pop()
                 except IndexError:
@@ -109,7 +109,10 @@ class BoundedQueue:
         """Take the policy's best request, and free its place."""
         best = self.policy.pop(now_ns, skip)
         self.waiting -= 1
-        self.release(best[0].model)
+        # `release`, without the call: every request comes through here.
+        self._places.append(None)
+        if self._places_of:
+            self._give_place_of(best[0].model)
         return best
 
     def remove(self, request: ExecutionRequest) -> None:

@@ -22,7 +22,7 @@ cancelled or expire by itself, the leader too: the next one leads then.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Final
 
 from aegis_pipe.scheduling.batching import Batching, hand_lead_over
@@ -180,6 +180,16 @@ class Scheduler:
     def needed_ns(self, model: str) -> int:
         """Return the shortest time a model is known to need; 0 if nothing is known."""
         return self._rules[model].needed_ns or 0
+
+    @property
+    def timers(self) -> Sequence[tuple[int, int, ExecutionRequest]]:
+        """Timers of late requests, always this very list; none is before the first."""
+        return self._timers
+
+    @property
+    def batches(self) -> bool:
+        """Return whether there are models that batch: `timers` is then not all there is to time."""
+        return bool(self._rules.batching)
 
     @property
     def open_requests(self) -> Mapping[int, ExecutionRequest]:
@@ -548,8 +558,23 @@ class Scheduler:
             self._to_cancel.append(member)
 
     def _complete(self, request: ExecutionRequest, now_ns: int) -> None:
-        if not request.companions and self._deadlines.is_wanted(request, now_ns):
-            self._finish(request, _COMPLETED, _completion(request), now_ns)
+        due_ns = request.deadline_ns
+        if (
+            not request.companions
+            and request.cancel_reason is None
+            and (due_ns is None or now_ns <= due_ns)
+        ):
+            # By far the most common end, of one that ran alone and is in time: `_finish` without
+            # its questions.
+            self._leave_stream(request)
+            self._policy.ended(request)
+            del self._requests[request.request_id]
+            self._running -= 1
+            self._final_counts[_COMPLETED] += 1
+            request.state = _COMPLETED
+            request.reason = _completion(request)
+            request.finished_ns = now_ns
+            self._finished.append(request)
             return
         for member in self._dissolve(request):
             member.next_segment = request.next_segment
@@ -615,17 +640,18 @@ class Scheduler:
         if request.companions:
             self._hand_lead_over(request, stream)
             return
-        rules = self._rules[request.model]
-        if rules.limit is not None:
-            self._count_started(rules, -1)
-        suspended = self._suspended[stream]
-        if self._streams.holder(stream) is not request:
+        if self._rules.limited:
+            rules = self._rules[request.model]
+            if rules.limit is not None:
+                self._count_started(rules, -1)
+        suspended, streams = self._suspended[stream], self._streams
+        if streams.holder(stream) is not request:
             suspended.remove(request)
         elif suspended:
-            self._streams.hand_over(stream, suspended.pop())
+            streams.hand_over(stream, suspended.pop())
             self._boundaries.add(stream)
         else:
-            self._streams.release(stream)
+            streams.release(stream)
             self._boundaries.discard(stream)
 
     def _hand_lead_over(self, request: ExecutionRequest, stream: int) -> None:
