@@ -297,6 +297,8 @@ class Runtime:
                 opened = _open_device(manifest, clock)
             context = self._closing.enter_context(opened.context)
             self.device = context.description
+            if self._telemetry is not None:
+                self._telemetry.observe_device(self.device.name, context.read_sensors)
             with phases.phase("admission") as admission_phase:
                 self.admission = check_admission(manifest, self.device)
                 record_admission(self.admission, phases, admission_phase)
@@ -397,7 +399,7 @@ class Runtime:
 
     def _start_loop(self, context: DeviceContext, slots: Sequence[StreamSlot]) -> OrchestrationLoop:
         manifest = self._manifest
-        launcher = DeviceLauncher(
+        launcher = self._launcher = DeviceLauncher(
             slots,
             self.clock,
             self._hub,
@@ -534,6 +536,7 @@ class Runtime:
                 hint="reset it when their futures are done",
             )
         self._deployment.reset_state(model)
+        self._launcher.state_was_reset(model)
 
     def statistics(self) -> RuntimeStatistics:
         """Return the figures so far."""
