@@ -155,7 +155,7 @@ INLINE void channels_tile(const convolution *c, const epilogue *end, const block
     }
     vec sums[ROWS][VECTORS];
     if (part.begins) tile_clear(sums, rows, vectors);
-    else tile_load(sums, rows, vectors, kept);
+    else tile_load(sums, rows, vectors, kept, PANEL, PANEL);
     for (int64_t row = part.first; row < part.last; row++) {
         for (int64_t run = part.first_run; run < part.last_run; run++) {
             int64_t offset = row * c->dilation_height * from->row + run * c->dilation_width * from->column;
@@ -168,7 +168,7 @@ INLINE void channels_tile(const convolution *c, const epilogue *end, const block
         }
     }
     int64_t pixels = c->out_height * c->out_width;
-    if (!part.ends) tile_keep(sums, rows, vectors, kept);
+    if (!part.ends) tile_keep(sums, rows, vectors, kept, PANEL, PANEL);
     else if (c->y_is_planar) tile_store_transposed(end, sums, rows, vectors, y, pixels, pixel, map, c->maps - map);
     else tile_store(end, sums, rows, vectors, y, c->groups * c->maps, pixel, map, c->maps - map);
 }

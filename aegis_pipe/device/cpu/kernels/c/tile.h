@@ -74,16 +74,6 @@ INLINE void tile_clear(vec sums[ROWS][VECTORS], int rows, int vectors) {
         UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = vec_of(0);
 }
 
-/* Sums put aside between passes over the depth, [rows][PANEL]. */
-INLINE void tile_keep(vec sums[ROWS][VECTORS], int rows, int vectors, float *kept) {
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < vectors; v++) vec_store(kept + r * PANEL + v * LANES, sums[r][v]);
-}
-INLINE void tile_load(vec sums[ROWS][VECTORS], int rows, int vectors, const float *kept) {
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = vec_load(kept + r * PANEL + v * LANES);
-}
-
 /* The first `count` < LANES floats, zeros behind them. */
 INLINE vec vec_load_part(const float *p, int64_t count) {
     float lanes[WIDE];
@@ -94,6 +84,28 @@ INLINE void vec_store_part(float *p, vec v, int64_t count) {
     float lanes[WIDE];
     vec_store(lanes, v);
     wide_store_part(p, wide_load(lanes), count);
+}
+
+/* Register v of a row of which `columns` are there. */
+INLINE vec tile_row_load(const float *row, int v, int64_t columns) {
+    int64_t count = columns - v * LANES;
+    return count < LANES ? vec_load_part(row + v * LANES, count) : vec_load(row + v * LANES);
+}
+INLINE void tile_row_store(float *row, int v, int64_t columns, vec x) {
+    int64_t count = columns - v * LANES;
+    if (count < LANES) vec_store_part(row + v * LANES, x, count);
+    else vec_store(row + v * LANES, x);
+}
+
+/* Sums that wait between passes over the depth, in rows `to_row` floats apart; `columns` as of `tile_store`. */
+INLINE void tile_keep(vec sums[ROWS][VECTORS], int rows, int vectors, float *to, int64_t to_row, int64_t columns) {
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) tile_row_store(to + r * to_row, v, columns, sums[r][v]);
+}
+INLINE void tile_load(vec sums[ROWS][VECTORS], int rows, int vectors, const float *from, int64_t from_row,
+                      int64_t columns) {
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = tile_row_load(from + r * from_row, v, columns);
 }
 
 INLINE vec clipped(vec x, float low, float high) {
@@ -122,12 +134,6 @@ INLINE vec finished(const epilogue *e, vec sum, vec residual, int64_t row, int64
 /* Whether sums are finished as most are: a bias of columns is added. */
 INLINE int is_usual(const epilogue *e) {
     return e->scale == 1 && e->addend && !e->addend_row && e->addend_column && e->addend_scale == 1;
-}
-
-/* Register v of a row of which `columns` are there. */
-INLINE vec tile_row_load(const float *row, int v, int64_t columns) {
-    int64_t count = columns - v * LANES;
-    return count < LANES ? vec_load_part(row + v * LANES, count) : vec_load(row + v * LANES);
 }
 
 /* `tile_store` of these: the bias is loaded once for all rows, and nothing is asked for each. */

@@ -90,7 +90,7 @@ INLINE void transposed_tile(const transposed_convolution *t, const float *weight
     float results[ROWS * PANEL];
     tile_clear(sums, rows, vectors);
     tile_accumulate(sums, rows, vectors, a, t->weight_depth, panel, PANEL, t->depth, panel);
-    tile_keep(sums, rows, vectors, results);
+    tile_keep(sums, rows, vectors, results, PANEL, PANEL);
     int64_t last = smaller(first + PANEL, d->count);
     for (int64_t position = first; position < last;) {
         int64_t row = position / d->width, column = position % d->width;
