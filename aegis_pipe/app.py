@@ -31,7 +31,12 @@ from aegis_pipe.analysis_builder import (
     refusal,
 )
 from aegis_pipe.clock import Clock, SystemClock
-from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, DeviceStream
+from aegis_pipe.device.protocols import (
+    DeviceContext,
+    DeviceDescription,
+    DeviceStream,
+    StagingStatistics,
+)
 from aegis_pipe.device.registry import OpenedDevice, open_device
 from aegis_pipe.errors import AegisError, InvalidInputError, TransientError
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
@@ -106,6 +111,8 @@ class RuntimeStatistics:
     queue_depth: int
     allocations_after_start: int
     """Device allocations since everything was loaded: 0, or the plan is broken."""
+    staging: tuple[StagingStatistics, ...]
+    """Host memory that each stream's copies pass through, and what was needed of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +159,6 @@ def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
     lines = []
     if manifest.serve is not None:
         lines.append("`serve`: this version does not listen to clients yet")
-    if manifest.device.staging_budget_bytes is not None:
-        lines.append("`device.staging_budget`: the CPU device has no staging memory")
     return tuple(lines)
 
 
@@ -292,6 +297,8 @@ class Runtime:
                 opened = _open_device(manifest, clock)
             context = self._closing.enter_context(opened.context)
             self.device = context.description
+            if self._telemetry is not None:
+                self._telemetry.observe_device(self.device.name, context.read_sensors)
             with phases.phase("admission") as admission_phase:
                 self.admission = check_admission(manifest, self.device)
                 record_admission(self.admission, phases, admission_phase)
@@ -306,7 +313,11 @@ class Runtime:
                 self.device,
             ).boundaries
         self.boundaries = MappingProxyType(dict(boundaries))
-        streams = [context.create_stream(index) for index in range(manifest.streams.count)]
+        streams = [
+            context.create_stream(index, staging_bytes=staging.size_bytes)
+            for index, staging in enumerate(self.plan.staging)
+        ]
+        self._streams = streams
         self._deployment = self._closing.enter_context(
             Deployment(
                 loaded,
@@ -388,7 +399,7 @@ class Runtime:
 
     def _start_loop(self, context: DeviceContext, slots: Sequence[StreamSlot]) -> OrchestrationLoop:
         manifest = self._manifest
-        launcher = DeviceLauncher(
+        launcher = self._launcher = DeviceLauncher(
             slots,
             self.clock,
             self._hub,
@@ -525,6 +536,7 @@ class Runtime:
                 hint="reset it when their futures are done",
             )
         self._deployment.reset_state(model)
+        self._launcher.state_was_reset(model)
 
     def statistics(self) -> RuntimeStatistics:
         """Return the figures so far."""
@@ -532,6 +544,7 @@ class Runtime:
             models=self._requests.snapshot(),
             queue_depth=self._scheduler.statistics().waiting,
             allocations_after_start=self._deployment.allocations_after_start,
+            staging=tuple(stream.staging for stream in self._streams),
         )
 
     def start_pipelines(
@@ -670,12 +683,14 @@ def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceCont
         context,
         stream_count=manifest.streams.count,
         budget_bytes=manifest.device.memory_budget_bytes,
+        staging_budget_bytes=manifest.device.staging_budget_bytes,
         arena_groups=arena_groups(manifest),
         streams_max=streams_max(manifest),
-        more_savings=lambda plan: lighter_ways(
-            orders := model_orders(manifest),
-            loaded[: len(orders)],
+        more_savings=lambda plan, measure: lighter_ways(
+            model_orders(manifest),
+            loaded,
             plan,
+            measure,
             context,
             PhaseRecorder(EventHub(), SystemClock()),
         ),

@@ -15,6 +15,7 @@ import gc
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar, cast
@@ -81,6 +82,19 @@ def check_description(device: DeviceContext) -> None:
     alignment = facts.alignment_bytes
     assert alignment > 0, "alignment is at least one byte"
     assert alignment & (alignment - 1) == 0, f"alignment {alignment} is no power of two"
+
+
+@_check
+def check_sensors(device: DeviceContext) -> None:
+    """Check that what the sensors say makes sense, and that they can be asked by any thread."""
+    with ThreadPoolExecutor(2) as pool:
+        for readings in pool.map(lambda _: device.read_sensors(), range(4)):
+            if readings is not None:
+                celsius = readings.temperature_celsius
+                assert celsius is None or -50 < celsius < 150, "a temperature is in Celsius"
+                domains = [domain for domain, _ in readings.clocks_hertz]
+                assert len(set(domains)) == len(domains), "each clock is told once"
+                assert all(0 <= hertz < 1e11 for _, hertz in readings.clocks_hertz), "in hertz"
 
 
 @_check
@@ -217,6 +231,26 @@ def check_empty_copies(device: DeviceContext) -> None:
     stream.copy_in(nothing, region)
     stream.copy_out(region, nothing)
     stream.synchronise()
+
+
+@_check
+def check_planned_staging(device: DeviceContext) -> None:
+    """Check that a stream reserves the staging memory that was planned, and gets by with it."""
+    sizes = (1, 1000, 4096)
+    planned_bytes = 2 * sum(map(device.description.staged_bytes, sizes))
+    stream = device.create_stream(0, staging_bytes=planned_bytes)
+    regions = [device.allocate(size) for size in sizes]
+    for value in range(20):
+        for region in regions:
+            stream.copy_in(np.full(region.size_bytes, value, np.uint8), region)
+        results = [np.empty(size, np.uint8) for size in sizes]
+        for region, result in zip(regions, results, strict=True):
+            stream.copy_out(region, result)
+        stream.synchronise()
+        assert all((result == value).all() for result in results), "a staged copy is another one's"
+        staging = stream.staging
+        assert staging.reserved_bytes == planned_bytes, f"{planned_bytes} planned, but {staging}"
+        assert staging.peak_bytes == planned_bytes, f"{planned_bytes} needed, but {staging}"
 
 
 @_check

@@ -27,6 +27,7 @@ from aegis_pipe.device.protocols import (
     DeviceDescription,
     DeviceEvent,
     DeviceGraph,
+    DeviceReadings,
     DeviceStream,
     KernelCall,
     Region,
@@ -116,8 +117,10 @@ class CpuContext:
         """Copy a region to the host and wait; for loading and tests only."""
         np.copyto(bytes_of(target, source), host_bytes(source))
 
-    def create_stream(self, index: int, *, priority: int = 0) -> DeviceStream:
-        """Make a stream with a thread of its own; all CPU streams have the same priority."""
+    def create_stream(
+        self, index: int, *, priority: int = 0, staging_bytes: int | None = None
+    ) -> DeviceStream:
+        """Make a stream with a thread of its own; all have the same priority, none stages."""
         self._assert_open()
         return self._own(CpuStream(index, self._clock, self._progress, self._threads))
 
@@ -186,6 +189,10 @@ class CpuContext:
         """Make one launchable unit out of bound calls, to run in this order."""
         self._assert_open()
         return self._own(CpuGraph(calls, self._clock))
+
+    def read_sensors(self) -> DeviceReadings | None:
+        """Return None: processors have no sensors that every machine shows."""
+        return None
 
     def set_progress_listener(self, listener: Callable[[], None] | None) -> None:
         """Have `listener` called on a stream's thread whenever an event was reached."""

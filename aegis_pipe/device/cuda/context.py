@@ -22,6 +22,8 @@ from aegis_pipe.device.cuda.graph import CudaGraph, CudaKernelCall
 from aegis_pipe.device.cuda.kernels import KERNELS
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Machine
 from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_of
+from aegis_pipe.device.cuda.sensors import Sensors
+from aegis_pipe.device.cuda.staging import STAGING_ALIGNMENT_BYTES
 from aegis_pipe.device.cuda.stamps import Stamps
 from aegis_pipe.device.cuda.stream import CudaStream
 from aegis_pipe.device.cuda.timeline import Timeline
@@ -31,6 +33,7 @@ from aegis_pipe.device.protocols import (
     DeviceDescription,
     DeviceEvent,
     DeviceGraph,
+    DeviceReadings,
     DeviceStream,
     KernelCall,
     Region,
@@ -75,6 +78,7 @@ class CudaContext:
         )
         self._stamps = Stamps(compiler)
         self._faults = FaultWords()
+        self._sensors = Sensors(self._name, driver.pci_address(self._device))
         self._capture_stream = driver.create_stream(0)
         self._timeline = Timeline(clock, self._stamps.sample)
         self._priorities = driver.stream_priority_range()
@@ -134,12 +138,14 @@ class CudaContext:
         if target.nbytes:
             driver.copy_to_host(target.ctypes.data, address, target.nbytes)
 
-    def create_stream(self, index: int, *, priority: int = 0) -> DeviceStream:
+    def create_stream(
+        self, index: int, *, priority: int = 0, staging_bytes: int | None = None
+    ) -> DeviceStream:
         """Make a stream; priorities beyond what the device has count as its highest."""
         self._assert_open()
         least, greatest = self._priorities
         handle = driver.create_stream(max(greatest, least - priority))
-        return self._own(CudaStream(index, handle, self._handle, self._faults))
+        return self._own(CudaStream(index, handle, self._handle, self._faults, staging_bytes))
 
     def create_event(self) -> DeviceEvent:
         """Make an event."""
@@ -206,6 +212,10 @@ class CudaContext:
         )
         return self._own(graph)
 
+    def read_sensors(self) -> DeviceReadings | None:
+        """Ask NVML."""
+        return self._sensors.read()
+
     def set_progress_listener(self, listener: Callable[[], None] | None) -> None:
         """Do nothing: this device's events are polled."""
 
@@ -214,6 +224,7 @@ class CudaContext:
         if not self._is_open:
             return
         self._is_open = False
+        self._sensors.close()
         driver.make_current(self._handle)
         remaining = list(self._resources.values())
         for resource in sorted(remaining, key=lambda one: not isinstance(one, CudaStream)):
@@ -264,6 +275,7 @@ class CudaContext:
             memory_bytes=driver.device_memory_bytes(self._device),
             compute_units=self._machine.multiprocessors,
             alignment_bytes=ALIGNMENT_BYTES,
+            staging_alignment_bytes=STAGING_ALIGNMENT_BYTES,
             library_versions=(
                 ("cuda driver", f"{version // 1000}.{version % 1000 // 10}"),
                 ("nvrtc", driver.compiler_version()),
