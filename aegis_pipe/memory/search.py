@@ -216,15 +216,16 @@ class _Engines:
     """Three searches in turns: each soon finds what the others do not.
 
     The exact search, the canonical search in orders that are given, and the same in orders that
-    learn. The turn goes to the one that has worked least, in moments that the exact search looks
-    at: work is a count, so that turns do not depend on the machine. The exact search does not know
-    gaps and fixed offsets.
+    learn. The turn goes to the one that has used least of its share, in moments that the exact
+    search looks at: work is a count, so that turns do not depend on the machine. The exact search
+    does not know gaps and fixed offsets.
     """
 
     def __init__(self, problem: PackingProblem) -> None:
         self._problem = problem
-        names = ["_exact", "_fixed", "_learning"] if problem.is_plain else ["_fixed", "_learning"]
-        self._work_of = dict.fromkeys(names, 0)
+        self._work_of = dict.fromkeys(_SHARES, 0)
+        if not problem.is_plain:
+            del self._work_of["_exact"]
         self.offsets: list[int] = []
         """The plan that was found last."""
 
@@ -235,7 +236,8 @@ class _Engines:
 
     def run(self, size: int, neighbours_left: int) -> Outcome:
         """Make the next attempt, with the search whose turn it is."""
-        name = min(self._work_of, key=self._work_of.__getitem__)  # Of equals the first.
+        # Of equals the first.
+        name = min(self._work_of, key=lambda each: self._work_of[each] // _SHARES[each])
         search: Restarts | FixedOrders = getattr(self, name)
         limit = neighbours_left * _MOMENTS_PER_NEIGHBOUR
         if name == "_exact":
@@ -268,6 +270,8 @@ class _Engines:
     def _sections(self) -> Sections:
         return Sections(self._problem)
 
+
+_SHARES = {"_exact": 2, "_fixed": 1, "_learning": 1}
 
 _CHEAPER = 3
 """Looks of the canonical search in the time of one of the exact search."""
