@@ -36,7 +36,7 @@ from aegis_pipe.deployment_builder import (
     open_manifest_device,
     plan_memory,
 )
-from aegis_pipe.device.protocols import DeviceDescription
+from aegis_pipe.device.protocols import DeviceDescription, StagingStatistics
 from aegis_pipe.errors import AegisError, InvalidInputError, TransientError
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
 from aegis_pipe.execution.compiler import CompiledModel
@@ -71,6 +71,8 @@ class RuntimeStatistics:
     queue_depth: int
     allocations_after_start: int
     """Device allocations since everything was loaded: 0, or the plan is broken."""
+    staging: tuple[StagingStatistics, ...]
+    """Host memory that each stream's copies pass through, and what was needed of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,6 @@ def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
     lines = []
     if manifest.serve is not None:
         lines.append("`serve`: this version does not listen to clients yet")
-    if manifest.device.staging_budget_bytes is not None:
-        lines.append("`device.staging_budget`: the CPU device has no staging memory")
     return tuple(lines)
 
 
@@ -462,6 +462,7 @@ class Runtime:
             models=self._requests.snapshot(),
             queue_depth=revision.scheduler.statistics().waiting,
             allocations_after_start=revision.installation.deployment.allocations_after_start,
+            staging=revision.installation.staging(),
         )
 
     def start_pipelines(

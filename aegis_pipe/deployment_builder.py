@@ -15,7 +15,7 @@ from typing import Any
 from aegis_pipe.analysis.profile import Profile
 from aegis_pipe.analysis_builder import cut_segments
 from aegis_pipe.clock import Clock, SystemClock
-from aegis_pipe.device.protocols import DeviceContext, DeviceStream
+from aegis_pipe.device.protocols import DeviceContext, DeviceStream, StagingStatistics
 from aegis_pipe.device.registry import OpenedDevice, open_device
 from aegis_pipe.events import EventHub, PhaseRecorder
 from aegis_pipe.execution.collector import heap_frozen
@@ -90,6 +90,7 @@ class InstallationKey:
             tuple(ModelFiles.at(manifest.resolve(section.path)) for section in manifest.models),
             (
                 manifest.device.memory_budget_bytes,
+                manifest.device.staging_budget_bytes,
                 manifest.device.memory_debug,
                 manifest.streams.count,
                 manifest.streams.max_block_ns,
@@ -167,7 +168,11 @@ class Installation:
         self.boundaries = MappingProxyType(dict(planned.boundaries or {}))
         self._closing = ExitStack()
         try:
-            streams = [context.create_stream(index) for index in range(manifest.streams.count)]
+            streams = [
+                context.create_stream(index, staging_bytes=staging.size_bytes)
+                for index, staging in enumerate(self.plan.staging)
+            ]
+            self._streams = streams
             stopping = self._closing.enter_context(ExitStack())
             stopping.callback(_close_all, streams)
             self.deployment = Deployment(
@@ -207,6 +212,10 @@ class Installation:
     def graphs(self) -> Mapping[str, ExecutionGraph]:
         """The manifest's models as they run, without their weights."""
         return {name: self.all_graphs[name] for name in self.models}
+
+    def staging(self) -> tuple[StagingStatistics, ...]:
+        """Return the figures of each stream's staging memory."""
+        return tuple(stream.staging for stream in self._streams)
 
     def settle(self) -> None:
         """Give back what loading used up, and have the collector pass over what it made."""
@@ -286,12 +295,14 @@ def plan_memory(
         context,
         stream_count=manifest.streams.count,
         budget_bytes=manifest.device.memory_budget_bytes,
+        staging_budget_bytes=manifest.device.staging_budget_bytes,
         arena_groups=arena_groups(manifest),
         streams_max=streams_max(manifest),
-        more_savings=lambda plan: lighter_ways(
-            orders := model_orders(manifest),
-            loaded[: len(orders)],
+        more_savings=lambda plan, measure: lighter_ways(
+            model_orders(manifest),
+            loaded,
             plan,
+            measure,
             context,
             PhaseRecorder(EventHub(), SystemClock()),
         ),

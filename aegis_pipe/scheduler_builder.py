@@ -61,9 +61,14 @@ def compile_variants(
         try:
             shapes = variants.variant_shapes(one.compiled.graph, variant.size)
             options = replace(order.options, shapes=shapes, name=variant.name)
-            compiled += compile_models(
-                [replace(order, name=variant.name, options=options)], context, phases
+            wanted = replace(
+                order,
+                name=variant.name,
+                options=options,
+                variant_of=variant.model,
+                rows=variant.size,
             )
+            compiled += compile_models([wanted], context, phases)
         except PermanentError as error:
             error.context = f"model `{variant.model}`, `batching`"
             error.hint = variants.HINT

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop
 
 from aegis_pipe.analysis.profile import median
 from aegis_pipe.analysis.simulation import Prediction, Tally, run
@@ -129,17 +130,16 @@ class _Arrivals:
     """A `Workload` of requests that are known beforehand."""
 
     def __init__(self, requests: Sequence[ExecutionRequest]) -> None:
-        self._left = sorted(
-            requests, key=lambda each: (each.arrival_ns, each.request_id), reverse=True
-        )
+        self.coming = [(each.arrival_ns, each.request_id, each) for each in requests]
+        heapify(self.coming)
 
-    def next_ns(self) -> int | None:
-        """Return when the next one arrives."""
-        return self._left[-1].arrival_ns if self._left else None
+    def advance(self, until_ns: int) -> None:
+        """Nothing leads to a request."""
+        return
 
     def take(self) -> ExecutionRequest:
-        """Return it."""
-        return self._left.pop()
+        """Return the next one."""
+        return heappop(self.coming)[-1]
 
     def finished(self, request: ExecutionRequest, now_ns: int) -> None:
         """Nothing follows from it."""

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
-from typing import Protocol
+from typing import Any, Protocol
 
 from aegis_pipe.scheduling.decision import Decision
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
@@ -31,12 +31,23 @@ _COMPLETED = RequestState.COMPLETED
 class Workload(Protocol):
     """Where requests come from."""
 
-    def next_ns(self) -> int | None:
-        """Return when the next request arrives; None if none does until one has finished."""
+    @property
+    def coming(self) -> Sequence[tuple[Any, ...]]:
+        """What is to come, always this very list; only to be looked at.
+
+        Entries begin with their instant, and none is before the first.
+        """
+        ...
+
+    def advance(self, until_ns: int) -> None:
+        """Let happen what leads to requests, up to the next request or to the end of an instant.
+
+        Nothing else happens until then. The first of `coming` is a request afterwards, or later.
+        """
         ...
 
     def take(self) -> ExecutionRequest:
-        """Return that request."""
+        """Return the request that is the first of `coming`."""
         ...
 
     def finished(self, request: ExecutionRequest, now_ns: int) -> None:
@@ -86,21 +97,24 @@ def _run(
     on_streams: dict[int, tuple[int, str]] = {}
     now_ns = 0
     # Looked up once: this loop goes round several times for every request.
-    next_deadline_ns, next_arrival_ns = scheduler.next_deadline_ns, workload.next_ns
+    next_deadline_ns, coming = scheduler.next_deadline_ns, workload.coming
+    advance, take = workload.advance, workload.take
     segment_finished, decide = scheduler.segment_finished, scheduler.decide
     open_requests, take_finished = scheduler.open_requests, scheduler.take_finished
-    admit, enqueue, take = scheduler.admit, scheduler.enqueue, workload.take
-    arrival_ns = next_arrival_ns()
+    admit, enqueue = scheduler.admit, scheduler.enqueue
     while True:
         soonest_ns = ends[0][0] if ends else never
         due_ns = next_deadline_ns()
-        if arrival_ns is not None and arrival_ns < soonest_ns:
-            soonest_ns = arrival_ns
         if due_ns is not None and due_ns < soonest_ns:
-            soonest_ns = due_ns
+            # A request may arrive with its deadline behind it.
+            soonest_ns = max(due_ns, now_ns)
+        if coming and coming[0][0] <= soonest_ns:
+            advance(soonest_ns)
+            if coming and coming[0][0] < soonest_ns:
+                soonest_ns = coming[0][0]
         if soonest_ns >= never:
             return now_ns
-        # A request may arrive with its deadline behind it.
+        # An item that was held back may have arrived long ago.
         if soonest_ns > now_ns:
             now_ns = soonest_ns
         while ends and ends[0][0] <= now_ns:
@@ -108,7 +122,7 @@ def _run(
             if on_streams[stream][0] <= now_ns:
                 del on_streams[stream]
             segment_finished(request.request_id, now_ns)
-        while arrival_ns is not None and arrival_ns <= now_ns:
+        while coming and coming[0][0] <= now_ns:
             request = take()
             if admit(request, now_ns) is None:
                 enqueue(request, now_ns)
@@ -116,7 +130,7 @@ def _run(
                 if on_finished is not None:
                     on_finished(request)
                 workload.finished(request, now_ns)
-            arrival_ns = next_arrival_ns()
+            advance(now_ns)
         decisions = decide(now_ns)
         for decision in decisions:
             if decision.segment >= 0:
@@ -131,13 +145,10 @@ def _run(
                 heappush(ends, (end_ns, decision.sequence, request, stream))
         if on_decisions is not None and decisions:
             on_decisions(decisions)
-        finished = take_finished()
-        if finished:
-            for request in finished:
-                if on_finished is not None:
-                    on_finished(request)
-                workload.finished(request, now_ns)
-            arrival_ns = next_arrival_ns()
+        for request in take_finished():
+            if on_finished is not None:
+                on_finished(request)
+            workload.finished(request, now_ns)
 
 
 # --- requests -----------------------------------------------------------------------------------
@@ -209,26 +220,26 @@ class Loads:
 
     def __init__(self, loads: Sequence[Load], seed: int) -> None:
         self._draw = random.Random(seed).random
-        self._coming: list[_Coming] = []
+        self.coming: list[_Coming] = []
+        """A heap."""
         self._numbers = 0
         self._requests = 0
         self.dropped = dict.fromkeys((load.name for load in loads), 0)
         for load in loads:
             self._expect(_Source(load))
 
-    def next_ns(self) -> int | None:
-        """Return when the next request arrives."""
-        coming = self._coming
+    def advance(self, until_ns: int) -> None:
+        """Let items arrive, up to the next request or to the end of an instant."""
+        coming = self.coming
         while coming:
             instant_ns, _, source, item, _, _ = coming[0]
-            if item is not None:
-                return instant_ns
+            if item is not None or instant_ns > until_ns:
+                return
             self._arrive(source, instant_ns)
-        return None
 
     def take(self) -> ExecutionRequest:
         """Return the next request."""
-        instant_ns, _, source, item, stage, wake_ns = heappop(self._coming)
+        instant_ns, _, source, item, stage, wake_ns = heappop(self.coming)
         assert item is not None
         assert stage is not None
         # It arrived when it was submitted; that is known only now.
@@ -265,7 +276,7 @@ class Loads:
         instant_ns = next(source.arrivals, None)
         if instant_ns is not None:
             self._numbers += 1
-            heappush(self._coming, (instant_ns, self._numbers, source, None, None, 0))
+            heappush(self.coming, (instant_ns, self._numbers, source, None, None, 0))
 
     def _arrive(self, source: _Source, now_ns: int) -> None:
         """Take notice of an arrival, the first of what is coming."""
@@ -276,15 +287,15 @@ class Loads:
             self.dropped[source.load.name] += 1
         else:
             source.holds_back = True
-            heappop(self._coming)
+            heappop(self.coming)
             return
         # Nothing that has been added meanwhile goes before the arrival itself.
         next_ns = next(source.arrivals, None)
         if next_ns is None:
-            heappop(self._coming)
+            heappop(self.coming)
         else:
             self._numbers += 1
-            heapreplace(self._coming, (next_ns, self._numbers, source, None, None, 0))
+            heapreplace(self.coming, (next_ns, self._numbers, source, None, None, 0))
 
     def _begin(self, source: _Source, now_ns: int) -> None:
         source.under_way += 1
@@ -307,7 +318,7 @@ class Loads:
         if stage.wakes_ns:
             wake_ns = stage.wakes_ns[int(self._draw() * len(stage.wakes_ns))]
         self._numbers += 1
-        heappush(self._coming, (now_ns + wake_ns, self._numbers, item.source, item, stage, wake_ns))
+        heappush(self.coming, (now_ns + wake_ns, self._numbers, item.source, item, stage, wake_ns))
 
 
 def periodic(period_ns: int, start_ns: int = 0) -> Callable[[], Iterator[int]]:
@@ -375,15 +386,16 @@ class ModelTimes:
 class MeasuredTimes:
     """Draws a request's total from what was measured, and shares it out among its segments.
 
-    A request keeps its luck: the rank in the distribution is drawn once, and whether its stream
-    had rested for `REST_NS` decides from which one. What other streams run when a segment starts
-    can make that segment slower: it then comes from the distribution beside them.
+    A request, or batch, keeps its luck: the rank in the distribution is drawn once, and whether
+    its stream had rested for `REST_NS` decides from which one. What other streams run when a
+    segment starts can make that segment slower: it then comes from the distribution beside them.
     """
 
     def __init__(self, models: Mapping[str, ModelTimes], seed: int) -> None:
         self._draw = random.Random(seed).random
         self._models = models
-        self._luck: dict[int, tuple[float, Sequence[int]]] = {}
+        # By stream and model: it has one request or batch of a model at a time, whoever leads it.
+        self._luck: dict[tuple[int | None, str], tuple[float, Sequence[int]]] = {}
         # Per stream when it will have done what it was given.
         self._busy_until_ns: dict[int | None, int] = {}
         self._shares = {
@@ -401,11 +413,9 @@ class MeasuredTimes:
             rested = model.rested_ns and launched_ns - busy_until_ns >= REST_NS
             rank, totals = self._draw(), model.rested_ns if rested else model.totals_ns
             if request.segment_count > 1:
-                self._luck[request.request_id] = (rank, totals)
-        elif segment < request.segment_count - 1:
-            rank, totals = self._luck[request.request_id]
+                self._luck[stream, request.model] = (rank, totals)
         else:
-            rank, totals = self._luck.pop(request.request_id)
+            rank, totals = self._luck[stream, request.model]
         total_ns = totals[int(rank * len(totals))]
         for other in beside:
             row = model.beside.get(other)

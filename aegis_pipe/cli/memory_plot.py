@@ -1,7 +1,8 @@
 """Draws a memory plan as SVG, or as an HTML page around it.
 
-One bar for the device's total beside its budget, then a panel for each model: steps to the right,
-offsets upwards, a rectangle for each storage. SVG is written here: no plotting package is needed.
+A bar for the device's total and one for host staging, each beside its budget, then a panel for
+each model: steps to the right, offsets upwards, a rectangle for each storage. SVG is written here:
+no plotting package is needed.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from aegis_pipe import units
 from aegis_pipe.cli.tables import counted
 from aegis_pipe.errors import PermanentError
-from aegis_pipe.memory import AllocationPlan, DevicePlan, TensorLifetime, WorkspaceId
+from aegis_pipe.memory import AllocationPlan, BudgetPart, DevicePlan, TensorLifetime, WorkspaceId
 
 _Scale = Callable[[float], float]
 
@@ -39,12 +41,19 @@ class ArenaDrawing:
     peak_step: int
 
 
+class Budgets(NamedTuple):
+    """What the bars are drawn against; None: no budget."""
+
+    device_bytes: int | None = None
+    staging_bytes: int | None = None
+
+
 def write_plot(
     path: Path,
     title: str,
     arenas: Sequence[ArenaDrawing],
     device: DevicePlan,
-    budget_bytes: int | None,
+    budgets: Budgets,
 ) -> None:
     """Write what the file's ending asks for: `.svg` or `.html`; PermanentError for others."""
     if path.suffix not in (".svg", ".html"):
@@ -53,7 +62,7 @@ def write_plot(
             context="--plot",
             hint="name the file plan.svg or plan.html",
         )
-    picture = draw_plan(title, arenas, device, budget_bytes)
+    picture = draw_plan(title, arenas, device, budgets)
     try:
         path.write_text(_page(title, picture) if path.suffix == ".html" else picture, "utf-8")
     except OSError as error:
@@ -65,11 +74,19 @@ def write_plot(
 
 
 def draw_plan(
-    title: str, arenas: Sequence[ArenaDrawing], device: DevicePlan, budget_bytes: int | None
+    title: str, arenas: Sequence[ArenaDrawing], device: DevicePlan, budgets: Budgets
 ) -> str:
     """Return the picture as one SVG document."""
+    size = units.format_size
     body = [_text(_LEFT, 32, title, size=20, weight="bold")]
-    bar, top = _device_bar(device, budget_bytes, top=64)
+    heading = (
+        f"device total {size(device.total_bytes)}, {_budget(budgets.device_bytes)}; "
+        f"each model on its own {size(device.separate_bytes)}, saved {size(device.saved_bytes)}"
+    )
+    bar, top = _bar(heading, device.parts, budgets.device_bytes, top=64)
+    body += bar
+    heading = f"host staging {size(device.staging_bytes)}, {_budget(budgets.staging_bytes)}"
+    bar, top = _bar(heading, device.staging_parts, budgets.staging_bytes, top + 20)
     body += bar
     for arena in arenas:
         body += _panel(arena, top)
@@ -82,19 +99,21 @@ def draw_plan(
     )
 
 
-def _device_bar(device: DevicePlan, budget_bytes: int | None, top: int) -> tuple[list[str], int]:
-    """Return the bar with its legend, and where it ends."""
-    size = units.format_size
-    scale_bytes = max(device.total_bytes, budget_bytes or 0, 1)
-    budget = "no budget" if budget_bytes is None else f"budget {size(budget_bytes)}"
-    heading = (
-        f"device total {size(device.total_bytes)}, {budget}; each model on its own "
-        f"{size(device.separate_bytes)}, saved {size(device.saved_bytes)}"
-    )
+def _budget(budget_bytes: int | None) -> str:
+    return "no budget" if budget_bytes is None else f"budget {units.format_size(budget_bytes)}"
+
+
+def _bar(
+    heading: str, parts: Sequence[BudgetPart], budget_bytes: int | None, top: int
+) -> tuple[list[str], int]:
+    """Return parts side by side against their budget, with a legend, and where it ends."""
     body = [_text(_LEFT, top, heading, size=14)]
+    if not parts:
+        return body, top + 20
+    scale_bytes = max(sum(part.size_bytes for part in parts), budget_bytes or 0, 1)
     left = float(_LEFT)
     entries = []
-    for number, part in enumerate(device.parts):
+    for number, part in enumerate(parts):
         width = part.size_bytes / scale_bytes * _PLOT_WIDTH
         fill = _FILLS[number % len(_FILLS)]
         body.append(_rectangle(left, top + 14, width, 36, fill, str(part)))

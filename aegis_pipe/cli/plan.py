@@ -14,7 +14,7 @@ from typing import Any
 from aegis_pipe import units
 from aegis_pipe.app import PlannedDeployment, plan_deployment, unmet_wishes
 from aegis_pipe.cli.admission import admission_json, admission_lines
-from aegis_pipe.cli.memory_plot import ArenaDrawing, write_plot
+from aegis_pipe.cli.memory_plot import ArenaDrawing, Budgets, write_plot
 from aegis_pipe.cli.segment_costs import costs_table, measure_segments
 from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.execution.compiler import CompiledModel
@@ -78,10 +78,15 @@ def check(planned: PlannedDeployment) -> list[str]:
     compiled = {model.name: model.plan.peak_bytes for model in models}
     if {name: each.arena_bytes for name, each in memories.items()} != compiled:
         found.append("device: the models' arenas are not those of their plans")
-    budget_bytes = planned.manifest.device.memory_budget_bytes
+    staged = {model.name: model.staging_bytes(planned.device) for model in models}
+    if {name: each.staging_bytes for name, each in memories.items()} != staged:
+        found.append("device: what is staged is not what the models' inputs and outputs need")
+    section = planned.manifest.device
     found += [
         f"device: {message}"
-        for message in check_device_plan(planned.memory, memories, budget_bytes)
+        for message in check_device_plan(
+            planned.memory, memories, section.memory_budget_bytes, section.staging_budget_bytes
+        )
     ]
     return found
 
@@ -109,8 +114,9 @@ def plot(planned: PlannedDeployment, path: Path) -> None:
         )
         for model in planned.models
     ]
-    manifest = planned.manifest
-    write_plot(path, manifest.name, arenas, planned.memory, manifest.device.memory_budget_bytes)
+    name, section = planned.manifest.name, planned.manifest.device
+    budgets = Budgets(section.memory_budget_bytes, section.staging_budget_bytes)
+    write_plot(path, name, arenas, planned.memory, budgets)
 
 
 def as_text(planned: PlannedDeployment, *, steps: bool, passes: bool) -> str:
@@ -154,6 +160,7 @@ def _memory_table(planned: PlannedDeployment) -> str:
             size(model.plan.peak_bytes),
             size(model.plan.lower_bound_bytes),
             "yes" if model.plan.optimal else f"+{model.plan.gap:.1%}",
+            size(model.staging_bytes(planned.device)),
             _size_or_dash(section.memory_budget_bytes),
         )
         for model, section in zip(planned.models, planned.manifest.models, strict=True)
@@ -165,11 +172,21 @@ def _memory_table(planned: PlannedDeployment) -> str:
             size(variant.plan.peak_bytes),
             size(variant.plan.lower_bound_bytes),
             "yes" if variant.plan.optimal else f"+{variant.plan.gap:.1%}",
+            size(variant.staging_bytes(planned.device)),
             "-",
         )
         for variant in planned.variants
     ]
-    header = ("model", "operators", "weights", "activations", "lower bound", "optimal", "budget")
+    header = (
+        "model",
+        "operators",
+        "weights",
+        "activations",
+        "lower bound",
+        "optimal",
+        "staging",
+        "budget",
+    )
     return table(header, rows)
 
 
@@ -184,15 +201,23 @@ def _size_or_dash(size_bytes: int | None) -> str:
 
 
 def _totals(planned: PlannedDeployment) -> list[str]:
-    memory, size = planned.memory, units.format_size
-    budget_bytes = planned.manifest.device.memory_budget_bytes
-    budget = ", no budget" if budget_bytes is None else f" of a budget of {size(budget_bytes)}"
+    memory, size, section = planned.memory, units.format_size, planned.manifest.device
+    straight = "" if planned.device.staging_alignment_bytes else "; copies go straight"
     return [
-        f"device total {size(memory.total_bytes)}{budget}:",
+        f"device total {size(memory.total_bytes)}{_of_budget(section.memory_budget_bytes)}:",
         *[f"  {part}" for part in memory.parts],
         f"each model on its own would take {size(memory.separate_bytes)}; "
         f"sharing saves {size(memory.saved_bytes)}",
+        f"host staging {size(memory.staging_bytes)}{_of_budget(section.staging_budget_bytes)}"
+        f"{straight}" + (":" if memory.staging_parts else ""),
+        *[f"  {part}" for part in memory.staging_parts],
     ]
+
+
+def _of_budget(budget_bytes: int | None) -> str:
+    if budget_bytes is None:
+        return ", no budget"
+    return f" of a budget of {units.format_size(budget_bytes)}"
 
 
 def _schedule_table(planned: PlannedDeployment) -> str:
@@ -267,6 +292,14 @@ def as_json(planned: PlannedDeployment, *, steps: bool, passes: bool) -> dict[st
             "streams": memory.stream_count,
             "separate_bytes": memory.separate_bytes,
             "saved_bytes": memory.saved_bytes,
+            "staging": {
+                "total_bytes": memory.staging_bytes,
+                "budget_bytes": planned.manifest.device.staging_budget_bytes,
+                "streams": [
+                    {"size_bytes": each.size_bytes, "model": each.model or None}
+                    for each in memory.staging
+                ],
+            },
         },
         "schedule": {
             "policy": planned.manifest.scheduler.policy,
@@ -278,6 +311,7 @@ def as_json(planned: PlannedDeployment, *, steps: bool, passes: bool) -> dict[st
         "models": [
             {
                 **_model_json(model, section, steps, passes),
+                "staging_bytes": model.staging_bytes(planned.device),
                 "segments": len(planned.cuts.boundaries[model.name]) + 1,
                 "cut_by": planned.cuts.origin(model.name),
             }

@@ -244,9 +244,13 @@ def _headline(runtime: Runtime) -> str:
 
 def _planned(report: RuntimeReport) -> str:
     total = units.format_size(report.plan.total_bytes)
+    staging = ""
+    if report.plan.staging_bytes:
+        staging = f"; {units.format_size(report.plan.staging_bytes)} of host staging"
     if report.memory_budget_bytes is None:
-        return f"{total} planned, no budget"
-    return f"{total} planned of a budget of {units.format_size(report.memory_budget_bytes)}"
+        return f"{total} planned, no budget{staging}"
+    budget = units.format_size(report.memory_budget_bytes)
+    return f"{total} planned of a budget of {budget}{staging}"
 
 
 def _live_table(runtime: Runtime) -> Table:
@@ -300,10 +304,12 @@ def _summary_row(m: ModelStatistics) -> tuple[str, ...]:
 
 def _memory_lines(report: RuntimeReport) -> list[str]:
     plan, size = report.plan, units.format_size
+    peaks = [each.peak_bytes for each in report.statistics.staging]
     return [
         f"memory: {_planned(report)}",
         f"  weights {size(plan.weights_bytes)}, {counted(plan.stream_count, 'arena')} of "
         f"{size(plan.arenas_bytes)} together; sharing saves {size(plan.saved_bytes)}",
+        *([f"  at most {size(sum(peaks))} of the host staging used"] if plan.staging_bytes else []),
         f"  {report.statistics.allocations_after_start} device allocations after start",
     ]
 

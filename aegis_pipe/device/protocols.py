@@ -65,6 +65,22 @@ class DeviceDescription:
     alignment_bytes: int
     """Alignment of every planned tensor."""
     library_versions: tuple[tuple[str, str], ...] = ()
+    staging_alignment_bytes: int = 0
+    """Copies pass through host memory of their stream, each in a multiple of this; 0: straight."""
+
+    def staged_bytes(self, size_bytes: int) -> int:
+        """Return what a copy of so many bytes takes of its stream's staging memory."""
+        unit = self.staging_alignment_bytes
+        return -(-size_bytes // unit) * unit if unit else 0
+
+
+@dataclass(frozen=True, slots=True)
+class StagingStatistics:
+    """Host memory that a stream's copies pass through; all 0 where they go straight."""
+
+    reserved_bytes: int = 0
+    peak_bytes: int = 0
+    """The most that was in use at once."""
 
 
 @runtime_checkable
@@ -139,6 +155,11 @@ class DeviceStream(Protocol):
 
     def synchronise(self) -> None:
         """Block until everything enqueued has finished, then `check`."""
+        ...
+
+    @property
+    def staging(self) -> StagingStatistics:
+        """The host memory that copies pass through, and how much of it was needed so far."""
         ...
 
     def check(self) -> None:
@@ -221,8 +242,15 @@ class DeviceContext(Protocol):
         """Copy a region to the host and wait; for loading and tests only."""
         ...
 
-    def create_stream(self, index: int, *, priority: int = 0) -> DeviceStream:
-        """Make a stream; higher `priority` is more urgent where the device has priorities."""
+    def create_stream(
+        self, index: int, *, priority: int = 0, staging_bytes: int | None = None
+    ) -> DeviceStream:
+        """Make a stream; higher `priority` is more urgent where the device has priorities.
+
+        `staging_bytes` is the planned size of the host memory that its copies pass through, which
+        is reserved now and never grows: copies under way that need more of it (see
+        `DeviceDescription.staged_bytes`) assert. None, for loading and tools: it grows as needed.
+        """
         ...
 
     def create_event(self) -> DeviceEvent:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from aegis_pipe.device.protocols import DeviceContext, KernelCall, Region
+from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, KernelCall, Region
 from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.events import PhaseRecorder
 from aegis_pipe.execution.aliasing import joins_of, parts_of
@@ -112,6 +112,10 @@ class CompiledModel:
     """Bytes left free before and after everything planned, for `memory_debug`."""
     states: States = field(default_factory=dict)
     """Inputs that stay from request to request, and the output that each becomes."""
+    variant_of: str = ""
+    """The model that it runs several requests of; empty for a model itself."""
+    rows: int = 1
+    """How many requests: their inputs and outputs are copied one by one."""
 
     @property
     def inputs(self) -> tuple[TensorId, ...]:
@@ -150,17 +154,27 @@ class CompiledModel:
         """Bytes of this model's weights, each counted once."""
         return sum(weight.size_bytes for weight in self.weights.values())
 
-    def memory(self, arena_group: int = 0, streams_max: int | None = None) -> ModelMemory:
+    def staging_bytes(self, device: DeviceDescription) -> int:
+        """Return the host memory that one run's inputs and outputs pass through."""
+        sizes = [self.graph.spec(x).size_bytes for x in (*self.inputs, *self.outputs)]
+        return sum(self.rows * device.staged_bytes(size // self.rows) for size in sizes)
+
+    def memory(
+        self, device: DeviceDescription, arena_group: int = 0, streams_max: int | None = None
+    ) -> ModelMemory:
         """Return what it needs on the device, sharing arenas with the other models of a group."""
         sizes = {key: weight.size_bytes for key, weight in self.weights.items()}
         return ModelMemory(
             self.name,
             sizes,
             self.plan.peak_bytes,
+            staging_bytes=self.staging_bytes(device),
             arena_group=arena_group,
             streams_max=streams_max,
             states=self.state_bytes,
             fullest=self._fullest(),
+            variant_of=self.variant_of,
+            rows=self.rows,
         )
 
     def _fullest(self) -> str:

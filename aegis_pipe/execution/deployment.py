@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -46,11 +46,12 @@ from aegis_pipe.execution.passes.precision import HALF_DTYPES, convert
 from aegis_pipe.execution.program import BoundModel, build_program
 from aegis_pipe.execution.reference_operators import reference_function
 from aegis_pipe.memory import (
-    BudgetPart,
     DeviceMemoryPool,
     DevicePlan,
+    MoreSavings,
     check_device_budget,
     check_model_budget,
+    check_staging_budget,
 )
 from aegis_pipe.tensor import TensorId
 
@@ -68,6 +69,10 @@ class ModelOrder:
     """Whether its kernels are watched for what they write outside of their places."""
     states: Mapping[str, str] = field(default_factory=dict)
     """Inputs that stay from request to request, and the output that each becomes."""
+    variant_of: str = ""
+    """The model that it runs several requests of; empty for a model itself."""
+    rows: int = 1
+    """How many requests: their inputs and outputs are copied one by one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +109,7 @@ def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -
             compiled = compile_graph(
                 graph, context, phases, order.precision, watched=order.watched, states=order.states
             )
+            compiled = replace(compiled, variant_of=order.variant_of, rows=order.rows)
         except AegisError as error:
             # Several models load: say which one it was.
             error.context = f"model `{order.name}`" + (
@@ -192,15 +198,18 @@ def plan_models(
     *,
     stream_count: int,
     budget_bytes: int | None,
+    staging_budget_bytes: int | None = None,
     arena_groups: Mapping[str, int] | None = None,
     streams_max: Mapping[str, int] | None = None,
-    more_savings: Callable[[DevicePlan], Sequence[BudgetPart]] | None = None,
+    more_savings: MoreSavings | None = None,
 ) -> DevicePlan:
     """Plan the device as one; raises BudgetExceededError with the smallest cause.
 
-    `budgets_bytes` has each model's own budget, None where it has none; `arena_groups` says which
-    models share memory on a stream: all of them, unless some shall preempt others. `streams_max`
-    confines models to as few streams. `more_savings` says what else would help a plan over budget.
+    `budgets_bytes` has each model's own budget, None where it has none; `staging_budget_bytes` is
+    for the host memory that copies pass through, which is no part of `budget_bytes`. `arena_groups`
+    says which models share memory on a stream: all of them, unless some shall preempt others.
+    `streams_max` confines models to as few streams. `more_savings` says what else would help a plan
+    over budget.
     """
     for model, model_budget_bytes in zip(loaded, budgets_bytes, strict=True):
         if model_budget_bytes is not None:
@@ -217,6 +226,7 @@ def plan_models(
     plan = DevicePlan.build(
         [
             model.compiled.memory(
+                description,
                 (arena_groups or {}).get(model.compiled.name, 0),
                 (streams_max or {}).get(model.compiled.name),
             )
@@ -227,6 +237,10 @@ def plan_models(
     )
     if budget_bytes is not None:
         check_device_budget(plan, budget_bytes, device=description.name, more_savings=more_savings)
+    if staging_budget_bytes is not None:
+        check_staging_budget(
+            plan, staging_budget_bytes, device=description.name, more_savings=more_savings
+        )
     return plan
 
 

@@ -5,14 +5,16 @@ Only asked once a plan does not fit its budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from aegis_pipe.device.protocols import DeviceContext
 from aegis_pipe.errors import AegisError
 from aegis_pipe.events import PhaseRecorder
+from aegis_pipe.execution.batching import variant_shapes
+from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.deployment import LoadedModel, ModelOrder, compile_models
-from aegis_pipe.memory import BudgetPart, DevicePlan, ModelMemory
+from aegis_pipe.memory import BudgetPart, DevicePlan, Measure
 
 _MODELS_MAX = 3
 """So many models are tried, those with the largest arenas and weights."""
@@ -22,36 +24,64 @@ def lighter_ways(
     orders: Sequence[ModelOrder],
     loaded: Sequence[LoadedModel],
     plan: DevicePlan,
+    measure: Measure,
     context: DeviceContext,
     phases: PhaseRecorder,
 ) -> list[BudgetPart]:
     """Return what lower precision and smaller batches of the heaviest models would save.
 
-    `loaded` are in the order of `orders`; what a model or the device can not do is left out.
+    `loaded` are in the order of `orders`, then their variants, which become lighter with them; what
+    a model or the device can not do is left out. `measure` says of what it shall save.
     """
-    memories = {each.model: each for each in plan.models}
-    pairs = sorted(zip(orders, loaded, strict=True), key=lambda pair: -_weight(memories, pair[0]))
     ways = []
-    for order, model in pairs[:_MODELS_MAX]:
+    by_weight = sorted(zip(orders, loaded, strict=False), key=lambda pair: -_weight(plan, pair[0]))
+    for order, model in by_weight[:_MODELS_MAX]:
+        variants = [each.compiled for each in loaded if each.compiled.variant_of == order.name]
         for what, lighter in lighter_orders(order, model, context):
             try:
-                (compiled,) = compile_models([lighter], context, phases)
+                compiled = _compile_with(lighter, variants, context, phases)
             except AegisError:
                 continue
-            old = memories[order.name]
-            new = compiled.compiled.memory(old.arena_group, old.streams_max)
             other = DevicePlan.build(
-                [new if each.model == order.name else each for each in plan.models],
+                [
+                    compiled[each.model].memory(
+                        context.description, each.arena_group, each.streams_max
+                    )
+                    if each.model in compiled
+                    else each
+                    for each in plan.models
+                ],
                 stream_count=plan.stream_count,
                 alignment_bytes=plan.alignment_bytes,
             )
-            ways.append(BudgetPart(what, plan.total_bytes - other.total_bytes))
+            ways.append(BudgetPart(what, measure(plan) - measure(other)))
     return [way for way in ways if way.size_bytes > 0]
 
 
-def _weight(memories: Mapping[str, ModelMemory], order: ModelOrder) -> int:
-    memory = memories[order.name]
-    return memory.arena_bytes + sum(memory.weights.values())
+def _weight(plan: DevicePlan, order: ModelOrder) -> int:
+    memories = [each for each in plan.models if each.family == order.name]
+    arena_bytes = max(each.arena_bytes for each in memories)
+    return arena_bytes + sum({k: n for each in memories for k, n in each.weights.items()}.values())
+
+
+def _compile_with(
+    order: ModelOrder,
+    variants: Sequence[CompiledModel],
+    context: DeviceContext,
+    phases: PhaseRecorder,
+) -> dict[str, CompiledModel]:
+    """Compile a lighter model, and each of its variants anew from it."""
+    (model,) = compile_models([order], context, phases)
+    compiled = {order.name: model.compiled}
+    for old in variants:
+        shapes = variant_shapes(model.compiled.graph, old.rows)
+        options = replace(order.options, shapes=shapes, name=old.name)
+        wanted = replace(
+            order, name=old.name, options=options, variant_of=old.variant_of, rows=old.rows
+        )
+        (variant,) = compile_models([wanted], context, phases)
+        compiled[old.name] = variant.compiled
+    return compiled
 
 
 def lighter_orders(

@@ -37,7 +37,7 @@ class ModelMemory:
     arena_bytes: int
     """Peak of its plan: activations and workspaces of one request."""
     staging_bytes: int = 0
-    """Buffers for its inputs and outputs outside the arena."""
+    """Host memory that one request's inputs and outputs pass through."""
     arena_group: int = 0
     """Models of one group share memory on a stream; those of different groups do not."""
     streams_max: int | None = None
@@ -46,6 +46,15 @@ class ModelMemory:
     """Bytes of each tensor that stays from request to request."""
     fullest: str = ""
     """When its arena is fullest, and with what, for messages."""
+    variant_of: str = ""
+    """The model that it runs several requests of; empty for a model itself."""
+    rows: int = 1
+    """How many requests."""
+
+    @property
+    def family(self) -> str:
+        """The manifest's model that it is, or is a variant of."""
+        return self.variant_of or self.model
 
 
 def nested_streams(streams_max: int | None, stream_count: int) -> range:
@@ -83,8 +92,32 @@ class ArenaPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class StagingPlan:
+    """Host memory that one stream's copies pass through.
+
+    One request at a time is on a stream, and the next one's copies wait until all of the last
+    one's have been fetched: so it is as large as the model with the largest inputs and outputs
+    needs.
+    """
+
+    size_bytes: int
+    model: str
+    """The model that determines the size (the first, if several do); empty if nothing does."""
+
+    @classmethod
+    def build(cls, models: Sequence[ModelMemory]) -> Self:
+        """Make room for the largest of the models that may run on the stream."""
+        largest = max(models, key=lambda each: each.staging_bytes, default=None)
+        if largest is None or not largest.staging_bytes:
+            return cls(0, "")
+        return cls(largest.staging_bytes, largest.model)
+
+
+@dataclass(frozen=True, slots=True)
 class DevicePlan:
-    """One device's memory: weights once, one arena per stream, staging. Build with `build`.
+    """One device's memory: weights once, one arena per stream. Build with `build`.
+
+    What its streams stage on the host is planned beside it (`staging`), and no part of the total.
 
     Models of one group share their part of an arena, which is as large as the largest of them
     needs: a stream runs one request of a group at a time, and the scheduler's exclusivity is what
@@ -100,7 +133,8 @@ class DevicePlan:
     """Size of that pool, with the gaps that alignment leaves."""
     arenas: tuple[ArenaPlan, ...]
     """One per stream: only as large as the models that may run there need."""
-    staging_bytes: int
+    staging: tuple[StagingPlan, ...] = ()
+    """Host memory, one piece per stream."""
     alignment_bytes: int = 1
     states_offsets: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Place of each model's states in their pool, by model and tensor."""
@@ -124,6 +158,10 @@ class DevicePlan:
             for tensor, size_bytes in model.states.items():
                 states_offsets[model.model, tensor] = states_end
                 states_end += _round_up(size_bytes, alignment_bytes)
+        by_stream = [
+            [each for each in models if stream in _streams_of(each, stream_count)]
+            for stream in range(stream_count)
+        ]
         return cls(
             states_offsets=MappingProxyType(states_offsets),
             states_bytes=states_end,
@@ -131,14 +169,8 @@ class DevicePlan:
             stream_count=stream_count,
             weights_offsets=MappingProxyType(offsets),
             weights_bytes=weights_end,
-            arenas=tuple(
-                ArenaPlan.build(
-                    [each for each in models if stream in _streams_of(each, stream_count)],
-                    alignment_bytes,
-                )
-                for stream in range(stream_count)
-            ),
-            staging_bytes=sum(each.staging_bytes for each in models),
+            arenas=tuple(ArenaPlan.build(here, alignment_bytes) for here in by_stream),
+            staging=tuple(map(StagingPlan.build, by_stream)),
             alignment_bytes=alignment_bytes,
         )
 
@@ -171,7 +203,12 @@ class DevicePlan:
     @property
     def total_bytes(self) -> int:
         """Everything on the device."""
-        return self.weights_bytes + self.arenas_bytes + self.states_bytes + self.staging_bytes
+        return self.weights_bytes + self.arenas_bytes + self.states_bytes
+
+    @property
+    def staging_bytes(self) -> int:
+        """Host memory of all streams; 0 where copies go straight."""
+        return sum(each.size_bytes for each in self.staging)
 
     @property
     def separate_bytes(self) -> int:
@@ -179,7 +216,6 @@ class DevicePlan:
         return sum(
             sum(each.weights.values())
             + len(_streams_of(each, self.stream_count)) * each.arena_bytes
-            + each.staging_bytes
             + sum(each.states.values())
             for each in self.models
         )
@@ -191,8 +227,17 @@ class DevicePlan:
 
     @property
     def parts(self) -> tuple[BudgetPart, ...]:
-        """The total, part by part: new weights per model, arena per stream, staging, gaps."""
+        """The total, part by part: new weights per model, arena per stream, states, gaps."""
         return self._parts({})
+
+    @property
+    def staging_parts(self) -> tuple[BudgetPart, ...]:
+        """What is staged on the host, stream by stream."""
+        return tuple(
+            BudgetPart(f"staging of stream {stream} (set by `{each.model}`)", each.size_bytes)
+            for stream, each in enumerate(self.staging)
+            if each.size_bytes
+        )
 
     @property
     def explained_parts(self) -> tuple[BudgetPart, ...]:
@@ -217,7 +262,6 @@ class DevicePlan:
         for each in self.models:
             size = sum(_round_up(size, self.alignment_bytes) for size in each.states.values())
             parts.append(BudgetPart(f"state of `{each.model}`", size))
-        parts += [BudgetPart(f"staging of `{x.model}`", x.staging_bytes) for x in self.models]
         return tuple(part for part in parts if part.size_bytes)
 
 
@@ -304,25 +348,35 @@ def live_at_peak(lifetimes: Sequence[TensorLifetime]) -> tuple[int, list[TensorL
     return peak_step, [each for each in lifetimes if each.first <= peak_step < each.end]
 
 
+Measure = Callable[[DevicePlan], int]
+"""What of a plan shall become smaller, in bytes."""
+
+MoreSavings = Callable[[DevicePlan, Measure], Sequence[BudgetPart]]
+"""Further ways to a smaller plan, which only who made the models can plan."""
+
+
+def _device_bytes(plan: DevicePlan) -> int:
+    return plan.total_bytes
+
+
+def _staging_bytes(plan: DevicePlan) -> int:
+    return plan.staging_bytes
+
+
 def check_device_budget(
     plan: DevicePlan,
     budget_bytes: int,
     *,
     device: str = "",
-    more_savings: Callable[[DevicePlan], Sequence[BudgetPart]] | None = None,
+    more_savings: MoreSavings | None = None,
 ) -> None:
     """Raise BudgetExceededError if a device's plan does not fit its budget.
 
-    The hint offers a larger budget, and what else would help, with the bytes each saves;
-    `more_savings` knows further ways, which only who made the models can plan.
+    The hint offers a larger budget, and what else would help, with the bytes each saves.
     """
     if plan.total_bytes <= budget_bytes:
         return
-    ways = [_raise_hint(plan.total_bytes)]
-    found = [*savings(plan, budget_bytes), *(more_savings(plan) if more_savings else ())]
-    for way in sorted(found, key=lambda way: -way.size_bytes)[:_SAVINGS_MAX]:
-        enough = "" if plan.total_bytes - way.size_bytes <= budget_bytes else " (not enough alone)"
-        ways.append(f"{way.name}, which saves {format_size(way.size_bytes)}{enough}")
+    ways = [_raise_hint(plan.total_bytes), *_ways(plan, budget_bytes, _device_bytes, more_savings)]
     check_budget(
         budget_bytes,
         plan.explained_parts,
@@ -331,43 +385,100 @@ def check_device_budget(
     )
 
 
+def check_staging_budget(
+    plan: DevicePlan,
+    budget_bytes: int,
+    *,
+    device: str = "",
+    more_savings: MoreSavings | None = None,
+) -> None:
+    """Raise BudgetExceededError if what is staged on the host does not fit its own budget."""
+    if plan.staging_bytes <= budget_bytes:
+        return
+    raising = f"raise `staging_budget` to {format_size_at_least(plan.staging_bytes)}"
+    ways = [raising, *_ways(plan, budget_bytes, _staging_bytes, more_savings)]
+    check_budget(
+        budget_bytes,
+        plan.staging_parts,
+        context=f"host staging of device `{device}`" if device else "host staging",
+        hint=", or ".join(ways),
+    )
+
+
+def _ways(
+    plan: DevicePlan, budget_bytes: int, measure: Measure, more_savings: MoreSavings | None
+) -> list[str]:
+    more = more_savings(plan, measure) if more_savings else ()
+    found = [*savings(plan, budget_bytes, measure), *more]
+    excess_bytes = measure(plan) - budget_bytes
+    return [
+        f"{way.name}, which saves {format_size(way.size_bytes)}"
+        + ("" if way.size_bytes >= excess_bytes else " (not enough alone)")
+        for way in sorted(found, key=lambda way: -way.size_bytes)[:_SAVINGS_MAX]
+    ]
+
+
 _SAVINGS_MAX = 5
 
 
-def savings(plan: DevicePlan, budget_bytes: int) -> list[BudgetPart]:
+def savings(
+    plan: DevicePlan, budget_bytes: int, measure: Measure = _device_bytes
+) -> list[BudgetPart]:
     """Return what would make a plan smaller, the largest saving first, by planning again.
 
-    As few streams less as are enough (one, if none are); each of the models that determine an
-    arena on one stream only; each of them left out, which is what a smaller batch or another
-    place for the model can save at most.
+    As few streams less as are enough (one, if none are); batches only as much smaller as is enough
+    (none, if that is not); each of the models that determine an arena or a stream's staging on one
+    stream only; each of them left out, which is what a smaller batch or another place for the model
+    can save at most.
     """
+    excess_bytes = measure(plan) - budget_bytes
 
     def again(models: Sequence[ModelMemory], stream_count: int) -> int:
         other = DevicePlan.build(
             models, stream_count=stream_count, alignment_bytes=plan.alignment_bytes
         )
-        return plan.total_bytes - other.total_bytes
+        return measure(plan) - measure(other)
 
     ways = []
     if plan.stream_count > 1:
-        fewer = range(plan.stream_count - 1, 0, -1)
-        excess_bytes = plan.total_bytes - budget_bytes
-        enough = [count for count in fewer if again(plan.models, count) >= excess_bytes]
-        count = enough[0] if enough else 1
-        ways.append(BudgetPart(f"lower `streams.count` to {count}", again(plan.models, count)))
-    for name in dict.fromkeys(model for arena in plan.arenas for model in arena.models):
+        saved = {count: again(plan.models, count) for count in range(plan.stream_count - 1, 0, -1)}
+        count = _mildest(saved, excess_bytes)
+        ways.append(BudgetPart(f"lower `streams.count` to {count}", saved[count]))
+    families = {each.model: each.family for each in plan.models}
+    setters = [model for arena in plan.arenas for model in arena.models]
+    setters += [each.model for each in plan.staging if each.model]
+    for name in dict.fromkeys(families[each] for each in setters):
+        sizes = sorted({each.rows for each in plan.models if each.family == name}, reverse=True)
+        if len(sizes) > 1:
+            saved = {
+                rows: again(_with_rows(plan.models, name, rows), plan.stream_count)
+                for rows in sizes[1:]
+            }
+            rows = _mildest(saved, excess_bytes)
+            what = f"lower `batching.max_batch` to {rows}" if rows > 1 else "leave `batching` out"
+            ways.append(BudgetPart(f"{what} for model `{name}`", saved[rows]))
         if len(plan.streams_of(name)) > 1:
             confined = [
-                replace(each, streams_max=1) if each.model == name else each for each in plan.models
+                replace(each, streams_max=1) if each.family == name else each
+                for each in plan.models
             ]
             what = f'set `streams.affinity = "memory"` and `concurrency = 1` for model `{name}`'
             ways.append(BudgetPart(what, again(confined, plan.stream_count)))
-        if len(plan.models) > 1:
-            others = [each for each in plan.models if each.model != name]
+        others = [each for each in plan.models if each.family != name]
+        if others:
             what = f"move model `{name}` elsewhere"
             ways.append(BudgetPart(what, again(others, plan.stream_count)))
     useful = [way for way in ways if way.size_bytes > 0]
     return sorted(useful, key=lambda way: -way.size_bytes)[:_SAVINGS_MAX]
+
+
+def _mildest(saved: Mapping[int, int], excess_bytes: int) -> int:
+    """Return the first key, in descending order, that saves enough; the last if none does."""
+    return next((key for key, size in saved.items() if size >= excess_bytes), min(saved))
+
+
+def _with_rows(models: Sequence[ModelMemory], name: str, rows_max: int) -> list[ModelMemory]:
+    return [each for each in models if each.family != name or each.rows <= rows_max]
 
 
 def _raise_hint(needed_bytes: int) -> str:

@@ -12,19 +12,24 @@ from aegis_pipe.memory.budgets import DevicePlan, ModelMemory
 
 
 def check_device_plan(
-    plan: DevicePlan, models: Mapping[str, ModelMemory], budget_bytes: int | None
+    plan: DevicePlan,
+    models: Mapping[str, ModelMemory],
+    budget_bytes: int | None,
+    staging_budget_bytes: int | None = None,
 ) -> list[str]:
     """Return what is wrong with a plan for these models, in words; nothing if it is sound.
 
     Proves that each stored constant has a place of its own in the pool of weights, that on each of
     a model's streams the arena has room for it, that models which may be there at the same time lie
-    apart, and that the total is what the parts add up to, and within the budget.
+    apart, that each stream stages all that a request may copy, and that the totals are what their
+    parts add up to, and within their budgets.
     """
     return [
         *_weights(plan, models),
         *_arenas(plan, models),
         *_states(plan, models),
         *_total(plan, models, budget_bytes),
+        *_staging(plan, models, staging_budget_bytes),
     ]
 
 
@@ -94,11 +99,29 @@ def _total(
     plan: DevicePlan, models: Mapping[str, ModelMemory], budget_bytes: int | None
 ) -> Iterator[str]:
     arenas_bytes = sum(arena.size_bytes for arena in plan.arenas)
-    staging_bytes = sum(model.staging_bytes for model in models.values())
-    total_bytes = plan.weights_bytes + arenas_bytes + plan.states_bytes + staging_bytes
+    total_bytes = plan.weights_bytes + arenas_bytes + plan.states_bytes
     if plan.total_bytes != total_bytes:
         yield f"the total is said to be {plan.total_bytes}, but is {total_bytes}"
     if sum(part.size_bytes for part in plan.parts) != total_bytes:
         yield "the parts do not add up to the total"
     if budget_bytes is not None and total_bytes > budget_bytes:
         yield f"the total of {total_bytes} exceeds the budget of {budget_bytes}"
+
+
+def _staging(
+    plan: DevicePlan, models: Mapping[str, ModelMemory], budget_bytes: int | None
+) -> Iterator[str]:
+    if len(plan.staging) != plan.stream_count:
+        yield f"{len(plan.staging)} streams stage copies, of {plan.stream_count}"
+    for stream, piece in enumerate(plan.staging):
+        for name, model in models.items():
+            if stream in plan.streams_of(name) and model.staging_bytes > piece.size_bytes:
+                yield (
+                    f"`{name}` stages {model.staging_bytes} bytes on stream {stream}, "
+                    f"which has {piece.size_bytes}"
+                )
+    total_bytes = sum(piece.size_bytes for piece in plan.staging)
+    if sum(part.size_bytes for part in plan.staging_parts) != total_bytes:
+        yield "the parts of staging do not add up to its total"
+    if budget_bytes is not None and total_bytes > budget_bytes:
+        yield f"staging of {total_bytes} exceeds its budget of {budget_bytes}"

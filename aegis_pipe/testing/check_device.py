@@ -220,6 +220,26 @@ def check_empty_copies(device: DeviceContext) -> None:
 
 
 @_check
+def check_planned_staging(device: DeviceContext) -> None:
+    """Check that a stream reserves the staging memory that was planned, and gets by with it."""
+    sizes = (1, 1000, 4096)
+    planned_bytes = 2 * sum(map(device.description.staged_bytes, sizes))
+    stream = device.create_stream(0, staging_bytes=planned_bytes)
+    regions = [device.allocate(size) for size in sizes]
+    for value in range(20):
+        for region in regions:
+            stream.copy_in(np.full(region.size_bytes, value, np.uint8), region)
+        results = [np.empty(size, np.uint8) for size in sizes]
+        for region, result in zip(regions, results, strict=True):
+            stream.copy_out(region, result)
+        stream.synchronise()
+        assert all((result == value).all() for result in results), "a staged copy is another one's"
+        staging = stream.staging
+        assert staging.reserved_bytes == planned_bytes, f"{planned_bytes} planned, but {staging}"
+        assert staging.peak_bytes == planned_bytes, f"{planned_bytes} needed, but {staging}"
+
+
+@_check
 def check_event_never_recorded(device: DeviceContext) -> None:
     """Check that an event nobody recorded is done, and holds nobody up."""
     event, stream = device.create_event(), device.create_stream(0)

@@ -19,6 +19,7 @@ from aegis_pipe.device.protocols import (
     DeviceStream,
     KernelCall,
     Region,
+    StagingStatistics,
 )
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 from aegis_pipe.tensor import TensorSpec
@@ -143,9 +144,9 @@ def _allocate_per_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     open_contexts: list[CpuContext] = []
     create = CpuContext.create_stream
 
-    def create_stream(self, index):
+    def create_stream(self, index, **options):
         open_contexts.append(self)
-        return create(self, index)
+        return create(self, index, **options)
 
     def copy_in_badly(self, source, target):
         open_contexts[-1].allocate(16).close()
@@ -155,9 +156,14 @@ def _allocate_per_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CpuStream, "copy_in", copy_in_badly)
 
 
+def _stage_what_nobody_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuStream, "staging", StagingStatistics(256, 256))
+
+
 @pytest.mark.parametrize(
     ("name", "spoil"),
     [
+        ("planned_staging", _stage_what_nobody_planned),
         ("allocation", _forget_zeroing),
         ("view_bounds", _ignore_bounds),
         ("wait_across_streams", _ignore_waits),

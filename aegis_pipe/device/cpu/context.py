@@ -116,8 +116,10 @@ class CpuContext:
         """Copy a region to the host and wait; for loading and tests only."""
         np.copyto(bytes_of(target, source), host_bytes(source))
 
-    def create_stream(self, index: int, *, priority: int = 0) -> DeviceStream:
-        """Make a stream with a thread of its own; all CPU streams have the same priority."""
+    def create_stream(
+        self, index: int, *, priority: int = 0, staging_bytes: int | None = None
+    ) -> DeviceStream:
+        """Make a stream with a thread of its own; all have the same priority, none stages."""
         self._assert_open()
         return self._own(CpuStream(index, self._clock, self._progress, self._threads))
 

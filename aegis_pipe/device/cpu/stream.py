@@ -15,7 +15,7 @@ from aegis_pipe.clock import Clock
 from aegis_pipe.device.cpu.event import CpuEvent, Mark
 from aegis_pipe.device.cpu.kernels.native import LIBRARY
 from aegis_pipe.device.cpu.region import host_bytes
-from aegis_pipe.device.protocols import DeviceEvent, Region
+from aegis_pipe.device.protocols import DeviceEvent, Region, StagingStatistics
 
 _log = logging.getLogger(__name__)
 
@@ -132,6 +132,11 @@ class CpuStream:
         self._put(False, partial(mark.reach, 0))
         mark.wait()
         self.check()
+
+    @property
+    def staging(self) -> StagingStatistics:
+        """Nothing: copies go straight."""
+        return StagingStatistics()
 
     def check(self) -> None:
         """Raise the first error of the work since the last check, and forget it.

@@ -22,6 +22,7 @@ from aegis_pipe.device.cuda.graph import CudaGraph, CudaKernelCall
 from aegis_pipe.device.cuda.kernels import KERNELS
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Machine
 from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_of
+from aegis_pipe.device.cuda.staging import STAGING_ALIGNMENT_BYTES
 from aegis_pipe.device.cuda.stamps import Stamps
 from aegis_pipe.device.cuda.stream import CudaStream
 from aegis_pipe.device.cuda.timeline import Timeline
@@ -134,12 +135,14 @@ class CudaContext:
         if target.nbytes:
             driver.copy_to_host(target.ctypes.data, address, target.nbytes)
 
-    def create_stream(self, index: int, *, priority: int = 0) -> DeviceStream:
+    def create_stream(
+        self, index: int, *, priority: int = 0, staging_bytes: int | None = None
+    ) -> DeviceStream:
         """Make a stream; priorities beyond what the device has count as its highest."""
         self._assert_open()
         least, greatest = self._priorities
         handle = driver.create_stream(max(greatest, least - priority))
-        return self._own(CudaStream(index, handle, self._handle, self._faults))
+        return self._own(CudaStream(index, handle, self._handle, self._faults, staging_bytes))
 
     def create_event(self) -> DeviceEvent:
         """Make an event."""
@@ -264,6 +267,7 @@ class CudaContext:
             memory_bytes=driver.device_memory_bytes(self._device),
             compute_units=self._machine.multiprocessors,
             alignment_bytes=ALIGNMENT_BYTES,
+            staging_alignment_bytes=STAGING_ALIGNMENT_BYTES,
             library_versions=(
                 ("cuda driver", f"{version // 1000}.{version % 1000 // 10}"),
                 ("nvrtc", driver.compiler_version()),

@@ -1,7 +1,7 @@
 """Page-locked host memory of a stream: copies pass through it, so that they run beside kernels.
 
-A ring that empties whenever the stream is known to have got there. It grows while models are loaded
-and warmed up; afterwards one request's copies always fit.
+It empties whenever the stream is known to have got there. A stream of a deployment has it reserved
+once, as large as was planned: one request's copies always fit. Others' grows as copies need.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 
 from aegis_pipe.device.cuda import driver
 
-_SLOT_BYTES = 256
-"""Slots start at multiples of this."""
+STAGING_ALIGNMENT_BYTES = 256
+"""Copies begin at multiples of this."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StagedCopy:
-    """A part of the ring in use until its stream has passed position `order`."""
+    """A part of the memory in use until its stream has passed position `order`."""
 
     order: int
     address: int
@@ -30,18 +30,20 @@ class StagedCopy:
 
 
 class PinnedStaging:
-    """The ring."""
+    """The memory, used from its beginning whenever nothing is pending."""
 
     def __init__(self, size_bytes: int) -> None:
         self._address = 0
         self._memory = np.empty(0, np.uint8)
         self._next = 0
+        self.peak_bytes = 0
+        """The most that was in use at once."""
         self._pending: deque[StagedCopy] = deque()
         self._reserve(size_bytes)
 
     @property
     def capacity_bytes(self) -> int:
-        """Size of the ring."""
+        """Its size."""
         return self._memory.size
 
     def has_room(self, size_bytes: int) -> bool:
@@ -56,11 +58,12 @@ class PinnedStaging:
             self._reserve(max(size_bytes, 2 * self._memory.size))
 
     def stage(self, size_bytes: int, order: int, target: np.ndarray | None) -> StagedCopy:
-        """Take a part of the ring."""
+        """Take a part of it."""
         start, end = self._next, self._next + size_bytes
         copy = StagedCopy(order, self._address + start, self._memory[start:end], target)
         self._pending.append(copy)
-        self._next = -(-end // _SLOT_BYTES) * _SLOT_BYTES
+        self._next = -(-end // STAGING_ALIGNMENT_BYTES) * STAGING_ALIGNMENT_BYTES
+        self.peak_bytes = max(self.peak_bytes, self._next)
         return copy
 
     def retire(self, order: int) -> None:
@@ -80,7 +83,9 @@ class PinnedStaging:
             self._address = 0
 
     def _reserve(self, size_bytes: int) -> None:
-        rounded = -(-max(size_bytes, 1) // _SLOT_BYTES) * _SLOT_BYTES
+        if not size_bytes:
+            return
+        rounded = -(-size_bytes // STAGING_ALIGNMENT_BYTES) * STAGING_ALIGNMENT_BYTES
         self._address = driver.allocate_pinned(rounded)
         self._memory = pinned_bytes(self._address, rounded)
 

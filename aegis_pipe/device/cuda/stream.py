@@ -12,10 +12,11 @@ from aegis_pipe.device.cuda.event import CudaEvent
 from aegis_pipe.device.cuda.faults import FaultWords
 from aegis_pipe.device.cuda.region import address_of
 from aegis_pipe.device.cuda.staging import PinnedStaging
-from aegis_pipe.device.protocols import DeviceEvent, Region
+from aegis_pipe.device.protocols import DeviceEvent, Region, StagingStatistics
 from aegis_pipe.errors import AegisError
 
-_STAGING_BYTES = 1 << 16
+_FIRST_STAGING_BYTES = 1 << 16
+"""Where nobody planned it."""
 
 
 class CudaStream:
@@ -25,14 +26,24 @@ class CudaStream:
     stream got there: by an event recorded afterwards, or by `synchronise`.
     """
 
-    def __init__(self, index: int, handle: int, context: int, faults: FaultWords) -> None:
+    def __init__(
+        self,
+        index: int,
+        handle: int,
+        context: int,
+        faults: FaultWords,
+        staging_bytes: int | None = None,
+    ) -> None:
         self._index = index
         self._handle = handle
         self._context = context
         self._faults = faults
         self._thread = threading.get_ident()
         self._order = 0
-        self._staging = PinnedStaging(_STAGING_BYTES)
+        self._is_planned = staging_bytes is not None
+        self._staging = PinnedStaging(
+            _FIRST_STAGING_BYTES if staging_bytes is None else staging_bytes
+        )
 
     @property
     def index(self) -> int:
@@ -92,6 +103,11 @@ class CudaStream:
         self.reached(self._order)
         self.check()
 
+    @property
+    def staging(self) -> StagingStatistics:
+        """The page-locked memory, and how much of it was needed so far."""
+        return StagingStatistics(self._staging.capacity_bytes, self._staging.peak_bytes)
+
     def check(self) -> None:
         """Raise the first error of the work since the last check, and forget it.
 
@@ -128,9 +144,11 @@ class CudaStream:
     def _make_room(self, size_bytes: int) -> None:
         if self._staging.has_room(size_bytes):
             return
+        # What was enqueued may be through without anybody having looked.
         driver.synchronise_stream(self._handle)
         self.reached(self._order)
         if not self._staging.has_room(size_bytes):
+            assert not self._is_planned, f"{size_bytes} bytes are more than {self!r} may stage"
             self._staging.grow(2 * size_bytes)
 
     def __del__(self) -> None:

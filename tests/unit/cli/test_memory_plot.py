@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from aegis_pipe.cli.memory_plot import ArenaDrawing, draw_plan, write_plot
+from aegis_pipe.cli.memory_plot import ArenaDrawing, Budgets, draw_plan, write_plot
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.memory import (
     DevicePlan,
@@ -40,7 +40,7 @@ def rectangles(svg):
 @pytest.mark.parametrize("count", [0, 1, 20, 2000])
 def test_every_tensor_has_a_rectangle_and_none_overlap(count):
     lifetimes = [TensorLifetime(f"<{i}>", 64 + i % 7, i, i + 1 + i % 5) for i in range(count)]
-    svg = draw_plan("a & b", [drawing(lifetimes)], device(), 2000)
+    svg = draw_plan("a & b", [drawing(lifetimes)], device(), Budgets(2000))
     drawn = {
         title.split("\n")[0]: place for title, place in rectangles(svg) if title.startswith("<")
     }
@@ -60,14 +60,14 @@ def test_gaps_are_left_out_and_scratch_is_named():
     ]
     titles = [
         title.split("\n")[0]
-        for title, _ in rectangles(draw_plan("x", [drawing(lifetimes)], device(), None))
+        for title, _ in rectangles(draw_plan("x", [drawing(lifetimes)], device(), Budgets()))
     ]
     assert titles.count("kept") == 2
     assert "workspace of step 5" in titles
 
 
 def test_the_bar_shows_the_total_against_the_budget():
-    svg = draw_plan("x", [], device(), 1500)
+    svg = draw_plan("x", [], device(), Budgets(1500))
     widths = {t: place[2] for t, place in rectangles(svg) if place[3] == 36}
     total, parts = device().total_bytes, device().parts
     assert len(widths) == len(parts) == 3
@@ -75,10 +75,21 @@ def test_the_bar_shows_the_total_against_the_budget():
     assert "budget 1.465 KiB" in svg
 
 
+def test_staging_is_a_bar_of_its_own():
+    models = [ModelMemory("a", {}, 300, 40), ModelMemory("b", {}, 200, 10)]
+    plan = DevicePlan.build(models, stream_count=2)
+    svg = draw_plan("x", [], plan, Budgets(staging_bytes=160))
+    widths = {t: place[2] for t, place in rectangles(svg) if place[3] == 36}
+    staged = [width for title, width in widths.items() if title.startswith("staging")]
+    assert staged == pytest.approx([1080 * 40 / 160] * 2, abs=0.1)
+    assert "host staging 80 B, budget 160 B" in svg
+    assert "host staging 0 B, no budget" in draw_plan("x", [], device(), Budgets())
+
+
 def test_html_holds_the_same_picture(tmp_path: Path):
     arenas = [drawing([TensorLifetime("x", 64, 0, 1)])]
     for name in ("plan.svg", "plan.html"):
-        write_plot(tmp_path / name, "x", arenas, device(), None)
+        write_plot(tmp_path / name, "x", arenas, device(), Budgets())
     svg, page = ((tmp_path / name).read_text() for name in ("plan.svg", "plan.html"))
     assert svg.strip() in page
     assert not re.search(r"https?://(?!www\.w3\.org)", page)
@@ -86,6 +97,6 @@ def test_html_holds_the_same_picture(tmp_path: Path):
 
 def test_other_files_are_refused(tmp_path: Path):
     with pytest.raises(PermanentError, match=r"neither \.svg nor \.html"):
-        write_plot(tmp_path / "plan.png", "x", [], device(), None)
+        write_plot(tmp_path / "plan.png", "x", [], device(), Budgets())
     with pytest.raises(PermanentError, match="can not be written"):
-        write_plot(tmp_path / "none" / "plan.svg", "x", [], device(), None)
+        write_plot(tmp_path / "none" / "plan.svg", "x", [], device(), Budgets())

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from aegis_pipe.app import model_orders, plan_deployment
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.cpu.context import CpuContext
 from aegis_pipe.errors import BudgetExceededError
@@ -13,6 +14,8 @@ from aegis_pipe.events import EventHub, PhaseRecorder
 from aegis_pipe.execution.deployment import ModelOrder, compile_models, plan_models
 from aegis_pipe.execution.lighter import lighter_orders, lighter_ways
 from aegis_pipe.execution.model_loader import LoadOptions
+from aegis_pipe.manifest.loader import load_manifest
+from aegis_pipe.scheduler_builder import compile_variants
 from aegis_pipe.units import format_size
 from tests.unit.pass_driver import model_of
 
@@ -44,7 +47,9 @@ def refusal(folder, rows):
                 context,
                 stream_count=2,
                 budget_bytes=budget_bytes,
-                more_savings=lambda plan: lighter_ways(orders, loaded, plan, context, phases),
+                more_savings=lambda plan, measure: lighter_ways(
+                    orders, loaded, plan, measure, context, phases
+                ),
             )
 
         total_bytes = plan(None).total_bytes
@@ -80,3 +85,56 @@ def test_half_precision_is_tried_where_the_device_is_made_for_it(tmp_path, conte
 def test_the_step_and_the_tensors_are_named(tmp_path):
     message, _ = refusal(tmp_path, 8)
     assert "fullest at step 0 (" in message
+
+
+BATCHED = """
+manifest_version = 1
+name = "batched"
+[device]
+{budget}
+[[models]]
+name = "net"
+path = "net.onnx"
+shapes = {{ x = [1, 4096] }}
+batching = {{ max_batch = {rows} }}
+"""
+
+
+def test_a_smaller_max_batch_saves_what_it_is_said_to(tmp_path):
+    onnx.save(MODEL, tmp_path / "net.onnx")
+    path = tmp_path / "batched.toml"
+
+    def total_bytes(rows, budget=""):
+        path.write_text(BATCHED.format(rows=rows, budget=budget))
+        return plan_deployment(load_manifest(path)).memory.total_bytes
+
+    whole, half, quarter = (total_bytes(rows) for rows in (8, 4, 2))
+    for budget_bytes, rows, smaller in [(half, 4, half), (half - 1, 2, quarter)]:
+        with pytest.raises(BudgetExceededError) as caught:
+            total_bytes(8, f'memory_budget = "{budget_bytes} B"')
+        saved = format_size(whole - smaller)
+        hint = f"lower `batching.max_batch` to {rows} for model `net`, which saves {saved}"
+        assert hint in str(caught.value)
+
+
+LOOKUP = model_of(
+    "(int64[N] x) => (float[N,64] y) { y = Gather(w, x) }", {"w": np.ones((999, 64), np.float32)}
+)
+
+
+def test_what_is_lighter_is_lighter_in_every_size(tmp_path):
+    onnx.save(LOOKUP, tmp_path / "net.onnx")
+    path = tmp_path / "batched.toml"
+    path.write_text(BATCHED.format(rows=4, budget="").replace(", 4096", ""))
+    manifest = load_manifest(path)
+    phases = PhaseRecorder(EventHub(), SystemClock())
+    with HalfCapable(SystemClock()) as context:
+        orders = model_orders(manifest)
+        loaded = compile_models(orders, context, phases)
+        loaded += compile_variants(manifest, orders, loaded, context, phases)
+        budgets = [None] * len(loaded)
+        plan = plan_models(loaded, budgets, context, stream_count=1, budget_bytes=None)
+        ways = lighter_ways(orders, loaded, plan, lambda plan: plan.total_bytes, context, phases)
+    (saved,) = [way.size_bytes for way in ways if "fp16" in way.name]
+    # The table is one for all sizes: it is lighter only if all of them take the lighter one.
+    assert saved > plan.weights_bytes * 0.4

@@ -12,6 +12,7 @@ from aegis_pipe.memory import (
     check_budget,
     check_device_budget,
     check_model_budget,
+    check_staging_budget,
     savings,
 )
 from aegis_pipe.memory.budgets import format_size_at_least, live_at_peak, smallest_cause
@@ -117,8 +118,8 @@ def test_a_device_stores_weights_once_and_an_arena_per_stream():
     assert plan.weights_bytes == 160 * MIB
     assert plan.weights_offsets == {"w1": 0, "shared": 100 * MIB, "w2": 150 * MIB}
     assert (plan.arena_bytes, plan.arenas[0].models) == (40 * MIB, ("detector",))
-    assert plan.total_bytes == (160 + 2 * 40 + 3) * MIB
-    assert plan.separate_bytes == (210 + 2 * 70 + 3) * MIB
+    assert plan.total_bytes == (160 + 2 * 40) * MIB
+    assert plan.separate_bytes == (210 + 2 * 70) * MIB
     assert plan.saved_bytes == 110 * MIB
     assert sum(part.size_bytes for part in plan.parts) == plan.total_bytes
     assert [str(part) for part in plan.parts] == [
@@ -126,8 +127,11 @@ def test_a_device_stores_weights_once_and_an_arena_per_stream():
         "weights of `classifier` 10 MiB",
         "arena of stream 0 (set by `detector`) 40 MiB",
         "arena of stream 1 (set by `detector`) 40 MiB",
-        "staging of `detector` 2 MiB",
-        "staging of `classifier` 1 MiB",
+    ]
+    assert plan.staging_bytes == 2 * 2 * MIB
+    assert [str(part) for part in plan.staging_parts] == [
+        "staging of stream 0 (set by `detector`) 2 MiB",
+        "staging of stream 1 (set by `detector`) 2 MiB",
     ]
 
 
@@ -149,12 +153,12 @@ def test_a_device_is_refused_with_both_ways_out():
     plan = DevicePlan.build(two_models(), stream_count=4)
     check_device_budget(plan, plan.total_bytes)
     assert refusal(check_device_budget, plan, 256 * MIB, device="cpu") == (
-        "device `cpu`: budget 256 MiB, needs 323 MiB: weights of `detector` 150 MiB"
+        "device `cpu`: budget 256 MiB, needs 320 MiB: weights of `detector` 150 MiB"
         " + arena of stream 0 (set by `detector`) 40 MiB"
         " + arena of stream 1 (set by `detector`) 40 MiB"
         " + arena of stream 2 (set by `detector`) 40 MiB\n"
-        "  hint: raise `memory_budget` to 323 MiB, or move model `detector` elsewhere, which "
-        "saves 142 MiB, or lower `streams.count` to 2, which saves 80 MiB, or set "
+        "  hint: raise `memory_budget` to 320 MiB, or move model `detector` elsewhere, which "
+        "saves 140 MiB, or lower `streams.count` to 2, which saves 80 MiB, or set "
         '`streams.affinity = "memory"` and `concurrency = 1` for model `detector`, which saves '
         "30 MiB (not enough alone)"
     )
@@ -224,3 +228,53 @@ def test_what_would_help_is_planned_again():
     words = refusal(check_device_budget, plan, 350 * MIB)
     assert "`concurrency = 1` for model `large`, which saves 200 MiB (not enough alone)" in words
     assert "lower `streams.count` to 1, which saves 300 MiB, or" in words
+
+
+def test_staging_has_a_budget_of_its_own():
+    plan = DevicePlan.build(two_models(), stream_count=4)
+    check_staging_budget(plan, 8 * MIB)
+    check_device_budget(plan, plan.total_bytes)
+    assert refusal(check_staging_budget, plan, 5 * MIB, device="cuda:0") == (
+        "host staging of device `cuda:0`: budget 5 MiB, needs 8 MiB: "
+        "staging of stream 0 (set by `detector`) 2 MiB"
+        " + staging of stream 1 (set by `detector`) 2 MiB"
+        " + staging of stream 2 (set by `detector`) 2 MiB\n"
+        "  hint: raise `staging_budget` to 8 MiB, or lower `streams.count` to 2, which saves "
+        "4 MiB, or move model `detector` elsewhere, which saves 4 MiB, or set "
+        '`streams.affinity = "memory"` and `concurrency = 1` for model `detector`, which saves '
+        "3 MiB"
+    )
+
+
+def batches(rows_max):
+    return [
+        ModelMemory("net", {"w": MIB}, 10 * MIB, MIB),
+        *(
+            ModelMemory(
+                f"net@{rows}", {"w": MIB}, rows * 10 * MIB, rows * MIB, variant_of="net", rows=rows
+            )
+            for rows in (2, 4, 8)
+            if rows <= rows_max
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("budget_mib", "rows", "saved_mib", "words"),
+    [
+        (70, 4, 40, "lower `batching.max_batch` to 4"),
+        (25, 2, 60, "lower `batching.max_batch` to 2"),
+        (12, 1, 70, "leave `batching` out"),
+        (5, 1, 70, "leave `batching` out"),
+    ],
+)
+def test_a_smaller_batch_is_offered_as_far_as_it_has_to_be(budget_mib, rows, saved_mib, words):
+    plan = DevicePlan.build(batches(8), stream_count=1)
+    smaller = DevicePlan.build(batches(rows), stream_count=1)
+    assert plan.total_bytes - smaller.total_bytes == saved_mib * MIB
+    alone = "" if budget_mib > 10 else " (not enough alone)"
+    message = refusal(check_device_budget, plan, budget_mib * MIB)
+    assert f"{words} for model `net`, which saves {saved_mib} MiB{alone}" in message
+    assert "@" not in message.split("hint")[1]
+    message = refusal(check_staging_budget, plan, 7 * MIB)
+    assert "lower `batching.max_batch` to 4 for model `net`, which saves 4 MiB" in message

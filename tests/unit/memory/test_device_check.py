@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from aegis_pipe.memory import ArenaPlan, DevicePlan, ModelMemory, check_device_plan
+from aegis_pipe.memory import ArenaPlan, DevicePlan, ModelMemory, StagingPlan, check_device_plan
 
 MODELS = (
-    ModelMemory("large", {"a": 100, "b": 50}, 1000),
+    ModelMemory("large", {"a": 100, "b": 50}, 1000, 512),
     ModelMemory("small", {"b": 50, "c": 64}, 300, arena_group=1),
     ModelMemory("confined", {"d": 10}, 500, streams_max=1),
 )
@@ -34,6 +34,11 @@ def test_a_plan_as_it_is_made_is_sound():
             replace(PLAN, arenas=(ArenaPlan(2048, {0: 0, 1: 512}, ()), PLAN.arenas[1])),
             "groups 0 and 1 of arena 0 overlap",
         ),
+        (
+            replace(PLAN, staging=(PLAN.staging[0], StagingPlan(256, "large"))),
+            "`large` stages 512 bytes on stream 1, which has 256",
+        ),
+        (replace(PLAN, staging=PLAN.staging[:1]), "1 streams stage copies, of 2"),
     ],
 )
 def test_what_is_moved_is_noticed(plan, words):
@@ -44,4 +49,8 @@ def test_a_total_over_budget_is_noticed():
     found = check_device_plan(PLAN, BY_NAME, PLAN.total_bytes - 1)
     assert found == [
         f"the total of {PLAN.total_bytes} exceeds the budget of {PLAN.total_bytes - 1}"
+    ]
+    assert check_device_plan(PLAN, BY_NAME, None, 1024) == []
+    assert check_device_plan(PLAN, BY_NAME, None, 1023) == [
+        "staging of 1024 exceeds its budget of 1023"
     ]

@@ -10,6 +10,7 @@ from tests.unit.device.cpu.kernels import channels_last_cases
 from tests.unit.device.cpu.kernels.case import Case, random
 from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
 from tests.unit.device.cpu.kernels.recurrent_cases import RECURRENT
+from tests.unit.device.cpu.kernels.resizing_cases import RESIZING
 from tests.unit.device.cpu.kernels.value_cases import VALUES
 from tests.unit.kernel_driver import make_node
 
@@ -341,5 +342,6 @@ CASES: dict[str, Case] = {
     **normalisations(),
     **QUANTISED,
     **RECURRENT,
+    **RESIZING,
     **VALUES,
 }
