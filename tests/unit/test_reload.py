@@ -8,6 +8,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -553,10 +554,14 @@ def test_a_refused_reload_lets_pipelines_be(write: Write, save: Save) -> None:
     text = pipeline("same", 40)
     with aegis_pipe.open_pipeline(write(m=text)) as runtime:
         runtime.start_pipelines()
-        # What only shows when the file is opened.
-        worse = pipeline("worse", 3).replace("worse.jsonl", "m.onnx/worse.jsonl")
+        # What only shows when the file is opened: the loader was not asked.
+        path = write(m=text + pipeline("good", 3) + pipeline("worse", 3))
+        manifest = aegis_pipe.load_manifest(path)
+        worse = manifest.pipelines[2]
+        sink = replace(worse.sinks[0], path="m.onnx/worse.jsonl")  # type: ignore[call-arg]
+        pipelines = (*manifest.pipelines[:2], replace(worse, sinks=(sink,)))
         with pytest.raises(aegis_pipe.PipelineError, match="can not be written"):
-            runtime.reload(write(m=text + pipeline("good", 3) + worse))
+            runtime.reload(replace(manifest, pipelines=pipelines))
         assert runtime.join(WAIT_S, threading.Event())
     (report,) = runtime.report().pipelines
     assert (report.name, report.completed) == ("same", 40)
