@@ -246,6 +246,8 @@ class Runtime:
             context = self._closing.enter_context(opened.context)
             self.device = context.description
             self._platform = platform = Platform(context, clock, hub, phases)
+            if self._telemetry is not None:
+                self._telemetry.observe_device(self.device.name, context.read_sensors)
             with phases.phase("admission") as admission_phase:
                 admission = check_admission(manifest, self.device)
                 record_admission(admission, phases, admission_phase)
@@ -454,6 +456,7 @@ class Runtime:
                 hint="reset it when their futures are done",
             )
         self._gate.revision.installation.deployment.reset_state(model)
+        self._gate.revision.launcher.state_was_reset(model)
 
     def statistics(self) -> RuntimeStatistics:
         """Return the figures so far, those before a reload among them."""

@@ -166,6 +166,8 @@ class Installation:
         self.key = planned.key
         self.plan = planned.plan
         self.boundaries = MappingProxyType(dict(planned.boundaries or {}))
+        self.half_written: set[str] = set()
+        """Models whose state a request has begun to write over; outlives a reload as it does."""
         self._closing = ExitStack()
         try:
             streams = [

@@ -128,14 +128,15 @@ class Revision:
     def _start_loop(self, is_stamped: Callable[[int], bool]) -> OrchestrationLoop:
         platform = self._platform
         context, clock, hub = platform.context, platform.clock, platform.hub
-        launcher = DeviceLauncher(
+        self.launcher = DeviceLauncher(
             self.installation.slots,
             clock,
             hub,
             notifies=context.capabilities.notifies_progress,
             is_stamped=is_stamped,
+            half_written=self.installation.half_written,
         )
-        loop = OrchestrationLoop(self.scheduler, launcher, clock, hub)
+        loop = OrchestrationLoop(self.scheduler, self.launcher, clock, hub)
         context.set_progress_listener(loop.wake)
         loop.start()
         return loop

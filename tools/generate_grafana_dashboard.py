@@ -87,6 +87,12 @@ PANELS = (
         ),
     ),
     Panel(
+        "Device temperature",
+        "celsius",
+        ((name("aegis.device.temperature"), "{{device}}"),),
+    ),
+    Panel("Device clocks", "hertz", ((name("aegis.device.clock"), "{{device}} {{domain}}"),)),
+    Panel(
         "Telemetry lost",
         "short",
         ((f"sum by (what) ({name('aegis.telemetry.dropped')})", "{{what}}"),),

@@ -1,6 +1,6 @@
-"""Build hook: compiles CPU kernels and the planner's search with the compiler of `ziglang`.
+"""Build hook: compiles CPU kernels, the planner's search and the exporter's loops with `ziglang`.
 
-Runs whenever pip builds a wheel or makes an editable install; no compiler is needed on the machine.
+Runs whenever pip builds a wheel or makes an editable install; no other compiler is needed.
 Where they can not be built the install goes on without them, and NumPy and Python do the same
 work. `python tools/hatch_build.py` builds them in place.
 """
@@ -19,6 +19,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = "aegis_pipe/device/cpu/kernels"
 SEARCH = "aegis_pipe/memory/native"
+EXPORTER = "aegis_pipe/telemetry/native"
 
 GLIBC = "2.17"
 """Oldest C library they run with: manylinux2014."""
@@ -26,9 +27,9 @@ GLIBC = "2.17"
 TARGETS = {
     "x86_64": {
         **{f"{KERNELS}/lib/x86_64_v{level}.so": f"x86_64_v{level}" for level in (2, 3, 4)},
-        f"{SEARCH}/lib/x86_64.so": "x86_64_v2",
+        **{f"{folder}/lib/x86_64.so": "x86_64_v2" for folder in (SEARCH, EXPORTER)},
     },
-    "aarch64": {f"{KERNELS}/lib/aarch64.so": "generic", f"{SEARCH}/lib/aarch64.so": "generic"},
+    "aarch64": {f"{folder}/lib/aarch64.so": "generic" for folder in (KERNELS, SEARCH, EXPORTER)},
 }
 """By machine: each library, compiled from `../c`, and the processor it is compiled for."""
 
@@ -50,11 +51,13 @@ class KernelBuildHook(BuildHookInterface):
         """Compile; without a compiler the wheel stays pure Python."""
         problem = build()
         if problem:
-            self.app.display_warning(f"CPU kernels and planner are not compiled: {problem}")
+            self.app.display_warning(
+                f"CPU kernels, planner and exporter are not compiled: {problem}"
+            )
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{_platform_tag()}"
-        build_data["artifacts"] += [f"{folder}/lib/*.so" for folder in (KERNELS, SEARCH)]
+        build_data["artifacts"] += [f"{folder}/lib/*.so" for folder in (KERNELS, SEARCH, EXPORTER)]
 
 
 def build() -> str:

@@ -12,7 +12,8 @@ A method stands here only if every device can honour it; what some can not is de
 seventh noun, think again first. No raw handle leaves a device's folder.
 
 Threads: contexts, streams and events may be used by one thread at a time (the loader at load,
-the orchestration thread afterwards). Device threads call back only through the progress listener.
+the orchestration thread afterwards), but for `DeviceContext.read_sensors`. Device threads call back
+only through the progress listener.
 """
 
 from __future__ import annotations
@@ -72,6 +73,16 @@ class DeviceDescription:
         """Return what a copy of so many bytes takes of its stream's staging memory."""
         unit = self.staging_alignment_bytes
         return -(-size_bytes // unit) * unit if unit else 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReadings:
+    """What a device's own sensors say at a moment."""
+
+    temperature_celsius: int | None
+    """None if it can not be read."""
+    clocks_hertz: tuple[tuple[str, int], ...]
+    """Present frequency by what runs at it (`sm`, `memory`); without those that can not be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +307,13 @@ class DeviceContext(Protocol):
         """Make one launchable unit out of bound calls, to run in this order.
 
         Calls of views cost nothing; each keeps its row in `kernel_times`.
+        """
+        ...
+
+    def read_sensors(self) -> DeviceReadings | None:
+        """Ask the device's sensors; None if it has none, they can not be reached, or it is closed.
+
+        For any thread, also while others use the context; may take milliseconds.
         """
         ...
 

@@ -137,18 +137,7 @@ class TraceAssembler:
     def add(self, event: Event) -> None:
         """Take note of an event."""
         match event:
-            case PhaseFinished():
-                self._loads.add_phase(event)
-            case ModelLoaded():
-                self._loads.add_loaded(event)
-            case MemoryAllocated():
-                self._loads.add_allocation(event)
-            case StageFinished():
-                self._add_stage(event)
-            case ItemFinished():
-                item = self._item((event.pipeline, event.item))
-                item.finished = event
-                self._ended.append(item)
+            # The many first.
             case (
                 RequestSubmitted()
                 | DecisionMade()
@@ -162,6 +151,18 @@ class TraceAssembler:
                     record.add(event)
                     if record.finished is event:
                         self._ended.append(record)
+            case PhaseFinished():
+                self._loads.add_phase(event)
+            case ModelLoaded():
+                self._loads.add_loaded(event)
+            case MemoryAllocated():
+                self._loads.add_allocation(event)
+            case StageFinished():
+                self._add_stage(event)
+            case ItemFinished():
+                item = self._item((event.pipeline, event.item))
+                item.finished = event
+                self._ended.append(item)
             case _:
                 pass  # The log has it; no trace does.
 

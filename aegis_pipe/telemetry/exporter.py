@@ -21,7 +21,7 @@ from aegis_pipe.telemetry.spans import Trace
 POLL_S: Final = 0.1
 """How often the ring is emptied: nobody wakes the exporter, as that would cost the emitters."""
 BREATH_S: Final = 0.0001
-TRACES_A_BREATH: Final = 2
+TRACES_A_BREATH: Final = 3
 """Some 0.3 ms of work: no request waits longer than that for the interpreter."""
 
 _log = logging.getLogger(__name__)

@@ -52,10 +52,9 @@ def span_id_at(root_span_id: int, position: int) -> int:
     return (root_span_id + position * _ODD_STEP) & _SPAN_ID_MASK or 1
 
 
-def span_ids_from(root_span_id: int, position: int, count: int) -> np.ndarray:
-    """Return `span_id_at` of as many positions in a row, as uint64[count]."""
-    first = (root_span_id + position * _ODD_STEP) & _SPAN_ID_MASK
-    ids: np.ndarray = _steps(count) + np.uint64(first)
+def span_ids_from(first_id: int, count: int) -> np.ndarray:
+    """Return the ids of as many positions in a row, the first of which is given, as uint64."""
+    ids: np.ndarray = _steps(count) + np.uint64(first_id)
     if not ids.all():
         ids[ids == 0] = 1
     return ids

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from aegis_pipe.clock import Clock
+from aegis_pipe.device.protocols import DeviceReadings
 from aegis_pipe.events import (
     CopyFinished,
     DecisionMade,
@@ -88,6 +89,15 @@ METRICS: Final[dict[str, Metric]] = {
     "aegis.memory.peak": Metric(
         "gauge", "By", ("model",), "Highest end of a model's tensors, summed over the pools."
     ),
+    "aegis.device.temperature": Metric(
+        "gauge", "Cel", ("device",), "The device's temperature now; absent if it tells none."
+    ),
+    "aegis.device.clock": Metric(
+        "gauge",
+        "Hz",
+        ("device", "domain"),
+        "The device's frequency now: `sm`, `memory`; absent if it tells none.",
+    ),
     "aegis.telemetry.dropped": Metric(
         "counter", "", ("what",), "Telemetry that was lost: `events`, `spans`, `log_lines`."
     ),
@@ -158,6 +168,8 @@ class MetricsRecorder:
         self.start_ns = clock.now_ns()
         self._clock = clock
         self._losses = losses
+        self._device = ""
+        self._read_sensors: Callable[[], DeviceReadings | None] = _no_readings
         self._requests: Counter[Labels] = Counter()
         self._misses: Counter[Labels] = Counter()
         self._overruns: Counter[Labels] = Counter()
@@ -217,6 +229,12 @@ class MetricsRecorder:
             for key in [key for key in self._planned if key[0] in event.models_removed]:
                 del self._planned[key]
 
+    def observe_device(
+        self, device: str, read_sensors: Callable[[], DeviceReadings | None]
+    ) -> None:
+        """Have a device's sensors asked whenever metrics are read, on the reader's thread."""
+        self._device, self._read_sensors = device, read_sensors
+
     def _add_finished(self, event: RequestFinished) -> None:
         self._requests[event.model, event.outcome, event.reason] += 1
         self._misses[event.model,] += event.deadline_missed
@@ -255,10 +273,25 @@ class MetricsRecorder:
             "aegis.memory.planned": dict(self._planned),
             "aegis.memory.reserved": reserved,
             "aegis.memory.peak": peaks,
+            **self._device_points(),
             "aegis.telemetry.dropped": {(what,): count for what, count in losses._asdict().items()},
         }
         assert values.keys() == METRICS.keys()
         return values
+
+    def _device_points(self) -> dict[str, Points]:
+        readings, device = self._read_sensors(), self._device
+        temperatures: dict[Labels, int] = {}
+        clocks: dict[Labels, int] = {}
+        if readings is not None:
+            if readings.temperature_celsius is not None:
+                temperatures[device,] = readings.temperature_celsius
+            clocks = {(device, domain): hertz for domain, hertz in readings.clocks_hertz}
+        return {"aegis.device.temperature": temperatures, "aegis.device.clock": clocks}
+
+
+def _no_readings() -> None:
+    return None
 
 
 def _add(histograms: dict[Labels, ExponentialHistogram], labels: Labels, duration_ns: int) -> None:

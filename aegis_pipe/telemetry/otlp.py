@@ -1,6 +1,6 @@
 """Spans to an OpenTelemetry collector, by OTLP over gRPC or HTTP.
 
-Not through the OpenTelemetry SDK's exporters: they encode slowly (see `otlp_proto`), retry with
+Not through the OpenTelemetry SDK's exporters: they encode slowly (see `otlp_proto.py`), retry with
 sleeps in between, and tell only their logs why something failed. The transports are imported
 late: gRPC takes longer to import than some runs last.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
 from aegis_pipe.telemetry.config import TelemetryConfig
-from aegis_pipe.telemetry.otlp_proto import encode_request
+from aegis_pipe.telemetry.otlp_tape import OtlpEncoder
 from aegis_pipe.telemetry.resources import Resources
 from aegis_pipe.telemetry.spans import Trace
 
@@ -27,7 +27,7 @@ class OtlpSink:
 
     def __init__(self, config: TelemetryConfig, resources: Resources) -> None:
         self._config = config
-        self._resources = resources
+        self._encoder = OtlpEncoder(resources)
         self._transport: _Transport | None = None
         self.where = f"{config.otlp_endpoint} (OTLP over {config.otlp_protocol})"
         self.problem = ""
@@ -41,7 +41,7 @@ class OtlpSink:
     def export(self, batch: Trace) -> bool:
         """Send a batch; return whether the collector took it."""
         assert self._transport is not None
-        self.problem = self._transport.send(encode_request(batch, self._resources))
+        self.problem = self._transport.send(self._encoder.encode(batch))
         return not self.problem
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 The SDK's encoder takes 30 us a span and holds the interpreter meanwhile, so that requests wait
 for their own traces; this takes a fifth of that, and for kernels, whose bytes are the same in every
 request but for ids and times, a hundredth: they are filled into a template of their segment.
+Where C is compiled it makes the same bytes (`otlp_tape.py`), from this file's pieces.
 A test compares the two encoders, message by message.
 Field numbers are those of opentelemetry-proto 1.x (`trace.proto`, `common.proto`, `resource.proto`,
 `trace_service.proto`), which are frozen; the encoding is protobuf's (protobuf.dev, "Encoding").
@@ -51,25 +52,28 @@ def encode_request(batch: Trace, resources: Resources) -> bytes:
     device: list[bytes] = []
     for part in batch:
         if isinstance(part, Span):
-            (device if part.on_device else host).append(_field(b"\x12", _span(part)))
+            (device if part.on_device else host).append(field(b"\x12", _span(part)))
         else:
             device.append(_block(part))
     services = ((resources.host, host), (resources.device, device))
     return b"".join(
-        [part for resource, spans in services if spans for part in _service(resource, spans)]
+        [part for resource, spans in services if spans for part in service(resource, spans)]
     )
 
 
-def _service(resource: Mapping[str, AttributeValue], spans: Sequence[bytes]) -> list[bytes]:
+Piece = bytes | memoryview
+
+
+def service(resource: Mapping[str, AttributeValue], spans: Sequence[Piece]) -> list[Piece]:
     """Return a `ResourceSpans` in pieces: the spans are large, and are joined once."""
-    scope = _field(b"\x0a", _text(b"\x0a", SCOPE_NAME))
+    scope = field(b"\x0a", text(b"\x0a", SCOPE_NAME))
     scope_spans = b"\x12" + _varint(len(scope) + sum(map(len, spans))) + scope
-    head = _field(b"\x0a", _attributes(b"\x0a", resource)) + scope_spans
+    head = field(b"\x0a", _attributes(b"\x0a", resource)) + scope_spans
     length = len(head) + sum(map(len, spans))
     return [b"\x0a" + _varint(length) + head, *spans]
 
 
-class _Template:
+class Template:
     """The bytes of a segment's kernel spans, and where ids and times go.
 
     Durations are varints of a fixed length: continuation bits on bytes of value zero are legal.
@@ -81,29 +85,37 @@ class _Template:
     _CONTINUED: Final = np.array([0x80] * (DURATION_BYTES - 1) + [0], np.uint8)
 
     def __init__(self, calls: SegmentCalls, stream: int) -> None:
-        self.bytes = bytearray()
-        places = []
+        image = bytearray()
+        firsts, places = [], []
         for call in range(len(calls.calls)):
             body, holes = self._span(calls, call, stream)
-            message = _field(b"\x12", body)
-            start = len(self.bytes) + len(message) - len(body)
+            message = field(b"\x12", body)
+            start = len(image) + len(message) - len(body)
+            firsts.append([start + first for first, _ in holes])
             places.append([start + offset for first, size in holes for offset in _run(first, size)])
-            self.bytes += message
-        self._image = np.frombuffer(bytes(self.bytes), np.uint8)
+            image += message
+        self._image = np.frombuffer(bytes(image), np.uint8)
         self._places = np.array(places, np.intp)
+        # Without the sixth: the end's hole is 9 bytes after the start's.
+        self._holes = np.array(firsts, np.int32)[:, [0, 1, 2, 3, 5]].copy()
+        self.size_bytes = len(image)
+        self.address = self._image.ctypes.data
+        """Of the bytes."""
+        self.holes_address = self._holes.ctypes.data
+        """Of int32[calls, 5]: offsets of trace id, span id, parent's id, start and duration."""
 
     def _span(
         self, calls: SegmentCalls, call: int, stream: int
     ) -> tuple[bytes, list[tuple[int, int]]]:
         """Return a span with holes, and (offset, size) of each hole."""
         head = _SPAN_IDS.pack(b"\x0a\x10", bytes(16), b"\x12\x08", 0)
-        head += _PARENT_ID.pack(b"\x22\x08", 0) + _text(b"\x2a", calls.calls[call][0])
+        head += _PARENT_ID.pack(b"\x22\x08", 0) + text(b"\x2a", calls.calls[call][0])
         times = _SPAN_TIMES.pack(b"\x30\x01", b"\x39", 0, b"\x41", 0)
         values = calls.attributes(call, stream, 0)
         del values[names.DURATION_NS]
         number = b"\x18" + bytes(self.DURATION_BYTES)
-        pair = _text(b"\x0a", names.DURATION_NS) + _field(b"\x12", number)
-        body = head + times + _attributes(b"\x4a", values) + _field(b"\x4a", pair)
+        pair = text(b"\x0a", names.DURATION_NS) + field(b"\x12", number)
+        body = head + times + _attributes(b"\x4a", values) + field(b"\x4a", pair)
         holes = [
             (2, 16),
             (20, 8),
@@ -116,21 +128,20 @@ class _Template:
 
     def fill(self, block: SpanBlock) -> bytes:
         """Return the block's spans, each with its tag and length."""
-        count = len(block.span_ids)
-        values = np.empty((count, self._places.shape[1]), np.uint8)
+        values = np.empty((block.kernels, self._places.shape[1]), np.uint8)
         values[:, 0:16] = np.frombuffer(block.trace_id.to_bytes(16, "big"), np.uint8)
         values[:, 16:24] = _bytes_of(block.span_ids, ">u8")
         values[:, 24:32] = np.frombuffer(block.parent_id.to_bytes(8, "big"), np.uint8)
-        values[:, 32:40] = _bytes_of(block.starts_ns, "<u8")
-        values[:, 40:48] = _bytes_of(block.ends_ns, "<u8")
-        septets = (block.durations_ns[:, None] >> self._SHIFTS) & 0x7F
+        values[:, 32:40] = _bytes_of(block.columns[0], "<u8")
+        values[:, 40:48] = _bytes_of(block.columns[1], "<u8")
+        septets = (block.columns[2][:, None] >> self._SHIFTS) & 0x7F
         values[:, 48:] = septets.astype(np.uint8) | self._CONTINUED
         filled = self._image.copy()
         filled[self._places] = values
         return filled.tobytes()
 
 
-_template = lru_cache(maxsize=4_096)(_Template)
+template = lru_cache(maxsize=4_096)(Template)
 
 
 def _run(first: int, size: int) -> range:
@@ -142,9 +153,9 @@ def _bytes_of(numbers: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _block(block: SpanBlock) -> bytes:
-    if int(block.durations_ns.max(initial=0)) > _Template.DURATION_MAX_NS:
-        return b"".join(_field(b"\x12", _span(span)) for span in block.spans())
-    return _template(block.calls, block.stream).fill(block)
+    if int(block.columns[2].max(initial=0)) > Template.DURATION_MAX_NS:
+        return b"".join(field(b"\x12", _span(span)) for span in block.spans())
+    return template(block.calls, block.stream).fill(block)
 
 
 def _span(span: Span) -> bytes:
@@ -156,34 +167,37 @@ def _span(span: Span) -> bytes:
         _SPAN_TIMES.pack(b"\x30\x01", b"\x39", span.start_ns, b"\x41", span.end_ns),
         _attributes(b"\x4a", span.attributes),
     ]
-    parts += [_field(b"\x5a", _event(event)) for event in span.events]
-    parts += [_field(b"\x6a", _link(link)) for link in span.links]
-    status = _text(b"\x12", span.error) + b"\x18\x02" if span.error else b""
-    remoteness = _FLAG_PARENT_IS_REMOTE if span.parent_is_remote else 0
-    # An empty status is written too, as the SDK does: it means "unset".
-    parts += [
-        _field(b"\x7a", status),
-        _FLAGS.pack(b"\x85\x01", _FLAG_REMOTENESS_KNOWN | remoteness),
-    ]
+    parts += [field(b"\x5a", _event(event)) for event in span.events]
+    parts += [field(b"\x6a", link(each)) for each in span.links]
+    parts.append(tail(span.error, span.parent_is_remote))
     return b"".join(parts)
+
+
+def tail(error: str, parent_is_remote: bool) -> bytes:
+    """Return what a span ends with: `status` = 15 and `flags` = 16."""
+    # An empty status is written too, as the SDK does: it means "unset".
+    status = field(b"\x7a", text(b"\x12", error) + b"\x18\x02" if error else b"")
+    remoteness = _FLAG_PARENT_IS_REMOTE if parent_is_remote else 0
+    return status + _FLAGS.pack(b"\x85\x01", _FLAG_REMOTENESS_KNOWN | remoteness)
 
 
 @lru_cache(maxsize=4_096)
 def _name(name: str) -> bytes:
-    return _text(b"\x2a", name)
+    return text(b"\x2a", name)
 
 
 def _event(event: SpanEvent) -> bytes:
     time = _FIXED64.pack(b"\x09", event.at_ns)
-    return time + _text(b"\x12", event.name) + _attributes(b"\x1a", event.attributes)
+    return time + text(b"\x12", event.name) + _attributes(b"\x1a", event.attributes)
 
 
-def _link(link: SpanLink) -> bytes:
-    trace_id = link.target.trace_id.to_bytes(16, "big")
+def link(each: SpanLink) -> bytes:
+    """Return a `Span.Link`."""
+    trace_id = each.target.trace_id.to_bytes(16, "big")
     return b"".join(
         (
-            _SPAN_IDS.pack(b"\x0a\x10", trace_id, b"\x12\x08", link.target.span_id),
-            _attributes(b"\x22", {names.LINK: link.reason}),
+            _SPAN_IDS.pack(b"\x0a\x10", trace_id, b"\x12\x08", each.target.span_id),
+            _attributes(b"\x22", {names.LINK: each.reason}),
             struct.pack("<cI", b"\x35", _FLAG_REMOTENESS_KNOWN),
         )
     )
@@ -200,7 +214,7 @@ def _attributes(tag: bytes, values: Mapping[str, AttributeValue]) -> bytes:
             # Texts and truths repeat (names of kernels, nodes, rules), numbers hardly do.
             parts.append(tag + _known_pair(key, value))
         else:
-            parts.append(tag + _pair(key, value))
+            parts.append(tag + pair(key, value))
     return b"".join(parts)
 
 
@@ -208,18 +222,18 @@ def _attributes(tag: bytes, values: Mapping[str, AttributeValue]) -> bytes:
 def _int_head(tag: bytes, key: str, number_bytes: int) -> bytes:
     """Return what stands before the varint of a whole number's `KeyValue`."""
     value = b"\x12" + _varint(1 + number_bytes) + b"\x18"
-    name = _text(b"\x0a", key)
+    name = text(b"\x0a", key)
     return tag + _varint(len(name) + len(value) + number_bytes) + name + value
 
 
-def _pair(key: str, value: AttributeValue) -> bytes:
+def pair(key: str, value: AttributeValue) -> bytes:
     """Return a `KeyValue` with its length."""
-    body = _text(b"\x0a", key) + _field(b"\x12", _any_value(value))
+    body = text(b"\x0a", key) + field(b"\x12", _any_value(value))
     return _varint(len(body)) + body
 
 
 # Typed, because True == 1 and they are encoded differently.
-_known_pair = lru_cache(maxsize=16_384, typed=True)(_pair)
+_known_pair = lru_cache(maxsize=16_384, typed=True)(pair)
 
 
 def _any_value(value: AttributeValue) -> bytes:
@@ -229,7 +243,7 @@ def _any_value(value: AttributeValue) -> bytes:
         case bool():  # Before int: a bool is one.
             return b"\x10\x01" if value else b"\x10\x00"
         case str():
-            return _text(b"\x0a", value)
+            return text(b"\x0a", value)
         case int():
             return b"\x18" + _varint(value & _INT64_MASK)
         case float():
@@ -247,15 +261,17 @@ def _array(values: Sequence[str] | Sequence[int] | Sequence[float]) -> bytes:
         elif type(value) is float:
             parts.append(_DOUBLE_ITEM.pack(b"\x0a\x09\x21", value))
         else:
-            parts.append(_field(b"\x0a", _any_value(value)))
-    return _field(b"\x2a", b"".join(parts))
+            parts.append(field(b"\x0a", _any_value(value)))
+    return field(b"\x2a", b"".join(parts))
 
 
-def _text(tag: bytes, value: str) -> bytes:
-    return _field(tag, value.encode())
+def text(tag: bytes, value: str) -> bytes:
+    """Return a text with its tag and length."""
+    return field(tag, value.encode())
 
 
-def _field(tag: bytes, body: bytes) -> bytes:
+def field(tag: bytes, body: bytes) -> bytes:
+    """Return bytes with their tag and length."""
     return tag + _varint(len(body)) + body
 
 

@@ -20,7 +20,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _PER_OCTAVE: Final = 2
 _BOUNDS: Final = range(-17 * _PER_OCTAVE, 6 * _PER_OCTAVE + 1)
 """Exponents of 2 ** (1 / _PER_OCTAVE), in seconds."""
-_UNITS: Final = {"s": "_seconds", "By": "_bytes", "": ""}
+_UNITS: Final = {"s": "_seconds", "By": "_bytes", "Cel": "_celsius", "Hz": "_hertz", "": ""}
 
 
 def prometheus_name(name: str) -> str:
@@ -34,6 +34,8 @@ def render(metrics: dict[str, Points]) -> str:
     """Return the page (prometheus.io/docs/instrumenting/exposition_formats, version 0.0.4)."""
     lines: list[str] = []
     for name, points in metrics.items():
+        if not points:
+            continue
         shown = prometheus_name(name)
         lines.append(f"# HELP {shown} {METRICS[name].meaning}")
         lines.append(f"# TYPE {shown} {METRICS[name].kind}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aegis_pipe.clock import Clock
+from aegis_pipe.device.protocols import DeviceReadings
 from aegis_pipe.events import Listener
 from aegis_pipe.telemetry.assembler import TraceAssembler
 from aegis_pipe.telemetry.config import TelemetryConfig
@@ -78,6 +79,7 @@ class Telemetry:
         self._json_log: JsonLog | None = None
         self._prometheus: PrometheusEndpoint | None = None
         self._sdk_metrics: SdkMetrics | None = None
+        self._metrics: MetricsRecorder | None = None
         self._exporter: Exporter | None = None
 
     @property
@@ -112,7 +114,7 @@ class Telemetry:
         sinks: list[SpanSink] = []
         try:
             self._make_sinks(sinks)
-            metrics = self._start_metrics()
+            metrics = self._metrics = self._start_metrics()
         except BaseException:
             self._close_log()
             for sink in sinks:
@@ -125,6 +127,16 @@ class Telemetry:
         for feeder in self._feeders:
             feeder.start()
         self._exporter.start()
+
+    def observe_device(
+        self, device: str, read_sensors: Callable[[], DeviceReadings | None]
+    ) -> None:
+        """Show a device's sensors among the metrics, if anybody reads those; after `start`.
+
+        They are asked at each reading, on the reader's thread, also while the device closes.
+        """
+        if self._metrics is not None:
+            self._metrics.observe_device(device, read_sensors)
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> TelemetryReport:
         """Export what there is, for no longer than that, and report; once, and after `start`."""

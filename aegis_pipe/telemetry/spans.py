@@ -14,12 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.ids import SpanReference, span_id_at, span_ids_from
+from aegis_pipe.telemetry.kernel_times import kernel_bounds, place_kernels
 
 AttributeValue = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float]
 Attributes = Mapping[str, AttributeValue]
@@ -97,18 +99,24 @@ class SpanBlock(NamedTuple):
     parent_id: int
     calls: SegmentCalls
     stream: int
-    span_ids: np.ndarray
-    """uint64[calls]"""
-    starts_ns: np.ndarray
-    """int64[calls]"""
-    ends_ns: np.ndarray
-    durations_ns: np.ndarray
-    """The true ones; `ends_ns` may have given way to a successor."""
+    first_id: int
+    """The first span's id; the others follow from it, see `span_ids_from`."""
+    columns: np.ndarray
+    """int64[3, calls]: starts, ends, and the true durations (an end may have given way)."""
+
+    @property
+    def kernels(self) -> int:
+        """Return how many spans there are."""
+        return len(self.calls.calls)
+
+    @property
+    def span_ids(self) -> np.ndarray:
+        """Return uint64[calls]."""
+        return span_ids_from(self.first_id, self.kernels)
 
     def spans(self) -> Iterator[Span]:
         """Yield the single spans."""
-        columns = (self.span_ids, self.starts_ns, self.ends_ns, self.durations_ns)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
+        rows = zip(self.span_ids.tolist(), *self.columns.tolist(), strict=True)
         for call, (span_id, start_ns, end_ns, duration_ns) in enumerate(rows):
             yield Span(
                 self.trace_id,
@@ -132,7 +140,7 @@ Trace = Sequence[Span | SpanBlock]
 
 def span_count(trace: Trace) -> int:
     """Return how many spans a trace has, those of blocks included."""
-    return sum(1 if isinstance(part, Span) else len(part.span_ids) for part in trace)
+    return sum(1 if isinstance(part, Span) else part.kernels for part in trace)
 
 
 def expand(trace: Trace) -> Iterator[Span]:
@@ -147,40 +155,30 @@ def expand(trace: Trace) -> Iterator[Span]:
 class KernelBlock:
     """A segment's kernels before they have ids; times are on the runtime's clock until placed."""
 
-    __slots__ = ("calls", "durations_ns", "end_ns", "ends_ns", "start_ns", "starts_ns", "stream")
+    __slots__ = ("calls", "columns", "end_ns", "stamps", "start_ns", "stream")
 
-    def __init__(self, calls: SegmentCalls, stream: int, times_ns: np.ndarray) -> None:
-        """Take int64[calls, 2], start and end per call, in the order of the calls."""
+    def __init__(self, calls: SegmentCalls, stream: int, stamps: bytes) -> None:
+        """Take the bytes of int64[calls, 2], start and end per call, in the order of the calls."""
         self.calls = calls
         self.stream = stream
-        self.starts_ns = times_ns[:, 0]
-        self.ends_ns = np.maximum(times_ns[:, 1], self.starts_ns)
-        self.durations_ns = self.ends_ns - self.starts_ns
-        self.start_ns = int(self.starts_ns.min())
-        self.end_ns = int(self.ends_ns.max())
+        self.stamps = stamps
+        self.start_ns, self.end_ns = kernel_bounds(stamps)
+        self.columns = _NOT_PLACED
+        """int64[3, calls], set by `place`: starts, ends, durations."""
 
-    def move(self, offset_ns: int) -> None:
-        """Add the same to all times."""
-        self.starts_ns = self.starts_ns + offset_ns
-        self.ends_ns += offset_ns
+    def place(self, offset_ns: int) -> None:
+        """Add the same to all times; do for the kernels what `_separate` does for nodes."""
+        self.columns = place_kernels(self.stamps, offset_ns)
         self.start_ns += offset_ns
         self.end_ns += offset_ns
 
-    def separate(self) -> None:
-        """Do for the kernels what `_separate` does for nodes."""
-        starts, ends = self.starts_ns, self.ends_ns
-        starts_us = starts // 1000
-        shown_end_us = starts_us + self.durations_ns // 1000
-        here_us, next_us = starts_us[:-1], starts_us[1:]
-        gives_way = (shown_end_us[:-1] >= next_us) & (here_us < next_us) & (ends[:-1] <= starts[1:])
-        if gives_way.any():
-            shorter = starts[:-1] + (next_us - 1 - here_us) * 1000
-            ends[:-1] = np.where(gives_way, shorter, ends[:-1])
-
     def give_way(self, successor_ns: int) -> None:
         """Shorten the last kernel for what comes after the block."""
-        end_ns = _given_way(int(self.starts_ns[-1]), int(self.ends_ns[-1]), successor_ns)
-        self.ends_ns[-1] = end_ns
+        starts, ends, _ = self.columns
+        ends[-1] = _given_way(int(starts[-1]), int(ends[-1]), successor_ns)
+
+
+_NOT_PLACED: Final = np.empty((3, 0), np.int64)
 
 
 @dataclass(slots=True, eq=False)
@@ -217,23 +215,43 @@ def flatten(
 
     Changes the tree's times as the module describes; each span's `aegis.duration_ns` stays true.
     """
-    _place(root, to_unix_ns)
-    _enclose(root)
-    _separate(root)
+    # One offset for the whole trace: its spans keep their distances.
+    _place(root, to_unix_ns(root.start_ns) - root.start_ns)
     trace: list[Span | SpanBlock] = []
+    trace_id = reference.trace_id
 
     def visit(node: SpanNode, parent_id: int, ids: _Ids) -> None:
         if node.own_span_id:
             ids = _Ids(node.own_span_id)
-        span_id = ids.take(1)
-        is_remote = node is root and parent is not None
-        trace.append(_to_span(node, reference.trace_id, span_id_at(*span_id), parent_id, is_remote))
-        own_id = trace[-1].span_id  # type: ignore[union-attr]  # just appended
-        for child in _in_order(node):
-            if isinstance(child, KernelBlock):
-                trace.append(_to_block(child, reference.trace_id, own_id, ids))
+        own_id = ids.take(1)
+        trace.append(
+            Span(
+                trace_id,
+                own_id,
+                parent_id,
+                node is root and parent is not None,
+                node.name,
+                node.start_ns,
+                node.end_ns,
+                node.attributes,
+                node.error,
+                node.on_device,
+                tuple(node.links[:LINKS_MAX]),
+                tuple(node.events),
+            )
+        )
+        parts: list[SpanNode | KernelBlock] = [*node.children, *node.blocks]
+        if not parts:
+            return
+        parts.sort(key=_by_time)
+        _separate(node, parts)
+        for part in parts:
+            if type(part) is KernelBlock:
+                calls, columns = part.calls, part.columns
+                first_id = ids.take(len(calls.calls))
+                trace.append(SpanBlock(trace_id, own_id, calls, part.stream, first_id, columns))
             else:
-                visit(child, own_id, ids)
+                visit(part, own_id, ids)  # type: ignore[arg-type]  # what is no block is a node
 
     visit(root, parent.span_id if parent else 0, _Ids(reference.span_id))
     return trace
@@ -246,111 +264,61 @@ class _Ids:
         self._root = root_span_id
         self._position = 0
 
-    def take(self, count: int) -> tuple[int, int]:
-        """Return (root's id, first position) of as many."""
+    def take(self, count: int) -> int:
+        """Return the first id of as many in a row."""
         position = self._position
         self._position += count
-        return self._root, position
+        return span_id_at(self._root, position)
 
 
-def _in_order(node: SpanNode) -> Sequence[SpanNode | KernelBlock]:
-    if not node.blocks:
-        return node.children
-    parts: list[SpanNode | KernelBlock] = [*node.children, *node.blocks]
-    return sorted(parts, key=_by_time)
+def _place(node: SpanNode, offset_ns: int) -> None:
+    """Move a tree to the wall clock, and cut off the events that are too many.
 
-
-def _to_span(
-    node: SpanNode, trace_id: int, span_id: int, parent_id: int, parent_is_remote: bool
-) -> Span:
-    return Span(
-        trace_id,
-        span_id,
-        parent_id,
-        parent_is_remote,
-        node.name,
-        node.start_ns,
-        node.end_ns,
-        node.attributes,
-        node.error,
-        node.on_device,
-        tuple(node.links[:LINKS_MAX]),
-        tuple(node.events),
-    )
-
-
-def _to_block(block: KernelBlock, trace_id: int, parent_id: int, ids: _Ids) -> SpanBlock:
-    count = len(block.starts_ns)
-    return SpanBlock(
-        trace_id,
-        parent_id,
-        block.calls,
-        block.stream,
-        span_ids_from(*ids.take(count), count),
-        block.starts_ns,
-        block.ends_ns,
-        block.durations_ns,
-    )
-
-
-def _place(node: SpanNode, to_unix_ns: Callable[[int], int]) -> None:
-    """Move a tree to the wall clock, and cut off the events that are too many."""
-    node.start_ns, node.end_ns = to_unix_ns(node.start_ns), to_unix_ns(node.end_ns)
+    Widens parents to their children: device stamps may stray over the host's by a little.
+    """
+    start_ns, end_ns = node.start_ns + offset_ns, node.end_ns + offset_ns
     if node.events:
         if len(node.events) > EVENTS_MAX:
             node.attributes[names.EVENTS_OMITTED] = len(node.events) - EVENTS_MAX
         node.events = [
-            SpanEvent(to_unix_ns(event.at_ns), event.name, event.attributes)
+            SpanEvent(event.at_ns + offset_ns, event.name, event.attributes)
             for event in node.events[:EVENTS_MAX]
         ]
+    for child in node.children:
+        if child.children or child.blocks or child.events:
+            _place(child, offset_ns)
+        else:
+            child.start_ns += offset_ns
+            child.end_ns += offset_ns
+        start_ns, end_ns = min(start_ns, child.start_ns), max(end_ns, child.end_ns)
     for block in node.blocks:
-        # The same for all of a segment's kernels, which so stay in order.
-        block.move(to_unix_ns(block.start_ns) - block.start_ns)
-    for child in node.children:
-        _place(child, to_unix_ns)
+        block.place(offset_ns)
+        start_ns, end_ns = min(start_ns, block.start_ns), max(end_ns, block.end_ns)
+    node.start_ns, node.end_ns = start_ns, end_ns
 
 
-def _enclose(node: SpanNode) -> None:
-    """Widen parents to their children: device stamps may stray over the host's by a little."""
-    for child in node.children:
-        if child.children or child.blocks:
-            _enclose(child)
-    if len(node.children) > 1:
-        node.children.sort(key=_by_time)
-    parts: list[SpanNode | KernelBlock] = [*node.children, *node.blocks]
-    for part in parts:
-        if part.start_ns < node.start_ns:
-            node.start_ns = part.start_ns
-        if part.end_ns > node.end_ns:
-            node.end_ns = part.end_ns
+_by_time = attrgetter("start_ns", "end_ns")
 
 
-def _by_time(part: SpanNode | KernelBlock) -> tuple[int, int]:
-    return part.start_ns, part.end_ns
-
-
-def _separate(node: SpanNode) -> None:
+def _separate(node: SpanNode, parts: Sequence[SpanNode | KernelBlock]) -> None:
     """Shorten a span that seems to end in the microsecond in which its successor begins.
 
     Viewers that compute a critical path in whole microseconds (start and duration each rounded
     down) take the two for overlapping and leave out the first. Spans too short to give way stay.
+    `parts` are what lies directly below the node, in the order of their times.
     """
-    for block in node.blocks:
-        block.separate()
-    for child, successor in pairwise(_in_order(node)):
-        if isinstance(child, KernelBlock):
-            child.give_way(successor.start_ns)
+    for part, successor in pairwise(parts):
+        if type(part) is KernelBlock:
+            part.give_way(successor.start_ns)
         else:
-            child.end_ns = _given_way(child.start_ns, child.end_ns, successor.start_ns)
+            part.end_ns = _given_way(part.start_ns, part.end_ns, successor.start_ns)
+    end_ns = node.end_ns
     for child in node.children:
-        child.start_ns = min(child.start_ns, node.end_ns)
-        child.end_ns = min(child.end_ns, node.end_ns)
-        if child.children or child.blocks:
-            _separate(child)
+        if child.end_ns > end_ns:
+            child.start_ns, child.end_ns = min(child.start_ns, end_ns), end_ns
     for block in node.blocks:
-        if block.end_ns > node.end_ns:
-            np.minimum(block.starts_ns, node.end_ns, out=block.starts_ns)
-            np.minimum(block.ends_ns, node.end_ns, out=block.ends_ns)
+        if block.end_ns > end_ns:
+            np.minimum(block.columns[:2], end_ns, out=block.columns[:2])
 
 
 def _given_way(start_ns: int, end_ns: int, successor_ns: int) -> int:

@@ -16,8 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import Final
 
 from aegis_pipe.events import (
     CopyFinished,
@@ -34,6 +33,7 @@ from aegis_pipe.events import (
 )
 from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.ids import Caller, SpanReference, parse_traceparent
+from aegis_pipe.telemetry.kernel_times import place_kernels
 from aegis_pipe.telemetry.numbers import json_number
 from aegis_pipe.telemetry.spans import (
     AttributeValue,
@@ -53,6 +53,9 @@ RequestEvent = (
 )
 KernelTable = Sequence[SegmentCalls]
 """What each segment calls."""
+
+_STAMPS_BYTES: Final = 16
+"""Of one call: its start and its end."""
 
 
 @dataclass(slots=True, eq=False)
@@ -226,7 +229,7 @@ def _execute(
     later = decisions[1:]
     done: list[SegmentFinished | CopyFinished] = [*record.segments, *record.copies]
     blocks = [_kernels(segment, kernels) for segment in record.segments]
-    spans = len(later) + sum(len(block.starts_ns) if block else 1 for block in blocks)
+    spans = len(later) + sum(len(block.calls.calls) if block else 1 for block in blocks)
     is_over = spans > max_spans
     if is_over and later:
         node.attributes[names.DECISIONS_OMITTED] = len(later)
@@ -320,8 +323,8 @@ def _kernels(done: SegmentFinished, kernels: KernelTable) -> KernelBlock | None:
     if not done.kernel_times or done.segment >= len(kernels):
         return None
     calls = kernels[done.segment]
-    times = np.frombuffer(done.kernel_times, dtype=np.int64).reshape(-1, 2)
-    return KernelBlock(calls, done.stream, times) if len(times) == len(calls.calls) else None
+    are_all_stamped = len(done.kernel_times) == _STAMPS_BYTES * len(calls.calls)
+    return KernelBlock(calls, done.stream, done.kernel_times) if are_all_stamped else None
 
 
 def _segment(done: SegmentFinished) -> SpanNode:
@@ -350,13 +353,14 @@ def _aggregate_kernels(blocks: Iterable[KernelBlock]) -> list[SpanNode]:
     calls: dict[str, int] = {}
     busy: dict[str, int] = {}
     for block in blocks:
+        block_starts, block_ends, durations = place_kernels(block.stamps, 0)
         for place, operator in enumerate(block.calls.operators):
             own = block.calls.operator_of == place
-            start_ns, end_ns = int(block.starts_ns[own].min()), int(block.ends_ns[own].max())
+            start_ns, end_ns = int(block_starts[own].min()), int(block_ends[own].max())
             starts[operator] = min(starts.get(operator, start_ns), start_ns)
             ends[operator] = max(ends.get(operator, end_ns), end_ns)
             calls[operator] = calls.get(operator, 0) + int(own.sum())
-            busy[operator] = busy.get(operator, 0) + int(block.durations_ns[own].sum())
+            busy[operator] = busy.get(operator, 0) + int(durations[own].sum())
     return [_aggregated(name, starts[name], ends[name], calls[name], busy[name]) for name in starts]
 
 

@@ -15,6 +15,7 @@ import gc
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar, cast
@@ -81,6 +82,19 @@ def check_description(device: DeviceContext) -> None:
     alignment = facts.alignment_bytes
     assert alignment > 0, "alignment is at least one byte"
     assert alignment & (alignment - 1) == 0, f"alignment {alignment} is no power of two"
+
+
+@_check
+def check_sensors(device: DeviceContext) -> None:
+    """Check that what the sensors say makes sense, and that they can be asked by any thread."""
+    with ThreadPoolExecutor(2) as pool:
+        for readings in pool.map(lambda _: device.read_sensors(), range(4)):
+            if readings is not None:
+                celsius = readings.temperature_celsius
+                assert celsius is None or -50 < celsius < 150, "a temperature is in Celsius"
+                domains = [domain for domain, _ in readings.clocks_hertz]
+                assert len(set(domains)) == len(domains), "each clock is told once"
+                assert all(0 <= hertz < 1e11 for _, hertz in readings.clocks_hertz), "in hertz"
 
 
 @_check

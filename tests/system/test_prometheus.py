@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 import aegis_pipe
+from aegis_pipe.device.cpu.context import CpuContext
+from aegis_pipe.device.protocols import DeviceReadings
 from aegis_pipe.telemetry.metrics import METRICS
 from aegis_pipe.telemetry.prometheus import prometheus_name
 from tests.system.receiving import free_port, wait_for
@@ -40,7 +42,12 @@ def query(port: int, expression: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="no Prometheus on this machine")
-def test_a_real_prometheus_draws_every_line(tmp_path: Path) -> None:
+def test_a_real_prometheus_draws_every_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The one thing that this machine can not tell of itself.
+    readings = DeviceReadings(41, (("sm", 1_980_000_000), ("memory", 2_619_000_000)))
+    monkeypatch.setattr(CpuContext, "read_sensors", lambda context: readings)
     metrics_port, port = free_port(), free_port()
     model = ROOT / "manifests" / "quickstart" / "digits.onnx"
     (tmp_path / "m.toml").write_text(

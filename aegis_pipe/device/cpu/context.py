@@ -27,6 +27,7 @@ from aegis_pipe.device.protocols import (
     DeviceDescription,
     DeviceEvent,
     DeviceGraph,
+    DeviceReadings,
     DeviceStream,
     KernelCall,
     Region,
@@ -188,6 +189,10 @@ class CpuContext:
         """Make one launchable unit out of bound calls, to run in this order."""
         self._assert_open()
         return self._own(CpuGraph(calls, self._clock))
+
+    def read_sensors(self) -> DeviceReadings | None:
+        """Return None: processors have no sensors that every machine shows."""
+        return None
 
     def set_progress_listener(self, listener: Callable[[], None] | None) -> None:
         """Have `listener` called on a stream's thread whenever an event was reached."""

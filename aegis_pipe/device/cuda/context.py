@@ -22,6 +22,7 @@ from aegis_pipe.device.cuda.graph import CudaGraph, CudaKernelCall
 from aegis_pipe.device.cuda.kernels import KERNELS
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Machine
 from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_of
+from aegis_pipe.device.cuda.sensors import Sensors
 from aegis_pipe.device.cuda.staging import STAGING_ALIGNMENT_BYTES
 from aegis_pipe.device.cuda.stamps import Stamps
 from aegis_pipe.device.cuda.stream import CudaStream
@@ -32,6 +33,7 @@ from aegis_pipe.device.protocols import (
     DeviceDescription,
     DeviceEvent,
     DeviceGraph,
+    DeviceReadings,
     DeviceStream,
     KernelCall,
     Region,
@@ -76,6 +78,7 @@ class CudaContext:
         )
         self._stamps = Stamps(compiler)
         self._faults = FaultWords()
+        self._sensors = Sensors(self._name, driver.pci_address(self._device))
         self._capture_stream = driver.create_stream(0)
         self._timeline = Timeline(clock, self._stamps.sample)
         self._priorities = driver.stream_priority_range()
@@ -209,6 +212,10 @@ class CudaContext:
         )
         return self._own(graph)
 
+    def read_sensors(self) -> DeviceReadings | None:
+        """Ask NVML."""
+        return self._sensors.read()
+
     def set_progress_listener(self, listener: Callable[[], None] | None) -> None:
         """Do nothing: this device's events are polled."""
 
@@ -217,6 +224,7 @@ class CudaContext:
         if not self._is_open:
             return
         self._is_open = False
+        self._sensors.close()
         driver.make_current(self._handle)
         remaining = list(self._resources.values())
         for resource in sorted(remaining, key=lambda one: not isinstance(one, CudaStream)):

@@ -124,6 +124,14 @@ def attribute(ordinal: int, name: str) -> int:
     return int(checked(cu.cuDeviceGetAttribute, key, ordinal))
 
 
+def pci_address(ordinal: int) -> str:
+    """Return where the device is, `domain:bus:device.function`, whatever ordinals others count."""
+    domain, bus, device = (
+        attribute(ordinal, f"PCI_{part}_ID") for part in ("DOMAIN", "BUS", "DEVICE")
+    )
+    return f"{domain:08x}:{bus:02x}:{device:02x}.0"
+
+
 def retain_context(ordinal: int) -> int:
     """Open the device's primary context, which libraries share, and make it current."""
     handle = int(checked(cu.cuDevicePrimaryCtxRetain, ordinal))

@@ -6,12 +6,16 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
+import aegis_pipe
 from aegis_pipe.clock import SystemClock
+from aegis_pipe.device.cpu.context import CpuContext
+from aegis_pipe.device.protocols import DeviceReadings
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.telemetry import Telemetry, TelemetryConfig
 from aegis_pipe.telemetry.metrics import (
@@ -25,10 +29,14 @@ from aegis_pipe.telemetry.prometheus import CONTENT_TYPE, PrometheusEndpoint, re
 from aegis_pipe.telemetry.resources import make_resources
 from aegis_pipe.telemetry.sdk_metrics import SdkMetrics
 from aegis_pipe.testing.event_sequences import run_events
+from tests.system.receiving import free_port
+
+NETWORK = Path(__file__).parents[3] / "manifests" / "quickstart" / "digits.onnx"
 
 
 def recorded() -> MetricsRecorder:
     recorder = MetricsRecorder(SystemClock(), lambda: Losses(1, 2, 3))
+    recorder.observe_device("cuda:0", lambda: DeviceReadings(41, (("sm", 1_980_000_000),)))
     for event in run_events():
         recorder.add(event)
     return recorder
@@ -146,3 +154,37 @@ def test_an_address_in_use_is_told_with_a_way_out() -> None:
         PrometheusEndpoint(address, recorder)
     assert "free port" in (caught.value.hint or "")
     first.close()
+
+
+def test_a_devices_readings_are_taken_when_somebody_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = iter([DeviceReadings(41, (("sm", 1_980_000_000),)), DeviceReadings(None, ()), None])
+    threads = []
+
+    def read_sensors(context: CpuContext) -> DeviceReadings | None:
+        threads.append(threading.current_thread())
+        return next(readings)
+
+    monkeypatch.setattr(CpuContext, "read_sensors", read_sensors)
+    path = tmp_path / "m.toml"
+    path.write_text(
+        'manifest_version = 1\nname = "m"\n'
+        f'[[models]]\nname = "net"\npath = "{NETWORK}"\n'
+        f'[telemetry]\nmetrics = {{ prometheus = "127.0.0.1:{(port := free_port())}" }}\n'
+    )
+    where = f"http://127.0.0.1:{port}/metrics"
+    with aegis_pipe.open_pipeline(path):
+        assert not threads
+        pages = [urllib.request.urlopen(where, timeout=5).read().decode() for _ in range(3)]
+    assert 'aegis_device_temperature_celsius{device="cpu"} 41\n' in pages[0]
+    assert 'aegis_device_clock_hertz{device="cpu",domain="sm"} 1980000000\n' in pages[0]
+    assert not any("aegis_device" in page for page in pages[1:])
+    assert len(threads) == 3
+    assert threading.main_thread() not in threads
+
+
+def test_a_device_without_sensors_is_not_among_the_metrics() -> None:
+    text = render(MetricsRecorder(SystemClock(), lambda: Losses(0, 0, 0)).read())
+    assert "aegis_telemetry_dropped" in text
+    assert "aegis_device" not in text
