@@ -118,6 +118,11 @@ class OrchestrationLoop:
         return self._fatal_error
 
     @property
+    def open_requests(self) -> int:
+        """Return how many accepted requests are not finished."""
+        return len(self._open)
+
+    @property
     def is_idle(self) -> bool:
         """Return whether every accepted request has been finished."""
         return not self._open and self._scheduler.is_idle

@@ -404,7 +404,8 @@ def _holds(phase: PhaseFinished, event: MemoryAllocated) -> bool:
 def _phase(phase: PhaseFinished, loaded: Mapping[int, ModelLoaded]) -> SpanNode:
     node = SpanNode(phase.name, phase.start_ns, phase.end_ns, error=_printable(phase.error))
     node.attributes |= {
-        f"{names.PHASE_PREFIX}{key}": phase.attributes[key] for key in sorted(phase.attributes)
+        key if key.startswith(names.PREFIX) else f"{names.PHASE_PREFIX}{key}": phase.attributes[key]
+        for key in sorted(phase.attributes)
     }
     if phase.model:
         node.attributes[names.MODEL] = phase.model
