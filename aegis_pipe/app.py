@@ -399,7 +399,7 @@ class Runtime:
 
     def _start_loop(self, context: DeviceContext, slots: Sequence[StreamSlot]) -> OrchestrationLoop:
         manifest = self._manifest
-        launcher = DeviceLauncher(
+        launcher = self._launcher = DeviceLauncher(
             slots,
             self.clock,
             self._hub,
@@ -536,6 +536,7 @@ class Runtime:
                 hint="reset it when their futures are done",
             )
         self._deployment.reset_state(model)
+        self._launcher.state_was_reset(model)
 
     def statistics(self) -> RuntimeStatistics:
         """Return the figures so far."""

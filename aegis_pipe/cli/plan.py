@@ -130,6 +130,7 @@ def as_text(planned: PlannedDeployment, *, steps: bool, passes: bool) -> str:
         _memory_table(planned),
         "",
         *_totals(planned),
+        *_state_lines(planned),
         "",
         f"schedule: policy {manifest.scheduler.policy}, "
         f"{counted(manifest.streams.count, 'stream')}, "
@@ -212,6 +213,17 @@ def _totals(planned: PlannedDeployment) -> list[str]:
         f"{straight}" + (":" if memory.staging_parts else ""),
         *[f"  {part}" for part in memory.staging_parts],
     ]
+
+
+def _state_lines(planned: PlannedDeployment) -> list[str]:
+    lines = []
+    for model in planned.models:
+        if model.states:
+            in_place = len(model.updated_in_place)
+            how = f"{in_place} updated in place" if in_place else "copied at the end of a request"
+            size = units.format_size(sum(model.state_bytes.values()))
+            lines.append(f"{model.name}: {counted(len(model.states), 'state')} of {size}, {how}")
+    return lines
 
 
 def _of_budget(budget_bytes: int | None) -> str:
@@ -338,6 +350,15 @@ def _model_json(
         "deadline_ns": section.deadline_ns,
         "inputs": {name: str(model.graph.spec(name)) for name in model.graph.inputs},
         "outputs": {name: str(model.graph.spec(name)) for name in model.graph.results},
+        "states": [
+            {
+                "input": name,
+                "output": output,
+                "size_bytes": model.state_bytes[name],
+                "in_place": name in model.updated_in_place,
+            }
+            for name, output in model.states.items()
+        ],
         "reference_kernels": [step.node for step in model.reference_steps],
     }
     if passes:

@@ -6,34 +6,40 @@ Compiling (`compile_model`) touches no device memory: `aegis-pipe plan` stops th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import MappingProxyType
 
 import numpy as np
 
 from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, KernelCall, Region
-from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.events import PhaseRecorder
-from aegis_pipe.execution.aliasing import joins_of, parts_of
 from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph
 from aegis_pipe.execution.lowering import ReferenceFactory, lower_node
+from aegis_pipe.execution.memory_planning import (
+    CompiledStep,
+    plan_memory,
+    sizes_of,
+    with_states,
+)
 from aegis_pipe.execution.operators.table import OperatorTable
 from aegis_pipe.execution.passes import PassReport
 from aegis_pipe.execution.program import BoundTensor
-from aegis_pipe.execution.recurrence import States, keeping, states_of, without
-from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
+from aegis_pipe.execution.recurrence import (
+    KEEP,
+    States,
+    keeping,
+    kept_name,
+    states_of,
+    without,
+)
+from aegis_pipe.kernel import PackedConstant
 from aegis_pipe.memory import (
     AllocationPlan,
-    LifetimeAnalyser,
     MemoryAnalysis,
-    MemoryPlanner,
-    MemoryStep,
     ModelMemory,
     PlanViolation,
     WorkspaceId,
-    assert_plan_is_sound,
     check_lifetimes,
     check_plan,
     content_digest,
@@ -70,28 +76,6 @@ class Weight:
         """Return whether it is the other one, compared byte by byte."""
         mine, theirs = (np.ascontiguousarray(one.array).reshape(-1) for one in (self, other))
         return np.array_equal(mine.view(np.uint8), theirs.view(np.uint8))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CompiledStep:
-    """One operator with the kernel that will run it."""
-
-    node: str
-    operator: str
-    request: KernelRequest
-    choice: KernelChoice
-    operands: tuple[TensorId, ...]
-    """Data operands in the request's order; empty where left out."""
-    results: tuple[TensorId, ...]
-    weights: Mapping[int, str]
-    """Key of the weight for each constant operand, by position."""
-    in_place: bool = False
-    """The plan has its bytes where they have to come to: no kernel runs."""
-
-    @property
-    def is_launched(self) -> bool:
-        """Whether a kernel runs; views have none."""
-        return self.choice.view is None and not self.in_place
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,19 +116,41 @@ class CompiledModel:
         """Bytes of each state."""
         return {str(name): self.graph.spec(name).size_bytes for name in self.states}
 
+    @property
+    def updated_in_place(self) -> tuple[TensorId, ...]:
+        """States whose next value is written where they lie, and not copied there at the end."""
+        return tuple(step.results[0] for step in self.steps if step.is_keep and step.in_place)
+
+    @property
+    def first_update(self) -> int | None:
+        """The first of the launched steps that writes over a state; None if it is a copy.
+
+        From there on, a request that does not reach its end leaves states half-written.
+        """
+        places = [
+            any(self.analysis.storage_of.get(result) in self.states for result in step.results)
+            for step in self.steps
+            if step.is_launched and not step.is_keep
+        ]
+        return places.index(True) if True in places else None
+
     def violations(self, alignment_bytes: int) -> list[PlanViolation]:
         """Return what the independent checker finds wrong with the plan of the arena."""
         analysis, plan = self.analysis, self.plan
+        sizes_bytes = sizes_of(self.graph, self.states)
         return [
             *check_lifetimes(analysis.lifetimes, plan),
             *check_plan(
                 analysis.steps,
-                sizes_of(self.graph, self.states),
-                inputs=self.inputs,
-                outputs=[tensor for tensor in self.outputs if tensor in analysis.storage_of],
+                sizes_bytes,
+                inputs=(*self.inputs, *self.states),
+                outputs=[
+                    *(tensor for tensor in self.outputs if tensor in analysis.storage_of),
+                    *map(kept_name, self.states),
+                ],
                 storage_of=analysis.storage_of,
                 offset_of=analysis.offset_of,
-                plan=plan,
+                plan=with_states(plan, sizes_bytes, self.states, alignment_bytes),
                 alignment_bytes=alignment_bytes,
             ),
         ]
@@ -225,15 +231,15 @@ def compile_model(
         }
         phase.attributes["reference_kernels"] = sum(step.choice.is_reference for step in steps)
     with phases.phase("memory.plan", model=graph.name) as phase:
-        analysis, plan = _plan_memory(
+        analysis, plan = plan_memory(
             graph,
-            tuple(_memory_step(step, kept) for step in steps),
+            steps,
             context.description.alignment_bytes,
             guard_bytes,
             kept,
         )
         steps = tuple(
-            replace(step, in_place=memory_step.moves)
+            replace(step, in_place=memory_step.moves or (step.is_keep and bool(memory_step.views)))
             for step, memory_step in zip(steps, analysis.steps, strict=True)
         )
         phase.attributes["kernels"] = sum(step.is_launched for step in steps)
@@ -251,54 +257,6 @@ def compile_model(
         guard_bytes=guard_bytes,
         states=kept,
     )
-
-
-def _plan_memory(
-    graph: ExecutionGraph,
-    steps: tuple[MemoryStep, ...],
-    alignment_bytes: int,
-    guard_bytes: int,
-    states: States,
-) -> tuple[MemoryAnalysis, AllocationPlan]:
-    if guard_bytes:
-        # A part that lies in place has no guard of its own.
-        steps = tuple(replace(step, parts=(), joins=()) for step in steps)
-    sizes_bytes = sizes_of(graph, states)
-    inputs = without(graph.inputs, states)
-    outputs = without(graph.outputs, {*graph.constants, *states.values()})
-    analysis = LifetimeAnalyser(alignment_bytes).analyse(
-        steps, sizes_bytes, inputs=inputs, outputs=outputs
-    )
-    swapped = [name for name, output in states.items() if output in analysis.constant_of]
-    if swapped:
-        raise InvalidModelError(
-            "its next value is a state as it was", context=f"`state`, input `{swapped[0]}`"
-        )
-    plan = MemoryPlanner().plan(
-        [replace(x, size_bytes=x.size_bytes + 2 * guard_bytes) for x in analysis.lifetimes]
-    )
-    offsets = {storage: offset + guard_bytes for storage, offset in plan.offsets.items()}
-    plan = replace(plan, offsets=MappingProxyType(offsets))
-    assert_plan_is_sound(
-        analysis.steps,
-        sizes_bytes,
-        inputs=inputs,
-        outputs=outputs,
-        storage_of=analysis.storage_of,
-        offset_of=analysis.offset_of,
-        plan=plan,
-        alignment_bytes=alignment_bytes,
-    )
-    return analysis, plan
-
-
-def sizes_of(graph: ExecutionGraph, states: States) -> dict[str, int]:
-    """Return the bytes of every tensor in the arena: constants and states lie elsewhere."""
-    return {
-        tensor: edge.spec.size_bytes
-        for tensor, edge in graph.tensors.items()
-        if tensor not in graph.constants and tensor not in states
-    }
 
 
 class _WeightTable:
@@ -352,32 +310,7 @@ def _keep(
     graph: ExecutionGraph, name: TensorId, output: TensorId, context: DeviceContext
 ) -> CompiledStep:
     request, choice = keeping(graph, output, context)
-    return CompiledStep(request.node, "Keep", request, choice, (output,), (name,), {})
-
-
-def _memory_step(step: CompiledStep, states: States) -> MemoryStep:
-    if step.results and step.results[0] in states:
-        # What it writes lies outside of the arena.
-        return MemoryStep(step.node, step.operands, (), step.choice.workspace_bytes)
-    view = [step.choice.view] if step.choice.view else []
-
-    def pairs(positions: Sequence[tuple[int, int]]) -> tuple[tuple[str, str], ...]:
-        return tuple(
-            (step.operands[source], step.results[target])
-            for source, target in positions
-            if step.operands[source] and step.results[target]
-        )
-
-    return MemoryStep(
-        name=step.node,
-        reads=tuple(filter(None, step.operands)),
-        writes=tuple(filter(None, step.results)),
-        workspace_bytes=step.choice.workspace_bytes,
-        in_place=pairs(step.choice.in_place),
-        views=pairs(view),
-        parts=() if view else parts_of(step.request, step.operands, step.results),
-        joins=() if view else joins_of(step.request, step.operands, step.results),
-    )
+    return CompiledStep(request.node, KEEP, request, choice, (output,), (name,), {})
 
 
 class ModelBinder:
@@ -394,8 +327,9 @@ class ModelBinder:
         self._compiled = compiled
         self._context = context
         self._weights = weights
-        self._storages = storages
-        self._states = states or {}
+        self._storages: dict[Hashable, Region] = dict(storages)
+        for name, region in (states or {}).items():
+            self._storages[name] = region
         self._regions = self._place()
 
     def _place(self) -> dict[TensorId, Region]:
@@ -405,7 +339,6 @@ class ModelBinder:
             for tensor, edge in graph.tensors.items()
             if tensor in compiled.analysis.storage_of
         }
-        regions.update(self._states)
         for tensor, key in compiled.constant_outputs.items():
             regions[tensor] = self._weights[key]
         for step in compiled.steps:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,6 @@ from aegis_pipe.execution.capture import GraphCapture
 from aegis_pipe.execution.collector import collector_paused
 from aegis_pipe.execution.compiler import (
     CompiledModel,
-    CompiledStep,
     ModelBinder,
     Weight,
     compile_model,
@@ -32,6 +32,7 @@ from aegis_pipe.execution.compiler import (
 from aegis_pipe.execution.executor import Executor
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.guarding import watch_calls
+from aegis_pipe.execution.memory_planning import CompiledStep
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
 from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.passes import (
@@ -386,7 +387,11 @@ class Deployment:
             binder.outputs(),
             segments,
             lengths=compiled.graph.lengths,
+            first_update=self._segment_of(compiled.name, compiled.first_update),
         )
+
+    def _segment_of(self, model: str, call: int | None) -> int | None:
+        return None if call is None else bisect_right(self._boundaries.get(model, ()), call)
 
     @staticmethod
     def _warm_up(bound: BoundModel, stream: DeviceStream) -> None:

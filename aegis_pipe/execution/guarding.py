@@ -64,6 +64,8 @@ class _Places:
         analysis, graph = self._compiled.analysis, self._compiled.graph
         targets = {}
         for tensor in analysis.steps[step].writes:
+            if analysis.storage_of[tensor] not in self._lifetimes:
+                continue  # a state, which lies outside of the arena
             start, _ = self._span(analysis.storage_of[tensor])
             start += analysis.offset_of.get(tensor, 0)
             size_bytes = graph.spec(TensorId(tensor)).size_bytes

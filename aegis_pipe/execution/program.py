@@ -69,6 +69,8 @@ class BoundModel:
     """Where lanes wait for each other; positions are those of `work`."""
     lengths: Mapping[TensorId, Mapping[int, TensorId]] = field(default_factory=dict)
     """Outputs as long as the data says: by axis, the output that holds the true length."""
+    first_update: int | None = None
+    """The first segment that writes over what the model keeps from request to request."""
 
     @property
     def segment_count(self) -> int:
@@ -119,6 +121,7 @@ def build_program(
     *,
     copy_lane: int = COMPUTE_LANE,
     lengths: Mapping[TensorId, Mapping[int, TensorId]] | None = None,
+    first_update: int | None = None,
 ) -> BoundModel:
     """Line up a model's work; `copy_lane` puts its copies on a stream of their own."""
     kinds = [WorkKind.COPY_IN, *[WorkKind.SEGMENT] * len(segments), WorkKind.COPY_OUT]
@@ -138,7 +141,7 @@ def build_program(
         )
         for i in range(len(kinds))
     )
-    return BoundModel(name, tuple(inputs), tuple(outputs), work, waits, lengths or {})
+    return BoundModel(name, tuple(inputs), tuple(outputs), work, waits, lengths or {}, first_update)
 
 
 def _chain(length: int) -> list[Dependency]:

@@ -3,17 +3,37 @@
 The input's bytes lie outside of the arenas, once for all streams; the model's operators read them
 there. At the end of a request, when nobody reads them any more, the output is copied over them: a
 request that fails or is given up before leaves the state as it was.
+
+Caches that grow (the keys and values of attention) are too large for that. An output that is the
+input with some of it replaced (`UPDATES`), or that is put together anew once the input has been
+read, is written where the input lies, if the plan proves that nobody reads the old bytes later. Of
+such a model, a request that does not reach its end leaves a state that is neither old nor new: the
+next ones are refused until it is reset.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from aegis_pipe.device.protocols import DeviceContext
 from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 from aegis_pipe.tensor import TensorId, TensorSpec
+
+UPDATES = frozenset(
+    (
+        "ScatterND",
+        "ScatterElements",
+        "TensorScatter",
+        "com.microsoft.GroupQueryAttention",
+    )
+)
+"""Operators whose kernels replace some of an operand and may leave the rest where it is."""
+
+KEEP = "Keep"
+"""Stands for an operator: what brings an output to where the state lies."""
 
 States = Mapping[TensorId, TensorId]
 """The output that becomes it, by input."""
@@ -64,3 +84,41 @@ def keeping(
     choice = context.select(request)
     assert choice.view is None, f"{choice.kernel} copies nothing"
     return request, choice
+
+
+def kept_name(name: TensorId) -> str:
+    """Return what the plan calls a state's next value, once it lies where the state lies."""
+    return f"`{name}` of the next request"
+
+
+class Producer(NamedTuple):
+    """What is known of the step that makes a tensor."""
+
+    operator: str
+    view_of: TensorId | None
+    """The tensor that it is the same bytes as."""
+    over: tuple[TensorId, ...]
+    """Operands that it may be written over."""
+
+
+def heirs_of(
+    name: TensorId, output: TensorId, producers: Mapping[TensorId, Producer]
+) -> frozenset[str]:
+    """Return what may be written where a state lies, on the way from it to its next value.
+
+    Nothing if its next value is neither an update of it nor a concatenation.
+    """
+    heirs = [str(output)]
+    tensor, updates = output, 0
+    while tensor != name:
+        made = producers.get(tensor)
+        if made is None:
+            return frozenset()
+        if made.view_of is not None:
+            tensor = made.view_of
+        elif made.operator in UPDATES and made.over:
+            tensor, updates = made.over[0], updates + 1
+        else:
+            return frozenset(heirs) if made.operator == "Concat" else frozenset()
+        heirs.append(str(tensor))
+    return frozenset(heirs[:-1]) if updates else frozenset()

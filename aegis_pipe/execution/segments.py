@@ -17,7 +17,8 @@ import ml_dtypes
 import numpy as np
 
 from aegis_pipe.execution.capture import cut_into_segments
-from aegis_pipe.execution.compiler import CompiledModel, CompiledStep
+from aegis_pipe.execution.compiler import CompiledModel
+from aegis_pipe.execution.memory_planning import CompiledStep
 
 _HALF_DTYPES: Final = frozenset({np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)})
 

@@ -50,15 +50,20 @@ class LifetimeAnalyser:
         *,
         inputs: Sequence[str],
         outputs: Collection[str],
+        kept: Mapping[str, Collection[str]] | None = None,
     ) -> MemoryAnalysis:
         """Return the lifetimes of storages and workspaces.
+
+        `kept` are tensors outside of the arena that hold something before step 0, and the results
+        that may come to lie where each of them lies, once nobody reads it any more. Their storages
+        have no lifetimes; nothing else is written there, or moved there or away.
 
         Inputs are filled before step 0 and may be overwritten by their last reader; outputs are
         read after the last step. A tensor without a size is a constant. Asserts that every tensor
         is written once, before it is read. `parts` and `joins` that would take more memory than
         they save (a small part keeps its whole alive) are left to a kernel.
         """
-        facts = (sizes_bytes, inputs, outputs)
+        facts = (sizes_bytes, inputs, outputs, kept or {})
 
         def analyse(in_place: Collection[int]) -> MemoryAnalysis:
             chosen = [
@@ -94,10 +99,12 @@ class LifetimeAnalyser:
         sizes_bytes: Mapping[str, int],
         inputs: Sequence[str],
         outputs: Collection[str],
+        kept: Mapping[str, Collection[str]],
     ) -> MemoryAnalysis:
-        run = _Analysis(steps, sizes_bytes, inputs, outputs, self._alignment_bytes)
+        run = _Analysis(steps, sizes_bytes, inputs, outputs, kept, self._alignment_bytes)
         taken = tuple(run.take(index, step) for index, step in enumerate(steps))
-        storages = sorted(run.storages.values(), key=lambda each: each.first)
+        in_arena = [each for each in run.storages.values() if each.root not in kept]
+        storages = sorted(in_arena, key=lambda each: each.first)
         return MemoryAnalysis(
             steps=taken,
             storages=tuple(self._lifetime(each, len(steps)) for each in storages),
@@ -159,6 +166,7 @@ class _Analysis:
         sizes_bytes: Mapping[str, int],
         inputs: Sequence[str],
         outputs: Collection[str],
+        kept: Mapping[str, Collection[str]],
         alignment_bytes: int,
     ) -> None:
         self.storages: dict[str, _Storage] = {}
@@ -170,7 +178,9 @@ class _Analysis:
         self._last_read = {tensor: i for i, step in enumerate(steps) for tensor in step.reads}
         # The copy out comes after all steps: nothing may be written over an output.
         self._last_read.update(dict.fromkeys(outputs, len(steps)))
-        for tensor in inputs:
+        self._kept = kept
+        self._home = {heir: tensor for tensor, heirs in kept.items() for heir in heirs}
+        for tensor in (*inputs, *kept):
             self._store(tensor, 0, written_at=-1)
 
     def take(self, index: int, step: MemoryStep) -> MemoryStep:
@@ -200,6 +210,8 @@ class _Analysis:
 
     def _can_stay(self, step: MemoryStep) -> bool:
         """Whether all that the step would move can lie where it has to come to."""
+        if any(self.storage_of.get(part.whole, part.whole) in self._kept for part in step.parts):
+            return False
         if any(part.whole not in self.storage_of for part in step.parts):
             return False  # a constant, or a view of one
         if any(
@@ -215,11 +227,13 @@ class _Analysis:
         if join.part not in self.storage_of or join.offset_bytes % self._alignment_bytes:
             return False
         storage = self.storages[self.storage_of[join.part]]
+        if storage.root in self._kept:
+            return False
         return storage.size_bytes == self._size(join.part) and not self.offset_of.get(join.part)
 
     def _write(self, index: int, step: MemoryStep, tensor: str) -> None:
         self._assert_new(index, tensor)
-        operand = self._overwritable(index, step, tensor)
+        operand = self._overwritable(index, step, tensor) or self._vacated(index, tensor)
         if operand is None:
             self._store(tensor, index, written_at=index)
             return
@@ -263,10 +277,19 @@ class _Analysis:
                 return operand
         return None
 
+    def _vacated(self, index: int, result: str) -> str | None:
+        """Return what is kept where the result belongs, if all have read it before this step."""
+        home = self._home.get(result)
+        if home is None or self.storages[home].last_use >= index:
+            return None
+        return home if self._size(home) == self._size(result) else None
+
     def _may_overwrite(self, index: int, step: MemoryStep, operand: str, result: str) -> bool:
         if operand not in self.storage_of:
             return False  # a constant, or a view of one
         storage = self.storages[self.storage_of[operand]]
+        if storage.root in self._kept and self._home.get(result) != storage.root:
+            return False
         dies_here = storage.last_use <= index
         # Another result may have been put there in this very step.
         is_free = storage.written_at < index

@@ -16,7 +16,7 @@ import numpy as np
 
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.protocols import DeviceEvent, DeviceStream
-from aegis_pipe.errors import AegisError
+from aegis_pipe.errors import AegisError, PermanentError
 from aegis_pipe.events import CopyFinished, EventHub, EventSynchronised, SegmentFinished
 from aegis_pipe.execution.executor import Executor
 from aegis_pipe.execution.program import BoundModel, BoundTensor, Work
@@ -101,13 +101,20 @@ class DeviceLauncher:
         self._hub = hub
         self._is_stamped = is_stamped
         self._in_flight: tuple[deque[_Running], ...] = tuple(deque() for _ in slots)
+        # Models with a request that has begun to write over their state.
+        self._half_written: set[str] = set()
         self.notifies = notifies
 
     def launch(self, request: ExecutionRequest, segment: int, stream: int) -> None:
-        """Enqueue one segment of a request on a stream."""
+        """Enqueue one segment of a request on a stream.
+
+        Raises PermanentError for a model whose state an earlier request left half-written.
+        """
         slot = self._slots[stream]
         name = variant_name(request.model, request.batch_size)
         bound = slot.models[name]
+        if bound.first_update is not None:
+            self._begin_update(request.model, segment, bound.first_update)
         if segment == 0:
             self._prepare(request, slot)
         inputs, outputs = request.payload.inputs, request.payload.outputs
@@ -127,6 +134,21 @@ class DeviceLauncher:
         except AegisError:
             in_flight.pop()
             raise
+
+    def _begin_update(self, model: str, segment: int, first_update: int) -> None:
+        # Requests of such a model run one after the other: what is open when one starts stays so.
+        if segment == 0 and model in self._half_written:
+            raise PermanentError(
+                "its state is half-written: a request before failed, or was given up, on the way",
+                context=f"model `{model}`",
+                hint="call `reset_state` and begin anew",
+            )
+        if segment == first_update:
+            self._half_written.add(model)
+
+    def state_was_reset(self, model: str) -> None:
+        """Take requests of the model again; none is waiting or running."""
+        self._half_written.discard(model)
 
     @staticmethod
     def _prepare(request: ExecutionRequest, slot: StreamSlot) -> None:
@@ -152,6 +174,8 @@ class DeviceLauncher:
                 lane.check()
             except AegisError as failure:
                 error = error or failure
+        if error is None and running.segment == running.bound.segment_count - 1:
+            self._half_written.discard(running.request.model)
         if running.timed:
             for member in (running.request, *running.request.companions):
                 self._emit(stream, member, running, error)

@@ -132,7 +132,8 @@ def _current(stretches: Sequence[_Stretch], steps: Iterator[object]) -> CpuKerne
     """Return the call whose step was taken last.
 
     Asking the iterator what is left keeps a counter out of the loop that every request runs.
-    Compiled kernels raise nothing, so the first of a stretch is the only one that can have failed.
+    Of a stretch's compiled kernels none raises, and what one noted names its node: the first is the
+    only one that can have failed without saying so.
     """
     return stretches[len(stretches) - length_hint(steps) - 1].first
 

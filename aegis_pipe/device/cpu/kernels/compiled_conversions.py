@@ -1,7 +1,4 @@
-"""Compiled casts (`c/conversions.c`): between integers, truth values and float32.
-
-Casts of float32 to integers are NumPy's: what does not fit has no meaning in C.
-"""
+"""Compiled casts (`c/conversions.c`): between integers, truth values, float32 and float64."""
 
 from __future__ import annotations
 
@@ -16,6 +13,10 @@ from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
 _INTEGERS = frozenset({"int64", "int32", "uint8", "int8", "bool"})
+_FLOATS = frozenset({"float32", "float64"})
+_OF_INTEGERS = _INTEGERS | {"float32"}
+_OF_FLOATS = _INTEGERS | _FLOATS | {"int16", "uint16"}
+"""What they are cast to."""
 
 
 class _Conversion(ctypes.Structure):
@@ -30,8 +31,9 @@ def _names(request: KernelRequest) -> tuple[str, str]:
 
 def _choose(request: KernelRequest) -> KernelChoice | None:
     source, target = _names(request)
-    is_known = (source in _INTEGERS and target in _INTEGERS | {"float32"} and source != target) or (
-        (source, target) == ("float32", "bool")
+    is_known = source != target and (
+        (source in _INTEGERS and target in _OF_INTEGERS)
+        or (source in _FLOATS and target in _OF_FLOATS)
     )
     count = operands.output_spec(request).element_count
     if native.LIBRARY is None or not is_known or not count:

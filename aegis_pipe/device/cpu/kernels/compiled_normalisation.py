@@ -1,7 +1,7 @@
 """Compiled softmax and normalisations (`c/normalisation.c`).
 
-native.softmax              over the last dimensions, which are contiguous
-native.layer_normalisation  likewise; RMSNormalization is the same without the mean
+native.softmax              over neighbouring dimensions; LogSoftmax too
+native.layer_normalisation  over the last ones; RMSNormalization is the same without the mean
 native.skip_normalisation   the sum of two operands, normalised likewise
 native.batch_normalisation  with the statistics given
 """
@@ -24,7 +24,10 @@ from aegis_pipe.kernel import KernelChoice, KernelRequest
 class _Softmax(ctypes.Structure):
     """`softmax` of `c/normalisation.c`."""
 
-    _fields_ = (("x", POINTER), ("y", POINTER), ("rows", INTEGER), ("count", INTEGER))
+    _fields_ = (
+        *((name, POINTER) for name in ("x", "y")),
+        *((name, INTEGER) for name in ("outer", "count", "inner", "takes_logarithm")),
+    )
 
 
 class _LayerNormalisation(ctypes.Structure):
@@ -60,8 +63,7 @@ _SKIPS = (
 def _choose_softmax(request: KernelRequest) -> KernelChoice | None:
     if native.LIBRARY is None or not compiled.is_float32(request):
         return None
-    axes = operands.integers(request, "axes")
-    if not axes or axes[-1] != len(operands.input_spec(request, 0).shape) - 1:
+    if not operands.integers(request, "axes"):
         return None
     return KernelChoice(
         kernel="native.softmax", in_place=((0, 0),), cost=4 * elements_moved(request)
@@ -77,9 +79,12 @@ def _bind_softmax(
 ) -> Callable[[], None]:
     assert native.LIBRARY is not None
     x, y = operands.required(inputs), operands.required(outputs)
-    first = operands.integers(request, "axes")[0]
+    axes = operands.integers(request, "axes")
+    first, last = axes[0], axes[-1] + 1
     arguments = _Softmax(
-        native.address(x), native.address(y), math.prod(x.shape[:first]), math.prod(x.shape[first:])
+        *(native.address(x), native.address(y)),
+        *(math.prod(x.shape[:first]), math.prod(x.shape[first:last]), math.prod(x.shape[last:])),
+        request.operator == "LogSoftmax",
     )
     return NativeCall(native.LIBRARY, "aegis_softmax", arguments, (x, y))
 
@@ -190,7 +195,7 @@ def _bind_batch(
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel(("Softmax",), _choose_softmax, _bind_softmax),
+    CpuKernel(("Softmax", "LogSoftmax"), _choose_softmax, _bind_softmax),
     CpuKernel(_LAYERS, _choose_layer, _bind_layer),
     CpuKernel(_SKIPS, _choose_skip, _bind_skip),
     CpuKernel(("BatchNormalization",), _choose_batch, _bind_batch),

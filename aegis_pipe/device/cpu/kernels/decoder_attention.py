@@ -212,12 +212,14 @@ def _bind(
             (present_key, past_key, new_keys),
             (present_value, past_value, value),
         ):
-            cache.fill(0)
             for image, end in enumerate(lengths.tolist()):
                 start = end - length
-                if past is not None:
-                    cache[image, :, :start] = past[image, :, :start]
+                if past is None:
+                    cache[image, :, :start] = 0
+                else:  # the very same bytes, if the cache is updated in place
+                    np.copyto(cache[image, :, :start], past[image, :, :start])
                 cache[image, :, start:end] = new[image]
+                cache[image, :, end:] = 0
         attend()
 
     return run
@@ -282,6 +284,7 @@ KERNEL_FAMILY: tuple[CpuKernel, ...] = (
         accepts=_accepts,
         scratch=_scratch,
         cost=_cost,
+        in_place=((_PAST_KEY, 1), (_PAST_VALUE, 2)),
     ),
     planned_kernel(
         "rotary_embedding.from_first",

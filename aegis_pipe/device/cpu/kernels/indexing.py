@@ -21,17 +21,22 @@ from aegis_pipe.tensor import TensorSpec
 _INT64 = np.dtype(np.int64)
 
 
-def _check(request: KernelRequest, indices: np.ndarray, size: int) -> None:
+def index_outside(request: KernelRequest, index: int, size: int) -> KernelError:
+    """Return the error that an index is not in [-size, size)."""
+    return KernelError(
+        f"index {index} is outside of a dimension of size {size}",
+        context=f"node `{request.node}` ({request.operator})",
+        hint="check the indices that the request or the operator before gives",
+    )
+
+
+def check_indices(request: KernelRequest, indices: np.ndarray, size: int) -> None:
     """Raise KernelError unless all indices are in [-size, size)."""
     if indices.size == 0:
         return
     for index in (int(indices.min()), int(indices.max())):
         if not -size <= index < size:
-            raise KernelError(
-                f"index {index} is outside of a dimension of size {size}",
-                context=f"node `{request.node}` ({request.operator})",
-                hint="check the indices that the request or the operator before gives",
-            )
+            raise index_outside(request, index, size)
 
 
 def _gather_scratch(request: KernelRequest) -> list[TensorSpec]:
@@ -56,11 +61,11 @@ def _bind_gather(
     flat = wide.reshape(-1)
     is_known = 1 in request.constants
     if is_known:
-        _check(request, request.constants[1], data.shape[axis])
+        check_indices(request, request.constants[1], data.shape[axis])
 
     def run() -> None:
         if not is_known:
-            _check(request, indices, data.shape[axis])
+            check_indices(request, indices, data.shape[axis])
         if wide is not indices:
             np.copyto(wide, indices, casting="unsafe")
         if target.size:
@@ -113,7 +118,7 @@ class _Positions:
     def check(self) -> None:
         """Refuse indices outside of the axis."""
         if not self._is_known:
-            _check(self._request, self._indices, self._size)
+            check_indices(self._request, self._indices, self._size)
 
     def compute(self, indices: np.ndarray, offsets: Sequence[np.ndarray]) -> np.ndarray:
         """Return the positions of one tile, flat; they hold until the next tile."""
@@ -160,7 +165,7 @@ def _positions(
 ) -> _Positions:
     is_known = 1 in request.constants
     if is_known:
-        _check(request, request.constants[1], data.shape[axis])
+        check_indices(request, request.constants[1], data.shape[axis])
     return _Positions(request, data, indices, axis, scratch[0], is_known)
 
 
@@ -228,7 +233,7 @@ def _row_positions(
     def compute() -> np.ndarray:
         np.copyto(rows, start)
         for axis, size in enumerate(indexed):
-            _check(request, indices[..., axis], size)
+            check_indices(request, indices[..., axis], size)
             np.copyto(column, indices[..., axis], casting="unsafe")
             if rows.size:
                 np.mod(column, size, out=column)

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from aegis_pipe.errors import AegisError
 
 FOLDER = Path(__file__).parent / "lib"
 POINTER = ctypes.c_void_p
@@ -151,7 +153,7 @@ LIBRARY, STATUS = load()
 class NativeCall:
     """A bound kernel of the library; calling it runs it once."""
 
-    __slots__ = ("_address", "_kept", "_run", "shared_cost", "step")
+    __slots__ = ("_address", "_kept", "_run", "noted", "shared_cost", "step")
 
     def __init__(
         self,
@@ -165,6 +167,8 @@ class NativeCall:
         self._run = library.run
         self.shared_cost = 0.0
         """Of the work that a team would share."""
+        self.noted: Callable[[], AegisError | None] | None = None
+        """Returns, once, what the kernel found wrong with its operands' values."""
         # The step holds addresses only: the arguments and what they point to live here.
         self._kept: tuple[object, ...] = (arguments, *kept)
 
@@ -181,16 +185,19 @@ class NativeCall:
     def __call__(self) -> None:
         """Run the kernel."""
         self._run(self._address, 1, None)
+        if self.noted is not None:
+            _raise_first((self.noted,))
 
 
 class NativeBatch:
     """Bound kernels run one after the other by a single call out of Python.
 
     None stands for a call that has nothing to do; it has a row of stamps like any other. If all
-    that a team could share would be done before its threads were awake, they are left asleep.
+    that a team could share would be done before its threads were awake, they are left asleep. What
+    kernels noted is raised when all have run: they write something whatever they are given.
     """
 
-    __slots__ = ("_address", "_kept", "_run", "_steps")
+    __slots__ = ("_address", "_kept", "_noted", "_run", "_steps")
 
     def __init__(self, library: NativeLibrary, calls: Sequence[NativeCall | None]) -> None:
         self._kept = tuple(calls)
@@ -199,6 +206,7 @@ class NativeBatch:
             for step in self._steps:
                 step.shares = 0
         self._address = ctypes.addressof(self._steps)
+        self._noted = tuple(call.noted for call in calls if call and call.noted)
         self._run = library.run
 
     def __len__(self) -> int:
@@ -207,10 +215,24 @@ class NativeBatch:
     def __call__(self) -> None:
         """Run them all."""
         self._run(self._address, len(self._kept), None)
+        if self._noted:
+            _raise_first(self._noted)
 
     def run_stamped(self, stamps_address: int) -> None:
         """Run them all; write start and end of each, CLOCK_MONOTONIC ns, to int64[len, 2]."""
         self._run(self._address, len(self._kept), stamps_address)
+        if self._noted:
+            _raise_first(self._noted)
+
+
+def _raise_first(noted: Sequence[Callable[[], AegisError | None]]) -> None:
+    """Raise the first of what kernels noted; the others are forgotten with it."""
+    first = None
+    for ask in noted:
+        error = ask()
+        first = first or error
+    if first is not None:
+        raise first
 
 
 def address(array: np.ndarray | None) -> int | None:

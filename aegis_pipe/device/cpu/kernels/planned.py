@@ -76,7 +76,10 @@ def planned_kernel(
     in_place: tuple[tuple[int, int], ...] = (),
     widens: tuple[np.dtype, ...] = _HALF_FLOATS,
 ) -> CpuKernel:
-    """Return the kernel; requests in the dtypes it `widens` run through float32 scratch."""
+    """Return the kernel; requests in the dtypes it `widens` run through float32 scratch.
+
+    `in_place` pairs are offered where their specs are the same.
+    """
 
     def choose(request: KernelRequest) -> KernelChoice | None:
         if not _half_dtypes(request) <= set(widens):
@@ -91,7 +94,7 @@ def planned_kernel(
             workspace_bytes=scratch_bytes(scratch(request)),
             packed=packed(request),
             cost=cost(request),
-            in_place=in_place,
+            in_place=tuple((i, o) for i, o in in_place if request.inputs[i] == request.outputs[o]),
         )
 
     def bind_to_workspace(

@@ -113,8 +113,12 @@ def simple_kernel(
     accepts: Callable[[KernelRequest], bool] | None = None,
     workspace: Callable[[KernelRequest], int] | None = None,
     dtypes: Dtypes = ALL,
+    in_place: Sequence[tuple[int, int]] = (),
 ) -> CudaKernel:
-    """Return a kernel that takes operands of these dtypes for which `accepts` holds."""
+    """Return a kernel that takes operands of these dtypes for which `accepts` holds.
+
+    `in_place` pairs are offered where their specs are the same.
+    """
 
     def choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
         specs = [spec for spec in (*request.inputs, *request.outputs) if spec is not None]
@@ -126,6 +130,7 @@ def simple_kernel(
             name,
             workspace_bytes=0 if workspace is None else workspace(request),
             cost=float(sum(spec.element_count for spec in specs)),
+            in_place=tuple((i, o) for i, o in in_place if request.inputs[i] == request.outputs[o]),
         )
 
     return CudaKernel(tuple(operators), choose, bind)

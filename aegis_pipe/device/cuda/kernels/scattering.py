@@ -2,7 +2,7 @@
 
 Where updates replace, each place first learns which update is its last, by the largest index: that
 is one number whatever the order. Where they are combined, one thread takes all updates that can
-meet in one place, one after the other.
+meet in one place, one after the other. Over the data itself only what is updated is written.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def _update_count(request: KernelRequest) -> int:
 def _bind(binding: Binding) -> Sequence[Enqueue]:
     if text(binding.request, "reduction") in _COMBINE:
         return _bind_combining(binding)
+    if _is_in_place(binding):
+        return _bind_over(binding)
     request = binding.request
     data, rows = required(request), _rows(request)
     width = data.element_count // max(1, rows)
@@ -109,16 +111,47 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
     return [*fill, *find, *write]
 
 
+def _is_in_place(binding: Binding) -> bool:
+    return binding.inputs[0] == binding.outputs[0]
+
+
+def _bind_over(binding: Binding) -> Sequence[Enqueue]:
+    request, count = binding.request, _update_count(binding.request)
+    width = required(request).element_count // max(1, _rows(request))
+    at, last = given(binding, {"at": 1}), ("int* last", binding.workspace)
+
+    def step(count: int, update: str, statement: str, *more: tuple[str, int]) -> list[Enqueue]:
+        statements = f"{_position(request, update)} {statement}"
+        return each(binding, count, statements, [*at, *more], faults=True)
+
+    return [
+        *step(count, "i", "last[p] = -1;", last),
+        *step(count, "i", "atomicMax(last + p, (int)i);", last),
+        *step(
+            count * width,
+            f"(i / {width})",
+            f"if (last[p] == (int)(i / {width})) y[p * {width}LL + i % {width}] = updates[i];",
+            *given(binding, {"updates": 2}),
+            last,
+            *results(binding, {"y": 0}),
+        ),
+    ]
+
+
 def _bind_combining(binding: Binding) -> Sequence[Enqueue]:
     request = binding.request
     data, indices = required(request), required(request, 1)
     kind, element = computed(data.dtype), stored(data.dtype)
     combine = _COMBINE[text(request, "reduction")]
-    copied = each(
-        binding,
-        data.element_count,
-        "y[i] = x[i];",
-        [*given(binding, {"x": 0}), *results(binding, {"y": 0})],
+    copied = (
+        []
+        if _is_in_place(binding)
+        else each(
+            binding,
+            data.element_count,
+            "y[i] = x[i];",
+            [*given(binding, {"x": 0}), *results(binding, {"y": 0})],
+        )
     )
 
     def step(place: str, update: str) -> str:
@@ -206,7 +239,8 @@ def _bind_tensor(binding: Binding) -> Sequence[Enqueue]:
     room, length = cache.shape[axis], update.shape[axis]
     inner = math.prod(cache.shape[axis + 1 :])
     circular = text(request, "mode") == "circular"
-    per_image = math.prod(cache.shape[1:])
+    in_place = _is_in_place(binding)
+    per_image = math.prod((update if in_place else cache).shape[1:])
     start = "0"
     if operand(request, 2) is not None:
         start = f"(long long)first[i / {per_image}]"
@@ -215,6 +249,14 @@ def _bind_tensor(binding: Binding) -> Sequence[Enqueue]:
         if circular
         else f"if (start + {length} > {room}) start = -1;"
     )
+    if in_place:
+        over = f"""
+  long long start = {start}; {check}
+  if (start < 0) {{ *fault = {INDEX_OUT_OF_RANGE}; start = 0; }}
+  const long long low = i % {inner}, t = i / {inner} % {length}, high = i / {inner * length};
+  y[(high * {room} + (start + t) % {room}) * {inner}LL + low] = u[i];"""
+        parameters = [*given(binding, {"u": 1, "first": 2}), *results(binding, {"y": 0})]
+        return each(binding, update.element_count, over, parameters, faults=True)
     wrap = f"if (place < 0) place += {room};" if circular else ""
     statements = f"""
   long long start = {start}; {check}
@@ -234,6 +276,7 @@ KERNEL_FAMILY: tuple[CudaKernel, ...] = (
         accepts=_accepts,
         workspace=_workspace,
         dtypes=ALL,
+        in_place=((0, 0),),
     ),
     simple_kernel(
         "max_unpool",
@@ -243,5 +286,7 @@ KERNEL_FAMILY: tuple[CudaKernel, ...] = (
         workspace=_unpool_workspace,
         dtypes=ALL,
     ),
-    simple_kernel("tensor_scatter", ("TensorScatter",), _bind_tensor, dtypes=ALL),
+    simple_kernel(
+        "tensor_scatter", ("TensorScatter",), _bind_tensor, dtypes=ALL, in_place=((0, 0),)
+    ),
 )

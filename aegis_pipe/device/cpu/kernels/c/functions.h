@@ -42,6 +42,25 @@ INLINE wide wide_exp_short(wide x) {
     return exp_of_rest(less_logarithms(bounded, shifted - magic)) * (wide)((wide_int)shifted << 23);
 }
 
+/* log(x) of normal x > 0, or NaN: x = m 2^n with m around 1, log(m) by a polynomial. Coefficients:
+ * Cephes logf. */
+INLINE wide wide_log(wide x) {
+    wide_int bits = (wide_int)x - 0x3f3504f3; /* of sqrt(1/2): m is in [sqrt(1/2), sqrt(2)) */
+    wide n = __builtin_convertvector(bits >> 23, wide), r = (wide)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
+    wide z = r * r, y = wide_of(7.0376836292e-2f);
+    y = multiply_add(y, r, wide_of(-1.1514610310e-1f));
+    y = multiply_add(y, r, wide_of(1.1676998740e-1f));
+    y = multiply_add(y, r, wide_of(-1.2420140846e-1f));
+    y = multiply_add(y, r, wide_of(1.4249322787e-1f));
+    y = multiply_add(y, r, wide_of(-1.6668057665e-1f));
+    y = multiply_add(y, r, wide_of(2.0000714765e-1f));
+    y = multiply_add(y, r, wide_of(-2.4999993993e-1f));
+    y = multiply_add(y, r, wide_of(3.3333331174e-1f)) * r * z;
+    y = multiply_add(n, wide_of(-2.12194440e-4f), y);
+    y = multiply_add(z, wide_of(-0.5f), y) + r;
+    return wide_select(x != x, x, multiply_add(n, wide_of(0.693359375f), y));
+}
+
 INLINE wide wide_magnitude(wide x) { return (wide)((wide_int)x & 0x7fffffff); }
 INLINE wide wide_with_sign(wide magnitude, wide x) {
     return (wide)((wide_int)magnitude | ((wide_int)x & (wide_int)wide_of(-0.0f)));

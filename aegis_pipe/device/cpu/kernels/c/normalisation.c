@@ -1,4 +1,4 @@
-/* Normalisations over rows that are contiguous in memory, and BatchNormalization.
+/* Softmax along any dimension, normalisations over rows that are contiguous, BatchNormalization.
  *
  * Sums run in 16 lanes (see vector.h), folded at the end of a row.
  */
@@ -8,7 +8,8 @@
 typedef struct {
     const float *x;
     float *y;
-    int64_t rows, count;
+    int64_t outer, count, inner; /* X[outer][count][inner]; over the `count` */
+    int64_t takes_logarithm;
 } softmax;
 
 /* As row_load, with -inf behind the end: no maximum, and exp(-inf) adds nothing. */
@@ -20,28 +21,74 @@ INLINE wide load_power(const float *row, int64_t i, int64_t count) {
 /* A NaN may get lost here: the row's sum of powers has it anyway. */
 INLINE wide larger_lanes(wide a, wide b) { return wide_select(a > b, a, b); }
 
-/* exp(x - max) / sum; a row of -inf alone becomes NaN. */
+/* Neighbouring elements: a row is one sum. */
+INLINE void softmax_row(const float *x, float *y, int64_t count, int takes_logarithm) {
+    wide best = wide_of(-__builtin_inff()), sum = wide_of(0);
+    for (int64_t i = 0; i < count; i += WIDE) best = larger_lanes(best, load_power(x, i, count));
+    float largest = wide_largest(best);
+    for (int64_t i = 0; i < count; i += WIDE) {
+        wide power = wide_exp_short(load_power(x, i, count) - largest);
+        sum += power;
+        if (!takes_logarithm) row_store(y, i, count, power);
+    }
+    float total = wide_sum(sum);
+    if (takes_logarithm) {
+        wide logarithm = wide_log(wide_of(total));
+        for (int64_t i = 0; i < count; i += WIDE)
+            row_store(y, i, count, row_load(x, i, count) - largest - logarithm);
+    } else {
+        wide factor = wide_of(1.0f / total);
+        for (int64_t i = 0; i < count; i += WIDE) row_store(y, i, count, row_load(y, i, count) * factor);
+    }
+}
+
+/* Neighbouring sums, in registers: several, since the elements of one lie far apart. */
+enum { SUMS = 4 };
+
+INLINE void softmax_columns(const softmax *s, const float *x, float *y, int64_t columns, int vectors,
+                            int takes_logarithm) {
+    wide best[SUMS], sum[SUMS];
+    UNROLL for (int v = 0; v < vectors; v++) best[v] = wide_of(-__builtin_inff()), sum[v] = wide_of(0);
+    for (int64_t k = 0; k < s->count; k++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            best[v] = larger_lanes(best[v], row_load(x + k * s->inner, v * WIDE, columns));
+    for (int64_t k = 0; k < s->count; k++)
+        UNROLL for (int v = 0; v < vectors; v++) {
+            wide power = wide_exp_short(row_load(x + k * s->inner, v * WIDE, columns) - best[v]);
+            sum[v] += power;
+            if (!takes_logarithm) row_store(y + k * s->inner, v * WIDE, columns, power);
+        }
+    UNROLL for (int v = 0; v < vectors; v++) sum[v] = takes_logarithm ? wide_log(sum[v]) : 1.0f / sum[v];
+    for (int64_t k = 0; k < s->count; k++)
+        UNROLL for (int v = 0; v < vectors; v++) {
+            const float *from = (takes_logarithm ? x : y) + k * s->inner;
+            wide value = row_load(from, v * WIDE, columns);
+            value = takes_logarithm ? value - best[v] - sum[v] : value * sum[v];
+            row_store(y + k * s->inner, v * WIDE, columns, value);
+        }
+}
+
+INLINE void softmax_part(const softmax *s, worker self, int takes_logarithm) {
+    int64_t count = s->count, blocks = s->inner == 1 ? 1 : ceil_divide(s->inner, SUMS * WIDE);
+    range mine = part_of(self, s->outer * blocks);
+    for (int64_t unit = mine.first; unit < mine.last; unit++) {
+        const float *x = s->x + unit / blocks * count * s->inner;
+        float *y = s->y + unit / blocks * count * s->inner;
+        int64_t column = unit % blocks * SUMS * WIDE, end = smaller(s->inner, column + SUMS * WIDE);
+        if (s->inner == 1) softmax_row(x, y, count, takes_logarithm);
+        else if (end - column == SUMS * WIDE)
+            softmax_columns(s, x + column, y + column, SUMS * WIDE, SUMS, takes_logarithm);
+        else
+            for (; column < end; column += WIDE)
+                softmax_columns(s, x + column, y + column, smaller(WIDE, end - column), 1, takes_logarithm);
+    }
+}
+
+/* exp(x - max) / sum, or its logarithm x - max - log(sum); where all are -inf, NaN. */
 SHARED_KERNEL(aegis_softmax, softmax) {
     const softmax *s = arguments;
-    range mine = part_of(self, s->rows);
-    for (int64_t r = mine.first; r < mine.last; r++) {
-        const float *x = s->x + r * s->count;
-        float *y = s->y + r * s->count;
-        wide best = wide_of(-__builtin_inff());
-        for (int64_t i = 0; i < s->count; i += WIDE)
-            best = larger_lanes(best, load_power(x, i, s->count));
-        float largest = wide_largest(best);
-        wide sum = wide_of(0);
-        for (int64_t i = 0; i < s->count; i += WIDE) {
-            wide power = wide_exp_short(load_power(x, i, s->count) - largest);
-            sum += power;
-            row_store(y, i, s->count, power);
-        }
-        float total = wide_sum(sum);
-        wide factor = wide_of(1.0f / total);
-        for (int64_t i = 0; i < s->count; i += WIDE)
-            row_store(y, i, s->count, row_load(y, i, s->count) * factor);
-    }
+    if (s->takes_logarithm) softmax_part(s, self, 1);
+    else softmax_part(s, self, 0);
 }
 
 typedef struct {

@@ -8,6 +8,7 @@ import numpy as np
 
 from tests.unit.device.cpu.kernels import channels_last_cases
 from tests.unit.device.cpu.kernels.case import Case, random
+from tests.unit.device.cpu.kernels.indexing_cases import INDEXING
 from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
 from tests.unit.device.cpu.kernels.recurrent_cases import RECURRENT
 from tests.unit.device.cpu.kernels.resizing_cases import RESIZING
@@ -265,6 +266,14 @@ def normalisations() -> dict[str, Case]:
         cases[f"batch {n}"] = Case(
             "native.batch_normalisation", make_node("BatchNormalization", 5), batch
         )
+        logarithms = make_node("LogSoftmax", 1)
+        cases[f"log softmax {n}"] = Case("native.softmax", logarithms, [random(3, n) * 9])
+    for shape, axis in (((3, 9, 5), 1), ((20, 67), 0), ((2, 7, 150), 1), ((2, 3, 8, 16), 1)):
+        for operator in ("Softmax", "LogSoftmax"):
+            along = make_node(operator, 1, axis=axis)
+            cases[f"{operator} of {shape}"] = Case("native.softmax", along, [random(*shape) * 9])
+    of_several = make_node("Softmax", 1, axis=1)
+    cases["softmax of several"] = Case("native.softmax", of_several, [random(2, 3, 5)], (), 12)
     for n in (5, 40):
         skipped = [random(2, 3, n), random(2, 3, n), random(n), random(n), random(n)]
         skip = make_node("SkipLayerNormalization", 5, domain="com.microsoft")
@@ -340,6 +349,7 @@ CASES: dict[str, Case] = {
     **elementwise(),
     **pools(),
     **normalisations(),
+    **INDEXING,
     **QUANTISED,
     **RECURRENT,
     **RESIZING,

@@ -43,10 +43,15 @@ def _of(dtype: str, *shape: int) -> np.ndarray:
 def casts() -> Iterator[tuple[str, Case]]:
     kinds = {"int64": 7, "int32": 6, "uint8": 2, "int8": 3, "bool": 9, "float32": 1}
     for source, target in itertools.product(kinds, kinds):
-        is_known = source != target and (source != "float32" or target == "bool")
-        if is_known:
+        if source != target and source != "float32":
             node = make_node("Cast", 1, to=kinds[target])
             yield f"{source} to {target}", Case("native.cast", node, [_of(source, 7, 19)])
+    of_floats = {**kinds, "float64": 11, "int16": 5, "uint16": 4}
+    for source, target in itertools.product(("float32", "float64"), of_floats):
+        if source != target:
+            node, values = make_node("Cast", 1, to=of_floats[target]), random(7, 19) * 60
+            values = np.abs(values) if target.startswith("u") else values
+            yield f"{source} to {target}", Case("native.cast", node, [values.astype(source)])
 
 
 def comparisons() -> Iterator[tuple[str, Case]]:
