@@ -93,8 +93,8 @@ SPANS: Final[dict[str, tuple[str, str, str]]] = {
     "<operator>": (
         "device",
         "`stream`",
-        "A kernel, by its stamps; named without the operator's domain. Over `max_spans`, one span an "
-        "operator from first start to last end.",
+        "A kernel, by its stamps; named without the operator's domain. Over `max_spans`, one span "
+        "an operator from first start to last end.",
     ),
     "segment": ("device", "`stream`", "A segment whose kernels were not stamped."),
     "copy.in, copy.out": ("device", "`stream`", "Inputs to the device, outputs to the host."),
