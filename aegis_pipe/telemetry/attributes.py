@@ -105,8 +105,8 @@ SPANS: Final[dict[str, tuple[str, str, str]]] = {
     "<operator>": (
         "device",
         "`stream`",
-        "A kernel, by its stamps. Over `max_spans`, one span an operator from first start to "
-        "last end.",
+        "A kernel, by its stamps; named without the operator's domain. Over `max_spans`, one span "
+        "an operator from first start to last end.",
     ),
     "segment": ("device", "`stream`", "A segment whose kernels were not stamped."),
     "copy.in, copy.out": ("device", "`stream`", "Inputs to the device, outputs to the host."),
@@ -185,7 +185,10 @@ ATTRIBUTES: Final[dict[str, tuple[str, str]]] = {
     MODEL: ("string", "Name of the model."),
     NODE: ("string", "Name of the graph's node."),
     OFFSET_BYTES: ("int", "Planned place in the pool."),
-    OPERATOR: ("string", "Canonical name of the operator."),
+    OPERATOR: (
+        "string",
+        "Canonical name of the operator, with its domain unless that is ONNX's own.",
+    ),
     OUTCOME: ("string", "`completed`, `failed`, `expired`, `rejected`, `cancelled`, `dropped`."),
     PIPELINE: ("string", "Name of the pipeline."),
     POLICY: ("string", "Name of the scheduling policy."),
