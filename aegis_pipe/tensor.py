@@ -6,8 +6,8 @@ Dtypes are `numpy.dtype`s; those NumPy lacks (bfloat16, float8, int4) come from 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NewType
+from functools import cache
+from typing import NamedTuple, NewType
 
 import ml_dtypes
 import numpy as np
@@ -16,8 +16,7 @@ TensorId = NewType("TensorId", str)
 """A tensor's name, unique within its graph; any text at all, so escape it for display."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """Dtype and shape of a tensor; the layout is dense and row-major."""
 
     dtype: np.dtype
@@ -35,7 +34,13 @@ class TensorSpec:
 
     def __str__(self) -> str:
         """Format as `float32[1, 3, 224, 224]`."""
-        return f"{self.dtype.name}[{', '.join(map(str, self.shape))}]"
+        return f"{_name(self.dtype)}[{', '.join(map(str, self.shape))}]"
+
+
+@cache
+def _name(dtype: np.dtype) -> str:
+    """Return a dtype's name, which NumPy builds each time it is asked."""
+    return dtype.name
 
 
 def dtype_named(name: str) -> np.dtype:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
 from typing import Any, Protocol
 
+import numpy as np
+
 from aegis_pipe.scheduling.decision import Decision
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
 from aegis_pipe.scheduling.scheduler import Scheduler
@@ -97,17 +99,19 @@ def _run(
     on_streams: dict[int, tuple[int, str]] = {}
     now_ns = 0
     # Looked up once: this loop goes round several times for every request.
+    timers, batches = scheduler.timers, scheduler.batches
     next_deadline_ns, coming = scheduler.next_deadline_ns, workload.coming
-    advance, take = workload.advance, workload.take
+    advance, take, finished = workload.advance, workload.take, workload.finished
     segment_finished, decide = scheduler.segment_finished, scheduler.decide
     open_requests, take_finished = scheduler.open_requests, scheduler.take_finished
     admit, enqueue = scheduler.admit, scheduler.enqueue
     while True:
         soonest_ns = ends[0][0] if ends else never
-        due_ns = next_deadline_ns()
-        if due_ns is not None and due_ns < soonest_ns:
-            # A request may arrive with its deadline behind it.
-            soonest_ns = max(due_ns, now_ns)
+        if (timers and timers[0][0] < soonest_ns) or batches:
+            due_ns = next_deadline_ns()
+            if due_ns is not None and due_ns < soonest_ns:
+                # A request may arrive with its deadline behind it.
+                soonest_ns = max(due_ns, now_ns)
         if coming and coming[0][0] <= soonest_ns:
             advance(soonest_ns)
             if coming and coming[0][0] < soonest_ns:
@@ -129,26 +133,29 @@ def _run(
             else:
                 if on_finished is not None:
                     on_finished(request)
-                workload.finished(request, now_ns)
-            advance(now_ns)
+                finished(request, now_ns)
+            if coming and coming[0][0] <= now_ns:
+                advance(now_ns)
         decisions = decide(now_ns)
-        for decision in decisions:
-            if decision.segment >= 0:
-                request, stream = open_requests[decision.request_id], decision.stream
-                start_ns, beside = now_ns, NOBODY
-                if on_streams:
-                    if stream in on_streams:
-                        start_ns = on_streams[stream][0]
-                    beside = [what[1] for other, what in on_streams.items() if other != stream]
-                end_ns = start_ns + times(request, decision.segment, beside)
-                on_streams[stream] = (end_ns, request.model)
-                heappush(ends, (end_ns, decision.sequence, request, stream))
-        if on_decisions is not None and decisions:
-            on_decisions(decisions)
+        if decisions:
+            for decision in decisions:
+                segment = decision.segment
+                if segment >= 0:
+                    request, stream = open_requests[decision.request_id], decision.stream
+                    start_ns, beside = now_ns, NOBODY
+                    if on_streams:
+                        if stream in on_streams:
+                            start_ns = on_streams[stream][0]
+                        beside = [what[1] for other, what in on_streams.items() if other != stream]
+                    end_ns = start_ns + times(request, segment, beside)
+                    on_streams[stream] = (end_ns, request.model)
+                    heappush(ends, (end_ns, decision.sequence, request, stream))
+            if on_decisions is not None:
+                on_decisions(decisions)
         for request in take_finished():
             if on_finished is not None:
                 on_finished(request)
-            workload.finished(request, now_ns)
+            finished(request, now_ns)
 
 
 # --- requests -----------------------------------------------------------------------------------
@@ -205,6 +212,7 @@ class _Source:
         self.arrivals = load.arrivals()
         self.first = tuple(stage for stage in load.stages if not stage.after)
         self.has_more = len(self.first) < len(load.stages)
+        self.window = load.window
         self.under_way = 0
         self.holds_back = False
         """Whether an item has arrived and waits for another one to leave."""
@@ -244,14 +252,14 @@ class Loads:
         assert stage is not None
         # It arrived when it was submitted; that is known only now.
         instant_ns -= wake_ns
-        deadline_ns: int | None = None
-        if source.load.deadline_ns is not None:
-            deadline_ns = item.origin_ns + source.load.deadline_ns
+        deadline_ns = source.load.deadline_ns
+        if deadline_ns is not None:
+            deadline_ns += item.origin_ns
         elif stage.deadline_ns is not None:
             deadline_ns = instant_ns + stage.deadline_ns
-        self._requests += 1
+        number = self._requests = self._requests + 1
         return ExecutionRequest(
-            self._requests,
+            number,
             stage.model,
             instant_ns,
             stage.segment_count,
@@ -280,7 +288,7 @@ class Loads:
 
     def _arrive(self, source: _Source, now_ns: int) -> None:
         """Take notice of an arrival, the first of what is coming."""
-        window = source.load.window
+        window = source.window
         if window is None or source.under_way < window:
             self._begin(source, now_ns)
         elif source.load.drops:
@@ -478,7 +486,7 @@ class Tally:
         return tuple(self._prediction(model) for model in self._latencies)
 
     def _prediction(self, model: str) -> Prediction:
-        ordered = sorted(self._latencies[model])
+        ordered = np.sort(np.frombuffer(self._latencies[model], np.int64))
         completed = len(ordered)
         return Prediction(
             model,
@@ -488,11 +496,11 @@ class Tally:
             self._dropped[model],
             _at(ordered, 0.5),
             _at(ordered, 0.99),
-            ordered[-1] if ordered else 0,
+            int(ordered[-1]) if completed else 0,
         )
 
 
-def _at(ordered: Sequence[int], q: float) -> int:
-    if not ordered:
+def _at(ordered: np.ndarray, q: float) -> int:
+    if not len(ordered):
         return 0
-    return ordered[max(0, -(-round(q * 1e6) * len(ordered) // 1_000_000) - 1)]
+    return int(ordered[max(0, -(-round(q * 1e6) * len(ordered) // 1_000_000) - 1)])

@@ -24,8 +24,13 @@ _Scale = Callable[[float], float]
 _WIDTH, _LEFT, _RIGHT = 1200, 96, 24
 _PLOT_WIDTH = _WIDTH - _LEFT - _RIGHT
 _PANEL_HEIGHT, _PANEL_TOP, _PANEL_BOTTOM = 280, 66, 44
-_FILLS = ("#4c78a8", "#72b7b2", "#54a24b", "#9ecae9", "#88d27a", "#b6992d", "#b279a2", "#f2a65a")
-_SCRATCH, _PEAK, _BOUND, _INK, _FAINT = "#bab0ac", "#e45756", "#1f2933", "#1f2933", "#7b8794"
+# All light enough to be written on, and neighbours far apart.
+_FILLS = (
+    "#8fb8de", "#f6bd7f", "#93cf93", "#d7a9d3", "#f0e07a", "#7fcdc7", "#f4a6a6", "#c3b1e1",
+    "#b7d98a", "#f2c4dc", "#a5c9f3", "#dcc39a",
+)  # fmt: skip
+_SCRATCH, _PEAK, _BOUND, _INK, _FAINT = "#c9c5c2", "#c8322f", "#1f2933", "#1f2933", "#5f6b76"
+_GROUND = "#f0f3f7"
 _LETTER_WIDTH = 6.2
 """Of the labels, in pixels."""
 
@@ -111,17 +116,23 @@ def _bar(
     if not parts:
         return body, top + 20
     scale_bytes = max(sum(part.size_bytes for part in parts), budget_bytes or 0, 1)
+    body.append(_ground(top + 14, 36))
     left = float(_LEFT)
     entries = []
     for number, part in enumerate(parts):
         width = part.size_bytes / scale_bytes * _PLOT_WIDTH
         fill = _FILLS[number % len(_FILLS)]
         body.append(_rectangle(left, top + 14, width, 36, fill, str(part)))
-        entries.append((fill, str(part)))
+        entries.append((fill, f"{number + 1}  {part}"))
+        if width >= 10 + len(str(number + 1)) * _LETTER_WIDTH:
+            middle = left + width / 2
+            body.append(_text(middle, top + 36, str(number + 1), 11, anchor="middle", over=True))
         left += width
     if budget_bytes is not None:
         mark = _LEFT + budget_bytes / scale_bytes * _PLOT_WIDTH
-        body.append(_line(mark, top + 8, mark, top + 56, _PEAK, 2, "budget"))
+        body.append(_line(mark, top + 6, mark, top + 54, _PEAK, 2, _budget(budget_bytes)))
+        anchor = "end" if mark > _WIDTH / 2 else "start"
+        body.append(_text(mark, top + 2, "budget", 11, fill=_PEAK, anchor=anchor))
     legend, bottom = _legend(entries, top + 72)
     return [*body, *legend], bottom + 20
 
@@ -165,17 +176,20 @@ def _panel(arena: ArenaDrawing, top: int) -> list[str]:
             size=12,
             fill=_FAINT,
         ),
-        f'<rect x="{_LEFT}" y="{top + _PANEL_TOP}" width="{_PLOT_WIDTH}" '
-        f'height="{_PANEL_HEIGHT}" fill="#f5f7fa"/>',
+        _ground(top + _PANEL_TOP, _PANEL_HEIGHT),
     ]
-    body += _tensors(arena, at_step, at_offset)
-    body += _marks(arena, at_step, at_offset, base)
+    rectangles, labels = _tensors(arena, at_step, at_offset)
+    # Names are read over the lines.
+    body += [*rectangles, *_marks(arena, at_step, at_offset, base), *labels]
     body += _axes(start, steps, plan.peak_bytes, at_step, at_offset, base)
     return body
 
 
-def _tensors(arena: ArenaDrawing, at_step: _Scale, at_offset: _Scale) -> list[str]:
-    body = []
+def _tensors(
+    arena: ArenaDrawing, at_step: _Scale, at_offset: _Scale
+) -> tuple[list[str], list[str]]:
+    """Return the rectangles, and the names of those that have room for one."""
+    body, labels = [], []
     for number, each in enumerate(arena.lifetimes):
         offset = arena.plan.offsets[each.tensor_id]
         name = str(each.tensor_id)
@@ -188,11 +202,19 @@ def _tensors(arena: ArenaDrawing, at_step: _Scale, at_offset: _Scale) -> list[st
         for first, end in _stretches(each):
             x, width = at_step(first), at_step(end) - at_step(first)
             body.append(_rectangle(x, y, width, height, fill, hover))
-            if height >= 13 and width >= 40:
-                letters = int((width - 8) / _LETTER_WIDTH)
-                label = name if len(name) <= letters else name[: letters - 1] + "…"
-                body.append(_text(x + 4, y + min(height, 16) - 4, label, size=11, over=True))
-    return body
+            if height >= 13 and width >= 56:
+                label = _shortened(name, int((width - 8) / _LETTER_WIDTH))
+                label_y = y + min(height, 16) - 4
+                labels.append(_text(x + 4, label_y, label, 11, over=True, halo=fill))
+    return body, labels
+
+
+def _shortened(name: str, letters: int) -> str:
+    """Return a name with its middle left out: names of a model begin alike."""
+    if len(name) <= letters:
+        return name
+    tail = max(1, 2 * (letters - 1) // 3)
+    return name[: letters - 1 - tail] + "…" + name[-tail:]
 
 
 def _stretches(lifetime: TensorLifetime) -> list[tuple[int, int]]:
@@ -206,7 +228,7 @@ def _marks(arena: ArenaDrawing, at_step: _Scale, at_offset: _Scale, base: int) -
     name = arena.step_names[step] if step < len(arena.step_names) else ""
     middle = at_step(step + 0.5)
     label = f"peak: step {step}" + (f", {name}" if name else "")
-    label = label if len(label) <= 60 else label[:59] + "…"
+    label = _shortened(label, 90)
     on_right = middle > _WIDTH / 2
     bound = at_offset(bound_bytes)
     return [
@@ -227,8 +249,7 @@ def _axes(
     start: int, steps: int, peak_bytes: int, at_step: _Scale, at_offset: _Scale, base: int
 ) -> list[str]:
     body = []
-    for quarter in range(5):
-        offset = peak_bytes * quarter // 4
+    for offset in _offset_ticks(peak_bytes):
         y = at_offset(offset)
         body.append(_line(_LEFT - 4, y, _LEFT, y, _FAINT, 1, ""))
         size = units.format_size(offset)
@@ -239,6 +260,14 @@ def _axes(
         body.append(_text(x, base + 16, str(step), size=11, fill=_FAINT, anchor="middle"))
     body.append(_text(_LEFT + _PLOT_WIDTH / 2, base + 34, "step", 11, fill=_FAINT, anchor="middle"))
     return body
+
+
+def _offset_ticks(peak_bytes: int) -> list[int]:
+    """Return the peak, and round sizes below it that leave its label room."""
+    distance = 1
+    while 5 * distance < peak_bytes:
+        distance *= 2
+    return [*range(0, round(0.94 * peak_bytes), distance), peak_bytes]
 
 
 def _tick_distance(steps: int) -> int:
@@ -270,13 +299,18 @@ def _line(
 
 def _text(
     x: float, y: float, text: str, size: int, *, fill: str = _INK, weight: str = "normal",
-    anchor: str = "start", over: bool = False,
+    anchor: str = "start", over: bool = False, halo: str = "",
 ) -> str:  # fmt: skip
     through = ' pointer-events="none"' if over else ""
+    around = f' stroke="{halo}" stroke-width="3" paint-order="stroke"' if halo else ""
     return (
         f'<text x="{x:.2f}" y="{y:.2f}" font-size="{size}" fill="{fill}" font-weight="{weight}" '
-        f'text-anchor="{anchor}"{through}>{html.escape(text)}</text>'
+        f'text-anchor="{anchor}"{through}{around}>{html.escape(text)}</text>'
     )
+
+
+def _ground(top: float, height: float) -> str:
+    return f'<rect x="{_LEFT}" y="{top}" width="{_PLOT_WIDTH}" height="{height}" fill="{_GROUND}"/>'
 
 
 def _page(title: str, picture: str) -> str:

@@ -153,6 +153,13 @@ class DeviceStream(Protocol):
         """Enqueue a copy to the host; `target` (C-contiguous) is filled when done."""
         ...
 
+    def hold(self) -> None:
+        """Announce that `synchronise` follows: what is enqueued until then need not start sooner.
+
+        For whoever runs something and waits for it; a device may spare a change of threads.
+        """
+        ...
+
     def record(self, event: DeviceEvent) -> None:
         """Enqueue: mark the event when everything before has finished."""
         ...

@@ -239,7 +239,9 @@ def compile_model(
             kept,
         )
         steps = tuple(
-            replace(step, in_place=memory_step.moves or (step.is_keep and bool(memory_step.views)))
+            replace(step, in_place=True)
+            if memory_step.moves or (step.is_keep and memory_step.views)
+            else step
             for step, memory_step in zip(steps, analysis.steps, strict=True)
         )
         phase.attributes["kernels"] = sum(step.is_launched for step in steps)

@@ -32,50 +32,33 @@ class Executor:
         """Enqueue one segment; the first brings the inputs in, the last takes the outputs out.
 
         Arrays are C-contiguous, in the model's order, and untouched by others until the work is
-        done. Without `timed` only those events are recorded that somebody waits for: others'
-        `completed_ns` is then not to be asked.
+        done. Without `timed` only those events are recorded that other lanes wait for: who wants
+        to know when the work is over records `last_work(...).done` afterwards.
         """
         work = bound.work
-        last = Executor.last_work(bound, segment)
-        if segment == 0:
-            _enqueue(work[0], bound, lanes, inputs, outputs, stamped, timed)
-        _enqueue(work[segment + 1], bound, lanes, inputs, outputs, stamped, timed)
-        if last is work[-1]:
-            _enqueue(last, bound, lanes, inputs, outputs, stamped, timed)
-        if not timed:
-            lanes[last.lane].record(last.done)
+        first = segment + 1 if segment else 0
+        end = len(work) if segment == len(work) - 3 else segment + 2
+        for piece in work[first:end]:
+            stream = lanes[piece.lane]
+            for event in piece.waits:
+                stream.wait(event)
+            if timed:
+                stream.record(piece.begin)
+            if piece.graph is not None:
+                piece.graph.launch(stream, stamped=stamped)
+            elif piece.kind is WorkKind.COPY_IN:
+                for tensor, array in zip(bound.inputs, inputs, strict=True):
+                    stream.copy_in(array, tensor.region)
+            else:
+                for tensor, array in zip(bound.outputs, outputs, strict=True):
+                    stream.copy_out(tensor.region, array)
+            if timed or piece.awaited:
+                stream.record(piece.done)
 
     @staticmethod
     def last_work(bound: BoundModel, segment: int) -> Work:
         """Return the work whose `done` says that this segment (and its copies) is over."""
         return bound.work[-1] if segment == bound.segment_count - 1 else bound.work[segment + 1]
-
-
-def _enqueue(
-    piece: Work,
-    bound: BoundModel,
-    lanes: Sequence[DeviceStream],
-    inputs: Sequence[np.ndarray],
-    outputs: Sequence[np.ndarray],
-    stamped: bool,
-    timed: bool,
-) -> None:
-    stream = lanes[piece.lane]
-    for event in piece.waits:
-        stream.wait(event)
-    if timed:
-        stream.record(piece.begin)
-    if piece.kind is WorkKind.SEGMENT:
-        assert piece.graph is not None
-        piece.graph.launch(stream, stamped=stamped)
-    elif piece.kind is WorkKind.COPY_IN:
-        for array, tensor in zip(inputs, bound.inputs, strict=True):
-            stream.copy_in(array, tensor.region)
-    else:
-        for tensor, array in zip(bound.outputs, outputs, strict=True):
-            stream.copy_out(tensor.region, array)
-    if timed or piece.awaited:
-        stream.record(piece.done)
 
 
 def check_inputs(

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class OperatorNode:
         inputs = self.inputs
         if NO_TENSOR in inputs:
             inputs = tuple([tensor for tensor in inputs if tensor])
-        object.__setattr__(self, "reads", (*inputs, *captures_of(self)))
+        object.__setattr__(self, "reads", inputs + captures_of(self))
 
     @property
     def qualified_operator(self) -> str:
@@ -66,8 +66,7 @@ class OperatorNode:
         return f"{self.domain}.{self.operator}" if self.domain else self.operator
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TensorEdge:
+class TensorEdge(NamedTuple):
     """A tensor with its place in the graph."""
 
     tensor_id: TensorId
@@ -229,18 +228,21 @@ def _is_ordered(
     for node in operators:
         if not known.issuperset(reads(node)):
             return False
-        count = len(known)
-        written = [tensor for tensor in node.outputs if tensor]
-        known.update(written)
-        if len(known) != count + len(written):
-            return False
+        for tensor in node.outputs:
+            if tensor in known:
+                return False
+            if tensor:
+                known.add(tensor)
     return True
 
 
 def captures_of(node: OperatorNode) -> tuple[TensorId, ...]:
     """Tensors of the enclosing graph that the node's bodies read."""
-    bodies = [value for value in node.attributes.values() if type(value) is Subgraph]
-    return tuple([tensor for body in bodies for tensor in body.captures])
+    captured: tuple[TensorId, ...] = ()
+    for value in node.attributes.values():
+        if type(value) is Subgraph:
+            captured += value.captures
+    return captured
 
 
 def reads_of(node: OperatorNode) -> tuple[TensorId, ...]:
@@ -256,9 +258,11 @@ def _connect(
     for index, node in enumerate(operators):
         for tensor in node.outputs:
             producers[tensor] = index
-        for tensor in reads_of(node):
-            readers = consumers.setdefault(tensor, [])
-            if not readers or readers[-1] != index:
+        for tensor in node.reads:
+            readers = consumers.get(tensor)
+            if readers is None:
+                consumers[tensor] = [index]
+            elif readers[-1] != index:
                 readers.append(index)
     return {
         tensor: TensorEdge(tensor, spec, producers.get(tensor), tuple(consumers.get(tensor, ())))

@@ -56,8 +56,14 @@ class StandaloneGraph:
         bound = self._bound
         arrays = check_inputs(bound.name, bound.inputs, inputs)
         outputs = [np.empty(tensor.spec.shape, tensor.spec.dtype) for tensor in bound.outputs]
-        Executor.launch_segment(bound, 0, [self._stream], arrays, outputs, stamped=False)
-        self._stream.synchronise()
+        self._stream.hold()
+        try:
+            # Nobody asks for its events.
+            Executor.launch_segment(
+                bound, 0, (self._stream,), arrays, outputs, stamped=False, timed=False
+            )
+        finally:
+            self._stream.synchronise()
         return bound.named_results(outputs)
 
     def write_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:

@@ -2,53 +2,86 @@
 
 from __future__ import annotations
 
+from heapq import heapify, heappop, heappush
+
 from aegis_pipe.scheduling.model_rules import RuleBook
 from aegis_pipe.scheduling.request import ExecutionRequest
-from aegis_pipe.scheduling.request_heap import RequestHeap
+
+_SLACK = 64
 
 
 class Deadlines:
-    """Timers of the requests that wait or stand at a segment boundary, each at most one."""
+    """Timers of the requests that wait or stand at a segment boundary, each at most one.
+
+    A heap with lazy deletion: an entry counts if its request's `timer_ns` is its instant, and is
+    dropped when it comes to the top. When there are twice as many entries as timers were left the
+    last time (and a little slack), the others are dropped: O(log n) for each timer, amortised.
+    """
 
     def __init__(self, rules: RuleBook) -> None:
         self._rules = rules
-        self._timers = RequestHeap()
-        self.entries = self._timers.heap
+        self.entries: list[tuple[int, int, ExecutionRequest]] = []
         """Entries begin with their instant and none is before the first. That one may have been
         cleared, so that `pop_due` is to be asked from its instant on; earlier it need not be."""
-        self.clear = self._timers.discard
-        """Forgets a request's timer, if it has one."""
+        self._entries_max = _SLACK
 
     def watch_waiting(self, request: ExecutionRequest) -> None:
         """Have a request that begins to wait reported by `pop_due` once it is late.
 
         That is when less is left than its model needs. Never, if it runs late all the same.
         """
-        assert request.deadline_ns is not None
+        at_ns = request.deadline_ns
+        assert at_ns is not None
         rules = self._rules[request.model]
         if rules.late == "run" or request.degraded_from:
             return
-        at_ns = request.deadline_ns
         if rules.needed_ns:
             # Started at the last instant, it would be done on the dot.
             at_ns += 1 - rules.needed_ns
-        self._timers.push((at_ns, request.request_id), request)
+        self._watch(request, at_ns)
 
     def watch_paused(self, request: ExecutionRequest) -> None:
         """Have a request at a segment boundary reported once its deadline has come."""
         assert request.deadline_ns is not None
         if self._rules[request.model].late == "drop" and not request.degraded_from:
-            self._timers.push((request.deadline_ns, request.request_id), request)
+            self._watch(request, request.deadline_ns)
+
+    def _watch(self, request: ExecutionRequest, at_ns: int) -> None:
+        entries = self.entries
+        request.timer_ns = at_ns
+        heappush(entries, (at_ns, request.request_id, request))
+        if len(entries) > self._entries_max:
+            # By number: one that was cleared and set anew to the same instant is there twice.
+            left = {entry[1]: entry for entry in entries if entry[2].timer_ns == entry[0]}
+            entries[:] = left.values()
+            heapify(entries)
+            self._entries_max = 2 * len(entries) + _SLACK
+
+    def clear(self, request: ExecutionRequest) -> None:
+        """Forget a request's timer, if it has one."""
+        request.timer_ns = None
+        entries = self.entries
+        if entries and entries[0][2] is request:
+            heappop(entries)
 
     def next_ns(self) -> int | None:
         """Return when the earliest timer is due."""
-        head = self._timers.head()
-        return None if head is None else head[0]
+        entries = self.entries
+        while entries:
+            at_ns, _, request = entries[0]
+            if request.timer_ns == at_ns:
+                return at_ns
+            heappop(entries)
+        return None
 
     def pop_due(self, now_ns: int) -> ExecutionRequest | None:
         """Take the earliest request whose timer is due, and its timer; the request stays."""
-        head = self._timers.head()
-        return None if head is None or head[0] > now_ns else self._timers.pop()
+        at_ns = self.next_ns()
+        if at_ns is None or at_ns > now_ns:
+            return None
+        request = heappop(self.entries)[2]
+        request.timer_ns = None
+        return request
 
     def is_hopeless(self, request: ExecutionRequest, now_ns: int) -> bool:
         """Return whether a request that arrives is to be refused, being late already."""

@@ -123,14 +123,16 @@ class DeviceLauncher:
         timed = self._hub.detailed
         launch_ns = self._clock.now_ns() if timed else 0
         stamped = timed and self._is_stamped(request.request_id)
-        done = Executor.last_work(bound, segment).done
+        last = Executor.last_work(bound, segment)
         # Noted before launching, so that a launch that fails half-way is still waited for.
         in_flight = self._in_flight[stream]
-        in_flight.append(_Running(request, bound, segment, done, launch_ns, stamped, timed))
+        in_flight.append(_Running(request, bound, segment, last.done, launch_ns, stamped, timed))
         try:
             Executor.launch_segment(
                 bound, segment, slot.lanes, inputs, outputs, stamped=stamped, timed=timed
             )
+            if not timed:
+                slot.lanes[last.lane].record(last.done)
         except AegisError:
             in_flight.pop()
             raise

@@ -140,6 +140,9 @@ class OrchestrationLoop:
         now_ns = self._clock.now_ns()
         refusal = self._scheduler.admit(request, now_ns)
         if refusal is not None:
+            if refusal.reason is Reason.RUNTIME_STOPPING:
+                # It may have held a place while the queue was closed, and the loop waits for that.
+                self.wake()
             error = self._refusal_error(request, refusal)
             if self._hub.detailed:
                 self._emit_decision(refusal, now_ns, now_ns)

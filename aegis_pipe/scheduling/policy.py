@@ -141,20 +141,22 @@ class KeyedPolicy(abc.ABC):
 
     def pop(self, now_ns: int, skip: frozenset[str] = NO_MODELS) -> tuple[ExecutionRequest, Reason]:
         """Take the best request; its reason comes from comparing it with the next best."""
-        best: Entry | None
-        runner_up: Entry | None
         seen, self._seen = self._seen, None
+        runner_up: Entry | None
         if seen is not None and seen[0] is skip:
-            best, runner_up = seen[1][0], seen[1][1] if len(seen[1]) > 1 else None
+            best = seen[1][0]
+            winner: ExecutionRequest = best[-1]
+            self._lanes[winner.model].pop()
+            runner_up = seen[1][1] if len(seen[1]) > 1 else None
         else:
-            best, runner_up = self._first(skip), None
-            seen = None
-        assert best is not None, "pop, but nobody competes"
-        winner: ExecutionRequest = best[-1]
-        self._lanes[winner.model].pop()
+            lane, runner_up = self._first_two(skip)
+            winner = lane.pop()
+            # What stood behind it in its own lane competes with the heads of the others.
+            if lane.heap:
+                head = lane.heap[0] if lane.is_clean else lane.head()
+                if head is not None and (runner_up is None or head < runner_up):
+                    runner_up = head
         self._size -= 1
-        if seen is None and self._size:
-            runner_up = self._first(skip)
         if runner_up is None:
             return winner, _ONLY_CANDIDATE
         return winner, self.reason(winner, runner_up[-1])
@@ -184,6 +186,23 @@ class KeyedPolicy(abc.ABC):
                 if head is not None and (best is None or head < best):
                     best = head
         return best
+
+    def _first_two(self, skip: frozenset[str]) -> tuple[RequestHeap, Entry | None]:
+        """Return the lane with the best head, and the best head of the other lanes."""
+        best: Entry | None = None
+        second: Entry | None = None
+        best_lane: RequestHeap | None = None
+        for model, lane in self._lanes.items():
+            if lane.heap and model not in skip:
+                head = lane.heap[0] if lane.is_clean else lane.head()
+                if head is None:
+                    continue
+                if best is None or head < best:
+                    best, best_lane, second = head, lane, best
+                elif second is None or head < second:
+                    second = head
+        assert best_lane is not None, "pop, but nobody competes"
+        return best_lane, second
 
     def _smallest(self, skip: frozenset[str], limit: int) -> list[Entry]:
         lanes = [lane for model, lane in self._lanes.items() if lane.heap and model not in skip]

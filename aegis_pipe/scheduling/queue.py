@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Mapping
 
 from aegis_pipe.errors import PermanentError
@@ -17,6 +18,8 @@ class BoundedQueue:
     Entering takes two steps. `reserve` may be called from any thread and says at once whether
     there is a place; `push` then fills it. All other methods belong to the scheduler's thread.
     A place is free again when its request leaves through `pop` or `remove`, or by `release`.
+
+    Free places are tokens in a deque: taking one and giving it back are atomic, without a lock.
     """
 
     def __init__(
@@ -36,13 +39,13 @@ class BoundedQueue:
         self.capacity = capacity
         self.waiting = 0
         """How many requests wait, without those reserved and not yet pushed."""
-        self.places_taken = 0
-        """Requests waiting or about to be pushed; never more than the capacity."""
         self.refusals = 0
         """How often `reserve` said no, or somebody else did."""
-        self._model_capacity = dict(model_capacity or {})
-        self._gate = threading.Lock()
-        self._places_taken_by = dict.fromkeys(self._model_capacity, 0)
+        self._places = deque((None,) * capacity)
+        self._places_of = {
+            model: deque((None,) * places) for model, places in (model_capacity or {}).items()
+        }
+        self._counting = threading.Lock()
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -55,50 +58,61 @@ class BoundedQueue:
             f"taken, {state}>"
         )
 
+    @property
+    def places_taken(self) -> int:
+        """Requests waiting or about to be pushed; never more than the capacity."""
+        return self.capacity - len(self._places)
+
     def close(self) -> None:
         """Refuse everyone from now on; those inside stay. From any thread."""
-        with self._gate:
-            self._is_closed = True
+        self._is_closed = True
 
     def reserve(self, model: str) -> Reason | None:
         """Take a place and return None, or return why there is none. From any thread."""
-        with self._gate:
-            if self._is_closed:
-                reason = Reason.RUNTIME_STOPPING
-            elif self.places_taken < self.capacity and (
-                model not in self._model_capacity or self._has_place_of(model)
-            ):
-                # `_take`, without the call: every submission comes through here.
-                self.places_taken += 1
-                if model in self._places_taken_by:
-                    self._places_taken_by[model] += 1
-                return None
-            else:
-                reason = Reason.QUEUE_FULL
-            self.refusals += 1
-            return reason
+        reason = Reason.RUNTIME_STOPPING
+        if not self._is_closed:
+            reason = Reason.QUEUE_FULL
+            # The model's own first: when the common ones run out, they do for everybody.
+            if not self._places_of or self._take_place_of(model):
+                try:
+                    self._places.pop()
+                except IndexError:
+                    self._give_place_of(model)
+                else:
+                    # Looked at again with the place in hand: who has closed the queue and then
+                    # sees no place taken can rely on nobody coming after.
+                    if not self._is_closed:
+                        return None
+                    reason = Reason.RUNTIME_STOPPING
+                    self.release(model)
+        self.count_refusal()
+        return reason
 
     def count_refusal(self) -> None:
         """Count a request that was refused for another reason. From any thread."""
-        with self._gate:
+        with self._counting:
             self.refusals += 1
 
     def release(self, model: str) -> None:
         """Give a reserved place back."""
-        with self._gate:
-            self._give_back(model)
+        assert len(self._places) < self.capacity, "more places released than reserved"
+        self._places.append(None)
+        self._give_place_of(model)
 
     def push(self, request: ExecutionRequest, now_ns: int) -> None:
         """Fill the place that was reserved for this request."""
         self.policy.push(request, now_ns)
         self.waiting += 1
-        assert self.waiting <= self.places_taken, "pushed without a reserved place"
+        assert self.waiting + len(self._places) <= self.capacity, "pushed without a reserved place"
 
     def pop(self, now_ns: int, skip: frozenset[str] = NO_MODELS) -> tuple[ExecutionRequest, Reason]:
         """Take the policy's best request, and free its place."""
         best = self.policy.pop(now_ns, skip)
         self.waiting -= 1
-        self.release(best[0].model)
+        # `release`, without the call: every request comes through here.
+        self._places.append(None)
+        if self._places_of:
+            self._give_place_of(best[0].model)
         return best
 
     def remove(self, request: ExecutionRequest) -> None:
@@ -109,27 +123,23 @@ class BoundedQueue:
 
     def move(self, request: ExecutionRequest, model: str, now_ns: int) -> bool:
         """Have a waiting request wait for another model; return False if that has no place."""
-        with self._gate:
-            if not self._has_place_of(model):
-                return False
-            self._take(model)
-            self._give_back(request.model)
+        if not self._take_place_of(model):
+            return False
+        self._give_place_of(request.model)
         self.policy.remove(request)
         request.model = model
         self.policy.push(request, now_ns)
         return True
 
-    def _has_place_of(self, model: str) -> bool:
-        limit = self._model_capacity.get(model)
-        return limit is None or self._places_taken_by[model] < limit
+    def _take_place_of(self, model: str) -> bool:
+        """Take a place among the model's own, if those are limited; False if there is none."""
+        if model in self._places_of:
+            try:
+                self._places_of[model].pop()
+            except IndexError:
+                return False
+        return True
 
-    def _take(self, model: str) -> None:
-        self.places_taken += 1
-        if model in self._places_taken_by:
-            self._places_taken_by[model] += 1
-
-    def _give_back(self, model: str) -> None:
-        assert self.places_taken, "more places released than reserved"
-        self.places_taken -= 1
-        if model in self._places_taken_by:
-            self._places_taken_by[model] -= 1
+    def _give_place_of(self, model: str) -> None:
+        if model in self._places_of:
+            self._places_of[model].append(None)

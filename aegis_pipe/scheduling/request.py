@@ -1,4 +1,4 @@
-"""A request and the states it moves through, by a table of legal moves and no other way."""
+"""A request and the states it moves through, by a table of legal moves."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ LEGAL_MOVES: dict[RequestState, frozenset[RequestState]] = {
 
 @dataclass(slots=True, eq=False)
 class ExecutionRequest:
-    """One inference to be scheduled. Changed by the scheduler only, through `move`."""
+    """One inference to be scheduled. Changed by the scheduler only.
+
+    What every request goes through is assigned and asserted in place there, all else by `move`.
+    """
 
     request_id: int
     """Ascending with arrival; the last tie-break everywhere."""
@@ -85,6 +88,8 @@ class ExecutionRequest:
     """What went wrong, if it failed."""
     cancel_reason: Reason | None = None
     """Set once somebody has asked for it to end; a running segment is finished first."""
+    timer_ns: int | None = None
+    """When `Deadlines` reports it as late; None for never."""
     blocked_by: tuple[int, ...] = ()
     """Requests that held its streams when it arrived."""
     companions: tuple[ExecutionRequest, ...] = ()

@@ -22,7 +22,7 @@ cancelled or expire by itself, the leader too: the next one leads then.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Final
 
 from aegis_pipe.scheduling.batching import Batching, hand_lead_over
@@ -39,6 +39,7 @@ from aegis_pipe.scheduling.takeovers import Takeovers
 CANDIDATES_MAX = 4
 
 # Members of an enum are slow to reach through their class, and these are needed all the time.
+_CREATED: Final = RequestState.CREATED
 _QUEUED: Final = RequestState.QUEUED
 _RUNNING: Final = RequestState.RUNNING
 _PAUSED: Final = RequestState.PAUSED
@@ -100,6 +101,8 @@ class Scheduler:
             memory_of=memory_of or {},
         )
         self._deadlines = Deadlines(self._rules)
+        # Without times that are known, nothing that arrives is hopeless.
+        self._refuses_late = bool(needed_ns)
         self._timers = self._deadlines.entries
         self._in_flight = in_flight
         self._preemption = preemption
@@ -153,7 +156,7 @@ class Scheduler:
 
     def admit(self, request: ExecutionRequest, now_ns: int) -> Decision | None:
         """First half of `submit`, from any thread: take a place, or reject at once."""
-        is_late = request.deadline_ns is not None and self._deadlines.is_hopeless(request, now_ns)
+        is_late = self._refuses_late and self._deadlines.is_hopeless(request, now_ns)
         reason = Reason.WOULD_BE_LATE if is_late else self.queue.reserve(request.model)
         if reason is None:
             return None
@@ -179,15 +182,27 @@ class Scheduler:
         return self._rules[model].needed_ns or 0
 
     @property
+    def timers(self) -> Sequence[tuple[int, int, ExecutionRequest]]:
+        """Timers of late requests, always this very list; none is before the first."""
+        return self._timers
+
+    @property
+    def batches(self) -> bool:
+        """Return whether there are models that batch: `timers` is then not all there is to time."""
+        return bool(self._rules.batching)
+
+    @property
     def open_requests(self) -> Mapping[int, ExecutionRequest]:
         """Requests that have been enqueued and are not over, by number; always this mapping."""
         return self._requests
 
     def enqueue(self, request: ExecutionRequest, now_ns: int) -> None:
         """Second half of `submit`: put an admitted request into its place."""
-        assert request.request_id not in self._requests, f"request {request.request_id} is open"
-        self._requests[request.request_id] = request
-        request.move(_QUEUED)
+        requests, request_id = self._requests, request.request_id
+        assert request_id not in requests, f"request {request_id} is open"
+        assert request.state is _CREATED, f"request {request_id} is {request.state}"
+        requests[request_id] = request
+        request.state = _QUEUED
         rules = self._rules[request.model]
         if self._explains and not self._streams.free & rules.streams:
             request.blocked_by = self._streams.holders_for(request.model)
@@ -224,20 +239,21 @@ class Scheduler:
     ) -> None:
         """Take note that a request's segment left its stream, with or without an error."""
         request = self._requests[request_id]
+        finished, launched = request.next_segment + 1, request.launched_segments
         assert request.state is _RUNNING, f"request {request_id} was not running"
-        assert request.next_segment < request.launched_segments, f"request {request_id}: no segment"
-        assert request.stream is not None
-        request.next_segment += 1
+        assert finished <= launched, f"request {request_id}: no segment"
+        request.next_segment = finished
         self._policy.served(request, now_ns - request.busy_since_ns)
         request.busy_since_ns = now_ns
         if error is not None and request.error is None:
             request.error = error
-        if request.next_segment < request.launched_segments:
+        if finished < launched:
             # It can not leave before what is in flight has.
+            assert request.stream is not None
             self._hungry.add(request.stream)
         elif request.error is not None:
             self._fail(request, now_ns)
-        elif request.next_segment == request.segment_count:
+        elif finished == request.segment_count:
             self._complete(request, now_ns)
         else:
             self._pause(request)
@@ -435,7 +451,8 @@ class Scheduler:
             skip = self._models_that_can_not_preempt(stream, running, now_ns)
             if self._is_preempted(running, now_ns, skip):
                 return
-            self._launch(running, now_ns)
+            running.launched_ns = now_ns
+            running.launched_segments += 1
             self._decide(_CONTINUE, running, _NEXT_SEGMENT, now_ns)
 
     def _start(
@@ -456,26 +473,22 @@ class Scheduler:
         request.stream = stream
         request.started_ns = now_ns
         self._started += 1
-        for member in request.companions:
-            member.stream = stream
-            member.started_ns = now_ns
-            self._started += 1
+        if request.companions:
+            for member in request.companions:
+                member.stream = stream
+                member.started_ns = now_ns
+                self._started += 1
         blocked_by: tuple[int, ...] = ()
         if self._explains:
             blocked_by = self._blockers(request)
             self._takeovers.add(now_ns, stream, request.request_id)
         self._run(request, now_ns)
         self._decide(_START, request, reason, now_ns, queue_depth, candidates, blocked_by)
-        for member in request.companions:
-            queue_depth -= 1
-            self._decide(
-                _START,
-                member,
-                Reason.BATCHED,
-                now_ns,
-                queue_depth,
-                blocked_by=self._blockers(member),
-            )
+        if request.companions:
+            for member in request.companions:
+                queue_depth -= 1
+                blocked_by = self._blockers(member)
+                self._decide(_START, member, Reason.BATCHED, now_ns, queue_depth, (), blocked_by)
 
     def _continue(
         self, request: ExecutionRequest, stream: int, now_ns: int, candidates: Candidates
@@ -506,27 +519,25 @@ class Scheduler:
             member.segment_count = batching.segments[size]
 
     def _run(self, request: ExecutionRequest, now_ns: int) -> None:
-        request.busy_since_ns = now_ns
+        request.busy_since_ns = request.launched_ns = now_ns
+        request.launched_segments += 1
         self._to_running(request)
         if request.companions:
             for member in request.companions:
                 self._to_running(member)
-        self._launch(request, now_ns)
-
-    def _to_running(self, member: ExecutionRequest) -> None:
-        if member.deadline_ns is not None:
-            self._deadlines.clear(member)
-        if member.state is _PAUSED:
-            self._paused -= 1
-        self._running += 1
-        member.move(_RUNNING)
-
-    def _launch(self, request: ExecutionRequest, now_ns: int) -> None:
-        request.launched_ns = now_ns
-        request.launched_segments += 1
         if self._in_flight > 1:
             assert request.stream is not None
             self._hungry.add(request.stream)
+
+    def _to_running(self, member: ExecutionRequest) -> None:
+        if member.timer_ns is not None:
+            self._deadlines.clear(member)
+        if member.state is _PAUSED:
+            self._paused -= 1
+        else:
+            assert member.state is _QUEUED, f"request {member.request_id} is {member.state}"
+        self._running += 1
+        member.state = _RUNNING
 
     def _pause(self, request: ExecutionRequest) -> None:
         assert request.stream is not None
@@ -537,24 +548,38 @@ class Scheduler:
 
     def _stop(self, member: ExecutionRequest, next_segment: int) -> None:
         member.next_segment = next_segment
+        assert member.state is _RUNNING, f"request {member.request_id} is {member.state}"
         self._running -= 1
         self._paused += 1
-        member.move(_PAUSED)
+        member.state = _PAUSED
         if member.deadline_ns is not None:
             self._deadlines.watch_paused(member)
         if member.cancel_reason is not None:
             self._to_cancel.append(member)
 
     def _complete(self, request: ExecutionRequest, now_ns: int) -> None:
-        if not request.companions and self._deadlines.is_wanted(request, now_ns):
-            reason = Reason.DEGRADED if request.degraded_from else ""
-            self._finish(request, _COMPLETED, reason, now_ns)
+        due_ns = request.deadline_ns
+        if (
+            not request.companions
+            and request.cancel_reason is None
+            and (due_ns is None or now_ns <= due_ns)
+        ):
+            # By far the most common end, of one that ran alone and is in time: `_finish` without
+            # its questions.
+            self._leave_stream(request)
+            self._policy.ended(request)
+            del self._requests[request.request_id]
+            self._running -= 1
+            self._final_counts[_COMPLETED] += 1
+            request.state = _COMPLETED
+            request.reason = _completion(request)
+            request.finished_ns = now_ns
+            self._finished.append(request)
             return
         for member in self._dissolve(request):
             member.next_segment = request.next_segment
             if self._deadlines.is_wanted(member, now_ns):
-                reason = Reason.DEGRADED if member.degraded_from else ""
-                self._finish(member, _COMPLETED, reason, now_ns)
+                self._finish(member, _COMPLETED, _completion(member), now_ns)
                 continue
             # Its result is not wanted any more: `decide` says so.
             if member is request:
@@ -585,7 +610,7 @@ class Scheduler:
         else:
             self._leave_stream(request)
             self._policy.ended(request)
-        if request.deadline_ns is not None and request.state is not _RUNNING:
+        if request.timer_ns is not None:
             self._deadlines.clear(request)
         del self._requests[request.request_id]
         self._close(request, state, reason, now_ns)
@@ -615,17 +640,18 @@ class Scheduler:
         if request.companions:
             self._hand_lead_over(request, stream)
             return
-        rules = self._rules[request.model]
-        if rules.limit is not None:
-            self._count_started(rules, -1)
-        suspended = self._suspended[stream]
-        if self._streams.holder(stream) is not request:
+        if self._rules.limited:
+            rules = self._rules[request.model]
+            if rules.limit is not None:
+                self._count_started(rules, -1)
+        suspended, streams = self._suspended[stream], self._streams
+        if streams.holder(stream) is not request:
             suspended.remove(request)
         elif suspended:
-            self._streams.hand_over(stream, suspended.pop())
+            streams.hand_over(stream, suspended.pop())
             self._boundaries.add(stream)
         else:
-            self._streams.release(stream)
+            streams.release(stream)
             self._boundaries.discard(stream)
 
     def _hand_lead_over(self, request: ExecutionRequest, stream: int) -> None:
@@ -695,24 +721,35 @@ class Scheduler:
         candidates: Candidates = (),
         blocked_by: tuple[int, ...] = (),
     ) -> None:
-        launches = (kind is _START or kind is _CONTINUE) and request.leader is None
-        self._decisions.append(
-            Decision(
+        segment = -1
+        if (kind is _START or kind is _CONTINUE) and request.leader is None:
+            segment = request.launched_segments - 1
+        stream = request.stream
+        # What `Decision(...)` does, without its detour: most of what a decision costs.
+        decision = tuple.__new__(
+            Decision,
+            (
                 next(self._sequence),
                 now_ns,
                 kind,
                 request.request_id,
                 request.model,
-                request.launched_segments - 1 if launches else -1,
-                -1 if request.stream is None else request.stream,
+                segment,
+                -1 if stream is None else stream,
                 reason,
                 self.queue.waiting if queue_depth is None else queue_depth,
                 candidates,
                 blocked_by,
-            )
+            ),
         )
+        self._decisions.append(decision)
 
     def _take_decisions(self) -> tuple[Decision, ...]:
         decisions = tuple(self._decisions)
         self._decisions.clear()
         return decisions
+
+
+def _completion(request: ExecutionRequest) -> str:
+    """Return the reason with which a request completes."""
+    return Reason.DEGRADED if request.degraded_from else ""

@@ -160,6 +160,28 @@ def test_an_item_that_finds_no_room_waits_for_one_to_leave_or_is_dropped():
     assert spans == {False: [0, 1_500, 3_000], True: [0, 2_000]}
 
 
+def test_a_stage_inherits_what_is_left_of_its_items_deadline():
+    first = StageLoad("first", "a", 1, 0, deadline_ns=9)
+    second = StageLoad("second", "b", 1, 0, after=("first",), host_ns=(30,))
+    load = Load("items", (first, second), periodic(1_000), deadline_ns=400)
+    ended = []
+    run(
+        Scheduler(make_policy("fifo"), StreamPool(1), queue_capacity=4),
+        Loads([load], 1),
+        fixed_times({"a": (250,), "b": (200,)}),
+        until_ns=1_600,
+        on_finished=lambda request: ended.append(
+            (request.model, request.arrival_ns, request.deadline_ns, str(request.state))
+        ),
+    )
+    assert ended == [
+        ("a", 0, 400, "completed"),
+        ("b", 280, 400, "expired"),
+        ("a", 1_000, 1_400, "completed"),
+        ("b", 1_280, 1_400, "expired"),
+    ]
+
+
 def test_a_batch_keeps_its_luck_when_its_leader_leaves_it():
     times_ns = MeasuredTimes({"m": ModelTimes((100, 300), tuple(range(400, 4_000, 7)))}, seed=2)
     leader, other = (ExecutionRequest(n, "m", 0, 2, stream=0, batch_size=2) for n in (1, 2))

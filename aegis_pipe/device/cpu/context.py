@@ -40,6 +40,9 @@ from aegis_pipe.errors import (
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 from aegis_pipe.tensor import TensorSpec
 
+_UNCHECKED_BYTES_MAX = 1 << 16
+"""Asking the machine what is free takes longer than reserving so little."""
+
 _Resource = CpuRegion | CpuStream | CpuEvent | CpuGraph
 _AnyResource = TypeVar("_AnyResource", CpuRegion, CpuStream, CpuEvent, CpuGraph)
 
@@ -96,13 +99,14 @@ class CpuContext:
     def allocate(self, size_bytes: int) -> CpuRegion:
         """Reserve zeroed memory; PermanentError if the machine has not that much to give."""
         self._assert_open()
-        available = self._machine.available_bytes
-        if size_bytes > available:
-            raise _out_of_memory(size_bytes, available)
+        if size_bytes > _UNCHECKED_BYTES_MAX:
+            available = self._machine.available_bytes
+            if size_bytes > available:
+                raise _out_of_memory(size_bytes, available)
         try:
             region = CpuRegion.reserve(size_bytes)
         except MemoryError as error:
-            raise _out_of_memory(size_bytes, available) from error
+            raise _out_of_memory(size_bytes, self._machine.available_bytes) from error
         self._allocation_count += 1
         return self._own(region)
 

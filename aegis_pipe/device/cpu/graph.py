@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from operator import length_hint
 from typing import NoReturn
 
+import numpy as np
+
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.cpu.kernels.native import LIBRARY, NativeBatch, NativeCall
 from aegis_pipe.device.cpu.stream import CpuStream
@@ -68,6 +70,7 @@ class _Program:
     def __init__(self, calls: Sequence[CpuKernelCall], clock: Clock) -> None:
         self._stretches = _stretches([call for call in calls if call.run is not None])
         self._steps = tuple(stretch.run for stretch in self._stretches)
+        self._is_compiled = all(stretch.batch is not None for stretch in self._stretches)
         # Views have a row of stamps like any other call, so rows match what was recorded.
         self._stamped_stretches = _stretches(calls)
         self._now_ns = clock.now_ns
@@ -77,6 +80,14 @@ class _Program:
 
     def run(self) -> None:
         """Call everything in order."""
+        if self._is_compiled:
+            self._run()
+            return
+        # Its stream's thread has set this, but it may run on the one that waits for it.
+        with np.errstate(all="ignore"):
+            self._run()
+
+    def _run(self) -> None:
         steps = iter(self._steps)
         try:
             for step in steps:
@@ -86,6 +97,10 @@ class _Program:
 
     def run_stamped(self) -> None:
         """Call everything in order; a call's end is the next one's start."""
+        with np.errstate(all="ignore"):
+            self._run_stamped()
+
+    def _run_stamped(self) -> None:
         stretches = iter(self._stamped_stretches)
         now_ns, stamps, position = self._now_ns, self._stamps, 0
         address, _ = stamps.buffer_info()

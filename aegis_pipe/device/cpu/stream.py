@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from queue import SimpleQueue
 
@@ -20,6 +20,8 @@ from aegis_pipe.device.protocols import DeviceEvent, Region, StagingStatistics
 _log = logging.getLogger(__name__)
 
 Action = Callable[[], object]
+Entry = tuple[bool, Action]
+"""Work or not, which is skipped after an error, and what to do."""
 
 
 class Progress:
@@ -38,17 +40,18 @@ class Progress:
 
 
 class _Worker(threading.Thread):
-    """Performs what its queue holds, in order, until it meets None.
+    """Performs what its queue holds, lists of entries, in order, until it meets None.
 
     It does not know its stream, so that a stream nobody holds is collected and can warn; and it
-    is a daemon, so that a crash of the main thread never hangs the interpreter. An entry is
-    (skipped after an error?, action).
+    is a daemon, so that a crash of the main thread never hangs the interpreter.
     """
 
     def __init__(self, name: str, threads: int) -> None:
         super().__init__(name=name, daemon=True)
         self._threads = threads
-        self.queue: SimpleQueue[tuple[bool, Action] | None] = SimpleQueue()
+        self.queue: SimpleQueue[Sequence[Entry] | None] = SimpleQueue()
+        self.finished = 0
+        """Lists performed; written by this thread alone."""
         self.error: Exception | None = None
         """The first error since the last check: set here, taken by the stream."""
         self._has_failed = False
@@ -65,17 +68,22 @@ class _Worker(threading.Thread):
             LIBRARY.close_team()
 
     def _step(self) -> bool:
-        # One frame per entry, so that nothing of it stays referenced while the thread waits.
-        entry = self.queue.get()
-        if entry is None:
+        # One frame per list, so that nothing of it stays referenced while the thread waits.
+        entries = self.queue.get()
+        if entries is None:
             return False
-        is_work, action = entry
-        if not (is_work and self._has_failed):
-            try:
-                action()
-            except Exception as error:
-                self._fail(error)
+        self.perform(entries)
+        self.finished += 1
         return True
+
+    def perform(self, entries: Sequence[Entry]) -> None:
+        """Perform entries on the calling thread: this one, or another while this one is idle."""
+        for is_work, action in entries:
+            if not (is_work and self._has_failed):
+                try:
+                    action()
+                except Exception as error:
+                    self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         if not self._has_failed:
@@ -95,6 +103,11 @@ class CpuStream:
         self._now_ns = clock.now_ns
         self._progress = progress
         self._is_open = True
+        self._has_team = threads > 1
+        self._held: list[Entry] | None = None
+        """What is collected since `hold`."""
+        self._enqueued = 0
+        """Lists given to the thread."""
         self._worker = _Worker(f"aegis-cpu-stream-{index}", threads)
         self._worker.start()
 
@@ -105,15 +118,20 @@ class CpuStream:
 
     def copy_in(self, source: np.ndarray, target: Region) -> None:
         """Enqueue a copy to the device; `source` (C-contiguous) must stay unchanged until done."""
-        self.enqueue(partial(np.copyto, host_bytes(target), bytes_of(source, target)))
+        self._put(True, partial(np.copyto, host_bytes(target), bytes_of(source, target)))
 
     def copy_out(self, source: Region, target: np.ndarray) -> None:
         """Enqueue a copy to the host; `target` (C-contiguous) is filled when done."""
-        self.enqueue(partial(np.copyto, bytes_of(target, source), host_bytes(source)))
+        self._put(True, partial(np.copyto, bytes_of(target, source), host_bytes(source)))
 
     def enqueue(self, work: Action) -> None:
         """Enqueue work, which is skipped after an error."""
         self._put(True, work)
+
+    def hold(self) -> None:
+        """Collect what is enqueued until `synchronise`."""
+        if self._held is None:
+            self._held = []
 
     def record(self, event: DeviceEvent) -> None:
         """Enqueue: mark the event when everything before has finished."""
@@ -127,7 +145,19 @@ class CpuStream:
             self._put(False, mark.wait)
 
     def synchronise(self) -> None:
-        """Block until everything enqueued has finished, then `check`."""
+        """Block until everything enqueued has finished, then `check`.
+
+        What was held runs on the calling thread if the stream's own has neither work nor helpers:
+        that spares waking one thread and then the other.
+        """
+        held = self._held
+        if held is not None and not self._has_team and self._worker.finished == self._enqueued:
+            self._held = None
+            assert self._is_open, f"{self!r} is used after it was closed"
+            self._worker.perform(held)
+            self.check()
+            return
+        self._release()
         mark = Mark()
         self._put(False, partial(mark.reach, 0))
         mark.wait()
@@ -154,6 +184,7 @@ class CpuStream:
         """Finish what is enqueued and stop the thread; idempotent."""
         if not self._is_open:
             return
+        self._release()
         self._is_open = False
         self._worker.queue.put(None)
         self._worker.join()
@@ -166,7 +197,19 @@ class CpuStream:
 
     def _put(self, is_work: bool, action: Action) -> None:
         assert self._is_open, f"{self!r} is used after it was closed"
-        self._worker.queue.put((is_work, action))
+        if self._held is None:
+            self._hand_over(((is_work, action),))
+        else:
+            self._held.append((is_work, action))
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            self._hand_over(held)
+
+    def _hand_over(self, entries: Sequence[Entry]) -> None:
+        self._enqueued += 1
+        self._worker.queue.put(entries)
 
     @staticmethod
     def _reach(mark: Mark, now_ns: Callable[[], int], progress: Progress) -> None:
@@ -184,7 +227,7 @@ def bytes_of(array: np.ndarray, region: Region) -> np.ndarray:
     """Return a host array as uint8, after checking that it fits the region exactly."""
     assert array.flags.c_contiguous, "host arrays of copies are C-contiguous"
     assert array.nbytes == region.size_bytes, f"{array.nbytes} host bytes copied with {region!r}"
-    return array.reshape(-1).view(np.uint8)
+    return (array if array.ndim == 1 else array.reshape(-1)).view(np.uint8)
 
 
 def _own(event: DeviceEvent) -> CpuEvent:

@@ -86,6 +86,9 @@ class CudaStream:
         copy = self._staging.stage(target.nbytes, self._order, target.reshape(-1).view(np.uint8))
         driver.enqueue_copy_to_host(copy.address, address, target.nbytes, handle)
 
+    def hold(self) -> None:
+        """Do nothing: there is no thread to spare, and the GPU had better start at once."""
+
     def record(self, event: DeviceEvent) -> None:
         """Enqueue: mark the event when everything before has finished."""
         handle = self.handle

@@ -26,7 +26,7 @@ def run(graph: ExecutionGraph) -> ExecutionGraph:
     outputs = set(graph.outputs)
     kept = []
     for node in graph.operators:
-        renamed_node = rename(node, renamed)
+        renamed_node = rename(node, renamed) if renamed else node
         # Most operators are the only ones of their kind with their operands.
         others = alike.setdefault((node.operator, renamed_node.inputs), [])
         earlier = _equal_one(renamed_node, others) if is_deterministic(node) else None
@@ -57,14 +57,21 @@ def _equal_constants(graph: ExecutionGraph) -> dict[TensorId, TensorId]:
         if kinds[array.dtype, array.shape] == 1:
             continue
         flat = _bytes(array)
-        sample = flat[:: max(1, len(flat) // _SAMPLE_BYTES)].tobytes()
-        earlier = alike.setdefault((array.dtype, array.shape, sample), [])
-        same = next((t for t in earlier if np.array_equal(_bytes(graph.constants[t]), flat)), None)
+        step = max(1, len(flat) // _SAMPLE_BYTES)
+        earlier = alike.setdefault((array.dtype, array.shape, flat[::step].tobytes()), [])
+        if step == 1:
+            same = next(iter(earlier), None)
+        else:
+            same = next((t for t in earlier if _is_same(graph.constants[t], array)), None)
         if same is None:
             earlier.append(tensor)
         elif tensor not in graph.outputs:
             renamed[tensor] = same
     return renamed
+
+
+def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one is other or bool((_bytes(one) == _bytes(other)).all())
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

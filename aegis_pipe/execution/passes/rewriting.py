@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from operator import is_
 
 import numpy as np
 
-from aegis_pipe.execution.graph import ExecutionGraph, OperatorNode, Subgraph, reads_of
+from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph, OperatorNode, Subgraph
 from aegis_pipe.tensor import TensorId, TensorSpec
 
 
@@ -30,13 +31,14 @@ def rewritten(
         # Nothing was found to do, which is what most passes find in most graphs.
         return graph
     names = renamed or {}
-    kept = [rename(node, names) for node in operators]
+    kept = [rename(node, names) for node in operators] if names else operators
     known = {**graph.constants, **(constants or {})}
     all_specs = {tensor: edge.spec for tensor, edge in graph.tensors.items()}
     all_specs |= {tensor: TensorSpec(a.dtype, a.shape) for tensor, a in (constants or {}).items()}
     all_specs |= specs or {}
-    written = {tensor for node in kept for tensor in filter(None, node.outputs)}
-    used = {tensor for node in kept for tensor in reads_of(node)} | set(graph.outputs)
+    written = set(itertools.chain.from_iterable([node.outputs for node in kept])) - {NO_TENSOR}
+    used = set(itertools.chain.from_iterable([node.reads for node in kept]))
+    used.update(graph.outputs)
     alive = used | written | set(graph.inputs)
     return ExecutionGraph.build(
         name=graph.name,
@@ -110,21 +112,22 @@ class GraphEdit:
 
 def rename(node: OperatorNode, names: Mapping[TensorId, TensorId]) -> OperatorNode:
     """Return the node with tensors replaced, also those its bodies capture."""
-    if not names or (
-        names.keys().isdisjoint(reads_of(node)) and names.keys().isdisjoint(node.outputs)
-    ):
+    known = names.keys()
+    if not names or (known.isdisjoint(node.reads) and known.isdisjoint(node.outputs)):
         return node
-    attributes = {
-        key: Subgraph(value.serialised, tuple(final_name(t, names) for t in value.captures))
-        if isinstance(value, Subgraph)
-        else value
-        for key, value in node.attributes.items()
-    }
+    attributes = node.attributes
+    if len(node.reads) > len(node.inputs) - node.inputs.count(NO_TENSOR):
+        attributes = {
+            key: Subgraph(value.serialised, tuple(final_name(t, names) for t in value.captures))
+            if isinstance(value, Subgraph)
+            else value
+            for key, value in attributes.items()
+        }
     return replace(
         node,
         attributes=attributes,
-        inputs=tuple(final_name(tensor, names) for tensor in node.inputs),
-        outputs=tuple(final_name(tensor, names) for tensor in node.outputs),
+        inputs=tuple([final_name(tensor, names) for tensor in node.inputs]),
+        outputs=tuple([final_name(tensor, names) for tensor in node.outputs]),
     )
 
 

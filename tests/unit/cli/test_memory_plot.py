@@ -100,3 +100,21 @@ def test_other_files_are_refused(tmp_path: Path):
         write_plot(tmp_path / "plan.png", "x", [], device(), Budgets())
     with pytest.raises(PermanentError, match="can not be written"):
         write_plot(tmp_path / "none" / "plan.svg", "x", [], device(), Budgets())
+
+
+def test_names_lose_their_middle_and_lie_over_the_lines():
+    names = [f"/encoder/layer.{i}/attention/output_{i}" for i in range(8)]
+    lifetimes = [TensorLifetime(name, 64, i, i + 1) for i, name in enumerate(names)]
+    svg = draw_plan("x", [drawing(lifetimes)], device(), Budgets())
+    texts = [each.text or "" for each in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    for number, name in enumerate(names):
+        (label,) = [each for each in texts if "…" in each and each.endswith(f"output_{number}")]
+        assert name.startswith(label.split("…")[0])
+    assert svg.rindex("<title>peak:") < svg.index("output_0</text>")
+
+
+def test_parts_of_a_bar_are_numbered_as_in_the_legend():
+    svg = draw_plan("x", [], device(), Budgets(1500))
+    texts = [each.text or "" for each in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    for number, part in enumerate(device().parts, start=1):
+        assert {str(number), f"{number}  {part}"} <= set(texts)

@@ -1,3 +1,4 @@
+import collections
 import threading
 
 import pytest
@@ -68,6 +69,33 @@ def test_the_bound_holds_among_threads():
         thread.join()
     assert sum(got) == queue.places_taken == 1000
     assert queue.refusals == 1000
+
+
+def test_who_closes_a_queue_and_sees_no_place_taken_can_rely_on_it():
+    """Whatever instant a submission was interrupted at: it holds a place then, or gets none."""
+    queue = make_queue(capacity=1)
+
+    class ClosedMeanwhile(collections.deque):
+        def pop(self):
+            queue.close()
+            return super().pop()
+
+    queue._places = ClosedMeanwhile([None])
+    assert queue.reserve("m") is Reason.RUNTIME_STOPPING
+    assert (queue.places_taken, queue.refusals) == (0, 1)
+
+
+def test_a_refused_share_takes_no_place_that_others_could_have():
+    queue = make_queue(2, model_capacity={"small": 1})
+
+    class Watched(collections.deque):
+        def pop(self):
+            taken.append(1)
+            return super().pop()
+
+    taken, queue._places = [], Watched([None] * 2)
+    assert [queue.reserve("small"), queue.reserve("small")] == [None, Reason.QUEUE_FULL]
+    assert len(taken) == queue.places_taken == 1
 
 
 @pytest.mark.parametrize("options", [{"capacity": 0}, {"model_capacity": {"m": 0}}])

@@ -45,3 +45,21 @@ def test_models_whose_late_requests_run_have_no_timers():
     assert deadlines.next_ns() is None
     deadlines.watch_waiting(request(4, 100, "d"))
     assert deadlines.next_ns() == 100
+
+
+def test_a_timer_set_anew_counts_once_and_cleared_ones_are_dropped():
+    deadlines = make_deadlines()
+    first, again = request(1, 10), request(2, 50)
+    for each in (first, again):
+        deadlines.watch_waiting(each)
+    deadlines.clear(again)
+    deadlines.watch_paused(again)
+    for number in range(3, 2_000):
+        cleared = request(number, 1_000 + number)
+        deadlines.watch_waiting(cleared)
+        deadlines.clear(cleared)
+        assert len(deadlines.entries) < 200
+    assert [deadlines.pop_due(60), deadlines.pop_due(60), deadlines.pop_due(10**9)] == [
+        first, again, None,
+    ]  # fmt: skip
+    assert deadlines.entries == []

@@ -138,6 +138,59 @@ def test_deadlines_expire_on_time_while_a_long_segment_runs():
     assert bench.loop.stop(drain=False, timeout_ns=0) is False
 
 
+def test_the_thread_is_woken_by_the_clock_at_the_deadline_while_a_segment_runs():
+    """On the machine's clock, with a real thread: nothing but its timer can end the request."""
+    waits, answered = [], threading.Event()
+
+    class WatchedClock(SystemClock):
+        def wait_until(self, instant_ns, wake):
+            waits.append(instant_ns)
+            return super().wait_until(instant_ns, wake)
+
+    class Endless(SimulatedLauncher):
+        def launch(self, request, segment, stream):
+            pass
+
+        def finish(self, request, state, error):
+            super().finish(request, state, error)
+            answered.set()
+
+    clock = WatchedClock()
+    launcher = Endless(VirtualClock(), DURATIONS)
+    scheduler = Scheduler(make_policy("fifo"), StreamPool(1), queue_capacity=4)
+    loop = OrchestrationLoop(scheduler, launcher, clock, EventHub())
+    loop.start()
+    loop.submit(ExecutionRequest(1, "for ever", clock.now_ns()))
+    deadline_ns = clock.now_ns() + 20_000_000
+    loop.submit(ExecutionRequest(2, "m", clock.now_ns(), deadline_ns=deadline_ns))
+    assert answered.wait(60)
+    [(expired, state, error)] = launcher.finished
+    assert (expired.request_id, str(state)) == (2, "expired")
+    assert isinstance(error, DeadlineExceededError)
+    assert expired.finished_ns >= deadline_ns
+    assert {each for each in waits if each is not None} == {deadline_ns}
+    loop.stop(drain=False, timeout_ns=0)
+
+
+@pytest.mark.parametrize("at_ns", [5, 10, 15])
+def test_a_cancellation_takes_effect_before_the_next_segment(at_ns):
+    """Of segments of 10 ns each, those that began before it are all that run."""
+    bench = Bench()
+    launched = []
+    launch = bench.launcher.launch
+    bench.launcher.launch = lambda request, segment, stream: (
+        launched.append(segment),
+        launch(request, segment, stream),
+    )
+    request = bench.submit(1, "long")
+    bench.clock.call_at(at_ns, lambda: bench.loop.cancel(1))
+    bench.run_for(100)
+    ends_ns = -(-at_ns // 10) * 10
+    assert launched == list(range(ends_ns // 10))
+    assert (bench.outcomes(), request.finished_ns) == ([(1, "cancelled")], ends_ns)
+    assert bench.loop.is_idle
+
+
 def test_cancel_from_outside():
     bench = Bench()
     bench.submit(1, "long")

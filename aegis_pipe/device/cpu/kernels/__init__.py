@@ -11,6 +11,7 @@ from aegis_pipe.device.cpu.kernels import (
     casting,
     channels_last,
     classic_ml,
+    compiled_block_products,
     compiled_channels_last,
     compiled_comparisons,
     compiled_conversions,
@@ -75,6 +76,7 @@ from aegis_pipe.device.cpu.kernels.registry import KERNELS
 _FAMILIES = (
     # Compiled kernels are asked before the NumPy kernels of the same operators.
     compiled_winograd,
+    compiled_block_products,
     compiled_channels_last,
     compiled_comparisons,
     compiled_conversions,

@@ -45,6 +45,7 @@ class NativeLibrary:
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
+        self._functions: dict[str, tuple[int | None, int, int]] = {}
         self.name = path.stem
         """`x86_64_v4`."""
         self._library.aegis_isa_level.restype = INTEGER
@@ -97,10 +98,14 @@ class NativeLibrary:
 
     def step(self, function: str, arguments: ctypes.Structure) -> Step:
         """Bind a function to its arguments, which have to outlive the step."""
-        size = self._constant(f"{function}_arguments_bytes")
+        if function not in self._functions:
+            self._functions[function] = (
+                ctypes.cast(getattr(self._library, function), POINTER).value,
+                self._constant(f"{function}_arguments_bytes"),
+                self._constant(f"{function}_shares"),
+            )
+        address, size, shares = self._functions[function]
         assert size == ctypes.sizeof(arguments), f"{function} takes {size} bytes of arguments"
-        address = ctypes.cast(getattr(self._library, function), POINTER)
-        shares = self._constant(f"{function}_shares")
         return Step(address, ctypes.addressof(arguments), shares)
 
     def _constant(self, name: str) -> int:
@@ -117,6 +122,10 @@ class NativeLibrary:
     def byte_gemm_workspace(self, depth: int, columns: int, b_is_plain: bool) -> int:
         """Return the bytes of workspace that a product of 8-bit matrices wants."""
         return self._integer("aegis_byte_gemm_workspace", depth, columns, b_is_plain)
+
+    def block_product_workspace(self, rows: int, block: int) -> int:
+        """Return the floats of workspace of a product with weights quantised in blocks."""
+        return self._integer("aegis_block_product_workspace", rows, block)
 
     def byte_recurrence_workspace(self, inputs: int, hidden: int, width: int) -> int:
         """Return the bytes of workspace that a recurrent layer's products of bytes want."""
@@ -237,4 +246,11 @@ def _raise_first(noted: Sequence[Callable[[], AegisError | None]]) -> None:
 
 def address(array: np.ndarray | None) -> int | None:
     """Return where an array's elements are; None for None."""
-    return None if array is None else array.ctypes.data
+    if array is None:
+        return None
+    try:
+        # A third of what `array.ctypes` takes, and asked several times for every kernel.
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]  # arrays are buffers
+    except (TypeError, ValueError, BufferError):
+        # Read-only, empty, not contiguous, or of a dtype that buffers lack.
+        return array.ctypes.data

@@ -284,3 +284,60 @@ def test_kernel_error_survives_the_thread(stream: CpuStream) -> None:
         assert caught.value.context == "node `pick`, kernel `gather.numpy`"
         assert caught.value.message == "index 7 is out of range"
         assert caught.value.hint == "use smaller indices"
+
+
+def _thread_of_held_work(stream: CpuStream) -> int:
+    threads: list[int] = []
+    stream.hold()
+    stream.enqueue(lambda: threads.append(threading.get_ident()))
+    assert threads == []
+    stream.synchronise()
+    (thread,) = threads
+    return thread
+
+
+def test_held_work_of_an_idle_stream_runs_on_the_thread_that_waits(stream: CpuStream) -> None:
+    assert _thread_of_held_work(stream) == threading.get_ident()
+
+
+def test_held_work_of_a_team_runs_on_the_threads_of_the_team() -> None:
+    stream = CpuStream(0, CLOCK, Progress(), threads=2)
+    assert _thread_of_held_work(stream) != threading.get_ident()
+    stream.close()
+
+
+def test_held_work_comes_after_what_was_enqueued_before(stream: CpuStream) -> None:
+    gate, event = threading.Event(), CpuEvent()
+    done: list[int] = []
+    stream.enqueue(lambda: gate.wait(PATIENCE_S))
+    stream.enqueue(lambda: done.append(1))
+    stream.hold()
+    stream.enqueue(lambda: done.append(2))
+    stream.record(event)
+    assert not event.is_done()
+    threading.Timer(0.05, gate.set).start()
+    stream.synchronise()
+    assert done == [1, 2]
+    assert event.is_done()
+
+
+def test_an_error_of_held_work_is_raised_once_and_the_rest_is_skipped(stream: CpuStream) -> None:
+    done: list[str] = []
+    for _ in range(2):
+        stream.hold()
+        stream.enqueue(lambda: 1 // 0)
+        stream.enqueue(lambda: done.append("after the error"))
+        with pytest.raises(ZeroDivisionError):
+            stream.synchronise()
+    stream.hold()
+    stream.enqueue(lambda: done.append("after the check"))
+    stream.synchronise()
+    assert done == ["after the check"]
+
+
+def test_held_work_that_nobody_waited_for_is_finished_at_close() -> None:
+    stream, done = _stream(), list[int]()
+    stream.hold()
+    stream.enqueue(lambda: done.append(1))
+    stream.close()
+    assert done == [1]

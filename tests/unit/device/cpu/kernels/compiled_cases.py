@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tests.unit.device.cpu.kernels import channels_last_cases
+from tests.unit.device.cpu.kernels.block_cases import BLOCKS
 from tests.unit.device.cpu.kernels.case import Case, random
 from tests.unit.device.cpu.kernels.indexing_cases import INDEXING
 from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
@@ -349,6 +350,7 @@ CASES: dict[str, Case] = {
     **elementwise(),
     **pools(),
     **normalisations(),
+    **BLOCKS,
     **INDEXING,
     **QUANTISED,
     **RECURRENT,
