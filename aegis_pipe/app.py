@@ -8,15 +8,13 @@ Builds, wires and hands down; decides nothing.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
@@ -26,65 +24,36 @@ from aegis_pipe.analysis_builder import (
     SegmentCuts,
     check_admission,
     cut_segments,
-    needed_ns_of,
     record_admission,
-    refusal,
 )
 from aegis_pipe.clock import Clock, SystemClock
-from aegis_pipe.device.protocols import (
-    DeviceContext,
-    DeviceDescription,
-    DeviceStream,
-    StagingStatistics,
+from aegis_pipe.deployment_builder import (
+    Installation,
+    ModelInformation,
+    PlannedModels,
+    Platform,
+    compile_manifest,
+    open_manifest_device,
+    plan_memory,
 )
-from aegis_pipe.device.registry import OpenedDevice, open_device
+from aegis_pipe.device.protocols import DeviceDescription, StagingStatistics
 from aegis_pipe.errors import AegisError, InvalidInputError, TransientError
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
-from aegis_pipe.execution.collector import heap_frozen
 from aegis_pipe.execution.compiler import CompiledModel
-from aegis_pipe.execution.deployment import (
-    Deployment,
-    LoadedModel,
-    ModelOrder,
-    compile_models,
-    plan_models,
-)
-from aegis_pipe.execution.executor import check_inputs
 from aegis_pipe.execution.graph import ExecutionGraph
-from aegis_pipe.execution.lighter import lighter_ways
-from aegis_pipe.execution.model_loader import LoadOptions
-from aegis_pipe.execution.program import BoundModel
 from aegis_pipe.manifest.model import LogSection, Manifest
-from aegis_pipe.manifest.writer import dump_manifest
 from aegis_pipe.manifest_check import check_manifest
-from aegis_pipe.memory import DevicePlan, return_freed_memory
-from aegis_pipe.pipeline import PipelineReport, PipelineRunner
-from aegis_pipe.pipeline_builder import PipelineBuilder, arrivals_of, written_path
-from aegis_pipe.scheduler_builder import (
-    arena_groups,
-    check_models,
-    check_rows,
-    compile_variants,
-    make_manifest_policy,
-    make_scheduler,
-    make_slots,
-    streams_max,
-    variants_of,
-)
-from aegis_pipe.scheduling.admission import ProfileGuard
-from aegis_pipe.scheduling.device_launcher import (
-    DeviceLauncher,
-    InferenceFuture,
-    RequestPayload,
-    StreamSlot,
-)
-from aegis_pipe.scheduling.loop import OrchestrationLoop
-from aegis_pipe.scheduling.recording import RecordingScheduler, RunWriter
-from aegis_pipe.scheduling.request import ExecutionRequest
-from aegis_pipe.scheduling.scheduler import Scheduler
+from aegis_pipe.memory import DevicePlan
+from aegis_pipe.pipeline import PipelineReport
+from aegis_pipe.pipeline_builder import written_path
+from aegis_pipe.pipeline_set import PipelineSet
+from aegis_pipe.reloading import Reloader, ReloadReport
+from aegis_pipe.request_gate import RequestGate
+from aegis_pipe.revision import Recording, Revision, Submission, enforce, unknown_model
+from aegis_pipe.scheduler_builder import make_manifest_policy
+from aegis_pipe.scheduling.device_launcher import InferenceFuture
 from aegis_pipe.scheduling.statistics import ModelStatistics, RequestStatistics
 from aegis_pipe.telemetry import Telemetry, TelemetryConfig, TelemetryReport
-from aegis_pipe.tensor import TensorSpec
 
 if TYPE_CHECKING:
     from aegis_pipe.telemetry.sdk_metrics import MetricReader
@@ -92,15 +61,6 @@ if TYPE_CHECKING:
 
 PRIORITY_MAX = 1000
 """Largest priority of a request, as of the manifest's models."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInformation:
-    """What a caller needs to know of a model."""
-
-    name: str
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +73,6 @@ class RuntimeStatistics:
     """Device allocations since everything was loaded: 0, or the plan is broken."""
     staging: tuple[StagingStatistics, ...]
     """Host memory that each stream's copies pass through, and what was needed of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """Where a run was recorded, and the hash of its decisions."""
-
-    path: Path
-    journal: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +92,8 @@ class RuntimeReport:
     """None if telemetry goes nowhere."""
     overruns: Mapping[str, int]
     """Segments that took longer than the profile says, by model; empty without a profile."""
-    recording: Recording | None
-    """None unless the manifest asks for one."""
+    recordings: tuple[Recording, ...]
+    """Of the run up to its first reload, and from each one on; empty unless asked for."""
 
     @property
     def failed(self) -> bool:
@@ -218,10 +170,10 @@ def plan_deployment(manifest: Manifest) -> PlannedDeployment:
     make_manifest_policy(manifest)
     clock = SystemClock()
     phases = PhaseRecorder(EventHub(), clock)
-    opened = _open_device(manifest, clock)
+    opened = open_manifest_device(manifest, clock)
     with opened.context as context:
-        loaded = _compile(manifest, context, phases)
-        plan = _plan(manifest, loaded, context)
+        loaded = compile_manifest(manifest, context, phases)
+        plan = plan_memory(manifest, loaded, context)
         models = tuple(model.compiled for model in loaded)
         count = len(manifest.models)
         admission = check_admission(manifest, context.description)
@@ -254,106 +206,61 @@ class Runtime:
         boundaries: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self.name = manifest.name
-        self.policy = manifest.scheduler.policy
-        self.unmet_wishes = unmet_wishes(manifest)
-        self.stream_count = manifest.streams.count
-        self.queue_capacity = manifest.scheduler.queue_capacity
         self.clock = clock
-        self._manifest = manifest
-        self._write_line = write_line
         self._requests = RequestStatistics(tuple(model.name for model in manifest.models))
         self._hub = EventHub(*listeners, counters=(self._requests,))
-        self._sections = {section.name: section for section in manifest.models}
         # From 1: 0 stands for no request. next() of a count is atomic.
         self._request_ids = itertools.count(1)
         self._closing = ExitStack()
-        self._runners: list[PipelineRunner] = []
         self._telemetry: Telemetry | None = None
         self._telemetry_report: TelemetryReport | None = None
         self._is_stamped: Callable[[int], bool] = _never
         self._end_ns: int | None = None
-        self.profile_guard: ProfileGuard | None = None
-        self.recording: Recording | None = None
         self.stamps_kernels = False
         """Whether every kernel of every request is timed, whoever listens."""
         try:
-            self._start(observers, boundaries)
+            revision = self._start(manifest, observers, boundaries)
         except BaseException:
             self._closing.close()
             raise
-        return_freed_memory()
-        self._closing.enter_context(heap_frozen())
+        self._pipelines = PipelineSet(self._submit, clock, self._hub, write_line)
+        self._reloader = Reloader(
+            self._platform, self._gate, self._pipelines, self._requests, self._stamps
+        )
+        revision.installation.settle()
 
     def _start(
-        self, observers: _Observers, boundaries: Mapping[str, tuple[int, ...]] | None
-    ) -> None:
-        manifest, clock, hub = self._manifest, self.clock, self._hub
+        self,
+        manifest: Manifest,
+        observers: _Observers,
+        boundaries: Mapping[str, tuple[int, ...]] | None,
+    ) -> Revision:
+        clock, hub = self.clock, self._hub
         make_manifest_policy(manifest)
-        self._start_telemetry(observers)
+        self._start_telemetry(manifest, observers)
         phases = PhaseRecorder(hub, clock)
         with phases.phase("runtime.start") as phase:
             phase.attributes["manifest"] = self.name
             with phases.phase("device.open"):
-                opened = _open_device(manifest, clock)
+                opened = open_manifest_device(manifest, clock)
             context = self._closing.enter_context(opened.context)
             self.device = context.description
+            self._platform = platform = Platform(context, clock, hub, phases)
             if self._telemetry is not None:
                 self._telemetry.observe_device(self.device.name, context.read_sensors)
             with phases.phase("admission") as admission_phase:
-                self.admission = check_admission(manifest, self.device)
-                record_admission(self.admission, phases, admission_phase)
-                self._admit(self.admission)
-        loaded = _compile(manifest, context, phases)
-        self.plan = _plan(manifest, loaded, context)
-        if boundaries is None:
-            boundaries = cut_segments(
-                manifest,
-                [model.compiled for model in loaded],
-                self.admission.valid_profile,
-                self.device,
-            ).boundaries
-        self.boundaries = MappingProxyType(dict(boundaries))
-        shares = manifest.streams.sm or (None,) * manifest.streams.count
-        streams = [
-            context.create_stream(
-                index, staging_bytes=staging.size_bytes, multiprocessors=shares[index]
-            )
-            for index, staging in enumerate(self.plan.staging)
-        ]
-        self._streams = streams
-        self._deployment = self._closing.enter_context(
-            Deployment(
-                loaded,
-                self.plan,
-                context,
-                streams,
-                boundaries=boundaries,
-                hub=hub,
-                clock=clock,
-                phases=phases,
-            )
-        )
-        # Weights are on the device by now, and not kept twice.
-        self.graphs = MappingProxyType(
-            {
-                model.compiled.name: model.compiled.graph.without_weights()
-                for model in loaded[: len(manifest.models)]
-            }
-        )
-        # All models are bound to the last stream, confined ones too.
-        # A copy: the deployment's own is emptied at the end, and `submit` is called even then.
-        self._bound = {
-            model.name: self._deployment.slots[-1][model.name] for model in manifest.models
-        }
-        self.models = MappingProxyType(
-            {model.name: _information(self._bound[model.name]) for model in manifest.models}
-        )
-        # Closed before the memory is freed: a request given up may still be on its stream.
-        self._closing.callback(_close_all, streams)
-        slots = make_slots(manifest, [[stream] for stream in streams], self._deployment.slots)
-        with phases.phase("batching.check"):
-            check_rows(manifest, slots[-1], _graphs(loaded))
-        self._loop = self._start_loop(context, slots)
+                admission = check_admission(manifest, self.device)
+                record_admission(admission, phases, admission_phase)
+                enforce(manifest, admission)
+        planned = PlannedModels(manifest, platform, admission.valid_profile, boundaries)
+        installation = Installation(planned, platform)
+        try:
+            revision = Revision(manifest, admission, installation, platform, self._stamps)
+        except BaseException:
+            installation.close()
+            raise
+        self._gate = RequestGate(revision, clock, hub)
+        self._closing.callback(self._stop)
         self._start_ns = clock.now_ns()
         if hub.enabled:
             hub.emit(
@@ -366,27 +273,23 @@ class Runtime:
                     self.stream_count,
                 )
             )
+        return revision
 
-    def _admit(self, admission: Admission) -> None:
-        """Watch over what is proven; with `enforce`, refuse what is not."""
-        manifest = self._manifest
-        if manifest.scheduler.admission == "enforce" and not admission.is_proven:
-            raise refusal(admission)
-        if admission.certificate is not None and admission.profile is not None:
-            profile = admission.profile
-            bounds_ns = {model: profile.segments_ns(model) for model in profile.models}
-            self.profile_guard = ProfileGuard(
-                bounds_ns,
-                self._hub,
-                is_proven=manifest.scheduler.admission != "off" and admission.is_proven,
-            )
-            self._hub.add(self.profile_guard)
+    def _stop(self) -> None:
+        """Stop what runs: everything is counted then, and the memory to be told of still there."""
+        revision = self._gate.revision
+        drained = revision.stop()
+        self._end_ns = self.clock.now_ns()
+        self._final_statistics = self.statistics()
+        if self._hub.enabled:
+            self._hub.emit(RuntimeStopped(self.clock.now_ns(), self.name, drained))
+        revision.installation.close()
 
     def _stamps(self, request_id: int) -> bool:
         return self.stamps_kernels or self._is_stamped(request_id)
 
-    def _start_telemetry(self, observers: _Observers) -> None:
-        config = _telemetry_config(self._manifest)
+    def _start_telemetry(self, manifest: Manifest, observers: _Observers) -> None:
+        config = telemetry_config(manifest)
         if not (config.has_destination or any(observers)):
             return
         telemetry = Telemetry(config, self.clock, **observers._asdict())
@@ -400,55 +303,75 @@ class Runtime:
 
         self._closing.callback(close)
 
-    def _start_loop(self, context: DeviceContext, slots: Sequence[StreamSlot]) -> OrchestrationLoop:
-        manifest = self._manifest
-        launcher = self._launcher = DeviceLauncher(
-            slots,
-            self.clock,
-            self._hub,
-            notifies=context.capabilities.notifies_progress,
-            is_stamped=self._stamps,
-        )
-        segments = {name: bound.segment_count for name, bound in self._deployment.slots[-1].items()}
-        self._scheduler = self._make_scheduler(segments)
-        loop = OrchestrationLoop(self._scheduler, launcher, self.clock, self._hub)
-        context.set_progress_listener(loop.wake)
-        loop.start()
-        timeout_ns = manifest.scheduler.drain_timeout_ns
-        self._closing.callback(self._stop_loop, loop, timeout_ns)
-        return loop
+    # What a reload may change.
 
-    def _make_scheduler(self, segments: Mapping[str, int]) -> Scheduler:
-        manifest, profile = self._manifest, self.admission.valid_profile
-        needed_ns = {} if profile is None else needed_ns_of(manifest, profile)
-        if not manifest.scheduler.record:
-            explains = self._hub.detailed
-            return make_scheduler(manifest, segments, needed_ns=needed_ns, explains=explains)
-        scheduler = make_scheduler(manifest, segments, needed_ns=needed_ns, kind=RecordingScheduler)
-        assert isinstance(scheduler, RecordingScheduler)
-        models = [model.name for model in manifest.models]
-        header = {
-            "manifest": dump_manifest(manifest),
-            "models": models,
-            "segments": dict(segments),
-            "needed_ns": needed_ns,
-        }
-        writer = RunWriter(manifest.beside(".run"), header)
-        scheduler.record_to(writer, models)
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest that runs."""
+        return self._gate.revision.manifest
 
-        def close() -> None:
-            self.recording = Recording(writer.path, writer.close())
+    @property
+    def policy(self) -> str:
+        """Name of the scheduling policy."""
+        return self.manifest.scheduler.policy
 
-        self._closing.callback(close)
-        return scheduler
+    @property
+    def stream_count(self) -> int:
+        """Streams of the device."""
+        return self.manifest.streams.count
 
-    def _stop_loop(self, loop: OrchestrationLoop, timeout_ns: int) -> None:
-        drained = loop.stop(drain=True, timeout_ns=timeout_ns)
-        # Everything has been counted by now, and the memory to be told of is still there.
-        self._end_ns = self.clock.now_ns()
-        self._final_statistics = self.statistics()
-        if self._hub.enabled:
-            self._hub.emit(RuntimeStopped(self.clock.now_ns(), self.name, drained))
+    @property
+    def queue_capacity(self) -> int:
+        """Most requests that wait at once."""
+        return self.manifest.scheduler.queue_capacity
+
+    @property
+    def unmet_wishes(self) -> tuple[str, ...]:
+        """A line for each key of the manifest that this version does not act on yet."""
+        return unmet_wishes(self.manifest)
+
+    @property
+    def admission(self) -> Admission:
+        """What is known about the manifest's promises."""
+        return self._gate.revision.admission
+
+    @property
+    def plan(self) -> DevicePlan:
+        """Where everything lies on the device."""
+        return self._gate.revision.installation.plan
+
+    @property
+    def boundaries(self) -> Mapping[str, tuple[int, ...]]:
+        """The kernels at which each model's segments begin, but for the first."""
+        return self._gate.revision.installation.boundaries
+
+    @property
+    def graphs(self) -> Mapping[str, ExecutionGraph]:
+        """The models as they run, without their weights."""
+        return self._gate.revision.installation.graphs
+
+    @property
+    def models(self) -> Mapping[str, ModelInformation]:
+        """Inputs and outputs of every model, by its name."""
+        return self._gate.revision.models
+
+    def reload(self, manifest: str | Path | Manifest) -> ReloadReport:
+        """Put another manifest in the place of the one that runs, and return what has changed.
+
+        It is read, checked, loaded and planned first; whatever is wrong then (a ManifestError, a
+        BudgetExceededError, deadlines that are not proven, ...) is raised and changes nothing. So
+        is a TransientError if another reload is under way, or if what was under way is not finished
+        after the `drain_timeout` of the manifest that runs. No request is lost: those that come
+        during the swap wait for its end, as many as the queue has room for. Pipelines that are the
+        same in both manifests go on where they were.
+
+        Keys that hold for the whole process (`name`, `device.kind`, `device.index`,
+        `streams.threads`, `telemetry`, `serve`) can not change: a ManifestError names them. If the
+        new manifest can not be started in spite of the checks, the one before is started again and
+        a PermanentError says so; a FatalError, if that fails too. Do not call it from a completion
+        callback. Raises RuntimeStoppedError after `close`.
+        """
+        return self._reloader.reload(manifest)
 
     def submit(
         self,
@@ -466,7 +389,8 @@ class Runtime:
         W3C trace context: the request's trace continues it; what is not valid counts as none.
         Raises InvalidInputError for inputs that do not fit, QueueFullError if there is no room,
         RuntimeStoppedError after `close`. The future raises DeadlineExceededError,
-        RequestCancelledError or what a kernel raised.
+        RequestCancelledError or what a kernel raised; of a request that came during a reload also
+        InvalidInputError, if the new manifest has no such model or inputs.
         """
         deadline_ns = None
         if deadline is not None:
@@ -495,28 +419,21 @@ class Runtime:
         deadline_ns: int | None,
         traceparent: str = "",
     ) -> InferenceFuture:
-        bound = self._bound.get(model)
-        if bound is None:
-            raise _unknown_model(model, self.models)
-        section = self._sections[model]
-        arrays = check_inputs(model, bound.inputs, inputs)
-        now_ns = self.clock.now_ns()
-        if deadline_ns is None and section.deadline_ns is not None:
-            deadline_ns = now_ns + section.deadline_ns
-        future = InferenceFuture()
-        request = ExecutionRequest(
-            request_id=next(self._request_ids),
-            model=model,
-            arrival_ns=now_ns,
-            segment_count=bound.segment_count,
-            priority=section.priority if priority is None else priority,
-            deadline_ns=deadline_ns,
-            payload=RequestPayload(arrays, future),
-            traceparent=traceparent,
-        )
-        future.attach(request.request_id, self._loop.cancel)
+        future, request_id = InferenceFuture(), next(self._request_ids)
+        future.attach(request_id, self._gate.cancel)
         future.caller_traceparent = traceparent
-        self._loop.submit(request)
+        self._gate.submit(
+            Submission(
+                request_id,
+                model,
+                inputs,
+                priority,
+                deadline_ns,
+                self.clock.now_ns(),
+                traceparent,
+                future,
+            )
+        )
         return future
 
     def infer(self, model: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -527,10 +444,10 @@ class Runtime:
         """Set what a model keeps from request to request to zero, as at the start.
 
         Raises TransientError while requests of it wait or run, InvalidInputError for a model that
-        is not there. Nobody may hand in requests of it meanwhile.
+        is not there. Nobody may hand in requests of it, or reload, meanwhile.
         """
-        if model not in self._bound:
-            raise _unknown_model(model, self.models)
+        if model not in self.models:
+            raise unknown_model(model, self.models)
         pending = self._requests.pending(model)
         if pending:
             raise TransientError(
@@ -538,81 +455,55 @@ class Runtime:
                 context=f"model `{model}`",
                 hint="reset it when their futures are done",
             )
-        self._deployment.reset_state(model)
-        self._launcher.state_was_reset(model)
+        self._gate.revision.installation.deployment.reset_state(model)
+        self._gate.revision.launcher.state_was_reset(model)
 
     def statistics(self) -> RuntimeStatistics:
-        """Return the figures so far."""
+        """Return the figures so far, those before a reload among them."""
+        revision = self._gate.revision
         return RuntimeStatistics(
             models=self._requests.snapshot(),
-            queue_depth=self._scheduler.statistics().waiting,
-            allocations_after_start=self._deployment.allocations_after_start,
-            staging=tuple(stream.staging for stream in self._streams),
+            queue_depth=revision.scheduler.statistics().waiting,
+            allocations_after_start=revision.installation.deployment.allocations_after_start,
+            staging=revision.installation.staging(),
         )
 
     def start_pipelines(
         self, *, on_error: Callable[[str, AegisError], None] = lambda pipeline, error: None
     ) -> None:
         """Begin to feed the manifest's pipelines; `on_error` hears of failing items and sinks."""
-        builder = PipelineBuilder(
-            self._manifest,
-            {name: information.inputs for name, information in self.models.items()},
-            {name: tuple(information.outputs) for name, information in self.models.items()},
-            self._write_line,
-        )
-        plans = [builder.build(section) for section in self._manifest.pipelines]
-        self._runners = [
-            PipelineRunner(
-                plan, arrivals_of(section), self._submit, self.clock, self._hub, on_error=on_error
-            )
-            for plan, section in zip(plans, self._manifest.pipelines, strict=True)
-        ]
-        by_name = {runner.name: runner for runner in self._runners}
-        for runner, section in zip(self._runners, self._manifest.pipelines, strict=True):
-            until = getattr(section.source, "until", None)
-            if until is not None:
-                by_name[until].on_end(runner.stop)
-        for runner in self._runners:
-            runner.start()
+        self._pipelines.start(self.manifest, self.models, on_error)
 
     def join(self, timeout_s: float, stop: threading.Event) -> bool:
         """Wait for the end of all pipelines, `stop` or the timeout; return whether all ended.
 
         A manifest without pipelines never ends by itself.
         """
-        end_ns = self.clock.now_ns() + round(timeout_s * 1e9)
-        for runner in self._runners:
-            while not runner.join(0.02):
-                if stop.is_set() or self.clock.now_ns() >= end_ns:
-                    return False
-        if not self._runners:
-            self.clock.wait_until(end_ns, stop)
-        return bool(self._runners)
+        return self._pipelines.join(timeout_s, stop)
 
     def close(self) -> None:
         """Finish what is under way and release everything; idempotent."""
-        for runner in self._runners:
-            runner.stop()
-        for runner in self._runners:
-            runner.join()
+        self._reloader.close()
+        self._pipelines.stop()
         self._closing.close()
 
     def report(self) -> RuntimeReport:
         """Return how the run went; complete after `close`."""
-        end_ns = self._end_ns or self.clock.now_ns()
+        end_ns, revision = self._end_ns or self.clock.now_ns(), self._gate.revision
+        last = () if revision.recording is None else (revision.recording,)
         return RuntimeReport(
             name=self.name,
             device=self.device.name,
             streams=self.stream_count,
             policy=self.policy,
             elapsed_ns=end_ns - self._start_ns,
-            memory_budget_bytes=self._manifest.device.memory_budget_bytes,
+            memory_budget_bytes=self.manifest.device.memory_budget_bytes,
             plan=self.plan,
             statistics=self._final_statistics if self._end_ns else self.statistics(),
-            pipelines=tuple(runner.report() for runner in self._runners),
+            pipelines=self._pipelines.reports(),
             telemetry=self._telemetry_report,
-            overruns=dict(self.profile_guard.overruns) if self.profile_guard else {},
-            recording=self.recording,
+            overruns=self._reloader.overruns(),
+            recordings=(*self._reloader.recordings, *last),
         )
 
     def __enter__(self) -> Self:
@@ -622,85 +513,13 @@ class Runtime:
         self.close()
 
 
-def _close_all(streams: Sequence[DeviceStream]) -> None:
-    for stream in streams:
-        stream.close()
-
-
 def _never(request_id: int) -> bool:
     """Without telemetry no kernel is stamped."""
     return False
 
 
-def _open_device(manifest: Manifest, clock: Clock) -> OpenedDevice:
-    section = manifest.device
-    return open_device(
-        section.kind, index=section.index, clock=clock, threads=manifest.streams.threads
-    )
-
-
-def model_orders(manifest: Manifest) -> list[ModelOrder]:
-    """Return what a manifest asks to be loaded, in its order."""
-    return [
-        ModelOrder(
-            name=section.name,
-            path=manifest.resolve(section.path),
-            options=LoadOptions(
-                shapes=section.shapes,
-                bind={name: _as_lists(value) for name, value in section.bind.items()},
-                name=section.name,
-            ),
-            precision=section.precision,
-            watched=manifest.device.memory_debug == "canary",
-            states=section.state,
-        )
-        for section in manifest.models
-    ]
-
-
-def _as_lists(constant: Any) -> Any:
-    """Return a manifest's constant with its sequences as the loader takes them."""
-    return [_as_lists(item) for item in constant] if isinstance(constant, tuple) else constant
-
-
-def _compile(
-    manifest: Manifest, context: DeviceContext, phases: PhaseRecorder
-) -> tuple[LoadedModel, ...]:
-    """Compile the manifest's models, then the variants of those that batch."""
-    orders = model_orders(manifest)
-    loaded = compile_models(orders, context, phases)
-    loaded += compile_variants(manifest, orders, loaded, context, phases)
-    check_models(manifest, _graphs(loaded))
-    return loaded
-
-
-def _graphs(loaded: Sequence[LoadedModel]) -> dict[str, ExecutionGraph]:
-    return {model.compiled.name: model.compiled.graph for model in loaded}
-
-
-def _plan(manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceContext) -> DevicePlan:
-    models = (*manifest.models, *(manifest.model(each.model) for each in variants_of(manifest)))
-    return plan_models(
-        loaded,
-        [section.memory_budget_bytes for section in models],
-        context,
-        stream_count=manifest.streams.count,
-        budget_bytes=manifest.device.memory_budget_bytes,
-        staging_budget_bytes=manifest.device.staging_budget_bytes,
-        arena_groups=arena_groups(manifest),
-        streams_max=streams_max(manifest),
-        more_savings=lambda plan, measure: lighter_ways(
-            model_orders(manifest),
-            loaded,
-            plan,
-            measure,
-            context,
-            PhaseRecorder(EventHub(), SystemClock()),
-        ),
-    )
-
-
-def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
+def telemetry_config(manifest: Manifest) -> TelemetryConfig:
+    """Return a manifest's `telemetry` in the terms of telemetry itself."""
     section, otlp = manifest.telemetry, manifest.telemetry.otlp
     traces = section.traces
     return TelemetryConfig(
@@ -721,23 +540,6 @@ def _telemetry_config(manifest: Manifest) -> TelemetryConfig:
         kernels=traces.kernels,
         max_spans=traces.max_spans,
         ring_capacity=section.ring_capacity,
-    )
-
-
-def _information(bound: BoundModel) -> ModelInformation:
-    return ModelInformation(
-        bound.name,
-        MappingProxyType({tensor.name: tensor.spec for tensor in bound.inputs}),
-        MappingProxyType({tensor.name: tensor.spec for tensor in bound.results}),
-    )
-
-
-def _unknown_model(model: str, models: Mapping[str, ModelInformation]) -> InvalidInputError:
-    close = difflib.get_close_matches(str(model), models, n=1)
-    known = ", ".join(f"`{name}`" for name in models)
-    return InvalidInputError(
-        f"there is no model `{model}`",
-        hint=f"did you mean `{close[0]}`?" if close else f"the models are {known}",
     )
 
 

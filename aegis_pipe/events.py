@@ -44,6 +44,30 @@ class RuntimeStopped(NamedTuple):
     """False if requests were still open when the time for draining was over."""
 
 
+class ManifestReloaded(NamedTuple):
+    """A reload ended: another manifest runs, or the one before goes on."""
+
+    start_ns: int
+    end_ns: int
+    outcome: str
+    """`applied`, `unchanged`, `refused`, `restored` (the new one could not be started, and the one
+    before was started again) or `failed` (nothing runs any more)."""
+    digest_before: str
+    """SHA-256 of the manifest that ran, with its defaults left out."""
+    digest_after: str
+    """Of the new one; empty if it could not be read."""
+    models_added: tuple[str, ...]
+    models_removed: tuple[str, ...]
+    models_reloaded: tuple[str, ...]
+    """In both manifests, and loaded anew."""
+    models_kept: tuple[str, ...]
+    """In both manifests, and left on the device as they were."""
+    requests_held: int
+    """Requests that came during the swap and waited for its end."""
+    error: str
+    """Why it was not applied; empty if it was."""
+
+
 class PhaseFinished(NamedTuple):
     """A stretch of start-up work ended: one span of a `model.load` (or start-up) trace."""
 
@@ -245,6 +269,7 @@ class ListenerFailed(NamedTuple):
 Event = (
     RuntimeStarted
     | RuntimeStopped
+    | ManifestReloaded
     | PhaseFinished
     | ModelLoaded
     | MemoryAllocated
@@ -279,7 +304,7 @@ class EventHub:
     """Hands each event to every listener, on the emitting thread.
 
     Listeners must be quick and must not raise; one that does is logged and removed, and the run
-    goes on. Listeners are added before the runtime starts. `counters` are listeners that want to
+    goes on. `counters` are listeners that want to
     know of `RequestSubmitted` and `RequestFinished` and need nothing else.
 
     `enabled` says whether anybody listens at all; `detailed`, whether anybody wants more than
@@ -296,6 +321,12 @@ class EventHub:
         self._listeners = (*self._listeners, listener)
         self._look()
 
+    def remove(self, listener: Listener) -> None:
+        """Hand no later events to this listener."""
+        # Equality, not identity: a bound method is a new object at each access.
+        self._listeners = tuple(other for other in self._listeners if other != listener)
+        self._look()
+
     def _look(self) -> None:
         self.enabled = bool(self._listeners)
         self.detailed = any(listener not in self._counters for listener in self._listeners)
@@ -306,13 +337,8 @@ class EventHub:
             try:
                 listener(event)
             except Exception:
-                self._remove(listener)
-
-    def _remove(self, listener: Listener) -> None:
-        _log.exception("listener %r raised and was removed", listener)
-        # Equality, not identity: a bound method is a new object at each access.
-        self._listeners = tuple(other for other in self._listeners if other != listener)
-        self._look()
+                _log.exception("listener %r raised and was removed", listener)
+                self.remove(listener)
 
 
 class Phase:
@@ -325,6 +351,7 @@ class Phase:
         self.model = model
         self.start_ns = start_ns
         self.attributes: dict[str, Scalar] = {}
+        self.is_open = True
 
 
 class PhaseRecorder:
@@ -348,6 +375,7 @@ class PhaseRecorder:
 
     def end(self, phase: Phase, error: str = "") -> None:
         """Close a phase and emit it."""
+        phase.is_open = False
         if self._hub.enabled:
             self._hub.emit(
                 PhaseFinished(

@@ -45,15 +45,18 @@ class PipelineBuilder:
         self._outputs = outputs
         self._write_line = write_line
 
-    def build(self, section: PipelineSection) -> PipelinePlan:
-        """Make a pipeline's parts; raises PipelineError with the pipeline's name."""
+    def build(self, section: PipelineSection, *, append: bool = False) -> PipelinePlan:
+        """Make a pipeline's parts; raises PipelineError with the pipeline's name.
+
+        Files of sinks begin anew, or are added to with `append`.
+        """
         try:
             source = self._source(section.source)
             stages = tuple(
                 self._stage(section, index, source) for index in range(len(section.stages))
             )
             sinks = tuple(
-                SinkPlan(f"{sink.kind}.{index}", self._sink(sink), sink.input)
+                SinkPlan(f"{sink.kind}.{index}", self._sink(sink, append), sink.input)
                 for index, sink in enumerate(section.sinks)
             )
         except PipelineError as error:
@@ -113,13 +116,15 @@ class PipelineBuilder:
         inputs = section.inputs_of(index, transform.inputs)
         return StagePlan(stage.name, inputs, transform.outputs, transform=transform)
 
-    def _sink(self, section: SinkSection) -> Sink:
+    def _sink(self, section: SinkSection, append: bool) -> Sink:
         options = _options(section)
         options["inputs"] = options.pop("input")
         if "path" in options:
             options["path"] = written_path(self._manifest, options["path"])
         if section.kind == "console":
             options["write_line"] = self._write_line
+        if section.kind == "jsonl":
+            options["append"] = append
         return SINKS[section.kind](**options)
 
 

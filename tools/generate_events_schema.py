@@ -50,6 +50,10 @@ _SPECIAL: dict[str, dict[str, Any]] = {
             "items": {"type": "array", "items": {"type": "string"}, "minItems": 3, "maxItems": 3},
         },
     },
+    **{
+        f"models_{what}": {"type": "array", "items": {"type": "string"}}
+        for what in ("added", "removed", "reloaded", "kept")
+    },
     "attributes": {
         "type": "object",
         "additionalProperties": {"type": ["string", "number", "boolean"]},

@@ -62,6 +62,11 @@ PANELS = (
         "ops",
         ((_rate("aegis.profile.overruns", "model"), "{{model}}"),),
     ),
+    Panel(
+        "Reloads by outcome",
+        "short",
+        ((f"sum by (outcome) (increase({name('aegis.reloads')}[{_WINDOW}]))", "{{outcome}}"),),
+    ),
     Panel("Requests waiting", "short", ((name("aegis.queue.depth"), "waiting"),)),
     Panel(
         "Stream utilisation",

@@ -1,6 +1,7 @@
 """Run a manifest: load its models, feed its pipelines, report at the end.
 
 Ends when every source has ended, after `--for`, or at ctrl-C; what is under way is finished first.
+SIGHUP reads the manifest again and, if it is sound, goes on with it.
 On a terminal it shows how it goes; elsewhere it prints a line now and then.
 """
 
@@ -26,7 +27,7 @@ from aegis_pipe import units
 from aegis_pipe.app import Runtime, RuntimeReport, open_pipeline
 from aegis_pipe.cli.live import LiveView
 from aegis_pipe.cli.tables import counted, milliseconds, table
-from aegis_pipe.errors import AegisError
+from aegis_pipe.errors import AegisError, FatalError
 from aegis_pipe.events import Listener
 from aegis_pipe.scheduling.statistics import ModelStatistics
 from aegis_pipe.telemetry import TelemetryReport
@@ -65,19 +66,19 @@ def _duration(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Run to the end; 1 if a pipeline or an item failed."""
-    stop = threading.Event()
+    signals = _Signals()
     screen = _Screen(quiet=options.quiet or options.json)
     with ExitStack() as stack:
         runtime = stack.enter_context(
             open_pipeline(options.manifest, listeners=screen.listeners, write_line=screen.line)
         )
         # From here on ctrl-C ends the run in good order; before, it ends the loading.
-        stack.enter_context(_signals(stop))
+        stack.enter_context(signals.heeded())
         screen.line(_headline(runtime))
         for wish in runtime.unmet_wishes:
             screen.line(f"note: {wish}")
         runtime.start_pipelines(on_error=screen.failure)
-        _wait(runtime, stop, options.duration_ns, screen)
+        _wait(runtime, signals, options.duration_ns, screen, options.manifest)
         runtime.close()
     report = runtime.report()
     if options.json:
@@ -87,36 +88,90 @@ def run(options: argparse.Namespace) -> int:
     return 1 if report.failed else 0
 
 
-@contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """Have ctrl-C and SIGTERM set `stop`; a second ctrl-C interrupts at once."""
+class _Signals:
+    """What ctrl-C, SIGTERM and SIGHUP ask for; `news` is set by each of them."""
 
-    def first(number: int, frame: FrameType | None) -> None:
-        stop.set()
+    def __init__(self) -> None:
+        self.news = threading.Event()
+        self.stops = False
+        self._reloads = False
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Take notice of signals; a second ctrl-C interrupts at once."""
+        handlers = {signal.SIGINT: self._stop, signal.SIGTERM: self._stop}
+        if hasattr(signal, "SIGHUP"):
+            handlers[signal.SIGHUP] = self._reload
+        previous = {number: signal.signal(number, handlers[number]) for number in handlers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def take_reload(self) -> bool:
+        """Return whether a reload was asked for since the last time."""
+        asked, self._reloads = self._reloads, False
+        if asked and not self.stops:
+            self.news.clear()
+        return asked
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stops = True
+        self.news.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    previous = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def _reload(self, number: int, frame: FrameType | None) -> None:
+        self._reloads = True
+        self.news.set()
 
 
 def _wait(
-    runtime: Runtime, stop: threading.Event, duration_ns: int | None, screen: _Screen
+    runtime: Runtime,
+    signals: _Signals,
+    duration_ns: int | None,
+    screen: _Screen,
+    path: str,
 ) -> None:
-    """Show how it goes until the run is over."""
+    """Show how it goes until the run is over, and reload the manifest when asked to."""
     start_ns = runtime.clock.now_ns()
     with screen.live(runtime):
-        while not stop.is_set():
+        while not signals.stops:
+            if signals.take_reload():
+                _reload(runtime, path, screen)
+                continue
             elapsed_ns = runtime.clock.now_ns() - start_ns
             if duration_ns is not None and elapsed_ns >= duration_ns:
                 break
             rest_s = REFRESH_S if duration_ns is None else (duration_ns - elapsed_ns) / 1e9
-            if runtime.join(min(REFRESH_S, rest_s), stop):
+            if runtime.join(min(REFRESH_S, rest_s), signals.news):
                 break
             screen.refresh(runtime, elapsed_ns)
+
+
+def _reload(runtime: Runtime, path: str, screen: _Screen) -> None:
+    """Reload, and say how it went; a FatalError ends the run."""
+    try:
+        report = runtime.reload(path)
+    except FatalError:
+        raise
+    except AegisError as error:
+        screen.error(f"reload: {error}")
+        return
+    if report.outcome == "unchanged":
+        screen.line("reload: nothing has changed")
+        return
+    parts = [
+        f"{words} {', '.join(models)}"
+        for words, models in (
+            ("added", report.models_added),
+            ("removed", report.models_removed),
+            ("loaded anew", report.models_reloaded),
+            ("kept", report.models_kept),
+        )
+        if models
+    ]
+    screen.line(f"reload: applied; {'; '.join(parts)}\n{_headline(runtime)}")
 
 
 class _Screen:
@@ -143,7 +198,11 @@ class _Screen:
 
     def failure(self, pipeline: str, error: AegisError) -> None:
         """Print an item's or a pipeline's error at once; quiet runs print these too."""
-        text = f"error: pipeline `{pipeline}`: {error}"
+        self.error(f"pipeline `{pipeline}`: {error}")
+
+    def error(self, text: str) -> None:
+        """Print an error at once, quiet or not."""
+        text = f"error: {text}"
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
@@ -226,8 +285,7 @@ def summary(report: RuntimeReport) -> str:
     if any(report.overruns.values()):
         counts = ", ".join(f"{name} {count}" for name, count in report.overruns.items() if count)
         lines.append(f"profile: overrun by segments of {counts}: measure it anew")
-    if report.recording is not None:
-        recording = report.recording
+    for recording in report.recordings:
         lines.append(f"recorded: {recording.path}, journal {recording.journal}")
     return "\n".join(lines)
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aegis_pipe.app import model_orders
 from aegis_pipe.cli.tables import table
 from aegis_pipe.clock import SystemClock
+from aegis_pipe.deployment_builder import model_orders
 from aegis_pipe.device.registry import device_kinds, open_device
 from aegis_pipe.errors import InvalidInputError, PermanentError
 from aegis_pipe.execution.deployment import ModelOrder

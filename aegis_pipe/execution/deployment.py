@@ -88,8 +88,15 @@ def compile_models(
     orders: Sequence[ModelOrder], context: DeviceContext, phases: PhaseRecorder
 ) -> tuple[LoadedModel, ...]:
     """Read and compile every model; raises the first model's error, with its name."""
+    loaded: list[LoadedModel] = []
     with collector_paused():
-        return tuple(_compile(order, context, phases) for order in orders)
+        try:
+            loaded.extend(_compile(order, context, phases) for order in orders)
+        except BaseException as error:
+            for model in loaded:
+                phases.end(model.phase, f"given up: {error}")
+            raise
+    return tuple(loaded)
 
 
 def _compile(order: ModelOrder, context: DeviceContext, phases: PhaseRecorder) -> LoadedModel:

@@ -10,6 +10,7 @@ import difflib
 import mmap
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,39 @@ from aegis_pipe.tensor import TensorId
 if TYPE_CHECKING:
     from aegis_pipe.execution.onnx_reader import ModelProto
 
-__all__ = ["LoadOptions", "ModelLoader"]
+__all__ = ["LoadOptions", "ModelFiles", "ModelLoader"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What the files of a model looked like at one moment: of equal ones, one load will do.
+
+    Device, inode, size and times of change, as version control goes by; contents are not read.
+    """
+
+    states: tuple[tuple[str, int, int, int, int, int], ...]
+    """Of the model file and those with its external data; none if they can not be read."""
+
+    @classmethod
+    def at(cls, path: Path) -> ModelFiles:
+        """Look at a model's files; raises nothing, since loading them will."""
+        try:
+            first = _file_state(path)
+            data = _mapped(path)
+            others: frozenset[Path] = frozenset()
+            if not is_saved_graph(data):
+                from aegis_pipe.execution.onnx_reader import external_files
+
+                others = external_files(data, path.parent)
+            return cls((first, *(_file_state(other) for other in sorted(others))))
+        except (OSError, InvalidModelError):
+            return cls(())
+
+
+def _file_state(path: Path) -> tuple[str, int, int, int, int, int]:
+    found = path.stat()
+    times = found.st_mtime_ns, found.st_ctime_ns
+    return str(path.resolve()), found.st_dev, found.st_ino, found.st_size, *times
 
 
 class ModelLoader:

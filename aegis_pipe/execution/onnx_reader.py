@@ -46,6 +46,34 @@ def read_onnx(data: bytes | memoryview, folder: Path) -> SourceModel:
     return _source_model(_parse(slim.data), folder, slim.weights)
 
 
+def external_files(data: bytes | memoryview, folder: Path) -> frozenset[Path]:
+    """Return the files in which tensors of a serialised model lie; see `read_onnx`."""
+    slim = bytes(without_weights(memoryview(data)).data)
+    if b"location" not in slim:  # the key that such a tensor has; most models have none
+        return frozenset()
+    proto = _parse(slim)
+    bodies = [proto.graph]
+    nodes = [node for function in proto.functions for node in function.node]
+    tensors: list[onnx.TensorProto] = []
+    while bodies:
+        graph = bodies.pop()
+        tensors += graph.initializer
+        for sparse in graph.sparse_initializer:
+            tensors += (sparse.values, sparse.indices)
+        nodes += graph.node
+        while nodes:
+            for attribute in nodes.pop().attribute:
+                tensors += (attribute.t, *attribute.tensors)
+                bodies += (attribute.g, *attribute.graphs)
+    return frozenset(
+        folder / _name(entry.value)
+        for tensor in tensors
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if _name(entry.key) == "location"
+    )
+
+
 def source_model_of(model: onnx.ModelProto) -> SourceModel:
     """Return a model that is in memory in plain values; the model stays as it is."""
     copy = onnx.ModelProto()

@@ -80,8 +80,8 @@ class BoundModel:
     @property
     def results(self) -> tuple[BoundTensor, ...]:
         """What a request returns: the outputs without those that hold lengths."""
-        counts = {length for axes in self.lengths.values() for length in axes.values()}
-        return tuple(tensor for tensor in self.outputs if tensor.name not in counts)
+        names = result_names([TensorId(tensor.name) for tensor in self.outputs], self.lengths)
+        return tuple(tensor for tensor in self.outputs if tensor.name in names)
 
     def named_results(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Return the results by name, each as long as it truly is."""
@@ -110,6 +110,14 @@ class BoundModel:
                 piece.graph.close()
             piece.begin.close()
             piece.done.close()
+
+
+def result_names(
+    outputs: Sequence[TensorId], lengths: Mapping[TensorId, Mapping[int, TensorId]]
+) -> tuple[TensorId, ...]:
+    """Return what a request gets: the outputs without those that hold lengths of others."""
+    counts = {length for axes in lengths.values() for length in axes.values()}
+    return tuple(name for name in outputs if name not in counts)
 
 
 def build_program(

@@ -1,140 +1,312 @@
-"""The canonical search: the same question as the exact search, asked in the cheapest way.
+"""The canonical search: every plan is built in one way only, from the bottom up.
 
-A plan that can not be pushed down is built from the bottom up, lowest offset first, and among equal
-offsets by rank. So there is one way to build it, and everything that waits lies above what was
-placed last. A candidate has to begin below every top that another waiting buffer could have, or
-that one fitted under it. Every node asks only whether what waits at each moment still fits; parts
-that do not meet in time are searched on their own.
+A plan can be pushed down until every buffer rests on the bottom or on another one. Placed by
+offset, and among equal offsets by rank, every buffer of such a plan lies as low as those before it
+let it: so there is one way to build it, and whatever is placed later lies higher (canonical
+solutions). A node of the search tries what waits in that order, and
 
-It visits several times as many nodes a second as the exact search, but sees less at each: the two
-find different plans quickly, and therefore take turns. What failed is blamed, and comes first in
-later attempts, as there.
+-   stops at a candidate that begins above the top that another one would have now, because that one
+    would fit under it (dominance), or where the bytes that wait in a section would not fit above
+    it (monotonic floor), and after a candidate that nothing that waits meets (hatless pruning);
+-   skips a candidate that would lie right on one that is alive in the same sections and has a
+    later rank: changing places gives another plan just as good;
+-   gives up a candidate if a section's bytes that wait do not fit above its floor: the top of what
+    is placed there or the lowest offset of what waits there, whichever is higher (section
+    inference);
+-   searches parts that do not meet in time on their own (dynamic decomposition).
 
-The method is that of Moffitt, "MiniMalloc" (ASPLOS 2023), with blame and restarts in place of its
-fixed set of orders. `native/canonical_search.c` and `PythonCanonicalAttempt` are the same search,
-node for node.
+A node costs only what it changes, so this search visits several times as many a second as the exact
+search, but sees less at each: the two find different plans. Gaps in lifetimes and fixed offsets are
+part of it: who meets whom is all it asks, and what is fixed is placed when its turn has come.
+
+The method is that of Moffitt, "MiniMalloc: A Lightweight Memory Allocator for Hardware-Accelerated
+Machine Learning" (ASPLOS 2023), and so are the orders of `FixedOrders`.
+`native/canonical_search.c` and `PythonCanonicalAttempt` are the same search, step for step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from typing import NamedTuple
 
-from aegis_pipe.memory.exact_search import (
-    Attempt,
-    NativeAttempt,
-    Outcome,
-    PythonProblem,
-    align,
-    recursion_for,
-)
+import numpy as np
+
+from aegis_pipe.memory.exact_search import Attempt, Outcome, align, recursion_for
 from aegis_pipe.memory.native import LIBRARY
-from aegis_pipe.memory.packing import Integers, PackingProblem
+from aegis_pipe.memory.orders import contention
+from aegis_pipe.memory.packing import Integers, address_of, out_of_memory
+from aegis_pipe.memory.sections import Sections
 
 _FAR = (1 << 63) // 4
 
-_Level = tuple[int, int]
-"""Offset and rank of what was placed last: all that follows in its component comes after it."""
+FIRST_WORK_LIMIT = 1_000_000
+"""Of an attempt, in looks at buffers."""
 
 
-def make_canonical_attempt(problem: PackingProblem) -> Attempt:
-    """Choose the compiled search, where there is one."""
-    if LIBRARY is None:
-        return PythonCanonicalAttempt(problem)
-    return NativeAttempt(problem, LIBRARY.aegis_canonical_search)
+def make_canonical_attempt(sections: Sections, *, totals_lead: bool = False) -> Attempt:
+    """Choose the compiled search, where there is one.
+
+    With `totals_lead`, parts are ranked by what waits in each buffer's fullest section first.
+    """
+    kind = PythonCanonicalAttempt if LIBRARY is None else NativeCanonicalAttempt
+    return kind(sections, totals_lead=totals_lead)
 
 
-class PythonCanonicalAttempt(PythonProblem):
+class FixedOrders:
+    """Three orders in turns, each time with twice the work.
+
+    Widest first, then by area; or by what waits in a buffer's fullest section, again in every part
+    into which the problem falls, and then by area or by width.
+    """
+
+    def __init__(self, sections: Sections) -> None:
+        problem = sections.problem
+        widths = np.array([each.end - each.first for each in problem.lifetimes])
+        areas = widths.astype(np.float64) * problem.sizes
+        plain = make_canonical_attempt(sections)
+        by_totals = make_canonical_attempt(sections, totals_lead=True)
+        self._turns: list[tuple[Attempt, Integers]] = [
+            (plain, _ranks_by(widths, areas, contention(problem))),
+            (by_totals, _ranks_by(areas, widths)),
+            (by_totals, _ranks_by(widths, areas)),
+        ]
+        self._attempts = plain, by_totals
+        self._count = 0
+        self._last = plain
+
+    @property
+    def work(self) -> int:
+        """All work so far, in looks at buffers."""
+        return sum(attempt.work for attempt in self._attempts)
+
+    @property
+    def offsets(self) -> list[int]:
+        """The plan that was found last."""
+        offsets: list[int] = self._last.offsets.tolist()
+        return offsets
+
+    def run(self, capacity_bytes: int, limit: int) -> Outcome:
+        """Make the next attempt, with at most so many looks at buffers."""
+        round_number, turn = divmod(self._count, len(self._turns))
+        self._count += 1
+        self._last, ranks = self._turns[turn]
+        limit = min(FIRST_WORK_LIMIT << round_number, limit)
+        outcome = self._last.run(ranks, capacity_bytes, limit)
+        if outcome is Outcome.OUT_OF_MEMORY:
+            raise out_of_memory()
+        return outcome
+
+
+def _ranks_by(*keys: np.ndarray) -> Integers:
+    """Return each buffer's place if sorted by descending keys, the first one leading."""
+    order = np.lexsort([-key for key in reversed(keys)])
+    ranks = np.empty(len(order), dtype=np.int64)
+    ranks[order] = np.arange(len(order))
+    return ranks
+
+
+class _CanonicalAttempt:
+    """What both kinds of attempt keep."""
+
+    def __init__(self, sections: Sections, *, totals_lead: bool = False) -> None:
+        self._sections = sections
+        self._totals_lead = totals_lead
+        self.starts, self.ends = sections.starts, sections.ends
+        self.moment_weights = np.zeros(sections.count, dtype=np.int64)
+        self.buffer_weights = np.zeros(len(sections.problem), dtype=np.int64)
+        self.offsets = np.zeros(len(sections.problem), dtype=np.int64)
+        self.work = 0
+
+
+class NativeCanonicalAttempt(_CanonicalAttempt):
+    """The compiled search."""
+
+    def run(self, ranks: Integers, capacity_bytes: int, limit: int) -> Outcome:
+        """See `Attempt.run`; the limit is in looks at buffers."""
+        assert LIBRARY is not None, "there is no compiled search"
+        work = ctypes.c_int64()
+        # Named, so that it outlives the call that has its address.
+        narrow_ranks = ranks.astype(np.int32)
+        outcome = LIBRARY.aegis_canonical_search(
+            ctypes.byref(self._sections.native.fields),
+            address_of(narrow_ranks),
+            ctypes.c_int32(self._totals_lead),
+            ctypes.c_int64(capacity_bytes),
+            ctypes.c_int64(limit),
+            *map(address_of, (self.moment_weights, self.buffer_weights, self.offsets)),
+            ctypes.byref(work),
+        )
+        self.work += work.value
+        return Outcome(outcome)
+
+
+class _Candidate(NamedTuple):
+    """A buffer, where it would come to lie; the order is that in which candidates are tried."""
+
+    offset: int
+    rank: int
+    buffer: int
+
+
+class PythonCanonicalAttempt(_CanonicalAttempt):
     """The search without a compiler, about a hundred times slower."""
 
-    def run(self, ranks: Integers, capacity_bytes: int, node_limit: int) -> Outcome:
-        """See `Attempt.run`."""
+    def __init__(self, sections: Sections, *, totals_lead: bool = False) -> None:
+        super().__init__(sections, totals_lead=totals_lead)
+        self._sizes: list[int] = sections.problem.sizes.tolist()
+        self._alignments: list[int] = sections.problem.alignments.tolist()
+        self._alive = [
+            [section for run in runs for section in range(*run)] for runs in sections.runs
+        ]
+
+    def run(self, ranks: Integers, capacity_bytes: int, limit: int) -> Outcome:
+        """See `Attempt.run`; the limit is in looks at buffers."""
         self._ranks: list[int] = ranks.tolist()
         self._capacity = capacity_bytes
-        self._nodes_left = node_limit
-        self._earliest = [0] * len(self._sizes)
-        self._rest = [0] * len(self.moment_weights)
-        everything = list(range(len(self._sizes)))
-        for buffer in everything:
-            for moment in range(self._firsts[buffer], self._ends[buffer]):
-                self._rest[moment] += self._sizes[buffer]
-        with recursion_for(len(everything)):
-            return self._visit_parts(everything, (0, -1))
+        self._work_limit = self.work + limit
+        self._waits = [True] * len(self._sizes)
+        self._earliest = [max(fixed, 0) for fixed in self._sections.fixed]
+        self._floors = [0] * self._sections.count
+        self._totals = [
+            sum(self._sizes[each] for each in members) for members in self._sections.members
+        ]
+        self._topmost = [-1] * len(self._sizes)
+        everything = sorted(map(_Candidate, self._earliest, self._ranks, range(len(self._sizes))))
+        with recursion_for(3 * len(everything)):
+            return self._visit_parts(everything, _Candidate(0, -1, -1), is_new=True)
 
-    def _visit_parts(self, left: Sequence[int], level: _Level) -> Outcome:
-        """Visit what is left of a component, part by part: parts do not meet in time."""
-        part: list[int] = []
-        end = 0
-        for buffer in left:
-            if part and self._firsts[buffer] >= end:
-                outcome = self._visit(part, level)
-                if outcome is not Outcome.FOUND:
-                    return outcome
-                part, end = [], 0
-            part.append(buffer)
-            end = max(end, self._ends[buffer])
-        return self._visit(part, level) if part else Outcome.FOUND
+    def _visit_parts(
+        self, order: list[_Candidate], level: _Candidate, *, is_new: bool = False
+    ) -> Outcome:
+        """Visit what waits, part by part: parts do not meet in time."""
+        parts: list[list[_Candidate]] = []
+        end = -1
+        for each in sorted(order, key=lambda one: self.starts[one.buffer]):
+            if self.starts[each.buffer] >= end:
+                parts.append([])
+            parts[-1].append(each)
+            end = max(end, self.ends[each.buffer])
+        if len(parts) == 1 and not is_new:
+            return self._visit(order, level)
+        for part in parts:
+            own = sorted(part)
+            if self._totals_lead:
+                own = self._ranked_by_totals(own)
+                level = level._replace(rank=-1)
+            outcome = self._visit(own, level)
+            if outcome is not Outcome.FOUND:
+                return outcome
+        return Outcome.FOUND
 
-    def _visit(self, members: list[int], level: _Level) -> Outcome:
-        self._nodes_left -= 1
-        if self._nodes_left < 0:
+    def _ranked_by_totals(self, part: list[_Candidate]) -> list[_Candidate]:
+        """Rank by what waits in a buffer's fullest section, then as before."""
+
+        def key(each: _Candidate) -> tuple[int, int]:
+            fullest = max(self._totals[section] for section in self._alive[each.buffer])
+            return -fullest, self._ranks[each.buffer]
+
+        ranked = sorted(part, key=key)
+        return sorted(each._replace(rank=rank) for rank, each in enumerate(ranked))
+
+    def _visit(self, order: list[_Candidate], level: _Candidate) -> Outcome:
+        if self.work >= self._work_limit:
             return Outcome.GAVE_UP
-        start, end = self._firsts[members[0]], max(self._ends[each] for each in members)
-        earliest = [self._earliest[each] for each in members]
-        rest = self._rest[start:end]
-        for offset, rank, buffer in self._candidates(members, level):
-            if not self._leaves_room(buffer, offset, start, end):
+        start = min(self.starts[each.buffer] for each in order)
+        end = max(self.ends[each.buffer] for each in order)
+        most = max(self._totals[start:end])
+        below = min(map(self._limit_of, order))
+        self.work += len(order)
+        for each in order:
+            if each.offset >= below or each.offset + most > self._capacity:
+                break
+            if each[:2] < level[:2] or self._is_swapped(each):
                 continue
-            left = [each for each in members if each != buffer]
-            self._place(buffer, offset, left)
-            if not left or self._is_feasible(left, (offset, rank)):
-                outcome = self._visit_parts(left, (offset, rank))
-                if outcome is not Outcome.NONE:
-                    return outcome
-            # Parts that were finished before one failed have left their marks as well.
-            self._rest[start:end] = rest
-            for each, before in zip(members, earliest, strict=True):
-                self._earliest[each] = before
+            outcome, has_hat = self._try(each, order)
+            if outcome is not Outcome.NONE or not has_hat:
+                return outcome
         return Outcome.NONE
 
-    def _candidates(self, members: list[int], level: _Level) -> list[tuple[int, int, int]]:
-        """Return what can come next, lowest first, each with its offset and rank."""
-        lowest_top = min(self._bound(each, level) + self._sizes[each] for each in members)
-        found = ((self._earliest[each], self._ranks[each], each) for each in members)
-        return sorted(each for each in found if each[:2] >= level and each[0] < lowest_top)
+    def _limit_of(self, waiting: _Candidate) -> int:
+        """Return what other candidates have to begin below."""
+        fixed = self._sections.fixed[waiting.buffer]
+        return waiting.offset + self._sizes[waiting.buffer] if fixed < 0 else fixed + 1
 
-    def _bound(self, buffer: int, level: _Level) -> int:
-        return align(max(self._earliest[buffer], level[0]), self._alignments[buffer])
+    def _is_swapped(self, each: _Candidate) -> bool:
+        """Return whether it would lie right on one it could change places with, but out of turn."""
+        group = self._sections.groups[each.buffer]
+        below = -1 if group < 0 else self._topmost[group]
+        return (
+            below >= 0
+            and self.offsets[below] + self._sizes[below] == each.offset
+            and self._ranks[below] > self._ranks[each.buffer]
+        )
 
-    def _leaves_room(self, buffer: int, offset: int, start: int, end: int) -> bool:
-        """Return whether everything that waits, this buffer with it, fits above its offset."""
-        self.work += 1
-        if offset + self._sizes[buffer] > self._capacity:
-            return False
-        return all(offset + self._rest[moment] <= self._capacity for moment in range(start, end))
+    def _try(self, each: _Candidate, order: list[_Candidate]) -> tuple[Outcome, bool]:
+        """Place, go on, take back; return also whether anything that waits meets the buffer."""
+        before = list(self._earliest), list(self._floors)
+        group = self._sections.groups[each.buffer]
+        topmost = self._topmost[group]
+        outcome = Outcome.NONE
+        fits, has_hat = self._place(each)
+        if fits:
+            if group >= 0:
+                self._topmost[group] = each.buffer
+            left = sorted(
+                one._replace(offset=self._earliest[one.buffer])
+                for one in order
+                if self._waits[one.buffer]
+            )
+            outcome = self._visit_parts(left, each) if left else Outcome.FOUND
+            self._topmost[group] = topmost
+        self._earliest, self._floors = before
+        for section in self._alive[each.buffer]:
+            self._totals[section] += self._sizes[each.buffer]
+        self._waits[each.buffer] = True
+        return outcome, has_hat
 
-    def _is_feasible(self, members: list[int], level: _Level) -> bool:
-        """Return whether what waits at each moment fits above the lowest bound there."""
-        floors = [_FAR] * len(self._rest)
-        for buffer in members:
-            first, end = self._firsts[buffer], self._ends[buffer]
-            bound = self._bound(buffer, level)
-            self.work += end - first
-            if bound + self._sizes[buffer] > self._capacity:
-                return False
-            for moment in range(first, end):
-                floors[moment] = min(floors[moment], bound)
-        for moment in range(self._firsts[members[0]], max(self._ends[each] for each in members)):
-            if self._rest[moment] and floors[moment] + self._rest[moment] > self._capacity:
-                self.moment_weights[moment] += 1
-                return False
-        return True
+    def _place(self, each: _Candidate) -> tuple[bool, bool]:
+        """Return whether what waits could still fit, and whether any of it meets the buffer."""
+        size = self._sizes[each.buffer]
+        self.offsets[each.buffer] = each.offset
+        self._waits[each.buffer] = False
+        for section in self._alive[each.buffer]:
+            self._totals[section] -= size
+            self._floors[section] = each.offset + size
+        changed = dict.fromkeys(self._alive[each.buffer])
+        fits, has_hat = self._raise_neighbours(each.buffer, each.offset + size, changed)
+        if not fits:
+            return False, has_hat
+        for section in changed:
+            if not self._totals[section]:
+                continue
+            members = self._sections.members[section]
+            self.work += len(members)
+            lowest = min(self._earliest[one] for one in members if self._waits[one])
+            self._floors[section] = max(self._floors[section], lowest)
+            if max(self._floors[section], each.offset) + self._totals[section] > self._capacity:
+                self.moment_weights[section] += 1
+                return False, has_hat
+        return True, has_hat
 
-    def _place(self, buffer: int, offset: int, left: list[int]) -> None:
-        first, end, top = self._firsts[buffer], self._ends[buffer], offset + self._sizes[buffer]
-        self.offsets[buffer] = offset
-        for moment in range(first, end):
-            self._rest[moment] -= self._sizes[buffer]
-        for each in left:
-            if self._firsts[each] < end and first < self._ends[each]:
-                bound = align(top, self._alignments[each])
-                self._earliest[each] = max(self._earliest[each], bound)
+    def _raise_neighbours(
+        self, buffer: int, top: int, changed: dict[int, None]
+    ) -> tuple[bool, bool]:
+        """Let what waits and meets a buffer lie above it; note sections whose floor may rise."""
+        has_hat = False
+        self.work += len(self._sections.neighbours[buffer])
+        for other in self._sections.neighbours[buffer]:
+            if not self._waits[other]:
+                continue
+            has_hat = True
+            before, raised = self._earliest[other], align(top, self._alignments[other])
+            if before >= raised:
+                continue
+            self._earliest[other] = raised
+            fixed = self._sections.fixed[other]
+            if raised + self._sizes[other] > self._capacity or 0 <= fixed < raised:
+                self.buffer_weights[other] += 1
+                return False, has_hat
+            for section in self._alive[other]:
+                if before <= self._floors[section]:
+                    changed[section] = None
+        return True, has_hat

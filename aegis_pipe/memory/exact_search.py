@@ -32,7 +32,7 @@ import contextlib
 import ctypes
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Protocol
 
@@ -67,16 +67,22 @@ class Outcome(IntEnum):
 class Attempt(Protocol):
     """Tries to plan one problem; remembers blame from one try to the next."""
 
+    starts: list[int]
+    """First moment of each buffer, as the attempt numbers moments."""
+    ends: list[int]
     moment_weights: Integers
     """How often each moment was to blame."""
     buffer_weights: Integers
     offsets: Integers
     """The plan, after a try that found one."""
     work: int
-    """All work so far, in moments of buffers looked at."""
+    """All work so far, in what the attempt looks at: moments of buffers, or buffers."""
 
-    def run(self, ranks: Integers, capacity_bytes: int, node_limit: int) -> Outcome:
-        """Search once; `ranks` says which of two buffers with the same offset comes first."""
+    def run(self, ranks: Integers, capacity_bytes: int, limit: int) -> Outcome:
+        """Search once; `ranks` says which of two buffers with the same offset comes first.
+
+        It gives up at the limit, which counts nodes or, like `work`, what it looks at.
+        """
         ...
 
 
@@ -89,11 +95,12 @@ class Restarts:
         *,
         attempt: Attempt | None = None,
         plain_areas_first: bool = False,
+        first_limit: int = _FIRST_NODE_LIMIT,
     ) -> None:
+        """Of an attempt of one's own, the first limit is told in what the attempt counts."""
         assert len(problem) <= BUFFERS_MAX, f"{len(problem)} buffers are too many"
         self._attempt = attempt or make_attempt(problem)
-        self._firsts: list[int] = problem.firsts.tolist()
-        self._ends: list[int] = problem.ends.tolist()
+        self._first_limit = first_limit
         durations = (problem.ends - problem.firsts).astype(np.float64)
         # Powers by multiplication: `log` and `pow` differ between machines in the last bit.
         fullness = contention(problem) / problem.live_bytes.max()
@@ -122,11 +129,12 @@ class Restarts:
         offsets: list[int] = self._attempt.offsets.tolist()
         return offsets
 
-    def run(self, capacity_bytes: int) -> Outcome:
-        """Make the next attempt."""
+    def run(self, capacity_bytes: int, limit: int = _FAR) -> Outcome:
+        """Make the next attempt, with a limit of its own or the one given, if that is less."""
         ranks = self._ranks()
         self._count += 1
-        outcome = self._attempt.run(ranks, capacity_bytes, _FIRST_NODE_LIMIT * luby(self._count))
+        limit = min(limit, self._first_limit * luby(self._count))
+        outcome = self._attempt.run(ranks, capacity_bytes, limit)
         if outcome is Outcome.OUT_OF_MEMORY:
             raise out_of_memory()
         return outcome
@@ -136,7 +144,7 @@ class Restarts:
         if self._count >= _UNSHUFFLED:
             keys = keys * np.array([1 + 0.65 * self._generator.random() for _ in keys])
         weights = self._attempt.moment_weights.tolist()
-        spans = zip(self._firsts, self._ends, strict=True)
+        spans = zip(self._attempt.starts, self._attempt.ends, strict=True)
         blame = np.array([max(weights[first:end]) for first, end in spans])
         order = np.argsort(-keys * (1 + blame + self._attempt.buffer_weights), kind="stable")
         ranks = np.empty(len(keys), dtype=np.int64)
@@ -155,18 +163,15 @@ def luby(index: int) -> int:
 
 def make_attempt(problem: PackingProblem) -> Attempt:
     """Choose the compiled search, where there is one."""
-    return (
-        PythonAttempt(problem)
-        if LIBRARY is None
-        else NativeAttempt(problem, LIBRARY.aegis_exact_search)
-    )
+    return PythonAttempt(problem) if LIBRARY is None else NativeAttempt(problem)
 
 
 class NativeAttempt:
-    """A compiled search; `function` is the exact or the canonical one of the library."""
+    """The compiled search."""
 
-    def __init__(self, problem: PackingProblem, function: Callable[..., int]) -> None:
-        self._function = function
+    def __init__(self, problem: PackingProblem) -> None:
+        self.starts: list[int] = problem.firsts.tolist()
+        self.ends: list[int] = problem.ends.tolist()
         self._problem = (
             problem.sizes,
             problem.alignments,
@@ -178,17 +183,18 @@ class NativeAttempt:
         self.offsets = np.zeros(len(problem), dtype=np.int64)
         self.work = 0
 
-    def run(self, ranks: Integers, capacity_bytes: int, node_limit: int) -> Outcome:
-        """See `Attempt.run`."""
+    def run(self, ranks: Integers, capacity_bytes: int, limit: int) -> Outcome:
+        """See `Attempt.run`; the limit is in nodes."""
+        assert LIBRARY is not None, "there is no compiled search"
         work = ctypes.c_int64()
         # Named, so that it outlives the call that has its address.
         narrow_ranks = ranks.astype(np.int32)
-        outcome = self._function(
+        outcome = LIBRARY.aegis_exact_search(
             ctypes.c_int32(len(self.offsets)),
             ctypes.c_int32(len(self.moment_weights)),
             *[address_of(each) for each in (*self._problem, narrow_ranks)],
             ctypes.c_int64(capacity_bytes),
-            ctypes.c_int64(node_limit),
+            ctypes.c_int64(limit),
             *[
                 address_of(each)
                 for each in (self.moment_weights, self.buffer_weights, self.offsets)
@@ -199,28 +205,24 @@ class NativeAttempt:
         return Outcome(outcome)
 
 
-class PythonProblem:
-    """What the searches without a compiler read and keep of a problem."""
+class PythonAttempt:
+    """The same search without a compiler, about a hundred times slower."""
 
     def __init__(self, problem: PackingProblem) -> None:
         self._sizes: list[int] = problem.sizes.tolist()
         self._alignments: list[int] = problem.alignments.tolist()
-        self._firsts: list[int] = problem.firsts.tolist()
-        self._ends: list[int] = problem.ends.tolist()
+        self.starts: list[int] = problem.firsts.tolist()
+        self.ends: list[int] = problem.ends.tolist()
         self.moment_weights = np.zeros(len(problem.live_bytes), dtype=np.int64)
         self.buffer_weights = np.zeros(len(problem), dtype=np.int64)
         self.offsets = np.zeros(len(problem), dtype=np.int64)
         self.work = 0
 
-
-class PythonAttempt(PythonProblem):
-    """The same search without a compiler, about a hundred times slower."""
-
-    def run(self, ranks: Integers, capacity_bytes: int, node_limit: int) -> Outcome:
-        """See `Attempt.run`."""
+    def run(self, ranks: Integers, capacity_bytes: int, limit: int) -> Outcome:
+        """See `Attempt.run`; the limit is in nodes."""
         self._ranks: list[int] = ranks.tolist()
         self._capacity = capacity_bytes
-        self._nodes_left = node_limit
+        self._nodes_left = limit
         self._skyline = [0] * len(self.moment_weights)
         self._rest = [0] * len(self.moment_weights)
         self._asleep = [False] * len(self._sizes)
@@ -232,7 +234,7 @@ class PythonAttempt(PythonProblem):
     def _add_rest(self, members: Sequence[int]) -> None:
         rest, sizes = self._rest, self._sizes
         for buffer in members:
-            for moment in range(self._firsts[buffer], self._ends[buffer]):
+            for moment in range(self.starts[buffer], self.ends[buffer]):
                 rest[moment] += sizes[buffer]
 
     def _visit_parts(self, left: Sequence[int]) -> Outcome:
@@ -240,20 +242,20 @@ class PythonAttempt(PythonProblem):
         part: list[int] = []
         end = 0
         for buffer in left:
-            if part and self._firsts[buffer] >= end:
+            if part and self.starts[buffer] >= end:
                 outcome = self._visit(part)
                 if outcome is not Outcome.FOUND:
                     return outcome
                 part, end = [], 0
             part.append(buffer)
-            end = max(end, self._ends[buffer])
+            end = max(end, self.ends[buffer])
         return self._visit(part) if part else Outcome.FOUND
 
     def _visit(self, members: list[int]) -> Outcome:
         self._nodes_left -= 1
         if self._nodes_left < 0:
             return Outcome.GAVE_UP
-        start, end = self._firsts[members[0]], max(self._ends[each] for each in members)
+        start, end = self.starts[members[0]], max(self.ends[each] for each in members)
         earliest = self._drop(members)
         lowest = list(earliest)
         if not self._is_feasible(members, lowest, start, end):
@@ -287,7 +289,7 @@ class PythonAttempt(PythonProblem):
         """Return the offsets at which each buffer would come to lie now."""
         offsets = []
         for buffer in members:
-            first, end = self._firsts[buffer], self._ends[buffer]
+            first, end = self.starts[buffer], self.ends[buffer]
             offsets.append(align(max(self._skyline[first:end]), self._alignments[buffer]))
             self.work += end - first
         return offsets
@@ -319,7 +321,7 @@ class PythonAttempt(PythonProblem):
             if top > self._capacity:
                 self.buffer_weights[buffer] += 1
                 return None
-            for moment in range(self._firsts[buffer], self._ends[buffer]):
+            for moment in range(self.starts[buffer], self.ends[buffer]):
                 floors[moment] = min(floors[moment], offset)
                 first, second, who = tops[moment]
                 if top < first:
@@ -340,7 +342,7 @@ class PythonAttempt(PythonProblem):
         changed = False
         for i, buffer in enumerate(members):
             bound, below = lowest[i], _FAR
-            for moment in range(self._firsts[buffer], self._ends[buffer]):
+            for moment in range(self.starts[buffer], self.ends[buffer]):
                 first, second, who = tops[moment]
                 top = second if who == i else first
                 if lowest[i] + self._rest[moment] > self._capacity:
@@ -365,7 +367,7 @@ class PythonAttempt(PythonProblem):
         for i, buffer in enumerate(members):
             if movable[i]:
                 tops.append(earliest[i] + self._sizes[buffer])
-                for moment in range(self._firsts[buffer], self._ends[buffer]):
+                for moment in range(self.starts[buffer], self.ends[buffer]):
                     covering[moment] += earliest[i] + self._rest[moment] <= self._capacity
         tops.sort()
 
@@ -382,32 +384,32 @@ class PythonAttempt(PythonProblem):
         chosen = {
             buffer
             for i, buffer in enumerate(members)
-            if self._firsts[buffer] <= moment < self._ends[buffer] and lowest[i] <= latest
+            if self.starts[buffer] <= moment < self.ends[buffer] and lowest[i] <= latest
         }
         # At least the buffer with the lowest bound covers it, or the node had not been feasible.
-        start = min(self._firsts[each] for each in chosen)
-        end = max(self._ends[each] for each in chosen)
+        start = min(self.starts[each] for each in chosen)
+        end = max(self.ends[each] for each in chosen)
         changed = True
         while changed:
             changed = False
             for i, buffer in enumerate(members):
                 if buffer in chosen or lowest[i] + self._sizes[buffer] > latest:
                     continue
-                if self._firsts[buffer] < end and start < self._ends[buffer]:
+                if self.starts[buffer] < end and start < self.ends[buffer]:
                     chosen.add(buffer)
                     changed = True
-                    start = min(start, self._firsts[buffer])
-                    end = max(end, self._ends[buffer])
+                    start = min(start, self.starts[buffer])
+                    end = max(end, self.ends[buffer])
         return chosen
 
     def _place(self, buffer: int, offset: int, members: list[int], asleep: set[int]) -> None:
-        first, end, size = self._firsts[buffer], self._ends[buffer], self._sizes[buffer]
+        first, end, size = self.starts[buffer], self.ends[buffer], self._sizes[buffer]
         self.offsets[buffer] = offset
         for moment in range(first, end):
             self._skyline[moment] = offset + size
             self._rest[moment] -= size
         for each in members:
-            apart = self._ends[each] <= first or self._firsts[each] >= end
+            apart = self.ends[each] <= first or self.starts[each] >= end
             self._asleep[each] = each in asleep and apart
 
 

@@ -261,7 +261,7 @@ class NeighbourPlacer:
     def __init__(self, problem: PackingProblem) -> None:
         self._sizes: list[int] = problem.sizes.tolist()
         self._alignments: list[int] = problem.alignments.tolist()
-        self._neighbours = _neighbours(problem)
+        self._neighbours = neighbours_of(problem)
         self._fixed = [
             None if each.offset_bytes is None else (each.offset_bytes, each.offset_bytes + size)
             for each, size in zip(problem.lifetimes, self._sizes, strict=True)
@@ -350,17 +350,18 @@ def _meet(one: TensorLifetime, other: TensorLifetime) -> bool:
         return True
     return any(
         first < other_end and other_first < end
-        for first, end in _stretches(one)
-        for other_first, other_end in _stretches(other)
+        for first, end in stretches_of(one)
+        for other_first, other_end in stretches_of(other)
     )
 
 
-def _stretches(lifetime: TensorLifetime) -> list[tuple[int, int]]:
+def stretches_of(lifetime: TensorLifetime) -> list[tuple[int, int]]:
+    """Return the half-open intervals of steps in which its bytes have to stay, ascending."""
     edges = [lifetime.first, *itertools.chain(*lifetime.gaps), lifetime.end]
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-def _neighbours(problem: PackingProblem) -> list[list[int]]:
+def neighbours_of(problem: PackingProblem) -> list[list[int]]:
     """List for each buffer all that are alive together with it; buffers come sorted by first."""
     neighbours: list[list[int]] = [[] for _ in range(len(problem))]
     live: list[tuple[int, int]] = []

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
-from aegis_pipe.memory.canonical_search import make_canonical_attempt
+from aegis_pipe.memory.canonical_search import (
+    FIRST_WORK_LIMIT,
+    FixedOrders,
+    make_canonical_attempt,
+)
 from aegis_pipe.memory.exact_search import BUFFERS_MAX, Outcome, Restarts
 from aegis_pipe.memory.orders import GREEDY_ORDERS, greedy_order
 from aegis_pipe.memory.packing import PackingProblem, make_placer
+from aegis_pipe.memory.sections import Sections
 
 
 class Search:
@@ -155,8 +161,6 @@ def hill_climb(search: Search) -> None:
 
 def exact(search: Search) -> None:
     """Search exactly, section by section: sections do not meet in time, so each is on its own."""
-    if not search.problem.is_plain:
-        return
     wanted_bytes = max(search.target_bytes, search.lower_bound_bytes)
     share = 1 if search.target_bytes > search.lower_bound_bytes else 2
     sections = [
@@ -193,7 +197,7 @@ def _exact_section(search: Search, share: int) -> None:
         outcome = Outcome.GAVE_UP
         while outcome is Outcome.GAVE_UP and not search.finished and search.work_left >= end:
             before = engines.work
-            outcome = engines.run(size)
+            outcome = engines.run(size, search.work_left)
             search.spend((engines.work - before) // _MOMENTS_PER_NEIGHBOUR + 1)
         if outcome is Outcome.FOUND:
             search.offer(engines.offsets, "exact search")
@@ -209,45 +213,68 @@ def _exact_section(search: Search, share: int) -> None:
 
 
 class _Engines:
-    """The exact and the canonical search, in turns: each soon finds what the other one does not.
+    """Three searches in turns: each soon finds what the others do not.
 
-    The exact one has a lead, because it alone is quicker with most models; then the turn goes to
-    the one that has worked less. Work is a count, so that turns do not depend on the machine.
+    The exact search, the canonical search in orders that are given, and the same in orders that
+    learn. The turn goes to the one that has used least of its share, in moments that the exact
+    search looks at: work is a count, so that turns do not depend on the machine. The exact search
+    does not know gaps and fixed offsets.
     """
 
     def __init__(self, problem: PackingProblem) -> None:
-        self._exact = Restarts(problem)
-        self._canonical = Restarts(
-            problem, attempt=make_canonical_attempt(problem), plain_areas_first=True
-        )
-        self._last = self._exact
+        self._problem = problem
+        self._work_of = dict.fromkeys(_SHARES, 0)
+        if not problem.is_plain:
+            del self._work_of["_exact"]
+        self.offsets: list[int] = []
+        """The plan that was found last."""
 
     @property
     def work(self) -> int:
         """All work so far, in moments of buffers that the exact search looks at."""
-        return self._exact.work + self._canonical_work
+        return sum(self._work_of.values())
 
-    @property
-    def _canonical_work(self) -> int:
-        return self._canonical.work // _CHEAPER
-
-    @property
-    def offsets(self) -> list[int]:
-        """The plan that was found last."""
-        return self._last.offsets
-
-    def run(self, size: int) -> Outcome:
+    def run(self, size: int, neighbours_left: int) -> Outcome:
         """Make the next attempt, with the search whose turn it is."""
-        lags = self._canonical_work + _LEAD < self._exact.work
-        self._last = self._canonical if lags else self._exact
-        return self._last.run(size)
+        # Of equals the first.
+        name = min(self._work_of, key=lambda each: self._work_of[each] // _SHARES[each])
+        search: Restarts | FixedOrders = getattr(self, name)
+        limit = neighbours_left * _MOMENTS_PER_NEIGHBOUR
+        if name == "_exact":
+            outcome = search.run(size, limit)
+            self._work_of[name] = search.work
+        else:
+            outcome = search.run(size, limit * _CHEAPER)
+            self._work_of[name] = search.work // _CHEAPER
+        if outcome is Outcome.FOUND:
+            self.offsets = search.offsets
+        return outcome
+
+    # Made when their first turn comes: most problems are solved before.
+    @cached_property
+    def _exact(self) -> Restarts:
+        return Restarts(self._problem)
+
+    @cached_property
+    def _fixed(self) -> FixedOrders:
+        return FixedOrders(self._sections)
+
+    @cached_property
+    def _learning(self) -> Restarts:
+        attempt = make_canonical_attempt(self._sections)
+        return Restarts(
+            self._problem, attempt=attempt, plain_areas_first=True, first_limit=FIRST_WORK_LIMIT
+        )
+
+    @cached_property
+    def _sections(self) -> Sections:
+        return Sections(self._problem)
 
 
-_LEAD = 20_000_000
-"""Moments of buffers that the exact search looks at before the canonical one begins."""
+_SHARES = {"_exact": 2, "_fixed": 1, "_learning": 1}
 
-_CHEAPER = 8
-"""Moments that the canonical search looks at in the time in which the exact one looks at one."""
+_CHEAPER = 3
+"""Looks of the canonical search in the time of one of the exact search."""
 
 _MOMENTS_PER_NEIGHBOUR = 10
 """Moments that the compiled search looks at in the time in which a placer looks at a neighbour."""

@@ -94,7 +94,11 @@ _Edge = queue.Queue["_Item | None"]
 
 
 class PipelineRunner:
-    """One running pipeline. `start`, then `join` for its end, or `stop` to end it early."""
+    """One running pipeline. `start`, then `join` for its end, or `stop` to end it early.
+
+    `pause` and `resume` hold its source at the boundary between two items. Items are numbered from
+    `first_item`.
+    """
 
     def __init__(
         self,
@@ -105,7 +109,10 @@ class PipelineRunner:
         hub: EventHub,
         *,
         on_error: Callable[[str, AegisError], None] = lambda pipeline, error: None,
+        first_item: int = 0,
     ) -> None:
+        self.next_item = first_item
+        """Number of the next item."""
         self._plan = plan
         self._arrivals = arrivals
         self._submit = submit
@@ -116,7 +123,10 @@ class PipelineRunner:
         self._edges: list[_Edge] = [queue.Queue(plan.queue_capacity) for _ in plan.legs]
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
-        self._counts_lock = threading.Lock()
+        self._state = threading.Condition()
+        """Of the counts, and of these two."""
+        self._is_paused = False
+        self._open_items = 0
         self._sink_lines: tuple[str, ...] = ()
         self._error: AegisError | None = None
         self._at_end: list[Callable[[], None]] = []
@@ -144,7 +154,25 @@ class PipelineRunner:
 
     def stop(self) -> None:
         """Take no more items; those under way go on to their end."""
-        self._stopping.set()
+        with self._state:
+            self._stopping.set()
+            self._state.notify_all()
+
+    def pause(self) -> None:
+        """Take no item until `resume`; those under way go on to their end."""
+        with self._state:
+            self._is_paused = True
+
+    def resume(self) -> None:
+        """Go on taking items; what is due at a time comes later by as long as it was held up."""
+        with self._state:
+            self._is_paused = False
+            self._state.notify_all()
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no item is under way; return whether that is so."""
+        with self._state:
+            return self._state.wait_for(lambda: self._open_items == 0, timeout_s)
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait until all items are through; return whether they are."""
@@ -153,7 +181,7 @@ class PipelineRunner:
 
     def report(self) -> PipelineReport:
         """Return how far it got; complete once `join` returned True."""
-        with self._counts_lock:
+        with self._state:
             return PipelineReport(
                 self._plan.name,
                 self._counts["completed"],
@@ -167,19 +195,36 @@ class PipelineRunner:
     def _run_source(self) -> None:
         start_ns = self._clock.now_ns()
         items = self._plan.source.items()
-        number = 0
         try:
             for offset_ns in self._arrivals:
                 self._clock.wait_until(start_ns + offset_ns, self._stopping)
-                if self._stopping.is_set():
-                    break
-                item = self._take(items, number)
+                start_ns += self._begin_item()
+                item = None
+                if not self._stopping.is_set():
+                    item = self._take(items, self.next_item)
                 if item is None:
+                    self._leave_item()
                     break
-                number += 1
+                self.next_item += 1
                 self._offer(item)
         finally:
             self._edges[0].put(None)
+
+    def _begin_item(self) -> int:
+        """Count an item as under way, once it may be; return for how long it was held up, in ns."""
+        with self._state:
+            if not self._is_paused:
+                self._open_items += 1
+                return 0
+            since_ns = self._clock.now_ns()
+            self._state.wait_for(lambda: not self._is_paused or self._stopping.is_set())
+            self._open_items += 1
+        return self._clock.now_ns() - since_ns
+
+    def _leave_item(self) -> None:
+        with self._state:
+            self._open_items -= 1
+            self._state.notify_all()
 
     def _take(self, items: Iterator[Values], number: int) -> _Item | None:
         """Read one item from the source; None at its end."""
@@ -351,7 +396,7 @@ class PipelineRunner:
     def _finish(
         self, item: _Item, outcome: str, reason: str, error: AegisError | None = None
     ) -> None:
-        with self._counts_lock:
+        with self._state:
             self._counts[outcome] += 1
             if reason:
                 self._reasons[reason] += 1
@@ -362,6 +407,7 @@ class PipelineRunner:
             self._hub.emit(
                 ItemFinished(self.name, item.number, outcome, reason, item.start_ns, end_ns)
             )
+        self._leave_item()
 
     def _emit_stage(
         self, item: _Item, stage: str, kind: str, start_ns: int, request_id: int = 0

@@ -2,6 +2,7 @@
 
 loop.py         OrchestrationLoop: carries decisions out, on its own thread
 scheduler.py    Scheduler: facts in, decisions out; pure
+open_requests.py OpenRequests: the scheduler's half that moves requests and holds their streams
 model_rules.py  RuleBook: what the scheduler was told of each model
 queue.py        BoundedQueue: the gate, and the policy's order behind it
 deadlines.py    Deadlines: who is late, and the timers that notice

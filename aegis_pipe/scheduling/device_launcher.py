@@ -95,6 +95,7 @@ class DeviceLauncher:
         *,
         notifies: bool,
         is_stamped: Callable[[int], bool],
+        half_written: set[str] | None = None,
     ) -> None:
         self._slots = slots
         self._clock = clock
@@ -102,7 +103,7 @@ class DeviceLauncher:
         self._is_stamped = is_stamped
         self._in_flight: tuple[deque[_Running], ...] = tuple(deque() for _ in slots)
         # Models with a request that has begun to write over their state.
-        self._half_written: set[str] = set()
+        self._half_written = set() if half_written is None else half_written
         self.notifies = notifies
 
     def launch(self, request: ExecutionRequest, segment: int, stream: int) -> None:

@@ -20,7 +20,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, Protocol, Self
 
-from aegis_pipe.clock import Clock
+from aegis_pipe.clock import Clock, wake_promptly
 from aegis_pipe.errors import (
     DeadlineExceededError,
     FatalError,
@@ -92,7 +92,7 @@ class OrchestrationLoop:
         clock: Clock,
         hub: EventHub,
         *,
-        poll_interval_ns: int = 50_000,
+        poll_interval_ns: int = 20_000,
         thread_name: str = "aegis-orchestration",
     ) -> None:
         self._scheduler = scheduler
@@ -116,6 +116,11 @@ class OrchestrationLoop:
     def fatal_error(self) -> FatalError | None:
         """The error that ended the loop, if one did."""
         return self._fatal_error
+
+    @property
+    def open_requests(self) -> int:
+        """Return how many accepted requests are not finished."""
+        return len(self._open)
 
     @property
     def is_idle(self) -> bool:
@@ -201,6 +206,7 @@ class OrchestrationLoop:
 
     def run(self) -> None:
         """Step until stopped; the body of the thread."""
+        wake_promptly()
         while True:
             self.step()
             if self.is_idle and (self._stopping != "no" or self._fatal_error is not None):

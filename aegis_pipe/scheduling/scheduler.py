@@ -21,20 +21,18 @@ cancelled or expire by itself, the leader too: the next one leads then.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Final
 
-from aegis_pipe.scheduling.batching import Batching, hand_lead_over
-from aegis_pipe.scheduling.deadlines import Deadlines
+from aegis_pipe.scheduling.batching import Batching
 from aegis_pipe.scheduling.decision import Decision, DecisionKind, Reason
-from aegis_pipe.scheduling.model_rules import Late, ModelRules, RuleBook, StandIn
+from aegis_pipe.scheduling.model_rules import Late, RuleBook, StandIn
+from aegis_pipe.scheduling.open_requests import OpenRequests
 from aegis_pipe.scheduling.policy import NO_MODELS, Candidates, SchedulingPolicy
 from aegis_pipe.scheduling.queue import BoundedQueue
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
 from aegis_pipe.scheduling.statistics import SchedulerStatistics
 from aegis_pipe.scheduling.stream_pool import StreamPool
-from aegis_pipe.scheduling.takeovers import Takeovers
 
 CANDIDATES_MAX = 4
 
@@ -49,7 +47,7 @@ _CONTINUE: Final = DecisionKind.CONTINUE
 _NEXT_SEGMENT: Final = Reason.NEXT_SEGMENT
 
 
-class Scheduler:
+class Scheduler(OpenRequests):
     """Queue, free streams and policy in; decisions out.
 
     late          per model what being late means; "drop" unless named. A waiting request is
@@ -88,10 +86,7 @@ class Scheduler:
         memory_of: Mapping[str, Hashable] | None = None,
         explains: bool = True,
     ) -> None:
-        self.queue = BoundedQueue(policy, queue_capacity, model_capacity)
-        self._policy = policy
-        self._streams = streams
-        self._rules = RuleBook(
+        rules = RuleBook(
             streams,
             late=late or {},
             stand_ins=stand_ins or {},
@@ -100,34 +95,15 @@ class Scheduler:
             batching=batching or {},
             memory_of=memory_of or {},
         )
-        self._deadlines = Deadlines(self._rules)
+        queue = BoundedQueue(policy, queue_capacity, model_capacity)
+        super().__init__(policy, streams, queue, rules, in_flight=in_flight, explains=explains)
         # Without times that are known, nothing that arrives is hopeless.
         self._refuses_late = bool(needed_ns)
-        self._timers = self._deadlines.entries
-        self._in_flight = in_flight
         self._preemption = preemption
-        self._explains = explains
         # Whether there can be models that may not start though a stream is free.
-        self._holds_back = bool(self._rules.batching or self._rules.limited or streams.confines)
-        self._at_limit = NO_MODELS
-        self._requests: dict[int, ExecutionRequest] = {}
-        # Streams whose holder is paused, waiting for `decide`.
-        self._boundaries: set[int] = set()
-        # Streams that can take one more segment of their holder.
-        self._hungry: set[int] = set()
-        # Per stream the requests that were preempted there; the last one goes on first.
-        self._suspended: list[list[ExecutionRequest]] = [[] for _ in range(streams.count)]
-        self._to_cancel: list[ExecutionRequest] = []
-        self._finished: list[ExecutionRequest] = []
-        self._decisions: list[Decision] = []
-        self._takeovers = Takeovers(streams.count)
-        # next() of an itertools.count is atomic: `admit` runs on other threads.
-        self._sequence = itertools.count()
+        self._holds_back = bool(rules.batching or rules.limited or streams.confines)
         self._decided_ns = -1
-        self._running = self._paused = 0
-        self._final_counts = {state: 0 for state in RequestState if state.is_final}
-        self._submitted = self._started = self._preempted = self._batched = self._degraded = 0
-        self._deadline_missed = self._queue_depth_max = 0
+        self._submitted = self._preempted = self._queue_depth_max = 0
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.policy_name}: {self.queue!r} {self._streams!r}>"
@@ -136,16 +112,6 @@ class Scheduler:
     def policy_name(self) -> str:
         """Name of the policy in force."""
         return self._policy.name
-
-    @property
-    def running(self) -> int:
-        """Number of requests with a segment on a stream."""
-        return self._running
-
-    @property
-    def is_idle(self) -> bool:
-        """Return whether no request is open and none is about to be enqueued."""
-        return not self._requests and not self.queue.places_taken
 
     def submit(self, request: ExecutionRequest, now_ns: int) -> Decision | None:
         """Enqueue a request and return None, or return the decision to reject it."""
@@ -180,21 +146,6 @@ class Scheduler:
     def needed_ns(self, model: str) -> int:
         """Return the shortest time a model is known to need; 0 if nothing is known."""
         return self._rules[model].needed_ns or 0
-
-    @property
-    def timers(self) -> Sequence[tuple[int, int, ExecutionRequest]]:
-        """Timers of late requests, always this very list; none is before the first."""
-        return self._timers
-
-    @property
-    def batches(self) -> bool:
-        """Return whether there are models that batch: `timers` is then not all there is to time."""
-        return bool(self._rules.batching)
-
-    @property
-    def open_requests(self) -> Mapping[int, ExecutionRequest]:
-        """Requests that have been enqueued and are not over, by number; always this mapping."""
-        return self._requests
 
     def enqueue(self, request: ExecutionRequest, now_ns: int) -> None:
         """Second half of `submit`: put an admitted request into its place."""
@@ -312,14 +263,6 @@ class Scheduler:
         self._suspended = [[] for _ in self._suspended]
         return self._take_decisions()
 
-    def take_finished(self) -> tuple[ExecutionRequest, ...]:
-        """Return the requests that reached a final state since the last call, in order."""
-        if not self._finished:
-            return ()
-        finished = tuple(self._finished)
-        self._finished.clear()
-        return finished
-
     def next_deadline_ns(self) -> int | None:
         """Return when `decide` has to be called even if nothing happens; None for never."""
         timer_ns = self._deadlines.next_ns() if self._timers else None
@@ -384,25 +327,6 @@ class Scheduler:
                 blocked_by=self._blockers(request),
             )
             self._finish(request, RequestState.EXPIRED, reason, now_ns)
-
-    def _degrade(
-        self, request: ExecutionRequest, stand_in: StandIn, reason: Reason, now_ns: int
-    ) -> bool:
-        """Have a waiting request wait for its stand-in; False if that has no place in the queue."""
-        asked = request.model
-        depth = self.queue.waiting
-        if not self.queue.move(request, stand_in.model, now_ns):
-            return False
-        asked_line, line = self._rules[asked].line, self._rules[stand_in.model].line
-        if asked_line is not None:
-            asked_line.discard(request)
-        if line is not None:
-            line.push(request, now_ns)
-        request.degraded_from = asked
-        request.segment_count = stand_in.segment_count
-        self._degraded += 1
-        self._decide(DecisionKind.DEGRADE, request, reason, now_ns, depth)
-        return True
 
     def _fill_free_streams(self, now_ns: int) -> None:
         queue, policy, streams = self.queue, self._policy, self._streams
@@ -502,166 +426,6 @@ class Scheduler:
         self._run(request, now_ns)
         self._decide(_CONTINUE, request, _NEXT_SEGMENT, now_ns, None, candidates, blocked_by)
 
-    # Moves of one request, with those that run along with it.
-
-    def _gather(self, leader: ExecutionRequest, rules: ModelRules, now_ns: int) -> None:
-        assert rules.line is not None
-        companions = tuple(rules.line.companions(leader, now_ns))
-        batching = rules.line.batching
-        size = batching.size_for(1 + len(companions))
-        for member in companions:
-            self.queue.remove(member)
-            member.leader = leader
-        leader.companions = companions
-        self._batched += len(companions)
-        for member in (leader, *companions):
-            member.batch_size = size
-            member.segment_count = batching.segments[size]
-
-    def _run(self, request: ExecutionRequest, now_ns: int) -> None:
-        request.busy_since_ns = request.launched_ns = now_ns
-        request.launched_segments += 1
-        self._to_running(request)
-        if request.companions:
-            for member in request.companions:
-                self._to_running(member)
-        if self._in_flight > 1:
-            assert request.stream is not None
-            self._hungry.add(request.stream)
-
-    def _to_running(self, member: ExecutionRequest) -> None:
-        if member.timer_ns is not None:
-            self._deadlines.clear(member)
-        if member.state is _PAUSED:
-            self._paused -= 1
-        else:
-            assert member.state is _QUEUED, f"request {member.request_id} is {member.state}"
-        self._running += 1
-        member.state = _RUNNING
-
-    def _pause(self, request: ExecutionRequest) -> None:
-        assert request.stream is not None
-        self._boundaries.add(request.stream)
-        self._stop(request, request.next_segment)
-        for member in request.companions:
-            self._stop(member, request.next_segment)
-
-    def _stop(self, member: ExecutionRequest, next_segment: int) -> None:
-        member.next_segment = next_segment
-        assert member.state is _RUNNING, f"request {member.request_id} is {member.state}"
-        self._running -= 1
-        self._paused += 1
-        member.state = _PAUSED
-        if member.deadline_ns is not None:
-            self._deadlines.watch_paused(member)
-        if member.cancel_reason is not None:
-            self._to_cancel.append(member)
-
-    def _complete(self, request: ExecutionRequest, now_ns: int) -> None:
-        due_ns = request.deadline_ns
-        if (
-            not request.companions
-            and request.cancel_reason is None
-            and (due_ns is None or now_ns <= due_ns)
-        ):
-            # By far the most common end, of one that ran alone and is in time: `_finish` without
-            # its questions.
-            self._leave_stream(request)
-            self._policy.ended(request)
-            del self._requests[request.request_id]
-            self._running -= 1
-            self._final_counts[_COMPLETED] += 1
-            request.state = _COMPLETED
-            request.reason = _completion(request)
-            request.finished_ns = now_ns
-            self._finished.append(request)
-            return
-        for member in self._dissolve(request):
-            member.next_segment = request.next_segment
-            if self._deadlines.is_wanted(member, now_ns):
-                self._finish(member, _COMPLETED, _completion(member), now_ns)
-                continue
-            # Its result is not wanted any more: `decide` says so.
-            if member is request:
-                assert request.stream is not None
-                self._boundaries.add(request.stream)
-            self._stop(member, request.next_segment)
-
-    def _fail(self, request: ExecutionRequest, now_ns: int) -> None:
-        for member in self._dissolve(request):
-            member.error = request.error
-            self._finish(member, RequestState.FAILED, Reason.SEGMENT_FAILED, now_ns)
-
-    @staticmethod
-    def _dissolve(request: ExecutionRequest) -> tuple[ExecutionRequest, ...]:
-        """Let everybody in a batch end by themselves; return them."""
-        members = (request, *request.companions)
-        request.companions = ()
-        return members
-
-    def _finish(
-        self, request: ExecutionRequest, state: RequestState, reason: str, now_ns: int
-    ) -> None:
-        if request.state is _QUEUED:
-            self.queue.remove(request)
-            line = self._rules[request.model].line
-            if line is not None:
-                line.discard(request)
-        else:
-            self._leave_stream(request)
-            self._policy.ended(request)
-        if request.timer_ns is not None:
-            self._deadlines.clear(request)
-        del self._requests[request.request_id]
-        self._close(request, state, reason, now_ns)
-
-    def _close(
-        self, request: ExecutionRequest, state: RequestState, reason: str, now_ns: int
-    ) -> None:
-        if request.state is _RUNNING:
-            self._running -= 1
-        elif request.state is _PAUSED:
-            self._paused -= 1
-        self._final_counts[state] += 1
-        request.move(state)
-        request.reason = reason
-        request.finished_ns = now_ns
-        if request.deadline_ns is not None and request.deadline_missed:
-            self._deadline_missed += 1
-        self._finished.append(request)
-
-    def _leave_stream(self, request: ExecutionRequest) -> None:
-        leader = request.leader
-        if leader is not None:
-            leader.companions = tuple(each for each in leader.companions if each is not request)
-            return
-        stream = request.stream
-        assert stream is not None
-        if request.companions:
-            self._hand_lead_over(request, stream)
-            return
-        if self._rules.limited:
-            rules = self._rules[request.model]
-            if rules.limit is not None:
-                self._count_started(rules, -1)
-        suspended, streams = self._suspended[stream], self._streams
-        if streams.holder(stream) is not request:
-            suspended.remove(request)
-        elif suspended:
-            streams.hand_over(stream, suspended.pop())
-            self._boundaries.add(stream)
-        else:
-            streams.release(stream)
-            self._boundaries.discard(stream)
-
-    def _hand_lead_over(self, request: ExecutionRequest, stream: int) -> None:
-        leader = hand_lead_over(request)
-        if self._streams.holder(stream) is request:
-            self._streams.hand_over(stream, leader)
-        else:
-            suspended = self._suspended[stream]
-            suspended[suspended.index(request)] = leader
-
     # What the above need to know.
 
     def _goes_on(self, request: ExecutionRequest, now_ns: int) -> bool:
@@ -683,10 +447,6 @@ class Scheduler:
             return self._at_limit
         return self._at_limit.union([model for model, line in lines if line.is_held(now_ns)])
 
-    def _count_started(self, rules: ModelRules, change: int) -> None:
-        rules.started += change
-        self._at_limit = self._rules.at_limit()
-
     def _is_preempted(self, started: ExecutionRequest, now_ns: int, skip: frozenset[str]) -> bool:
         if not self._preemption or not self.queue.waiting:
             return False
@@ -705,51 +465,3 @@ class Scheduler:
         if self._holds_back:
             skip = skip.union(self._streams.models_barred_from(stream), self._kept_back(now_ns))
         return skip
-
-    def _blockers(self, request: ExecutionRequest) -> tuple[int, ...]:
-        if not self._explains:
-            return ()
-        return self._takeovers.blockers(request, self._rules[request.model].streams)
-
-    def _decide(
-        self,
-        kind: DecisionKind,
-        request: ExecutionRequest,
-        reason: Reason,
-        now_ns: int,
-        queue_depth: int | None = None,
-        candidates: Candidates = (),
-        blocked_by: tuple[int, ...] = (),
-    ) -> None:
-        segment = -1
-        if (kind is _START or kind is _CONTINUE) and request.leader is None:
-            segment = request.launched_segments - 1
-        stream = request.stream
-        # What `Decision(...)` does, without its detour: most of what a decision costs.
-        decision = tuple.__new__(
-            Decision,
-            (
-                next(self._sequence),
-                now_ns,
-                kind,
-                request.request_id,
-                request.model,
-                segment,
-                -1 if stream is None else stream,
-                reason,
-                self.queue.waiting if queue_depth is None else queue_depth,
-                candidates,
-                blocked_by,
-            ),
-        )
-        self._decisions.append(decision)
-
-    def _take_decisions(self) -> tuple[Decision, ...]:
-        decisions = tuple(self._decisions)
-        self._decisions.clear()
-        return decisions
-
-
-def _completion(request: ExecutionRequest) -> str:
-    """Return the reason with which a request completes."""
-    return Reason.DEGRADED if request.degraded_from else ""

@@ -139,6 +139,13 @@ class RequestStatistics:
             figures.latency.add(event.at_ns - event.arrival_ns)
             figures.service.add(event.at_ns - event.start_ns)
 
+    def add(self, models: tuple[str, ...]) -> None:
+        """Count for these models too; figures of those that are known go on."""
+        with self._lock:
+            known = self._figures
+            figures = {model: known.get(model) or _Figures() for model in models}
+            self._figures = figures | {m: f for m, f in known.items() if m not in figures}
+
     def pending(self, model: str) -> int:
         """Return how many requests of a model are not over yet."""
         with self._lock:
@@ -146,7 +153,7 @@ class RequestStatistics:
             return figures.submitted - sum(figures.outcomes.values())
 
     def snapshot(self) -> tuple[ModelStatistics, ...]:
-        """Return all figures, models in the manifest's order."""
+        """Return all figures: models in the manifest's order, then those no longer in it."""
         with self._lock:
             return tuple(self._snapshot(model, figures) for model, figures in self._figures.items())
 

@@ -364,10 +364,12 @@ class TraceAssembler:
         assert record.finished is not None
         # What ran is not always what was asked for: a batch's variant, or a stand-in.
         model = record.segments[0].model if record.segments else record.finished.model
-        kernels = () if self._config.kernels == "never" else self._loads.kernels(model)
+        # As it was when this request ran: a reload may have loaded another one since.
+        at_ns = record.segments[0].launch_ns if record.segments else record.finished.at_ns
+        kernels = () if self._config.kernels == "never" else self._loads.kernels(model, at_ns)
         tree = request_tree(record, kernels, self._config.max_spans)
         tree.own_span_id = self._span_of(record).span_id
-        load = self._loads.span_of(model)
+        load = self._loads.span_of(model, at_ns)
         if load is not None:
             tree.links.append(SpanLink(load, names.LINK_MODEL_LOAD))
         for blocker in record.blocked_by:

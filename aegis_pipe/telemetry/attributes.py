@@ -18,6 +18,8 @@ COPY: Final = "copy"
 PIPELINE_ITEM: Final = "pipeline"
 MODEL_LOAD: Final = "model.load"
 POOL_RESERVE: Final = "pool.reserve"
+RUNTIME_START: Final = "runtime.start"
+RELOAD: Final = "reload"
 MEMORY_ALLOCATED_EVENT: Final = "memory.allocated"
 EVENT_SYNCHRONISED_EVENT: Final = "event.synchronised"
 DECIDED_EVENT: Final = "decided"
@@ -53,6 +55,14 @@ PRIORITY: Final = "aegis.priority"
 QUEUE_DEPTH: Final = "aegis.queue.depth"
 REASON: Final = "aegis.reason"
 RECORD_STREAM: Final = "aegis.record_stream"
+RELOAD_DIGEST_AFTER: Final = "aegis.reload.digest.after"
+RELOAD_DIGEST_BEFORE: Final = "aegis.reload.digest.before"
+RELOAD_MODELS_ADDED: Final = "aegis.reload.models.added"
+RELOAD_MODELS_KEPT: Final = "aegis.reload.models.kept"
+RELOAD_MODELS_RELOADED: Final = "aegis.reload.models.reloaded"
+RELOAD_MODELS_REMOVED: Final = "aegis.reload.models.removed"
+RELOAD_OUTCOME: Final = "aegis.reload.outcome"
+RELOAD_REQUESTS_HELD: Final = "aegis.reload.requests_held"
 REQUEST_ID: Final = "aegis.request.id"
 RULE: Final = "aegis.rule"
 SEGMENT: Final = "aegis.segment"
@@ -70,9 +80,11 @@ WINNER: Final = "aegis.winner"
 LINK_MODEL_LOAD: Final = "model.load"
 LINK_BLOCKED_BY: Final = "blocked_by"
 LINK_INFER: Final = "infer"
+LINK_PREVIOUS_START: Final = "previous_start"
 
+PREFIX: Final = "aegis."
 PHASE_PREFIX: Final = "aegis.phase."
-"""Before the names that a `PhaseFinished` event brings along itself."""
+"""Before the names that a `PhaseFinished` event brings along itself, unless they have `PREFIX`."""
 
 SPANS: Final[dict[str, tuple[str, str, str]]] = {
     "infer <model>": (
@@ -93,8 +105,8 @@ SPANS: Final[dict[str, tuple[str, str, str]]] = {
     "<operator>": (
         "device",
         "`stream`",
-        "A kernel, by its stamps. Over `max_spans`, one span an operator from first start to "
-        "last end.",
+        "A kernel, by its stamps; named without the operator's domain. Over `max_spans`, one span "
+        "an operator from first start to last end.",
     ),
     "segment": ("device", "`stream`", "A segment whose kernels were not stamped."),
     "copy.in, copy.out": ("device", "`stream`", "Inputs to the device, outputs to the host."),
@@ -111,9 +123,21 @@ SPANS: Final[dict[str, tuple[str, str, str]]] = {
         "none",
         "A start of the runtime, with the device's opening and the admission.",
     ),
+    "reload": (
+        "host",
+        "none",
+        "A reload of the manifest: `manifest.validate`, `admission`, `model.load` and `plan` "
+        "before anything is touched, then `drain` and what starts the new one; an error if it was "
+        "not applied. Links to the start or reload before it.",
+    ),
+    "drain": (
+        "host",
+        "`reload`",
+        "Waiting for the requests and items under way; submissions wait meanwhile and after.",
+    ),
     "admission": (
         "host",
-        "`runtime.start`",
+        "`runtime.start` or `reload`",
         "Holding deadlines against the profile: whether they are proven, or what would help.",
     ),
     "admission.promise": (
@@ -157,11 +181,14 @@ ATTRIBUTES: Final[dict[str, tuple[str, str]]] = {
     EVENTS_OMITTED: ("int", "Events over the limit of 128 a span."),
     ITEM: ("int", "Number of the pipeline's item."),
     KERNEL: ("string", "Name of the kernel that the device chose."),
-    LINK: ("string", "On a link: `model.load`, `blocked_by` or `infer`."),
+    LINK: ("string", "On a link: `model.load`, `blocked_by`, `infer` or `previous_start`."),
     MODEL: ("string", "Name of the model."),
     NODE: ("string", "Name of the graph's node."),
     OFFSET_BYTES: ("int", "Planned place in the pool."),
-    OPERATOR: ("string", "Canonical name of the operator."),
+    OPERATOR: (
+        "string",
+        "Canonical name of the operator, with its domain unless that is ONNX's own.",
+    ),
     OUTCOME: ("string", "`completed`, `failed`, `expired`, `rejected`, `cancelled`, `dropped`."),
     PIPELINE: ("string", "Name of the pipeline."),
     POLICY: ("string", "Name of the scheduling policy."),
@@ -170,6 +197,17 @@ ATTRIBUTES: Final[dict[str, tuple[str, str]]] = {
     QUEUE_DEPTH: ("int", "Requests waiting: at submission, or before the decision."),
     REASON: ("string", "Code of why it ended as it did; left out where there is nothing to say."),
     RECORD_STREAM: ("int", "Stream that recorded the event."),
+    RELOAD_OUTCOME: (
+        "string",
+        "On `reload`: `applied`, `unchanged`, `refused`, `restored` or `failed`.",
+    ),
+    RELOAD_DIGEST_BEFORE: ("string", "On `reload`: SHA-256 of the manifest that ran."),
+    RELOAD_DIGEST_AFTER: ("string", "On `reload`: SHA-256 of the new one; empty if unreadable."),
+    RELOAD_MODELS_ADDED: ("string", "On `reload`: models of the new manifest only, by commas."),
+    RELOAD_MODELS_REMOVED: ("string", "On `reload`: models of the manifest before only."),
+    RELOAD_MODELS_RELOADED: ("string", "On `reload`: models of both that were loaded anew."),
+    RELOAD_MODELS_KEPT: ("string", "On `reload`: models of both that stayed on the device."),
+    RELOAD_REQUESTS_HELD: ("int", "On `reload`: requests that came and waited for its end."),
     REQUEST_ID: ("int", "Number of the request within the run."),
     RULE: ("string", "Code of the rule by which the decision was made."),
     SEGMENT: ("int", "Position among the model's segments."),

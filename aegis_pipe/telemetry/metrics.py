@@ -19,6 +19,7 @@ from aegis_pipe.events import (
     CopyFinished,
     DecisionMade,
     Event,
+    ManifestReloaded,
     MemoryAllocated,
     MemoryReleased,
     ModelLoaded,
@@ -62,6 +63,12 @@ METRICS: Final[dict[str, Metric]] = {
     "aegis.profile.overruns": Metric(
         "counter", "", ("model",), "Segments that took longer than the model's profile says."
     ),
+    "aegis.reloads": Metric(
+        "counter",
+        "",
+        ("outcome",),
+        "Reloads: `applied`, `unchanged`, `refused`, `restored`, `failed`.",
+    ),
     "aegis.queue.depth": Metric("gauge", "", (), "Requests waiting, as last heard of."),
     "aegis.stream.busy": Metric(
         "counter", "s", ("stream",), "Time a stream worked: segments and copies."
@@ -95,6 +102,11 @@ METRICS: Final[dict[str, Metric]] = {
         "counter", "", ("what",), "Telemetry that was lost: `events`, `spans`, `log_lines`."
     ),
 }
+
+
+_RELOADS: Final = tuple(
+    (outcome,) for outcome in ("applied", "unchanged", "refused", "restored", "failed")
+)
 
 
 class Losses(NamedTuple):
@@ -161,6 +173,7 @@ class MetricsRecorder:
         self._requests: Counter[Labels] = Counter()
         self._misses: Counter[Labels] = Counter()
         self._overruns: Counter[Labels] = Counter()
+        self._reloads: Counter[Labels] = Counter()
         self._queue_depth = 0
         self._busy_ns: Counter[int] = Counter()
         self._planned: dict[Labels, int] = {}
@@ -188,6 +201,9 @@ class MetricsRecorder:
                 self._overruns[event.model,] += 1
             case RuntimeStarted():
                 self._busy_ns.update(dict.fromkeys(range(event.streams), 0))
+                self._reloads.update(dict.fromkeys(_RELOADS, 0))
+            case ManifestReloaded():
+                self._add_reload(event)
             case ModelLoaded():
                 self._planned[event.model, "weights"] = event.weights_bytes
                 self._planned[event.model, "arena"] = event.arena_bytes
@@ -195,6 +211,10 @@ class MetricsRecorder:
                 self._overruns[event.model,] += 0
                 self._misses[event.model,] += 0
             case MemoryAllocated():
+                if not self._placed[event.pool]:
+                    # Filled anew: what lay in it before a reload has no say any more.
+                    for key in [key for key in self._ends if key[1] == event.pool]:
+                        del self._ends[key]
                 self._placed[event.pool] += 1
                 key, end = (event.model, event.pool), event.offset_bytes + event.size_bytes
                 self._ends[key] = max(self._ends.get(key, 0), end)
@@ -202,6 +222,12 @@ class MetricsRecorder:
                 self._placed[event.pool] -= 1
             case _:
                 pass
+
+    def _add_reload(self, event: ManifestReloaded) -> None:
+        self._reloads[event.outcome,] += 1
+        if event.outcome == "applied":
+            for key in [key for key in self._planned if key[0] in event.models_removed]:
+                del self._planned[key]
 
     def observe_device(
         self, device: str, read_sensors: Callable[[], DeviceReadings | None]
@@ -238,6 +264,7 @@ class MetricsRecorder:
             "aegis.queue.wait": _values(self._waits),
             "aegis.execution.duration": _values(self._executions),
             "aegis.profile.overruns": dict(self._overruns),
+            "aegis.reloads": dict(self._reloads),
             "aegis.queue.depth": {(): self._queue_depth},
             "aegis.stream.busy": {(str(stream),): ns / 1e9 for stream, ns in busy.items()},
             "aegis.stream.utilisation": {

@@ -109,7 +109,7 @@ class Template:
     ) -> tuple[bytes, list[tuple[int, int]]]:
         """Return a span with holes, and (offset, size) of each hole."""
         head = _SPAN_IDS.pack(b"\x0a\x10", bytes(16), b"\x12\x08", 0)
-        head += _PARENT_ID.pack(b"\x22\x08", 0) + text(b"\x2a", calls.calls[call][0])
+        head += _PARENT_ID.pack(b"\x22\x08", 0) + text(b"\x2a", calls.names[call])
         times = _SPAN_TIMES.pack(b"\x30\x01", b"\x39", 0, b"\x41", 0)
         values = calls.attributes(call, stream, 0)
         del values[names.DURATION_NS]

@@ -74,6 +74,8 @@ class SegmentCalls:
         self.calls = tuple(calls)
         """Per call (operator, node, kernel)."""
         self.segment = segment
+        self.names = tuple(kernel_name(operator) for operator, _, _ in self.calls)
+        """What the spans are called."""
         self.operators = tuple(dict.fromkeys(operator for operator, _, _ in self.calls))
         places = {operator: place for place, operator in enumerate(self.operators)}
         self.operator_of = np.array([places[operator] for operator, _, _ in self.calls], np.intp)
@@ -90,6 +92,11 @@ class SegmentCalls:
             names.STREAM: stream,
             names.DURATION_NS: duration_ns,
         }
+
+
+def kernel_name(operator: str) -> str:
+    """Return what spans of an operator are called: viewers have little room, so not the domain."""
+    return operator.rpartition(".")[2]
 
 
 class SpanBlock(NamedTuple):
@@ -123,7 +130,7 @@ class SpanBlock(NamedTuple):
                 span_id,
                 self.parent_id,
                 False,
-                self.calls.calls[call][0],
+                self.calls.names[call],
                 start_ns,
                 end_ns,
                 self.calls.attributes(call, self.stream, duration_ns),

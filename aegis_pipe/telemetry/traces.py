@@ -41,6 +41,7 @@ from aegis_pipe.telemetry.spans import (
     SegmentCalls,
     SpanEvent,
     SpanNode,
+    kernel_name,
 )
 
 RequestEvent = (
@@ -361,7 +362,13 @@ def _aggregate_kernels(blocks: Iterable[KernelBlock]) -> list[SpanNode]:
             ends[operator] = max(ends.get(operator, end_ns), end_ns)
             calls[operator] = calls.get(operator, 0) + int(own.sum())
             busy[operator] = busy.get(operator, 0) + int(durations[own].sum())
-    return [_aggregated(name, starts[name], ends[name], calls[name], busy[name]) for name in starts]
+    nodes = []
+    for operator, start_ns in starts.items():
+        counts = ends[operator], calls[operator], busy[operator]
+        node = _aggregated(kernel_name(operator), start_ns, *counts)
+        node.attributes[names.OPERATOR] = operator
+        nodes.append(node)
+    return nodes
 
 
 def _aggregated(name: str, start_ns: int, end_ns: int, calls: int, busy_ns: int) -> SpanNode:
@@ -404,7 +411,8 @@ def _holds(phase: PhaseFinished, event: MemoryAllocated) -> bool:
 def _phase(phase: PhaseFinished, loaded: Mapping[int, ModelLoaded]) -> SpanNode:
     node = SpanNode(phase.name, phase.start_ns, phase.end_ns, error=_printable(phase.error))
     node.attributes |= {
-        f"{names.PHASE_PREFIX}{key}": phase.attributes[key] for key in sorted(phase.attributes)
+        key if key.startswith(names.PREFIX) else f"{names.PHASE_PREFIX}{key}": phase.attributes[key]
+        for key in sorted(phase.attributes)
     }
     if phase.model:
         node.attributes[names.MODEL] = phase.model

@@ -16,6 +16,7 @@ from aegis_pipe.events import (
     EventSynchronised,
     ItemFinished,
     ListenerFailed,
+    ManifestReloaded,
     MemoryAllocated,
     MemoryReleased,
     ModelLoaded,
@@ -65,6 +66,28 @@ def load_events(*, segments: int = 2, kernels: int = 6, tensors: int = 200) -> l
         _phase(7, 1, "graph.capture", at + 51_000, at + 90_000, {"ratio": 0.5}),
         _phase(1, 0, "model.load", at, at + 100_000, {}),
         ModelLoaded(at + 100_000, MODEL, 1, table, 4_096, 8_192),
+    ]
+
+
+def reload_events(at_ns: int) -> list[Event]:
+    """Return a reload that changes what is not loaded: the model stays."""
+    before, after = "b" * 64, "a" * 64
+    attributes: dict[str, str | int | float | bool] = {
+        "aegis.reload.outcome": "applied",
+        "aegis.reload.digest.before": before,
+        "aegis.reload.digest.after": after,
+        "aegis.reload.models.added": "",
+        "aegis.reload.models.removed": "",
+        "aegis.reload.models.reloaded": "",
+        "aegis.reload.models.kept": MODEL,
+        "aegis.reload.requests_held": 1,
+    }
+    end_ns = at_ns + 60_000
+    return [
+        PhaseFinished(12, 11, "manifest.validate", "", at_ns + 1_000, at_ns + 20_000, {}, ""),
+        PhaseFinished(13, 11, "drain", "", at_ns + 21_000, at_ns + 50_000, {}, ""),
+        PhaseFinished(11, 0, "reload", "", at_ns, end_ns, attributes, ""),
+        ManifestReloaded(at_ns, end_ns, "applied", before, after, (), (), (), (MODEL,), 1, ""),
     ]
 
 
@@ -230,6 +253,7 @@ def run_events(request_count: int = 20) -> list[Event]:
     return [
         *events,
         ProfileOverrun(end_ns, last + 4, MODEL, 0, 0, 1.25, True),
+        *reload_events(end_ns),
         ListenerFailed(end_ns, "table", "RuntimeError()"),
         MemoryReleased(end_ns, "arena", MODEL, "t0", 0, 64),
         RuntimeStopped(end_ns, "run", True),

@@ -83,7 +83,7 @@ class CudaContext:
         self._timeline = Timeline(clock, self._stamps.sample)
         self._priorities = driver.stream_priority_range()
         self._multiprocessors: driver.Multiprocessors | None = None
-        self._partitions: list[driver.Partition] = []
+        self._partitions: dict[tuple[int, int], driver.Partition] = {}
         self._description = self._describe()
         self._is_open = True
 
@@ -269,7 +269,7 @@ class CudaContext:
         self._machine.close()
         driver.destroy_stream(self._capture_stream)
         while self._partitions:
-            driver.destroy_partition(self._partitions.pop().handle)
+            driver.destroy_partition(self._partitions.popitem()[1].handle)
         driver.release_context(self._device)
 
     def __enter__(self) -> Self:
@@ -290,7 +290,9 @@ class CudaContext:
         assert self._is_open, f"{self!r} is used after it was closed"
 
     def _partition(self, index: int, multiprocessors: int) -> driver.Partition:
-        """Divide off multiprocessors for a stream."""
+        """Divide off multiprocessors for a stream; one that is made anew has the same again."""
+        if (index, multiprocessors) in self._partitions:
+            return self._partitions[index, multiprocessors]
         if self._multiprocessors is None:
             self._multiprocessors = driver.Multiprocessors(self._device)
         left = self._multiprocessors.left
@@ -302,8 +304,9 @@ class CudaContext:
                 context="streams.sm",
                 hint="give the streams fewer",
             )
-        self._partitions.append(self._multiprocessors.partition(multiprocessors))
-        return self._partitions[-1]
+        partition = self._multiprocessors.partition(multiprocessors)
+        self._partitions[index, multiprocessors] = partition
+        return partition
 
     def _enter(self, context: int) -> None:
         """Make a context current, with a handle of cuDNN that belongs to it."""

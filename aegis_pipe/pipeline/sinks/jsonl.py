@@ -12,15 +12,18 @@ from aegis_pipe.pipeline.parts import Values
 
 
 class JsonlSink:
-    """Writes `{"item": n, "<value>": [...], ...}`; not-a-number and infinities become null."""
+    """Writes `{"item": n, "<value>": [...], ...}`; not-a-number and infinities become null.
 
-    def __init__(self, *, inputs: tuple[str, ...], path: Path) -> None:
+    Replaces what is in the file, unless it is to `append`.
+    """
+
+    def __init__(self, *, inputs: tuple[str, ...], path: Path, append: bool = False) -> None:
         self._inputs = inputs
         self._path = path
         self._count = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("w", encoding="utf-8")
+            self._file = path.open("a" if append else "w", encoding="utf-8")
         except OSError as error:
             raise PipelineError(
                 f"`{path}` can not be written: {error.strerror}",

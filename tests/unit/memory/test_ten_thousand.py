@@ -1,5 +1,6 @@
 """Ten thousand random instances, planned and held against the independent checker."""
 
+import dataclasses
 import hashlib
 import os
 import random
@@ -14,7 +15,7 @@ COUNT, CHUNKS = 10_000, 10
 
 
 def instance(seed):
-    """Draw up to 40 tensors: with alignments, gaps and a fixed place in some of the instances."""
+    """Draw up to 40 tensors: with alignments, gaps and fixed places in some of the instances."""
     generator = random.Random(seed)
     alignment = generator.choice([1, 1, 8, 64])
     moments = generator.randint(1, 30)
@@ -23,17 +24,18 @@ def instance(seed):
         first = generator.randrange(moments)
         end = first + generator.randint(1, 1 + moments // 2)
         gaps = ()
-        if seed % 5 == 0 and end - first > 3 and generator.random() < 0.3:
-            start = generator.randint(first + 1, end - 2)
-            gaps = ((start, generator.randint(start + 1, end - 1)),)
+        if seed % 3 == 0 and end - first > 2 and generator.random() < 0.5:
+            edges = sorted(generator.sample(range(first + 1, end), 4 if end - first > 4 else 2))
+            gaps = tuple(zip(edges[::2], edges[1::2], strict=True))
         size = generator.choice([0, 1, 7, 64, 64, 4096]) * generator.randint(1, 9)
         lifetimes.append(TensorLifetime(f"t{number}", size, first, end, alignment, gaps))
-    if seed % 7 == 0 and lifetimes:
-        one = lifetimes[0]
-        place = alignment * generator.randint(0, 99)
-        lifetimes[0] = TensorLifetime(
-            one.tensor_id, one.size_bytes, one.first, one.end, alignment, one.gaps, place
-        )
+    if seed % 4 == 0:
+        top = 0
+        for number in range(0, len(lifetimes), 5):
+            # One above the other, some space between: they never clash.
+            place = top + alignment * generator.randint(0, 9)
+            lifetimes[number] = dataclasses.replace(lifetimes[number], offset_bytes=place)
+            top = place - (-lifetimes[number].size_bytes // alignment) * alignment
     return lifetimes
 
 
@@ -59,8 +61,8 @@ def test_plans_are_sound_and_not_below_the_bound(chunk):
         assert plan.lower_bound_bytes <= plan.peak_bytes
         assert not plan.cut_off
         optimal += plan.optimal
-    # Gaps and fixed places apart, nearly all small instances are proven.
-    assert optimal >= 0.9 * COUNT / CHUNKS
+    # Fixed places apart, whose bound is weak, nearly all small instances are proven.
+    assert optimal >= 0.82 * COUNT / CHUNKS
 
 
 def digest(seeds):

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.skipif(LONG_CALLS is None, reason="the exporter's loops
 
 CONFIG = TelemetryConfig(ratio=1.0)
 RESOURCES = make_resources(CONFIG, b"run")
-CALLS = SegmentCalls([("Conv", f"/{i}", "direct") for i in range(200)], 1)
+CALLS = SegmentCalls(
+    [("com.microsoft.FusedConv" if i % 2 else "Conv", f"/{i}", "direct") for i in range(200)], 1
+)
 
 
 def span(**values: object) -> Span:

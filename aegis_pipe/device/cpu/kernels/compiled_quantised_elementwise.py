@@ -1,6 +1,7 @@
 """Compiled elementwise work between floats and bytes (`c/quantised_elementwise.c`).
 
 native.bytes.quantise, native.bytes.dequantise   scales for the tensor or along an axis
+native.dequantise_words                          the same of int32
 native.bytes.quantise_dynamically                scale and zero point from the data
 native.bytes.pair                                QLinearAdd, QLinearMul
 native.bytes.map                                 functions of one element; QLinearConcat
@@ -97,14 +98,22 @@ def _choose_rescaling(request: KernelRequest) -> KernelChoice | None:
     levels, real = (result, source) if is_quantise else (source, result)
     if native.LIBRARY is None or operands.integer(request, "block_size"):
         return None
-    if levels.dtype not in byte_units.EIGHT_BITS or not levels.element_count:
+    are_words = not is_quantise and levels.dtype == np.int32
+    if not (are_words or levels.dtype in byte_units.EIGHT_BITS) or not levels.element_count:
         return None
     if real.dtype != compiled.FLOAT32 or operands.input_spec(request, 1).dtype != real.dtype:
         return None
     if request.attributes.get("precision", "") not in ("", "float32"):
         return None
-    name = "quantise" if is_quantise else "dequantise"
-    return KernelChoice(kernel=f"native.bytes.{name}", cost=elements_moved(request))
+    name = "bytes.quantise" if is_quantise else "bytes.dequantise"
+    name = "dequantise_words" if are_words else name
+    return KernelChoice(kernel=f"native.{name}", cost=elements_moved(request))
+
+
+def _byte_levels(levels: np.ndarray) -> tuple[bool, float, float]:
+    """Return whether bytes are signed, and the range they are held in."""
+    low, high = byte_units.level_bounds(levels.dtype)
+    return byte_units.is_signed(levels), low, high
 
 
 def _bind_rescaling(
@@ -123,8 +132,7 @@ def _bind_rescaling(
         native.address(operands.required(inputs, 1)),
         native.address(operands.optional(inputs, 2)),
         *_split(request),
-        byte_units.is_signed(levels),
-        *byte_units.level_bounds(levels.dtype),
+        *((True, 0, 0) if levels.dtype == np.int32 else _byte_levels(levels)),
     )
     function = f"aegis_{choice.kernel.rpartition('.')[2]}"
     return NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs))

@@ -3,8 +3,8 @@
    The method is explained in aegis_pipe/memory/canonical_search.py, whose `PythonCanonicalAttempt`
    does the same, step for step: whoever changes one changes both (tests compare them).
 
-   Moments are the positions of the sorted distinct first steps; buffers are sorted by first moment
-   and live during [first, end). All sizes are in bytes. */
+   A section is a set of buffers alive together to which no other one could be added; sections are
+   numbered by time. A buffer is alive in one or several runs of sections. Sizes are in bytes. */
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -17,25 +17,49 @@ enum { FOUND = 1, NONE = 0, GAVE_UP = -1, OUT_OF_MEMORY = -2 };
 static const int64_t FAR = INT64_MAX / 4;
 
 typedef struct {
-    const int64_t *size, *alignment;
-    const int32_t *first, *end, *rank;
-    int64_t capacity, node_limit, nodes, work;
-    int64_t *moment_weight, *offset;
-    /* The state: where each buffer would come to lie now, and bytes not placed yet. */
-    int64_t *earliest, *rest;
-    int64_t *floor_; /* Scratch, by moment. */
-} Search;
+    int32_t from, to;
+} Run;
 
-/* The last one placed: all later ones of its component lie higher, or as high with a later rank. */
+/* The problem; filled by sections.py. What belongs to one begins at its `..._start`, and ends where the next begins. */
+typedef struct {
+    int32_t buffer_count, section_count;
+    const int64_t *size, *alignment, *fixed; /* -1: may lie anywhere. */
+    const int32_t *run_start;
+    const Run *run;
+    const int32_t *neighbour_start, *neighbour;
+    const int32_t *member_start, *member; /* Of each section. */
+    const int32_t *group;                 /* Buffers that could change places; -1: with none. */
+} Problem;
+
 typedef struct {
     int64_t offset;
-    int32_t rank;
-} Level;
+    int32_t rank, buffer;
+} Candidate;
 
 typedef struct {
-    Level level;
-    int32_t place; /* Among the members of the node. */
-} Candidate;
+    int32_t which;
+    int64_t before;
+} Change;
+
+typedef struct {
+    const Problem *p;
+    const int32_t *rank;
+    int32_t totals_lead; /* Whether parts are ranked anew, by what waits. */
+    int64_t capacity, work_limit, work;
+    int64_t *section_weight, *buffer_weight, *offset;
+    /* The state: where each buffer would come to lie now, whether it waits, and by section the
+       lowest offset that is left and the bytes that wait. */
+    int64_t *earliest, *floor_, *total;
+    uint8_t *waits, *is_dirty;
+    int32_t *topmost; /* By group: what was placed last, or -1. */
+    /* What was changed, to be undone. */
+    Change *raised, *lifted;
+    int32_t raised_count, lifted_count;
+    int32_t *dirty, dirty_count;
+    /* Lists of the nodes on the way to this one; large enough for the longest way. */
+    Candidate *arena;
+    size_t arena_used;
+} Search;
 
 static int64_t align(int64_t offset, int64_t alignment) {
     return alignment == 1 ? offset : (offset + alignment - 1) / alignment * alignment;
@@ -43,161 +67,307 @@ static int64_t align(int64_t offset, int64_t alignment) {
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-static int is_below(Level a, Level b) {
-    return a.offset < b.offset || (a.offset == b.offset && a.rank < b.rank);
+static int is_before(const Candidate *a, const Candidate *b) {
+    return a->offset < b->offset || (a->offset == b->offset && a->rank < b->rank);
 }
 
 static int compare_candidates(const void *left, const void *right) {
     const Candidate *a = left, *b = right;
-    return is_below(b->level, a->level) - is_below(a->level, b->level);
+    return is_before(b, a) - is_before(a, b);
 }
 
-static int64_t lower_bound(const Search *s, int32_t b, Level level) {
-    return align(larger(s->earliest[b], level.offset), s->alignment[b]);
+static void lift(Search *s, int32_t t, int64_t floor_) {
+    s->lifted[s->lifted_count++] = (Change){t, s->floor_[t]};
+    s->floor_[t] = floor_;
 }
 
-static int32_t end_of(const Search *s, const int32_t *members, int32_t count) {
-    int32_t end = 0;
-    for (int32_t i = 0; i < count; i++)
-        if (s->end[members[i]] > end) end = s->end[members[i]];
-    return end;
+static void mark(Search *s, int32_t t) {
+    if (s->is_dirty[t]) return;
+    s->is_dirty[t] = 1;
+    s->dirty[s->dirty_count++] = t;
 }
 
-/* What can come next, lowest first. It must begin below every top that another one could have:
-   otherwise that one fitted under it, and the plan could be pushed down. */
-static int32_t find_candidates(
-    const Search *s, const int32_t *members, int32_t count, Level level, Candidate *found) {
-    int64_t lowest_top = FAR;
-    for (int32_t i = 0; i < count; i++) {
-        int64_t top = lower_bound(s, members[i], level) + s->size[members[i]];
-        if (top < lowest_top) lowest_top = top;
+/* The lowest offset at which something that waits could begin in a section. */
+static int64_t lowest_in(Search *s, int32_t t) {
+    const Problem *p = s->p;
+    int64_t lowest = FAR;
+    for (int32_t i = p->member_start[t]; i < p->member_start[t + 1]; i++) {
+        int32_t b = p->member[i];
+        if (s->waits[b] && s->earliest[b] < lowest) lowest = s->earliest[b];
     }
-    int32_t many = 0;
-    for (int32_t i = 0; i < count; i++) {
-        Level own = {s->earliest[members[i]], s->rank[members[i]]};
-        if (is_below(own, level) || own.offset >= lowest_top) continue;
-        found[many++] = (Candidate){own, i};
-    }
-    qsort(found, (size_t)many, sizeof(Candidate), compare_candidates);
-    return many;
+    s->work += p->member_start[t + 1] - p->member_start[t];
+    return lowest;
 }
 
-/* Whether everything that waits, this buffer with it, fits above its offset: nothing that follows
-   lies lower. Cheap, and refuses most candidates. */
-static int leaves_room(Search *s, int32_t b, int64_t offset, int32_t from, int32_t to) {
-    s->work++;
-    if (offset + s->size[b] > s->capacity) return 0;
-    for (int32_t t = from; t < to; t++)
-        if (offset + s->rest[t] > s->capacity) return 0;
-    return 1;
-}
-
-/* Whether what waits at each moment fits above the lowest bound there. */
-static int is_feasible(Search *s, const int32_t *members, int32_t count, Level level) {
-    int32_t from = s->first[members[0]], to = end_of(s, members, count);
-    for (int32_t t = from; t < to; t++) s->floor_[t] = FAR;
-    for (int32_t i = 0; i < count; i++) {
-        int32_t b = members[i];
-        int64_t bound = lower_bound(s, b, level);
-        s->work += s->end[b] - s->first[b];
-        if (bound + s->size[b] > s->capacity) return 0;
-        for (int32_t t = s->first[b]; t < s->end[b]; t++)
-            s->floor_[t] = s->floor_[t] < bound ? s->floor_[t] : bound;
-    }
-    for (int32_t t = from; t < to; t++) {
-        if (s->rest[t] && s->floor_[t] + s->rest[t] > s->capacity) {
-            s->moment_weight[t]++;
+/* Lets everything that waits and meets a buffer lie above it; returns whether it still can. */
+static int raise_neighbours(Search *s, int32_t b, int64_t top, int *has_hat) {
+    const Problem *p = s->p;
+    s->work += p->neighbour_start[b + 1] - p->neighbour_start[b];
+    for (int32_t i = p->neighbour_start[b]; i < p->neighbour_start[b + 1]; i++) {
+        int32_t other = p->neighbour[i];
+        if (!s->waits[other]) continue;
+        *has_hat = 1;
+        int64_t before = s->earliest[other], raised = align(top, p->alignment[other]);
+        if (before >= raised) continue;
+        s->raised[s->raised_count++] = (Change){other, before};
+        s->earliest[other] = raised;
+        if (raised + p->size[other] > s->capacity ||
+            (p->fixed[other] >= 0 && raised > p->fixed[other])) {
+            s->buffer_weight[other]++;
             return 0;
         }
+        for (int32_t r = p->run_start[other]; r < p->run_start[other + 1]; r++)
+            for (int32_t t = p->run[r].from; t < p->run[r].to; t++)
+                if (before <= s->floor_[t]) mark(s, t);
     }
     return 1;
 }
 
-static void place(Search *s, int32_t b, int64_t offset, const int32_t *left, int32_t count) {
-    int64_t top = offset + s->size[b];
+/* Places a buffer; returns whether what waits could still fit. */
+static int place(Search *s, int32_t b, int64_t offset, int *has_hat) {
+    const Problem *p = s->p;
+    int64_t top = offset + p->size[b];
     s->offset[b] = offset;
-    for (int32_t t = s->first[b]; t < s->end[b]; t++) s->rest[t] -= s->size[b];
+    s->waits[b] = 0;
+    *has_hat = 0;
+    for (int32_t i = p->run_start[b]; i < p->run_start[b + 1]; i++)
+        for (int32_t t = p->run[i].from; t < p->run[i].to; t++) {
+            s->total[t] -= p->size[b];
+            lift(s, t, top);
+            mark(s, t);
+        }
+    int fits = raise_neighbours(s, b, top, has_hat);
+    for (int32_t i = 0; i < s->dirty_count; i++) {
+        int32_t t = s->dirty[i];
+        s->is_dirty[t] = 0;
+        if (!fits || !s->total[t]) continue;
+        int64_t lowest = lowest_in(s, t);
+        if (lowest > s->floor_[t]) lift(s, t, lowest);
+        if (larger(s->floor_[t], offset) + s->total[t] > s->capacity) {
+            s->section_weight[t]++;
+            fits = 0;
+        }
+    }
+    s->dirty_count = 0;
+    return fits;
+}
+
+static void undo(Search *s, int32_t b, int32_t raised_count, int32_t lifted_count) {
+    const Problem *p = s->p;
+    while (s->raised_count > raised_count) {
+        Change c = s->raised[--s->raised_count];
+        s->earliest[c.which] = c.before;
+    }
+    while (s->lifted_count > lifted_count) {
+        Change c = s->lifted[--s->lifted_count];
+        s->floor_[c.which] = c.before;
+    }
+    for (int32_t i = p->run_start[b]; i < p->run_start[b + 1]; i++)
+        for (int32_t t = p->run[i].from; t < p->run[i].to; t++) s->total[t] += p->size[b];
+    s->waits[b] = 1;
+}
+
+static int32_t start_of(const Problem *p, int32_t b) { return p->run[p->run_start[b]].from; }
+static int32_t end_of(const Problem *p, int32_t b) { return p->run[p->run_start[b + 1] - 1].to; }
+
+static void find_span(
+    const Search *s, const Candidate *order, int32_t count, int32_t *from, int32_t *to) {
+    *from = INT32_MAX, *to = 0;
     for (int32_t i = 0; i < count; i++) {
-        int32_t other = left[i];
-        if (s->first[other] >= s->end[b] || s->end[other] <= s->first[b]) continue;
-        s->earliest[other] = larger(s->earliest[other], align(top, s->alignment[other]));
+        int32_t first = start_of(s->p, order[i].buffer), end = end_of(s->p, order[i].buffer);
+        if (first < *from) *from = first;
+        if (end > *to) *to = end;
     }
 }
 
-static int visit(Search *s, const int32_t *members, int32_t count, Level level);
+static int visit(Search *s, const Candidate *order, int32_t count, Candidate level);
 
-/* Visits what is left of a component, part by part: parts do not meet in time. */
-static int visit_parts(Search *s, const int32_t *left, int32_t count, Level level) {
-    for (int32_t begin = 0, i = 0; begin < count; begin = i) {
-        int32_t end = 0;
-        for (; i < count && (i == begin || s->first[left[i]] < end); i++)
-            if (s->end[left[i]] > end) end = s->end[left[i]];
-        int outcome = visit(s, left + begin, i - begin, level);
-        if (outcome != FOUND) return outcome;
-    }
-    return FOUND;
+static Candidate *reserve(Search *s, int32_t count) {
+    Candidate *block = s->arena + s->arena_used;
+    s->arena_used += (size_t)count;
+    return block;
 }
 
-static int visit(Search *s, const int32_t *members, int32_t count, Level level) {
-    if (++s->nodes > s->node_limit) return GAVE_UP;
-    int32_t from = s->first[members[0]], to = end_of(s, members, count);
-    size_t many = (size_t)count, width = (size_t)(to - from) * sizeof(int64_t);
-    char *block = malloc(many * (sizeof(Candidate) + sizeof(int64_t) + sizeof(int32_t)) + width);
-    if (!block) return OUT_OF_MEMORY;
-    Candidate *candidates = (Candidate *)block;
-    int64_t *earliest = (int64_t *)(candidates + count), *rest = earliest + count;
-    int32_t *left = (int32_t *)(rest + (to - from));
-    int32_t candidate_count = find_candidates(s, members, count, level, candidates);
-    for (int32_t i = 0; i < count; i++) earliest[i] = s->earliest[members[i]];
-    memcpy(rest, s->rest + from, width);
-    int outcome = NONE;
-    for (int32_t which = 0; which < candidate_count && outcome == NONE; which++) {
-        Level next = candidates[which].level;
-        int32_t at = candidates[which].place, b = members[at];
-        if (!leaves_room(s, b, next.offset, from, to)) continue;
-        memcpy(left, members, (size_t)at * sizeof(int32_t));
-        memcpy(left + at, members + at + 1, (size_t)(count - at - 1) * sizeof(int32_t));
-        place(s, b, next.offset, left, count - 1);
-        if (count == 1 || is_feasible(s, left, count - 1, next))
-            outcome = visit_parts(s, left, count - 1, next);
-        if (outcome != NONE) break;
-        /* Parts that were finished before one failed have left their marks as well. */
-        memcpy(s->rest + from, rest, width);
-        for (int32_t i = 0; i < count; i++) s->earliest[members[i]] = earliest[i];
+/* The most bytes that wait in a section of a buffer. */
+static int64_t fullest(const Search *s, int32_t b) {
+    const Problem *p = s->p;
+    int64_t most = 0;
+    for (int32_t i = p->run_start[b]; i < p->run_start[b + 1]; i++)
+        for (int32_t t = p->run[i].from; t < p->run[i].to; t++) most = larger(most, s->total[t]);
+    return most;
+}
+
+/* Ranks the buffers of a part anew: by what waits in their fullest section, then as before. */
+static void rank_by_totals(Search *s, Candidate *order, int32_t count) {
+    Candidate *keys = reserve(s, count);
+    for (int32_t i = 0; i < count; i++) {
+        int32_t b = order[i].buffer;
+        keys[i] = (Candidate){-fullest(s, b), s->rank[b], i};
     }
-    free(block);
+    qsort(keys, (size_t)count, sizeof(Candidate), compare_candidates);
+    for (int32_t i = 0; i < count; i++) order[keys[i].buffer].rank = i;
+    qsort(order, (size_t)count, sizeof(Candidate), compare_candidates);
+    s->arena_used -= (size_t)count;
+}
+
+/* Says of each section to which part of what waits it belongs; nothing spans two parts. */
+static int32_t find_parts(
+    const Search *s, const Candidate *order, int32_t count, int32_t from, int32_t to, int32_t *part) {
+    memset(part, 0, (size_t)(to - from) * sizeof(int32_t));
+    for (int32_t i = 0; i < count; i++) {
+        part[start_of(s->p, order[i].buffer) - from]++;
+        part[end_of(s->p, order[i].buffer) - 1 - from]--;
+    }
+    int32_t parts = 0, spanning = 0;
+    for (int32_t t = 0; t < to - from; t++) {
+        spanning += part[t];
+        part[t] = parts;
+        parts += !spanning;
+    }
+    return parts;
+}
+
+/* Visits what waits, part by part. */
+static int visit_parts(Search *s, const Candidate *order, int32_t count, Candidate level, int is_new) {
+    const Problem *p = s->p;
+    size_t used = s->arena_used;
+    int32_t from, to;
+    find_span(s, order, count, &from, &to);
+    int32_t *part_of = (int32_t *)reserve(s, (to - from) / 4 + 1);
+    int32_t parts = find_parts(s, order, count, from, to, part_of);
+    int outcome = FOUND;
+    if (parts == 1 && !is_new) {
+        s->arena_used = used;
+        return visit(s, order, count, level);
+    }
+    for (int32_t part = 0; part < parts && outcome == FOUND; part++) {
+        size_t before = s->arena_used;
+        Candidate *own = reserve(s, count), own_level = level;
+        int32_t own_count = 0;
+        for (int32_t i = 0; i < count; i++)
+            if (part_of[start_of(p, order[i].buffer) - from] == part) own[own_count++] = order[i];
+        s->arena_used = before + (size_t)own_count;
+        if (own_count) {
+            if (s->totals_lead) {
+                rank_by_totals(s, own, own_count);
+                own_level.rank = -1;
+            }
+            outcome = visit(s, own, own_count, own_level);
+        }
+        s->arena_used = before;
+    }
+    s->arena_used = used;
     return outcome;
 }
 
+/* Writes what waits in the order of where it would come to lie now. */
+static int32_t update_order(const Search *s, const Candidate *order, int32_t count, Candidate *next) {
+    int32_t kept = 0;
+    for (int32_t i = 0; i < count; i++) {
+        int32_t b = order[i].buffer;
+        if (!s->waits[b]) continue;
+        Candidate c = order[i];
+        c.offset = s->earliest[b];
+        next[kept++] = c;
+    }
+    for (int32_t i = 1; i < kept; i++) {
+        Candidate c = next[i];
+        int32_t j = i;
+        for (; j > 0 && is_before(&c, &next[j - 1]); j--) next[j] = next[j - 1];
+        next[j] = c;
+    }
+    return kept;
+}
+
+/* Whether a buffer would lie right on one that it could change places with, in the wrong order. */
+static int is_swapped(const Search *s, Candidate c) {
+    int32_t group = s->p->group[c.buffer];
+    int32_t below = group < 0 ? -1 : s->topmost[group];
+    return below >= 0 && s->offset[below] + s->p->size[below] == c.offset &&
+           s->rank[below] > s->rank[c.buffer];
+}
+
+static int try(
+    Search *s, Candidate c, const Candidate *order, int32_t count, Candidate *next, int *has_hat) {
+    int32_t raised_count = s->raised_count, lifted_count = s->lifted_count;
+    int32_t group = s->p->group[c.buffer], below = group < 0 ? -1 : s->topmost[group];
+    int outcome = NONE;
+    if (place(s, c.buffer, c.offset, has_hat)) {
+        if (group >= 0) s->topmost[group] = c.buffer;
+        int32_t left = update_order(s, order, count, next);
+        outcome = left ? visit_parts(s, next, left, c, 0) : FOUND;
+        if (group >= 0) s->topmost[group] = below;
+    }
+    undo(s, c.buffer, raised_count, lifted_count);
+    return outcome;
+}
+
+static int visit(Search *s, const Candidate *order, int32_t count, Candidate level) {
+    if (s->work >= s->work_limit) return GAVE_UP;
+    const Problem *p = s->p;
+    int64_t below = FAR, most = 0;
+    int32_t from, to;
+    for (int32_t i = 0; i < count; i++) {
+        int32_t b = order[i].buffer;
+        int64_t limit = p->fixed[b] < 0 ? order[i].offset + p->size[b] : p->fixed[b] + 1;
+        if (limit < below) below = limit;
+    }
+    find_span(s, order, count, &from, &to);
+    for (int32_t t = from; t < to; t++) most = larger(most, s->total[t]);
+    s->work += count;
+    Candidate *next = reserve(s, count);
+    int outcome = NONE, has_hat = 1;
+    for (int32_t i = 0; i < count && outcome == NONE && has_hat; i++) {
+        Candidate c = order[i];
+        if (c.offset >= below || c.offset + most > s->capacity) break;
+        if (is_before(&c, &level) || is_swapped(s, c)) continue;
+        outcome = try(s, c, order, count, next, &has_hat);
+    }
+    s->arena_used -= (size_t)count;
+    return outcome;
+}
+
+static int visit_all(Search *s) {
+    const Problem *p = s->p;
+    Candidate *all = reserve(s, p->buffer_count);
+    for (int32_t b = 0; b < p->buffer_count; b++) {
+        s->waits[b] = 1;
+        s->topmost[b] = -1;
+        s->earliest[b] = larger(p->fixed[b], 0);
+        for (int32_t i = p->run_start[b]; i < p->run_start[b + 1]; i++)
+            for (int32_t t = p->run[i].from; t < p->run[i].to; t++) s->total[t] += p->size[b];
+        all[b] = (Candidate){s->earliest[b], s->rank[b], b};
+    }
+    qsort(all, (size_t)p->buffer_count, sizeof(Candidate), compare_candidates);
+    return visit_parts(s, all, p->buffer_count, (Candidate){0, -1, -1}, 1);
+}
+
 /* Looks for offsets within `capacity`; weights are carried from one attempt to the next.
-   Returns FOUND, NONE (there is no such plan), GAVE_UP after `node_limit` nodes, OUT_OF_MEMORY. */
+   Returns FOUND, NONE (there is no such plan), GAVE_UP after `work_limit` looks at buffers, OUT_OF_MEMORY. */
 EXPORT int aegis_canonical_search(
-    int32_t buffer_count, int32_t moment_count, const int64_t *size, const int64_t *alignment,
-    const int32_t *first, const int32_t *end, const int32_t *rank, int64_t capacity,
-    int64_t node_limit, int64_t *moment_weight, int64_t *buffer_weight, int64_t *offset,
+    const Problem *problem, const int32_t *rank, int32_t totals_lead, int64_t capacity,
+    int64_t work_limit, int64_t *section_weight, int64_t *buffer_weight, int64_t *offset,
     int64_t *work) {
     Search s = {
-        .size = size, .alignment = alignment, .first = first, .end = end, .rank = rank,
-        .capacity = capacity, .node_limit = node_limit, .moment_weight = moment_weight,
-        .offset = offset,
+        .p = problem, .rank = rank, .totals_lead = totals_lead, .capacity = capacity,
+        .work_limit = work_limit, .section_weight = section_weight,
+        .buffer_weight = buffer_weight, .offset = offset,
     };
-    (void)buffer_weight; /* Moments alone are blamed here; the signature is that of both searches. */
-    size_t moments = (size_t)moment_count, buffers = (size_t)buffer_count;
-    int64_t *wide = calloc(2 * moments + buffers, sizeof(int64_t));
-    int32_t *all = malloc(buffers * sizeof(int32_t));
+    size_t sections = (size_t)problem->section_count, buffers = (size_t)problem->buffer_count;
+    int64_t *wide = calloc(2 * sections + buffers, sizeof(int64_t));
+    int32_t *narrow = calloc(sections + buffers, sizeof(int32_t));
+    uint8_t *flags = calloc(sections + buffers, 1);
+    s.raised = malloc((buffers * buffers + 1) * sizeof(Change));
+    s.lifted = malloc((2 * buffers * sections + 1) * sizeof(Change));
+    s.arena = malloc((buffers + 1) * (buffers + sections / 4 + 3) * 2 * sizeof(Candidate));
     int outcome = OUT_OF_MEMORY;
-    if (wide && all) {
-        s.rest = wide;
-        s.floor_ = s.rest + moments;
-        s.earliest = s.floor_ + moments;
-        for (int32_t b = 0; b < buffer_count; b++) {
-            all[b] = b;
-            for (int32_t t = first[b]; t < end[b]; t++) s.rest[t] += size[b];
-        }
-        outcome = visit_parts(&s, all, buffer_count, (Level){0, -1});
+    if (wide && narrow && flags && s.raised && s.lifted && s.arena) {
+        s.floor_ = wide, s.total = s.floor_ + sections, s.earliest = s.total + sections;
+        s.dirty = narrow, s.topmost = narrow + sections;
+        s.is_dirty = flags, s.waits = flags + sections;
+        outcome = visit_all(&s);
     }
-    free(wide);
-    free(all);
+    free(wide), free(narrow), free(flags), free(s.raised), free(s.lifted), free(s.arena);
     *work = s.work;
     return outcome;
 }

@@ -175,10 +175,10 @@ INLINE void many_tile(const block_product *p, const epilogue *end, const float *
     const float *a[ROWS];
     vec sums[ROWS][VECTORS];
     UNROLL for (int r = 0; r < rows; r++) a[r] = p->a + (row + r) * p->depth + k.first;
-    if (k.first) tile_load(sums, rows, vectors, kept);
+    if (k.first) tile_load(sums, rows, vectors, kept, PANEL, PANEL);
     else tile_clear(sums, rows, vectors);
     tile_accumulate(sums, rows, vectors, a, 1, panel, PANEL, k.last - k.first, panel);
-    if (k.last < p->depth) tile_keep(sums, rows, vectors, kept);
+    if (k.last < p->depth) tile_keep(sums, rows, vectors, kept, PANEL, PANEL);
     else tile_store(end, sums, rows, vectors, p->y, p->columns, row, column, p->columns - column);
 }
 

@@ -68,6 +68,23 @@ SHARED_KERNEL(aegis_dequantise, rescaling) {
         }
 }
 
+/* Levels and zero points are int32: sums of products, biases. */
+SHARED_KERNEL(aegis_dequantise_words, rescaling) {
+    const rescaling *q = arguments;
+    range part = part_of_row(self, q->inner);
+    const float *x = q->x; /* their bits */
+    const int32_t *zeros = (const int32_t *)(const void *)q->zero;
+    float *y = q->y;
+    for (int64_t o = 0; o < q->outer; o++)
+        for (int64_t p = 0; p < q->parts; p++, x += q->inner, y += q->inner) {
+            wide zero = wide_of(zeros ? (float)zeros[p] : 0), scale = wide_of(q->scale[p]);
+            for (int64_t i = part.first; i < part.last; i += WIDE) {
+                wide levels = __builtin_convertvector((wide_int)row_load(x, i, q->inner), wide);
+                row_store(y, i, q->inner, (levels - zero) * scale);
+            }
+        }
+}
+
 typedef struct {
     const float *x;
     uint8_t *y;

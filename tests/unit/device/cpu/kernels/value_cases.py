@@ -93,6 +93,22 @@ def selections() -> Iterator[tuple[str, Case]]:
         yield f"{shapes}", Case("native.select", make_node("Where", 3), [*values])
 
 
+def words() -> Iterator[tuple[str, Case]]:
+    """Int32 levels; ONNX Runtime wants their zero points to be 0."""
+    for shape, axis in (((3, 5, 37), None), ((2, 4, 19), 1), ((70,), None), ((3, 6), 1)):
+        values = [_of("int32", *shape) * 70_000_001, np.abs(random(shape[axis] if axis else 1))]
+        if axis is None:
+            values[1] = values[1].reshape(())
+        node = make_node("DequantizeLinear", 2, axis=axis or 0)
+        yield f"{shape} {axis}", Case("native.dequantise_words", node, [*values])
+        zeros = (np.arange(values[1].size, dtype=np.int32) * 9 - 7).reshape(values[1].shape)
+        node = make_node("DequantizeLinear", 3, axis=axis or 0)
+        yield (
+            f"{shape} {axis} zeros",
+            Case("native.dequantise_words", node, [*values, zeros], like_onnxruntime=False),
+        )
+
+
 def squares() -> Iterator[tuple[str, Case]]:
     for shape in ((3, 17), (1,)):
         values = [random(*shape), np.array(2, np.float32)]
@@ -106,6 +122,7 @@ VALUES: dict[str, Case] = {
         "cast": casts(),
         "compare": comparisons(),
         "where": selections(),
+        "dequantise": words(),
         "square": squares(),
     }.items()
     for name, case in cases
