@@ -101,6 +101,7 @@ class CudaContext:
             channels_last=True,
             fused_attention=True,
             half_precision=True,
+            tf32=True,
         )
 
     @property
