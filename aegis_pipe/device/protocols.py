@@ -45,6 +45,8 @@ class DeviceCapabilities:
     """Attention of several heads is faster as one kernel than spelled out."""
     half_precision: bool = False
     """Kernels take float16 and bfloat16 at more than the speed of float32."""
+    tf32: bool = False
+    """Products of float32 round their operands to ten bits of mantissa if that is allowed."""
     steady_at_once: bool = False
     """A first launch takes as long as any other: it imports, compiles and faults in nothing."""
     watches_memory: bool = False

@@ -104,6 +104,7 @@ class CudaContext:
             fused_attention=True,
             half_precision=True,
             sm_partitions=self._machine.multiprocessors,
+            tf32=True,
         )
 
     @property
