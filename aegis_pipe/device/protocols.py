@@ -70,6 +70,8 @@ class DeviceDescription:
     library_versions: tuple[tuple[str, str], ...] = ()
     staging_alignment_bytes: int = 0
     """Copies pass through host memory of their stream, each in a multiple of this; 0: straight."""
+    event_step_ns: int = 0
+    """How coarse the times of events are, and so how far they may be from stamps taken beside."""
 
     def staged_bytes(self, size_bytes: int) -> int:
         """Return what a copy of so many bytes takes of its stream's staging memory."""
