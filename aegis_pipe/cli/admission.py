@@ -54,18 +54,18 @@ def outcome_lines(outcome: AdmissionOutcome) -> list[str]:
         f"promises (admission {outcome.mode}): {kept}; times in ms",
         *(f"  {line}" for line in table(_OUTCOME_HEADER, _outcome_rows(outcome)).splitlines()),
     ]
-    for model in outcome.broken:
-        lines.append(
-            f"  {model.model}: {model.deadline_misses} of {counted(model.requests, 'request')} "
-            "missed a deadline that was proven: the profile is not of this machine as it is now; "
-            "measure it anew with `aegis-pipe profile`"
-        )
-    for model in outcome.models:
-        if model.is_over_bound:
-            lines.append(
-                f"  {model.model}: a request took {_ms(model.latency_max_ns)}, proven were "
-                f"{_ms(model.bound_ns)} at most"
-            )
+    lines += [
+        f"  {model.model}: {model.deadline_misses} of {counted(model.requests, 'request')} "
+        "missed a deadline that was proven: the profile is not of this machine as it is now; "
+        "measure it anew with `aegis-pipe profile`"
+        for model in outcome.broken
+    ]
+    lines += [
+        f"  {model.model}: a request took {_ms(model.latency_max_ns)}, proven were "
+        f"{_ms(model.bound_ns)} at most"
+        for model in outcome.models
+        if model.is_over_bound
+    ]
     return lines
 
 
