@@ -54,7 +54,7 @@ def _multi_head(q: Sequence[int], k: Sequence[int], v: Sequence[int], heads: int
 
 
 def _side_by_side() -> Case:
-    """Queries, keys and values in one tensor [length, 3 * heads * size], as projections are merged."""
+    """Queries, keys and values in one tensor [length, 3 * heads * size]: merged projections."""
     packed = random(70, 3 * 4 * 24)
     views = [(1, 4, 70, 24, 0, 24, 288, 96 * place) for place in range(3)]
     case = _strided([(1,)] * 3, [*views, (1, 4, 70, 24, 0, 24, 96, 0)], (70, 96))
