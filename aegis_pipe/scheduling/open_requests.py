@@ -85,7 +85,7 @@ class OpenRequests:
 
     @property
     def timers(self) -> Sequence[tuple[int, int, ExecutionRequest]]:
-        """Timers of late requests, always this very list; after `decide` none is before the first."""
+        """Timers, always this very list; after `decide` none is before the first."""
         return self._timers
 
     @property

@@ -239,7 +239,11 @@ class Scheduler(OpenRequests):
             self._hungry.clear()
         if deadlines.newest:
             deadlines.settle()
-        return self._take_decisions() if self._decisions else ()
+        if not self._decisions:
+            return ()
+        decisions = tuple(self._decisions)
+        self._decisions.clear()
+        return decisions
 
     def abandon(
         self,
