@@ -27,13 +27,19 @@ def fingerprint_of(manifest: Manifest, device: DeviceDescription) -> Fingerprint
     """Return what a profile of this manifest on this device depends on."""
     return Fingerprint(
         models={section.name: _model_digest(manifest, section) for section in manifest.models},
-        device=f"{device.name}: {device.model}, {device.compute_units} units",
+        device=f"{device.name}: {device.model}, {device.compute_units} units{_shares(manifest)}",
         libraries=dict(device.library_versions),
         stream_count=manifest.streams.count,
         threads=manifest.streams.threads,
         max_block_ns=manifest.streams.max_block_ns,
         version=__version__,
     )
+
+
+def _shares(manifest: Manifest) -> str:
+    """Say how streams share the device, if not all of them all of it."""
+    shares = manifest.streams.sm
+    return f" as {' + '.join(map(str, shares))}" if shares else ""
 
 
 def _model_digest(manifest: Manifest, section: ModelSection) -> str:
@@ -273,7 +279,7 @@ def cut_segments(
     Raises PermanentError for a profile of other kernels.
     """
     measured = {} if profile is None else profile.models
-    costs, boundaries = cost_model(device.name), {}
+    costs, boundaries = cost_model(device), {}
     for model in models:
         if model.name not in measured:
             boundaries[model.name] = costs.cuts(model, manifest.streams.max_block_ns)

@@ -6,9 +6,13 @@ All times are integers in nanoseconds on one monotonic axis; `to_unix_ns` is for
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 import time
-from typing import Protocol
+from typing import Final, Protocol
+
+_PR_SET_TIMERSLACK: Final = 29
 
 
 class Clock(Protocol):
@@ -25,6 +29,16 @@ class Clock(Protocol):
     def wait_until(self, instant_ns: int | None, wake: threading.Event) -> bool:
         """Wait for `wake` or for the instant (None: for ever); return whether `wake` was set."""
         ...
+
+
+def wake_promptly() -> None:
+    """Have this thread's waits end within a microsecond of their instant.
+
+    Linux lets them end up to 50 us late (the thread's timer slack, prctl(2)); elsewhere nothing is
+    done.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1_000), 0, 0, 0)
 
 
 class SystemClock:

@@ -170,13 +170,17 @@ class Installation:
         """Models whose state a request has begun to write over; outlives a reload as it does."""
         self._closing = ExitStack()
         try:
-            streams = [
-                context.create_stream(index, staging_bytes=staging.size_bytes)
-                for index, staging in enumerate(self.plan.staging)
-            ]
+            streams: list[DeviceStream] = []
             self._streams = streams
             stopping = self._closing.enter_context(ExitStack())
             stopping.callback(_close_all, streams)
+            shares = manifest.streams.sm or (None,) * manifest.streams.count
+            for index, staging in enumerate(self.plan.staging):
+                streams.append(
+                    context.create_stream(
+                        index, staging_bytes=staging.size_bytes, multiprocessors=shares[index]
+                    )
+                )
             self.deployment = Deployment(
                 planned.loaded,
                 self.plan,

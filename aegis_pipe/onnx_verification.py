@@ -54,8 +54,8 @@ class VerificationOptions:
     """Standard deviations; None: what the model's arithmetic allows."""
     references: tuple[str, ...] = ()
     """Names in `REFERENCES`; empty: all that are installed."""
-    precision: str = "fp32"
-    """What the device is asked to compute with."""
+    precisions: tuple[str, ...] = ("fp32",)
+    """What the device is asked to compute with, one after the other; references run once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,11 @@ class FirstDifference:
 
 @dataclass(frozen=True, slots=True)
 class ModelVerification:
-    """The verdict on one model."""
+    """The verdict on one model in one precision."""
 
     model: str
+    precision: str
+    """What the device was asked to compute with."""
     arithmetic: Arithmetic
     outputs: tuple[OutputVerification, ...]
     not_run: Mapping[str, str] = field(default_factory=dict)
@@ -109,19 +111,19 @@ def verify_model(
     stream: DeviceStream,
     clock: Clock,
     options: VerificationOptions,
-) -> ModelVerification:
-    """Run a model here and with the references, and compare.
+) -> tuple[ModelVerification, ...]:
+    """Run a model here in every precision asked for, and once with the references, and compare.
 
     Raises the AegisError of a model that does not load or run here, InvalidInputError for inputs
-    that do not fit, and PermanentError if no reference could run the model.
+    that do not fit, and PermanentError for a precision that the device has not got, or if no
+    reference could run the model.
     """
     graph = ModelLoader().load(order.path, order.options)
-    arithmetic = arithmetic_of(graph, options.precision)
-    if options.tolerance is not None:
-        arithmetic = arithmetic.with_tolerance(options.tolerance)
     inputs = dict(options.inputs) if options.inputs else generate_inputs(graph, options.seed)
-    with StandaloneGraph(graph, context, stream, clock) as standalone:
-        found = standalone.run(inputs)
+    found = {}
+    for precision in options.precisions:
+        with StandaloneGraph(graph, context, stream, clock, precision) as standalone:
+            found[precision] = standalone.run(inputs)
     model = _read_reference_model(order, inputs)
     expected, not_run = _run_references(model, _chosen(options.references))
     if not expected:
@@ -131,15 +133,21 @@ def verify_model(
             context=f"model `{order.name}`",
             hint="`pip install onnxruntime` brings the one that runs most models",
         )
-    outputs = tuple(
-        _verify_output(name, found[name], expected, arithmetic) for name in graph.results
-    )
-    result = ModelVerification(order.name, arithmetic, outputs, not_run)
-    reference = _disagreeing(outputs)
-    if reference is None:
-        return result
-    search = _Search(graph, context, stream, clock, inputs, arithmetic)
-    return replace(result, first_difference=search.first_difference(model, reference))
+    results = []
+    for precision, values in found.items():
+        arithmetic = arithmetic_of(graph, precision)
+        if options.tolerance is not None:
+            arithmetic = arithmetic.with_tolerance(options.tolerance)
+        outputs = tuple(
+            _verify_output(name, values[name], expected, arithmetic) for name in graph.results
+        )
+        result = ModelVerification(order.name, precision, arithmetic, outputs, not_run)
+        reference = _disagreeing(outputs)
+        if reference is not None:
+            search = _Search(graph, context, stream, clock, inputs, arithmetic, precision)
+            result = replace(result, first_difference=search.first_difference(model, reference))
+        results.append(result)
+    return tuple(results)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -301,6 +309,7 @@ class _Search:
     clock: Clock
     inputs: Arrays
     arithmetic: Arithmetic
+    precision: str
 
     def first_difference(self, model: ReferenceModel, reference: str) -> FirstDifference | None:
         """Compare all tensors; None if the reference can not show them."""
@@ -321,7 +330,9 @@ class _Search:
         counts = [length for axes in lengths.values() for length in axes.values()]
         outputs = tuple(dict.fromkeys((*kept, *counts)))
         watched = replace(graph, outputs=outputs, lengths=lengths)
-        with StandaloneGraph(watched, self.context, self.stream, self.clock) as standalone:
+        with StandaloneGraph(
+            watched, self.context, self.stream, self.clock, self.precision
+        ) as standalone:
             found = standalone.run(self.inputs)
             kernels = {step.node: step.choice.kernel for step in standalone.compiled.steps}
         differences: dict[str, Difference] = {

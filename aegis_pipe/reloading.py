@@ -49,6 +49,7 @@ FIXED: Final = (
     ("device", "kind"),
     ("device", "index"),
     ("streams", "threads"),
+    ("streams", "sm"),
     ("serve",),
     ("telemetry",),
 )

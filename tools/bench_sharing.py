@@ -211,7 +211,7 @@ def ways(max_block: str) -> list[Way]:
     """Return the ways that are compared; segments also with one that waits on the stream."""
     return [
         Way("urgent alone", "priority", max_block, is_saturated=False),
-        Way("saturating alone", "priority", max_block),
+        Way("saturating alone", "priority", "1 h"),
         Way("no isolation", "fifo", "1 h"),
         Way("priority", "priority", "1 h"),
         Way("segments", "priority", max_block),

@@ -21,6 +21,7 @@ import numpy as np
 from aegis_pipe.cli.tables import table
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.deployment_builder import model_orders
+from aegis_pipe.device.protocols import DeviceContext
 from aegis_pipe.device.registry import device_kinds, open_device
 from aegis_pipe.errors import InvalidInputError, PermanentError
 from aegis_pipe.execution.deployment import ModelOrder
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
         ModelVerification,
         VerificationOptions,
     )
+
+
+_PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,15 +78,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=list(device_kinds()), help="default: the manifest's, or cpu"
     )
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=_PRECISIONS,
+        metavar="PRECISION",
+        help=f"of {', '.join(_PRECISIONS)}: what the device computes with, one after the other, "
+        "each beside the same references; default: the manifest's, or fp32",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Verify every model; return 1 if one fails."""
+    """Verify every model in every precision; return 1 if one fails."""
     work = _manifest_work(options) if options.path.suffix == ".toml" else _model_work(options)
-    results = []
+    results: list[ModelVerification] = []
     clock = SystemClock()
     with open_device(work.device, index=work.device_index, clock=clock).context as context:
+        asked = tuple(dict.fromkeys(options.precision or ()))
+        _check_precisions(asked, context)
         verify_model, options_type = _verification()
         stream = context.create_stream(0)
         try:
@@ -92,12 +106,12 @@ def run(options: argparse.Namespace) -> int:
                     seed=options.seed,
                     tolerance=options.tolerance,
                     references=tuple(options.reference),
-                    precision=precision,
+                    precisions=asked or (precision,),
                 )
-                result = verify_model(order, context, stream, clock, chosen)
-                results.append(result)
+                of_model = verify_model(order, context, stream, clock, chosen)
+                results += of_model
                 if not options.json:
-                    print(as_text(result), end="\n\n")
+                    print(as_text(of_model), end="\n\n")
         finally:
             stream.close()
     if options.json:
@@ -105,7 +119,28 @@ def run(options: argparse.Namespace) -> int:
     return 0 if all(result.passed for result in results) else 1
 
 
-def _verification() -> tuple[Callable[..., ModelVerification], type[VerificationOptions]]:
+def _check_precisions(asked: Sequence[str], context: DeviceContext) -> None:
+    """Raise PermanentError for one that the device has not got, before anything runs."""
+    capabilities = context.capabilities
+    has = {
+        "fp32": True,
+        "tf32": capabilities.tf32,
+        "fp16": capabilities.half_precision,
+        "bf16": capabilities.half_precision,
+    }
+    missing = [name for name in asked if not has[name]]
+    if missing:
+        raise PermanentError(
+            f"{context.description.name} does not compute in {', '.join(missing)}",
+            context="--precision",
+            hint=f"it has {', '.join(name for name in has if has[name])}; "
+            "choose another device with --device",
+        )
+
+
+def _verification() -> tuple[
+    Callable[..., tuple[ModelVerification, ...]], type[VerificationOptions]
+]:
     try:
         from aegis_pipe.onnx_verification import VerificationOptions, verify_model
     except ImportError as error:
@@ -203,26 +238,38 @@ def _read_inputs(path: Path | None) -> dict[str, np.ndarray] | None:
         ) from error
 
 
-def as_text(result: ModelVerification) -> str:
-    """Format the verdict on one model."""
+def as_text(results: Sequence[ModelVerification]) -> str:
+    """Format the verdicts on one model, one for each precision."""
+    lines = [_verdict(result) for result in results]
+    lines.append(_table(results))
+    for result in results:
+        prefix = f"{result.precision}: " if len(results) > 1 else ""
+        lines += [
+            f"{prefix}{output.name}: {output.note}" for output in result.outputs if output.note
+        ]
+        if result.first_difference is not None:
+            lines.append(prefix + _where(result.first_difference))
+    lines += [f"not compared: {name} {why}" for name, why in results[0].not_run.items()]
+    return "\n".join(lines)
+
+
+def _verdict(result: ModelVerification) -> str:
     arithmetic = result.arithmetic
     allowed = f"{arithmetic.tolerance:g} x std"
     if arithmetic.correlation_min is not None:
         allowed += f" or correlation {arithmetic.correlation_min:g}"
+    # A model may be less exact than what it is computed with.
+    inside = "" if arithmetic.name == result.precision else f"{result.precision} with "
     verdict = "passed" if result.passed else "FAILED"
-    lines = [f"{result.model}: {verdict} ({arithmetic.name}, tolerance {allowed})", _table(result)]
-    lines += [f"{output.name}: {output.note}" for output in result.outputs if output.note]
-    lines += [f"not compared: {name} {why}" for name, why in result.not_run.items()]
-    if result.first_difference is not None:
-        lines.append(_where(result.first_difference))
-    return "\n".join(lines)
+    return f"{result.model}: {verdict} ({inside}{arithmetic.name}, tolerance {allowed})"
 
 
-def _table(result: ModelVerification) -> str:
+def _table(results: Sequence[ModelVerification]) -> str:
     rows = [
         (
             output.name,
             str(output.spec),
+            result.precision,
             reference,
             _figure(difference.max_absolute),
             _figure(difference.relative),
@@ -230,11 +277,13 @@ def _table(result: ModelVerification) -> str:
             _figure(difference.correlation, ".6f"),
             difference.failure or "ok",
         )
-        for output in result.outputs
+        for outputs in zip(*(result.outputs for result in results), strict=True)
+        for result, output in zip(results, outputs, strict=True)
         for reference, difference in output.differences.items()
     ]
-    header = ("output", "tensor", "reference", "max |d|", "relative", "|d|/std", "corr.", "verdict")
-    return table(header, rows, left=3)
+    figures = ("max |d|", "relative", "|d|/std", "corr.", "verdict")
+    header = ("output", "tensor", "precision", "reference", *figures)
+    return table(header, rows, left=4)
 
 
 def _figure(value: float, style: str = ".2e") -> str:
@@ -264,6 +313,7 @@ def as_json(result: ModelVerification) -> dict[str, Any]:
     first = result.first_difference
     return {
         "name": result.model,
+        "precision": result.precision,
         "passed": result.passed,
         "arithmetic": result.arithmetic.name,
         "tolerance": result.arithmetic.tolerance,

@@ -38,13 +38,15 @@ class DeviceCapabilities:
     stream_priorities: int = 0
     """Number of distinct stream priorities."""
     sm_partitions: int = 0
-    """Number of partitions that streams can be confined to."""
+    """Number of multiprocessors that can be divided among streams."""
     channels_last: bool = False
     """Kernels for images are faster with channels in the last dimension."""
     fused_attention: bool = False
     """Attention of several heads is faster as one kernel than spelled out."""
     half_precision: bool = False
     """Kernels take float16 and bfloat16 at more than the speed of float32."""
+    tf32: bool = False
+    """Products of float32 round their operands to ten bits of mantissa if that is allowed."""
     steady_at_once: bool = False
     """A first launch takes as long as any other: it imports, compiles and faults in nothing."""
     watches_memory: bool = False
@@ -261,13 +263,20 @@ class DeviceContext(Protocol):
         ...
 
     def create_stream(
-        self, index: int, *, priority: int = 0, staging_bytes: int | None = None
+        self,
+        index: int,
+        *,
+        priority: int = 0,
+        staging_bytes: int | None = None,
+        multiprocessors: int | None = None,
     ) -> DeviceStream:
         """Make a stream; higher `priority` is more urgent where the device has priorities.
 
         `staging_bytes` is the planned size of the host memory that its copies pass through, which
         is reserved now and never grows: copies under way that need more of it (see
         `DeviceDescription.staged_bytes`) assert. None, for loading and tools: it grows as needed.
+        With `multiprocessors` the stream has at least as many for itself, and no others. Raises
+        PermanentError if the device has not that many left, or can not be divided.
         """
         ...
 
@@ -310,10 +319,13 @@ class DeviceContext(Protocol):
         """
         ...
 
-    def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
+    def record(
+        self, calls: Sequence[KernelCall], stream: DeviceStream | None = None
+    ) -> DeviceGraph:
         """Make one launchable unit out of bound calls, to run in this order.
 
-        Calls of views cost nothing; each keeps its row in `kernel_times`.
+        Calls of views cost nothing; each keeps its row in `kernel_times`. What runs on a stream
+        with multiprocessors of its own has to be recorded for that `stream`.
         """
         ...
 

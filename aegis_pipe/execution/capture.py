@@ -9,14 +9,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, KernelCall
+from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, DeviceStream, KernelCall
 
 
 class GraphCapture:
     """Cuts a list of bound calls into segments and records each."""
 
-    def __init__(self, context: DeviceContext) -> None:
+    def __init__(self, context: DeviceContext, stream: DeviceStream | None = None) -> None:
+        """`stream` is what the graphs will be launched on."""
         self._context = context
+        self._stream = stream
 
     def record(
         self, calls: Sequence[KernelCall], boundaries: Sequence[int]
@@ -24,7 +26,8 @@ class GraphCapture:
         """Record one graph per stretch; `boundaries` are the first calls of all but the first."""
         edges = [0, *boundaries, len(calls)]
         return tuple(
-            self._context.record(calls[first:end]) for first, end in itertools.pairwise(edges)
+            self._context.record(calls[first:end], self._stream)
+            for first, end in itertools.pairwise(edges)
         )
 
 

@@ -375,7 +375,7 @@ class Deployment:
             if compiled.guard_bytes:
                 whole_arena = arena.place("all of it", base_bytes, compiled.plan.peak_bytes, name)
                 calls = watch_calls(compiled, calls, whole_arena.region, self._context)
-            capture = GraphCapture(self._context)
+            capture = GraphCapture(self._context, self._streams[index])
             segments = capture.record(calls, self._boundaries.get(name, ()))
             bound = self._program(compiled, binder, segments)
             if not self._context.capabilities.steady_at_once:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import ml_dtypes
 import numpy as np
 
+from aegis_pipe.device.protocols import DeviceDescription
 from aegis_pipe.execution.capture import cut_into_segments
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.memory_planning import CompiledStep
@@ -25,7 +26,7 @@ _HALF_DTYPES: Final = frozenset({np.dtype(np.float16), np.dtype(ml_dtypes.bfloat
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """What one thread of a CPU, or a whole GPU, gets done."""
+    """What one thread of a CPU, or one multiprocessor of a GPU, gets done."""
 
     launch_ns: float
     """Of every step, whatever it does."""
@@ -60,6 +61,7 @@ class CostModel:
         return [self.step_ns(step) for step in compiled.steps if step.is_launched]
 
 
+# The GPU's are what a multiprocessor of an H100 was seen to do, rounded down.
 _COST_MODELS: Final = {
     "cpu": CostModel(
         launch_ns=1_000,
@@ -70,14 +72,23 @@ _COST_MODELS: Final = {
     ),
     "cuda": CostModel(
         launch_ns=2_000,
-        bytes_per_ns=1_000.0,
-        work_per_ns=20_000.0,
-        half_work_per_ns=150_000.0,
+        bytes_per_ns=17.0,
+        work_per_ns=150.0,
+        half_work_per_ns=2_200.0,
         reference_bytes_per_ns=0.1,
     ),
 }
 
 
-def cost_model(device: str) -> CostModel:
-    """Return the cost model for a device by its name (`cpu`, `cuda:0`); of a CPU if unknown."""
-    return _COST_MODELS.get(device.partition(":")[0], _COST_MODELS["cpu"])
+def cost_model(device: DeviceDescription) -> CostModel:
+    """Return the cost model of a device by its kind and size; of a CPU's thread if unknown."""
+    kind = device.name.partition(":")[0]
+    costs = _COST_MODELS.get(kind, _COST_MODELS["cpu"])
+    if kind != "cuda":
+        return costs
+    return replace(
+        costs,
+        bytes_per_ns=costs.bytes_per_ns * device.compute_units,
+        work_per_ns=costs.work_per_ns * device.compute_units,
+        half_work_per_ns=costs.half_work_per_ns * device.compute_units,
+    )

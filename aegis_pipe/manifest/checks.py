@@ -41,6 +41,7 @@ class Checker:
         self._check_unique("models", (), self.models, "model")
         self._check_unique("pipelines", (), self.pipelines, "pipeline")
         self._check_device()
+        self._check_partitions()
         self._check_policy()
         for index, model in enumerate(self.models):
             self._check_model(("models", index), model)
@@ -94,6 +95,16 @@ class Checker:
         if device.get("kind", "cpu") == "cpu" and device.get("index", 0) > 0:
             what = f"there is one CPU device, index 0, found {device['index']}"
             self.problems.add(("device", "index"), what, "leave `index` out")
+
+    def _check_partitions(self) -> None:
+        streams = self.root.get("streams", {})
+        shares, count = streams.get("sm", []), streams.get("count", 1)
+        if shares and len(shares) != count:
+            what = f"{len(shares)} numbers for {count} streams"
+            self.problems.add(("streams", "sm"), what, "give one number for each stream")
+        if shares and self.root.get("device", {}).get("kind", "cpu") == "cpu":
+            what = "a CPU has no multiprocessors to divide among streams"
+            self.problems.add(("streams", "sm"), what, 'leave `sm` out, or set `kind = "cuda"`')
 
     def _check_policy(self) -> None:
         policy: str = self.root.get("scheduler", {}).get("policy", "priority")

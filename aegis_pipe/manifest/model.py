@@ -50,6 +50,8 @@ class StreamsSection:
     """Longest stretch that can not be preempted; models are cut into segments to meet it."""
     affinity: Literal["any", "memory"] = "any"
     """`memory`: models with a `concurrency` are confined to as many streams."""
+    sm: tuple[int, ...] = ()
+    """Multiprocessors of a GPU that each stream has for itself; empty: all streams share all."""
     in_flight: int = 1
     """Most segments on a stream at once: what an urgent request may have to wait for."""
 

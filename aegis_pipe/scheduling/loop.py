@@ -20,7 +20,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, Protocol, Self
 
-from aegis_pipe.clock import Clock
+from aegis_pipe.clock import Clock, wake_promptly
 from aegis_pipe.errors import (
     DeadlineExceededError,
     FatalError,
@@ -92,7 +92,7 @@ class OrchestrationLoop:
         clock: Clock,
         hub: EventHub,
         *,
-        poll_interval_ns: int = 50_000,
+        poll_interval_ns: int = 20_000,
         thread_name: str = "aegis-orchestration",
     ) -> None:
         self._scheduler = scheduler
@@ -206,6 +206,7 @@ class OrchestrationLoop:
 
     def run(self) -> None:
         """Step until stopped; the body of the thread."""
+        wake_promptly()
         while True:
             self.step()
             if self.is_idle and (self._stopping != "no" or self._fatal_error is not None):

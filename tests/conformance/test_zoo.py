@@ -47,6 +47,6 @@ def test_outputs_are_those_of_others(model: dict[str, Any], place: Place) -> Non
         resolve_path(model["path"], MANIFEST.parent),
         LoadOptions(shapes, model.get("bind", {}), model["name"]),
     )
-    result = verify_model(order, *place, VerificationOptions())
+    (result,) = verify_model(order, *place, VerificationOptions())
     assert result.passed, result
     assert result.not_run == {}

@@ -1,5 +1,6 @@
 """The GPU passes what any device must."""
 
+import numpy as np
 import pytest
 
 from aegis_pipe.clock import SystemClock
@@ -15,6 +16,40 @@ def open_gpu() -> DeviceContext:
 @pytest.mark.parametrize("name", DEVICE_CHECKS)
 def test_cuda(name: str) -> None:
     DEVICE_CHECKS[name](open_gpu)
+
+
+SMID = """
+extern "C" __global__ void entry(unsigned* out) {
+  unsigned id;
+  asm volatile("mov.u32 %0, %smid;" : "=r"(id));
+  if (threadIdx.x == 0) out[blockIdx.x] = id;
+}"""
+
+
+def test_a_stream_keeps_to_its_multiprocessors() -> None:
+    from aegis_pipe.device.cuda import driver
+
+    with open_gpu() as context:
+        parts = [context.create_stream(n, multiprocessors=size) for n, size in enumerate((16, 32))]
+        blocks = 4096
+        address = driver.allocate(4 * blocks)
+        ordinal = driver.device(0)
+        major, minor = (
+            driver.attribute(ordinal, f"COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR")
+        )
+        library = driver.load_library(driver.compile_cubin(SMID, f"sm_{major}{minor}"))
+        kernel, arguments = driver.kernel_function(library, "entry"), driver.Arguments([address])
+        seen = []
+        for stream in parts:
+            driver.launch(kernel, (blocks, 1, 1), (64, 1, 1), 0, stream.handle, arguments)
+            stream.synchronise()
+            found = np.empty(blocks, np.uint32)
+            driver.copy_to_host(found.ctypes.data, address, found.nbytes)
+            seen.append(set(found.tolist()))
+        driver.unload_library(library)
+        driver.free(address)
+    assert [len(each) for each in seen] == [16, 32]
+    assert not seen[0] & seen[1]
 
 
 @pytest.mark.filterwarnings("ignore:The pynvml package is deprecated:FutureWarning")

@@ -192,3 +192,47 @@ def test_every_plan_of_a_convolution(memory: Memory, dtype: str) -> None:
     again.enqueue(index, 0, **addresses, y=target, workspace=workspace)
     assert memory.get(target, y).tobytes() == results[wanted].tobytes()
     cudnn.close()
+
+
+def test_early_starts_are_taken_back(memory: Memory) -> None:
+    """A kernel recorded to begin before the one ahead has ended is made to wait for it."""
+    from cuda.bindings import driver as cu
+
+    from aegis_pipe.device.cuda import driver
+
+    c = replace(CONVOLUTION, dtype="float32", tf32=True, channels=256, spatial=(28, 28))
+    c = replace(c, filters=512, window=(1, 1), dilations=(1, 1), strides=(2, 2))
+    c = replace(c, pads_before=(0, 0), pads_after=(0, 0))
+    size_bytes = 4 * max(2 * 28 * 28 * 256, 512 * 256, 2 * 14 * 14 * 512)
+    addresses = {
+        name: memory.put(np.zeros(size_bytes, np.uint8))
+        for name in ("x", "w", "bias", "residual", "y")
+    }
+    workspace = memory.put(np.zeros(WORKSPACE_BYTES, np.uint8))
+    cudnn = Cudnn()
+    plans = ConvolutionPlans(cudnn, c)
+    stream = driver.create_stream(0)
+
+    def early(graph: int) -> int:
+        count = int(driver.checked(cu.cuGraphGetEdges, graph)[-1])
+        kinds = driver.checked(cu.cuGraphGetEdges, graph, count)[2]
+        return sum(kind.type != 0 for kind in kinds)
+
+    found = 0
+    for index, _ in list(plans.algorithms(WORKSPACE_BYTES)):
+        plans.enqueue(index, stream, **addresses, workspace=workspace)
+        driver.synchronise_stream(stream)
+        driver.begin_capture(stream)
+        plans.enqueue(index, stream, **addresses, workspace=workspace)
+        first = driver.captured_count(stream)
+        plans.enqueue(index, stream, **addresses, workspace=workspace)
+        last = driver.captured_count(stream)
+        graph = driver.end_capture(stream)
+        found += early(graph)
+        driver.order_fully(graph, [range(first, last)])
+        assert early(graph) == 0
+        driver.destroy_graph(driver.instantiate(graph))
+    driver.destroy_stream(stream)
+    cudnn.close()
+    if not found:
+        pytest.skip("cuDNN lets no kernel begin early on this GPU")

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import aegis_pipe
+from aegis_pipe.errors import PermanentError
 from aegis_pipe.events import SegmentFinished
 
 MANIFEST = """
@@ -161,3 +162,78 @@ def test_stamps_lie_within_their_execution(folder: Path) -> None:
             assert times.min() >= event.start_ns - 50_000
             assert times.max() <= event.end_ns + 50_000
     assert seen
+
+
+def test_a_residual_is_read_once_it_is_there(tmp_path: Path) -> None:
+    """cuDNN's kernels begin while the one before runs, and read a residual without waiting."""
+    rng = np.random.default_rng(5)
+    node, value = helper.make_node, helper.make_tensor_value_info
+
+    def weights(name: str, *shape: int) -> onnx.TensorProto:
+        values = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    # A stage of ResNet-50 begins like this: two convolutions, and a third that adds the second's.
+    nodes = [
+        node("Conv", ["x", "narrow"], ["n"]),
+        node("Conv", ["n", "wide"], ["residual"]),
+        node("Conv", ["large", "half"], ["h"], strides=[2, 2]),
+        node("Add", ["h", "residual"], ["s"]),
+        node("Relu", ["s"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [
+            value("x", TensorProto.FLOAT, [8, 1024, 14, 14]),
+            value("large", TensorProto.FLOAT, [8, 512, 28, 28]),
+        ],
+        [value("y", TensorProto.FLOAT, [8, 1024, 14, 14])],
+        [
+            weights("narrow", 256, 1024, 1, 1),
+            weights("wide", 1024, 256, 1, 1),
+            weights("half", 1024, 512, 1, 1),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "net.onnx")
+    # In turns: what is read too early is the other one's.
+    requests = [
+        {
+            "x": rng.standard_normal((8, 1024, 14, 14)).astype(np.float32),
+            "large": rng.standard_normal((8, 512, 28, 28)).astype(np.float32),
+        }
+        for _ in range(2)
+    ]
+    path = tmp_path / "gpu.toml"
+    text = MANIFEST.format(kind="cuda", precision="tf32", streams=1)
+    path.write_text(text.replace('max_block = "20 us"', 'max_block = "10 ms"'))
+    with aegis_pipe.open_pipeline(path) as runtime:
+        results = {
+            (turn, runtime.infer("net", requests[turn])["y"].tobytes()) for turn in [0, 1] * 50
+        }
+    assert len(results) == 2
+
+
+def test_streams_with_multiprocessors_of_their_own(folder: Path) -> None:
+    """The same bits as with the whole GPU: a part runs what was chosen for the whole."""
+    x = np.random.default_rng(3).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    results = {}
+    for shares in ("", "sm = [16, 32]"):
+        path = folder / f"parts-{bool(shares)}.toml"
+        text = MANIFEST.format(kind="cuda", precision="fp16", streams=2)
+        path.write_text(text.replace("[streams]", f"[streams]\n{shares}"))
+        with aegis_pipe.open_pipeline(path) as runtime:
+            futures = [runtime.submit("net", {"x": x}) for _ in range(40)]
+            results[shares] = {future.result(timeout=60)["y"].tobytes() for future in futures}
+            assert runtime.statistics().allocations_after_start == 0
+    assert len(results[""]) == 1
+    assert results["sm = [16, 32]"] == results[""]
+
+
+def test_more_multiprocessors_than_there_are(folder: Path) -> None:
+    path = folder / "too-many.toml"
+    text = MANIFEST.format(kind="cuda", precision="fp16", streams=2)
+    path.write_text(text.replace("[streams]", "[streams]\nsm = [16, 1000]"))
+    with pytest.raises(PermanentError, match="stream 1 is to have 1000 multiprocessors"):
+        aegis_pipe.open_pipeline(path)

@@ -16,8 +16,8 @@ def test_a_model_passes(model_file: Path) -> None:
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == "model: passed (fp32, tolerance 0.001 x std)"
-    assert lines[2].split()[:4] == ["y", "float32[1,", "4]", "onnxruntime"]
-    assert lines[3].split()[3] == "onnx"
+    assert lines[2].split()[:5] == ["y", "float32[1,", "4]", "fp32", "onnxruntime"]
+    assert lines[3].split()[3:5] == ["fp32", "onnx"]
 
 
 def test_a_manifest_with_given_inputs(write_manifest, model_file: Path, tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_a_manifest_with_given_inputs(write_manifest, model_file: Path, tmp_path
     result = aegis("verify", write_manifest(), "--inputs", inputs, "--json")
     assert result.returncode == 0, result.stderr
     (model,) = json.loads(result.stdout)["models"]
-    assert model["name"] == "m"
+    assert (model["name"], model["precision"]) == ("m", "fp32")
     assert model["passed"] is True
     assert model["first_difference"] is None
     (output,) = model["outputs"]
@@ -73,6 +73,13 @@ def test_wrong_usage_has_one_clear_error(write_manifest, model_file: Path, tmp_p
         (2, model_file, ("--shape", "x=a,b"), "`a,b` is no shape"),
         (2, model_file, ("--bind", "x=maybe"), "`maybe` is no number"),
         (2, model_file, ("--reference", "torch"), "invalid choice: 'torch'"),
+        (2, model_file, ("--precision", "fp8"), "invalid choice: 'fp8'"),
+        (
+            1,
+            model_file,
+            ("--precision", "fp32", "fp16", "tf32"),
+            "cpu does not compute in fp16, tf32",
+        ),
         (1, model_file, ("--only", "m"), "among the models of a manifest"),
         (1, model_file, ("--inputs", model_file), "can not be read"),
         (1, manifest, ("--shape", "x=1,4"), "a manifest says itself"),

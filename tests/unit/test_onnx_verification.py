@@ -38,7 +38,8 @@ def verify(model_path: Path) -> Iterator:
             load: LoadOptions | None = None, path: Path = model_path, **options
         ) -> ModelVerification:
             order = ModelOrder("m", path, load or LoadOptions())
-            return verify_model(order, context, stream, clock, VerificationOptions(**options))
+            (result,) = verify_model(order, context, stream, clock, VerificationOptions(**options))
+            return result
 
         yield run
         stream.close()
@@ -77,6 +78,38 @@ def test_both_references_agree(verify) -> None:
     assert result.outputs[0].differences["onnx"].correlation > 0.999
     assert result.not_run == {}
     assert result.first_difference is None
+
+
+def test_every_precision_is_computed_and_beside_the_same_references(
+    model_path: Path, monkeypatch
+) -> None:
+    """The GPU's kernels, run on the host: halves are further away, fp16 less than bf16."""
+    host_device = pytest.importorskip("tests.unit.device.cuda.host_device")
+    if host_device.COMPILER is None:
+        pytest.skip("no g++")
+    runs = []
+    evaluate = onnx_verification.REFERENCES["onnx"]
+    monkeypatch.setitem(
+        onnx_verification.REFERENCES, "onnx", lambda model: runs.append(1) or evaluate(model)
+    )
+    clock, order = SystemClock(), ModelOrder("m", model_path, BATCH)
+    precisions = ("fp32", "fp16", "bf16")
+    options = VerificationOptions(precisions=precisions, references=("onnx",))
+    with host_device.HostContext(clock) as context:
+        stream = context.create_stream(0)
+        results = verify_model(order, context, stream, clock, options)
+        stream.close()
+    assert [result.precision for result in results] == [*precisions]
+    assert [result.arithmetic.name for result in results] == [*precisions]
+    assert all(result.passed for result in results)
+    errors = [result.outputs[0].differences["onnx"].relative for result in results]
+    assert errors[0] < 1e-6 < 1e-5 < errors[1] < errors[2] < 1e-2
+    assert runs == [1]
+
+
+def test_a_precision_that_the_device_has_not_is_refused(verify) -> None:
+    with pytest.raises(PermanentError, match="precision `bf16` is not supported by cpu"):
+        verify(BATCH, precisions=("bf16",))
 
 
 def test_given_inputs_are_used(verify) -> None:

@@ -122,10 +122,21 @@ class CpuContext:
         np.copyto(bytes_of(target, source), host_bytes(source))
 
     def create_stream(
-        self, index: int, *, priority: int = 0, staging_bytes: int | None = None
+        self,
+        index: int,
+        *,
+        priority: int = 0,
+        staging_bytes: int | None = None,
+        multiprocessors: int | None = None,
     ) -> DeviceStream:
         """Make a stream with a thread of its own; all have the same priority, none stages."""
         self._assert_open()
+        if multiprocessors is not None:
+            raise PermanentError(
+                "a CPU has no multiprocessors to divide among streams",
+                context="streams.sm",
+                hint='leave `sm` out, or set `kind = "cuda"`',
+            )
         return self._own(CpuStream(index, self._clock, self._progress, self._threads))
 
     def create_event(self) -> DeviceEvent:
@@ -189,7 +200,9 @@ class CpuContext:
         assert isinstance(call, CpuKernelCall), f"{call!r} belongs to another device"
         return watched(call, host_bytes(memory), guards=guards, written=written, blame=blame)
 
-    def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
+    def record(
+        self, calls: Sequence[KernelCall], stream: DeviceStream | None = None
+    ) -> DeviceGraph:
         """Make one launchable unit out of bound calls, to run in this order."""
         self._assert_open()
         return self._own(CpuGraph(calls, self._clock))

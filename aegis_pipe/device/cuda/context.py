@@ -73,7 +73,7 @@ class CudaContext:
             capability=10 * major + minor,
             multiprocessors=driver.attribute(self._device, "MULTIPROCESSOR_COUNT"),
             cublaslt=CublasLt(),
-            cudnn=Cudnn(),
+            cudnn=Cudnn(self._handle),
             tuner=Tuner(cache, model, driver.attribute(self._device, "L2_CACHE_SIZE")),
         )
         self._stamps = Stamps(compiler)
@@ -82,6 +82,8 @@ class CudaContext:
         self._capture_stream = driver.create_stream(0)
         self._timeline = Timeline(clock, self._stamps.sample)
         self._priorities = driver.stream_priority_range()
+        self._multiprocessors: driver.Multiprocessors | None = None
+        self._partitions: dict[tuple[int, int], driver.Partition] = {}
         self._description = self._describe()
         self._is_open = True
 
@@ -101,6 +103,8 @@ class CudaContext:
             channels_last=True,
             fused_attention=True,
             half_precision=True,
+            sm_partitions=self._machine.multiprocessors,
+            tf32=True,
         )
 
     @property
@@ -139,13 +143,25 @@ class CudaContext:
             driver.copy_to_host(target.ctypes.data, address, target.nbytes)
 
     def create_stream(
-        self, index: int, *, priority: int = 0, staging_bytes: int | None = None
+        self,
+        index: int,
+        *,
+        priority: int = 0,
+        staging_bytes: int | None = None,
+        multiprocessors: int | None = None,
     ) -> DeviceStream:
         """Make a stream; priorities beyond what the device has count as its highest."""
         self._assert_open()
         least, greatest = self._priorities
-        handle = driver.create_stream(max(greatest, least - priority))
-        return self._own(CudaStream(index, handle, self._handle, self._faults, staging_bytes))
+        level = max(greatest, least - priority)
+        if multiprocessors is None:
+            handle = driver.create_stream(level)
+            return self._own(CudaStream(index, handle, self._handle, self._faults, staging_bytes))
+        partition = self._partition(index, multiprocessors)
+        handle = driver.create_partition_stream(partition.handle, level)
+        return self._own(
+            CudaStream(index, handle, self._handle, self._faults, staging_bytes, partition.context)
+        )
 
     def create_event(self) -> DeviceEvent:
         """Make an event."""
@@ -186,7 +202,13 @@ class CudaContext:
             fault_words=self._faults,
         )
         launches = self._kernel_of(request, choice).bind(binding)
-        return CudaKernelCall(choice.kernel, request.node, tuple(launches), tuple(binding.faults))
+        return CudaKernelCall(
+            choice.kernel,
+            request.node,
+            tuple(launches),
+            tuple(binding.faults),
+            binding.waits_for_all,
+        )
 
     def watch(
         self,
@@ -204,12 +226,25 @@ class CudaContext:
             hint='write `kind = "cpu"`, or take `memory_debug` out',
         )
 
-    def record(self, calls: Sequence[KernelCall]) -> DeviceGraph:
+    def record(
+        self, calls: Sequence[KernelCall], stream: DeviceStream | None = None
+    ) -> DeviceGraph:
         """Capture bound calls as one CUDA graph, to run in this order."""
         self._assert_open()
-        graph = CudaGraph(
-            calls, self._capture_stream, self._stamps.enqueue, self._timeline, self._faults
-        )
+        # A graph keeps to the multiprocessors of the stream that it was captured on.
+        partition = stream.partition if isinstance(stream, CudaStream) else 0
+        capture_stream = self._capture_stream
+        if partition:
+            assert isinstance(stream, CudaStream)
+            capture_stream = stream.handle
+            self._enter(partition)
+        try:
+            graph = CudaGraph(
+                calls, capture_stream, self._stamps.enqueue, self._timeline, self._faults
+            )
+        finally:
+            if partition:
+                self._enter(self._handle)
         return self._own(graph)
 
     def read_sensors(self) -> DeviceReadings | None:
@@ -234,6 +269,8 @@ class CudaContext:
         self._faults.close()
         self._machine.close()
         driver.destroy_stream(self._capture_stream)
+        while self._partitions:
+            driver.destroy_partition(self._partitions.popitem()[1].handle)
         driver.release_context(self._device)
 
     def __enter__(self) -> Self:
@@ -252,6 +289,31 @@ class CudaContext:
 
     def _assert_open(self) -> None:
         assert self._is_open, f"{self!r} is used after it was closed"
+
+    def _partition(self, index: int, multiprocessors: int) -> driver.Partition:
+        """Divide off multiprocessors for a stream; one that is made anew has the same again."""
+        if (index, multiprocessors) in self._partitions:
+            return self._partitions[index, multiprocessors]
+        if self._multiprocessors is None:
+            self._multiprocessors = driver.Multiprocessors(self._device)
+        left = self._multiprocessors.left
+        if multiprocessors > left:
+            raise PermanentError(
+                f"stream {index} is to have {multiprocessors} multiprocessors, but of "
+                f"{self._machine.multiprocessors} only {left} are left; "
+                "parts are rounded up to what the GPU can divide",
+                context="streams.sm",
+                hint="give the streams fewer",
+            )
+        partition = self._multiprocessors.partition(multiprocessors)
+        self._partitions[index, multiprocessors] = partition
+        return partition
+
+    def _enter(self, context: int) -> None:
+        """Make a context current, with a handle of cuDNN that belongs to it."""
+        driver.make_current(context)
+        assert self._machine.cudnn is not None
+        self._machine.cudnn.enter(context)
 
     def _own(self, resource: _AnyResource) -> _AnyResource:
         self._resources[next(self._numbers)] = resource

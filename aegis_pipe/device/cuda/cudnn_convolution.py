@@ -7,7 +7,7 @@ enqueueing works inside stream capture, and takes about 0.1 ms of Python, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
@@ -76,36 +76,47 @@ class ConvolutionAlgorithm:
 
 
 class Cudnn:
-    """The library's handle for the current device; enqueueing points it to a stream."""
+    """The library's handle for the current context; enqueueing points it to a stream.
 
-    def __init__(self) -> None:
+    Plans are for all contexts of a GPU, a handle only for the one that was current when it was
+    made: a part of the GPU has a context of its own.
+    """
+
+    def __init__(self, context: int = 0) -> None:
+        """`context` is the driver's handle of the current one, by which `enter` knows it again."""
         self.library = load_library()
-        self._handle: Any = self.library.create_handle()
+        self._context = context
+        self._handles: dict[int, Any] = {context: self.library.create_handle()}
 
     @property
     def handle(self) -> Any:
         """For this folder's calls only."""
-        assert self._handle is not None, "closed"
-        return self._handle
+        assert self._handles, "closed"
+        return self._handles[self._context]
 
     @property
     def version(self) -> int:
         """91900 for 9.19.0."""
         return int(self.library.backend_version())
 
+    def enter(self, context: int) -> None:
+        """Use the handle of this context, which is current."""
+        if context not in self._handles:
+            self._handles[context] = self.library.create_handle()
+        self._context = context
+
     def close(self) -> None:
         """Release; idempotent."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            self.library.destroy_handle(handle)
+        while self._handles:
+            self.library.destroy_handle(self._handles.popitem()[1])
 
 
 class ConvolutionPlans:
     """cuDNN's graph of one convolution and its built plans.
 
-    With an `algorithm` of an earlier run only that plan is built; otherwise all that the heuristics
-    offer, as far as they can be built for this GPU. Raises RuntimeError (cuDNN's own) if there is
-    none.
+    With an `algorithm` of an earlier run only that plan is built; otherwise those that the
+    heuristics offer, as they are asked for and as far as they can be built for this GPU. Raises
+    RuntimeError (cuDNN's own) if there is none.
     """
 
     def __init__(
@@ -127,11 +138,14 @@ class ConvolutionPlans:
         self._graph.validate()
         self._graph.build_operation_graph()
         self._list_plans()
-        self._built = self._build_all() if algorithm is None else self._build_one(algorithm)
+        self._built: set[int] = set()
+        self._listed = self._all() if algorithm is None else [self._only(algorithm)]
 
     def algorithms(self, workspace_max_bytes: int) -> Iterator[tuple[int, ConvolutionAlgorithm]]:
-        """Yield the built plans by index, what the library thinks best first."""
-        for index in self._built:
+        """Yield plans by index, what the library thinks best first; builds each as it comes."""
+        for index in self._listed:
+            if not self._build(index):
+                continue
             workspace_bytes = int(self._graph.get_workspace_size_plan_at_index(index))
             if workspace_bytes <= workspace_max_bytes:
                 yield index, ConvolutionAlgorithm(self._name(index), workspace_bytes)
@@ -166,22 +180,23 @@ class ConvolutionPlans:
         graph.deselect_numeric_notes(unwanted)
         graph.check_support()
 
-    def _build_all(self) -> list[int]:
-        count = self._graph.get_execution_plan_count()
-        return [index for index in range(count) if self._build(index)]
+    def _all(self) -> Sequence[int]:
+        return range(self._graph.get_execution_plan_count())
 
-    def _build_one(self, algorithm: ConvolutionAlgorithm) -> list[int]:
-        for index in range(self._graph.get_execution_plan_count()):
+    def _only(self, algorithm: ConvolutionAlgorithm) -> int:
+        for index in self._all():
             if self._name(index) == algorithm.name and self._build(index):
-                return [index]
+                return index
         raise RuntimeError(f"cuDNN {self._cudnn.version} does not offer the plan {algorithm.name}")
 
     def _build(self, index: int) -> bool:
         """Build a plan; what the heuristics list need not be possible, and is left out then."""
-        try:
-            self._graph.build_plan_at_index(index)
-        except (RuntimeError, self._cudnn.library.cudnnGraphNotSupportedError):
-            return False
+        if index not in self._built:
+            try:
+                self._graph.build_plan_at_index(index)
+            except (RuntimeError, self._cudnn.library.cudnnGraphNotSupportedError):
+                return False
+            self._built.add(index)
         return True
 
     def _name(self, index: int) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cuda.bindings import driver as cu, nvrtc
@@ -307,19 +308,49 @@ def _is_done(query: Callable[..., Any], handle: int) -> bool:
 # --- Green contexts ---------------------------------------------------------------------------
 
 
-def create_partition(ordinal: int, sm_count: int) -> tuple[int, int]:
-    """Make a green context of at least `sm_count` multiprocessors; return it and its size.
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A green context, and the same as a context that can be current."""
 
-    Partitions are not exclusive: the caller sizes them so that they fit side by side.
-    """
-    kind = cu.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
-    whole = checked(cu.cuDeviceGetDevResource, ordinal, kind)
-    groups, _, _ = checked(cu.cuDevSmResourceSplitByCount, 1, whole, 0, sm_count)
-    part = groups[0]
-    description = checked(cu.cuDevResourceGenerateDesc, [part], 1)
-    flags = int(cu.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM)
-    green = int(checked(cu.cuGreenCtxCreate, description, ordinal, flags))
-    return green, int(part.sm.smCount)
+    handle: int
+    context: int
+
+
+_GROUP_SMS = 8
+"""Smallest part of a GPU that every architecture can divide off."""
+
+
+class Multiprocessors:
+    """A GPU's multiprocessors, handed out in parts that have none in common."""
+
+    def __init__(self, ordinal: int) -> None:
+        self._ordinal = ordinal
+        kind = cu.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
+        whole = checked(cu.cuDeviceGetDevResource, ordinal, kind)
+        count = int(whole.sm.smCount) // _GROUP_SMS
+        # One split for all parts: what is left over by one can not be split again.
+        groups, found, rest = checked(cu.cuDevSmResourceSplitByCount, count, whole, 0, _GROUP_SMS)
+        self._groups = list(groups[: int(found)])
+        self._rest = [rest] if int(rest.sm.smCount) else []
+
+    @property
+    def left(self) -> int:
+        """How many have not been handed out."""
+        return sum(int(each.sm.smCount) for each in (*self._groups, *self._rest))
+
+    def partition(self, sm_count: int) -> Partition:
+        """Make a green context of at least `sm_count` of those left."""
+        assert 0 < sm_count <= self.left
+        parts: list[Any] = []
+        size = 0
+        while size < sm_count:
+            part = (self._groups or self._rest).pop(0)
+            parts.append(part)
+            size += int(part.sm.smCount)
+        description = checked(cu.cuDevResourceGenerateDesc, parts, len(parts))
+        flags = int(cu.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM)
+        green = checked(cu.cuGreenCtxCreate, description, self._ordinal, flags)
+        return Partition(int(green), int(checked(cu.cuCtxFromGreenCtx, green)))
 
 
 def create_partition_stream(partition: int, priority: int) -> int:
@@ -347,15 +378,15 @@ def unload_library(library: int) -> None:
 
 
 def kernel_function(library: int, name: str) -> int:
-    """Return a kernel of a loaded image, for the current context."""
-    kernel = checked(cu.cuLibraryGetKernel, library, name.encode())
-    return int(checked(cu.cuKernelGetFunction, kernel))
+    """Return a kernel of a loaded image; it is launched in the context of the stream it is on."""
+    return int(checked(cu.cuLibraryGetKernel, library, name.encode()))
 
 
-def allow_shared_memory(function: int, size_bytes: int) -> None:
-    """Raise a kernel's limit of dynamic shared memory."""
-    key = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    checked(cu.cuFuncSetAttribute, function, key, size_bytes)
+def allow_shared_memory(kernel: int, size_bytes: int) -> None:
+    """Let a kernel have more shared memory than the 48 KiB that need no asking."""
+    limit = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    ordinal = checked(cu.cuCtxGetDevice)
+    checked(cu.cuKernelSetAttribute, limit, size_bytes, kernel, ordinal)
 
 
 class Arguments:
@@ -431,6 +462,34 @@ def abandon_capture(stream: int) -> None:
     code, graph = cu.cuStreamEndCapture(stream)
     if code == _SUCCESS and int(graph):
         cu.cuGraphDestroy(graph)
+
+
+def captured_count(stream: int) -> int:
+    """Return how many nodes the capture that is under way on a stream has so far."""
+    graph = checked(cu.cuStreamGetCaptureInfo, stream)[2]
+    return int(checked(cu.cuGraphGetNodes, graph)[1])
+
+
+def order_fully(graph: int, positions: Sequence[range]) -> None:
+    """Have the nodes at these positions of a recorded chain begin only when those before ended.
+
+    A kernel that was made to begin earlier is recorded with an edge that lets it.
+    """
+    count = int(checked(cu.cuGraphGetEdges, graph)[-1])
+    sources, targets, kinds, _ = checked(cu.cuGraphGetEdges, graph, count)
+    following = {int(a): int(b) for a, b in zip(sources, targets, strict=True)}
+    assert len(following) == count, "a capture of one stream is a chain"
+    position_of: dict[int, int] = {}
+    node = next(iter(following.keys() - following.values()), None)
+    while node is not None:
+        position_of[node] = len(position_of)
+        node = following.get(node)
+    ordered = frozenset(position for span in positions for position in span)
+    early = cu.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
+    for a, b, kind in zip(sources, targets, kinds, strict=True):
+        if position_of[int(b)] in ordered and kind.type == int(early):
+            checked(cu.cuGraphRemoveDependencies, graph, [a], [b], [kind], 1)
+            checked(cu.cuGraphAddDependencies, graph, [a], [b], [cu.CUgraphEdgeData()], 1)
 
 
 def instantiate(graph: int) -> int:

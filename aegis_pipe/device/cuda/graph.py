@@ -41,6 +41,8 @@ class CudaKernelCall:
     node: str
     launches: tuple[Enqueue, ...]
     faults: tuple[FaultWord, ...] = ()
+    waits_for_all: bool = False
+    """Whether everything before has to have ended, whatever the kernel was made for."""
 
 
 class CudaGraph:
@@ -84,10 +86,11 @@ class CudaGraph:
         self._plain = self._stamped = 0
         busy = [call for call in own if call.launches]
         if busy:
-            self._plain = _capture(capture_stream, lambda stream: _enqueue_all(busy, stream))
+            self._plain = _capture(capture_stream, busy, lambda _: None)
             self._stamped = _capture(
                 capture_stream,
-                lambda stream: _enqueue_stamped(busy, stream, stamper, self._stamp_memory),
+                busy,
+                lambda row: stamper(self._stamp_memory + 8 * row, capture_stream),
             )
 
     def launch(self, stream: DeviceStream, *, stamped: bool = False) -> None:
@@ -125,31 +128,27 @@ class CudaGraph:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
 
-def _enqueue_all(calls: Sequence[CudaKernelCall], stream: int) -> None:
-    for call in calls:
-        for enqueue in call.launches:
-            enqueue(stream)
-
-
-def _enqueue_stamped(
-    calls: Sequence[CudaKernelCall], stream: int, stamper: Stamper, address: int
-) -> None:
-    stamper(address, stream)
-    for position, call in enumerate(calls, start=1):
-        for enqueue in call.launches:
-            enqueue(stream)
-        stamper(address + 8 * position, stream)
-
-
-def _capture(stream: int, enqueue: Callable[[int], None]) -> int:
+def _capture(stream: int, calls: Sequence[CudaKernelCall], stamp: Callable[[int], None]) -> int:
+    """Return a launchable of the calls, with `stamp` called before the first and after each."""
+    waiting = []
     driver.begin_capture(stream)
     try:
-        enqueue(stream)
+        stamp(0)
+        for row, call in enumerate(calls, start=1):
+            first = driver.captured_count(stream) if call.waits_for_all else 0
+            for enqueue in call.launches:
+                enqueue(stream)
+            if call.waits_for_all:
+                waiting.append(range(first, driver.captured_count(stream)))
+            stamp(row)
     except BaseException:
         # The capture has to end, whatever happened within.
         driver.abandon_capture(stream)
         raise
-    launchable = driver.instantiate(driver.end_capture(stream))
+    graph = driver.end_capture(stream)
+    if waiting:
+        driver.order_fully(graph, waiting)
+    launchable = driver.instantiate(graph)
     driver.upload_graph(launchable, stream)
     driver.synchronise_stream(stream)
     return launchable

@@ -33,10 +33,13 @@ class CudaStream:
         context: int,
         faults: FaultWords,
         staging_bytes: int | None = None,
+        partition: int = 0,
     ) -> None:
+        """`partition` is the context that the stream's kernels run in, if it has its own."""
         self._index = index
         self._handle = handle
         self._context = context
+        self._partition = partition
         self._faults = faults
         self._thread = threading.get_ident()
         self._order = 0
@@ -49,6 +52,11 @@ class CudaStream:
     def index(self) -> int:
         """Position in the stream pool."""
         return self._index
+
+    @property
+    def partition(self) -> int:
+        """The context that graphs for this stream are captured in; 0 for the device's own."""
+        return self._partition
 
     @property
     def handle(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -56,11 +56,12 @@ class Tuner:
 
     def fastest(
         self,
-        ways: Sequence[Callable[[int, Sequence[int]], None]],
+        ways: Iterable[Callable[[int, Sequence[int]], None]],
         sizes_bytes: Sequence[int],
         *,
         result: int,
         weights: int | None = None,
+        patience: int | None = None,
     ) -> tuple[int, float] | None:
         """Return the position of the fastest way and its microseconds.
 
@@ -70,6 +71,9 @@ class Tuner:
         Each way enqueues itself on a stream, given addresses of scratch memory of these sizes. The
         operand at `weights` is another one at every run, so that it comes from memory and not from
         the GPU's cache, as it does between the other weights of a model.
+
+        Ways are taken one at a time, which is when they may be built; after `patience` that were
+        not faster than the best so far, no more are.
         """
         copies = 1
         if weights is not None and sizes_bytes[weights]:
@@ -89,9 +93,14 @@ class Tuner:
         try:
             for address, total in zip(addresses, totals, strict=True):
                 self._fill(address, total)
-            times = [self._measure(way, runs) for way in ways]
-            for best in sorted(range(len(ways)), key=lambda position: (times[position], position)):
-                if self._repeats(ways[best], runs[0], result, sizes_bytes[result]):
+            tried, times = [], []
+            for way in ways:
+                tried.append(way)
+                times.append(self._measure(way, runs))
+                if patience is not None and len(times) - times.index(min(times)) > patience:
+                    break
+            for best in sorted(range(len(tried)), key=lambda position: (times[position], position)):
+                if self._repeats(tried[best], runs[0], result, sizes_bytes[result]):
                     return best, times[best]
         finally:
             driver.synchronise_stream(self._stream)

@@ -24,7 +24,7 @@ def planned(folder: Path):
 def test_no_segment_is_taken_to_last_longer_than_allowed_unless_it_is_one_kernel(tmp_path):
     plan = planned(tmp_path)
     longest_ns = plan.manifest.streams.max_block_ns
-    costs = cost_model(plan.device.name)
+    costs = cost_model(plan.device)
     assert any(len(cuts) > 3 for cuts in plan.cuts.boundaries.values())
     for model in plan.models:
         durations_ns = costs.durations_ns(model)

@@ -340,7 +340,7 @@ def test_a_launcher_that_does_not_notify_is_polled():
     bench.submit(1)
     assert bench.loop.stop()
     assert bench.outcomes() == [(1, "completed")]
-    assert bench.clock.now_ns() == 50_000
+    assert bench.clock.now_ns() == 20_000
 
 
 class InstantLauncher:

@@ -40,6 +40,7 @@ from aegis_pipe.device.cuda.kernels import (
     spectra,
     state_space,
     tensor_attention,
+    tensor_bytes,
     windows,
 )
 from aegis_pipe.device.cuda.kernels.registry import KernelTable
@@ -47,6 +48,7 @@ from aegis_pipe.device.cuda.kernels.registry import KernelTable
 _FAMILIES = (
     assembling,
     tensor_attention,
+    tensor_bytes,
     attention,
     elementwise,
     layer_normalisation,

@@ -160,6 +160,7 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
     assert w is not None
     assert y is not None
     bias, residual = ([*binding.inputs[2:], None, None])[:2]
+    binding.waits_for_all = found.product.residual
     rows = binding.workspace if found.are_patches else x
 
     def enqueue(stream: int) -> None:

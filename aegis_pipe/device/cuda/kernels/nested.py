@@ -48,4 +48,6 @@ def bind_nested(
         outer.fault_words,
         outer.faults,
     )
-    return [*kernel.bind(binding)]
+    launches = [*kernel.bind(binding)]
+    outer.waits_for_all |= binding.waits_for_all
+    return launches

@@ -92,6 +92,11 @@ class Binding:
     workspace: int
     fault_words: FaultWords
     faults: list[FaultWord] = field(default_factory=list)
+    waits_for_all: bool = False
+    """Set by a kernel that may not begin before everything ahead of it has ended, although it was
+    made to: libraries let kernels begin while the one before still runs (programmatic dependent
+    launch), wait for it before they read the operand that is multiplied, but not before they read
+    what is added."""
 
     def given(self) -> list[int]:
         """Return the addresses of the operands that are there."""
