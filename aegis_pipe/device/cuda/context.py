@@ -381,7 +381,8 @@ class CudaContext:
             context=where,
             hint=f"did you mean {alternatives}?"
             if near
-            else 'export the model without this operator, or run it with `kind = "cpu"`',
+            else 'export the model without this operator, run it with `kind = "cpu"`, or leave '
+            "what it does to a pipeline (a source of images decodes pictures)",
         )
 
 
