@@ -234,7 +234,7 @@ class _AttributeWords:
         elif kinds == _DOUBLES_ONLY:
             tape += (self._double_arrays[key], len(value))  # type: ignore[arg-type]
             # Their bits, as words.
-            tape += array("Q", array("d", value).tobytes())  # type: ignore[arg-type]
+            tape += array("Q", array("d", value).tobytes())  # type: ignore[arg-type, type-var]
         else:
             tape.append(self._word(_CONSTANT, self._tag + otlp_proto.pair(key, value)))
 
