@@ -43,6 +43,8 @@ class DeviceCapabilities:
     """Kernels for images are faster with channels in the last dimension."""
     fused_attention: bool = False
     """Attention of several heads is faster as one kernel than spelled out."""
+    gelu_products: bool = False
+    """A matrix product takes GELU by tanh into its own kernel."""
     half_precision: bool = False
     """Kernels take float16 and bfloat16 at more than the speed of float32."""
     tf32: bool = False
@@ -70,6 +72,8 @@ class DeviceDescription:
     library_versions: tuple[tuple[str, str], ...] = ()
     staging_alignment_bytes: int = 0
     """Copies pass through host memory of their stream, each in a multiple of this; 0: straight."""
+    event_step_ns: int = 0
+    """How coarse the times of events are, and so how far they may be from stamps taken beside."""
 
     def staged_bytes(self, size_bytes: int) -> int:
         """Return what a copy of so many bytes takes of its stream's staging memory."""

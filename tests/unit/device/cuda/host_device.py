@@ -255,7 +255,9 @@ class HostContext(CpuContext):
     @property
     def capabilities(self) -> DeviceCapabilities:
         """As a GPU's."""
-        return DeviceCapabilities(channels_last=True, fused_attention=True, half_precision=True)
+        return DeviceCapabilities(
+            channels_last=True, fused_attention=True, gelu_products=True, half_precision=True
+        )
 
     def select(self, request: KernelRequest) -> KernelChoice:
         """Offer the first kernel that takes the request."""
