@@ -76,7 +76,11 @@ aegis-pipe trace summary traces.jsonl               # where each model's time we
 aegis-pipe trace open traces.jsonl                  # the run as one page, needs no network
 aegis-pipe trace export --perfetto run.json traces.jsonl   # for ui.perfetto.dev
 aegis-pipe trace upload traces.jsonl --endpoint http://127.0.0.1:4317   # to Jaeger, afterwards
+aegis-pipe why 17 --from traces.jsonl               # who held up request 17; needs `ratio = 1.0`
 ```
+
+Every span's resource tells the ratio as `aegis.traces.ratio`. Where it is below 1, the page says
+that streams that look idle may have run requests that were not kept.
 
 This file is generated: `python tools/generate_telemetry_docs.py`.
 """

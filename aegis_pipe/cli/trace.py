@@ -18,8 +18,9 @@ from aegis_pipe.errors import PermanentError, TransientError
 from aegis_pipe.telemetry.breakdown import PARTS, ModelBreakdown, break_down, by_model
 from aegis_pipe.telemetry.config import PROTOCOLS
 from aegis_pipe.telemetry.perfetto import to_events
+from aegis_pipe.telemetry.resources import RATIO
 from aegis_pipe.telemetry.spans import Span
-from aegis_pipe.telemetry.trace_file import read_runs
+from aegis_pipe.telemetry.trace_file import RecordedRun, read_runs
 from aegis_pipe.telemetry.upload import upload
 from aegis_pipe.telemetry.viewer import render_page
 
@@ -62,7 +63,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _traces(path: Path) -> list[Sequence[Span]]:
-    traces = [trace for recorded in read_runs(path) for trace in recorded.traces]
+    return _joined(path, read_runs(path))
+
+
+def _joined(path: Path, runs: Sequence[RecordedRun]) -> list[Sequence[Span]]:
+    traces = [trace for recorded in runs for trace in recorded.traces]
     if not traces:
         raise PermanentError(
             f"there are no traces in `{path}`",
@@ -121,7 +126,11 @@ def _export(options: argparse.Namespace) -> int:
 
 def _open(options: argparse.Namespace) -> int:
     page = options.output or options.file.with_suffix(".html")
-    _write(page, render_page(options.file.name, _traces(options.file)))
+    runs = read_runs(options.file)
+    traces = _joined(options.file, runs)
+    # Files of before the ratio was told are not known to be sampled.
+    ratio = min(float(run.resources.host.get(RATIO, 1)) for run in runs)
+    _write(page, render_page(options.file.name, traces, ratio))
     print(page)
     if not options.no_browser and not webbrowser.open(page.resolve().as_uri()):
         print("no browser is here; open the page elsewhere, it needs no other file")

@@ -230,6 +230,24 @@ class DeviceGraph(Protocol):
         ...
 
 
+class KernelTracer(Protocol):
+    """The device's own profiler, to hold stamps against; it watches while it is entered.
+
+    What runs meanwhile is slower; for one thread, and one tracer at a time.
+    """
+
+    def take(self) -> list[list[int]]:
+        """Wait for the device; return the kernels that ran since, between each two stamps.
+
+        One row a call that ran something, in order: the durations of its kernels in nanoseconds.
+        Stamped launches only, and one since the last `take`.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+
 class DeviceContext(Protocol):
     """An open device. Owns what it makes: closing it closes everything, in order."""
 
@@ -337,6 +355,13 @@ class DeviceContext(Protocol):
         """Ask the device's sensors; None if it has none, they can not be reached, or it is closed.
 
         For any thread, also while others use the context; may take milliseconds.
+        """
+        ...
+
+    def trace_kernels(self) -> KernelTracer:
+        """Return the device's own profiler, not yet watching.
+
+        Raises PermanentError if it has none, or it can not be reached.
         """
         ...
 

@@ -119,7 +119,11 @@ SPANS: Final[dict[str, tuple[str, str, str]]] = {
         "A `source`, `transform`, `model` or `sink` stage; the parent of its request's `infer`. "
         "The source is just `source`.",
     ),
-    "model.load": ("host", "none, or the phase around it", "A model's way from file to streams."),
+    "model.load <model>": (
+        "host",
+        "none, or the phase around it",
+        "A model's way from file to streams.",
+    ),
     "runtime.start": (
         "host",
         "none",

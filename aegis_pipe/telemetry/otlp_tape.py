@@ -9,7 +9,6 @@ compiled library.
 from __future__ import annotations
 
 import ctypes
-import struct
 from array import array
 from collections.abc import Sequence
 from enum import IntEnum
@@ -53,6 +52,8 @@ class _Op(IntEnum):
 
 # Plain numbers: members of an enumeration are slower to combine.
 _CONSTANT, _INT, _INTS, _DOUBLES, _SPAN, _EVENT, _END, _BLOCK = map(int, _Op)
+_INTS_ONLY: Final = {int}
+_DOUBLES_ONLY: Final = {float}
 
 
 class OtlpEncoder:
@@ -207,10 +208,8 @@ class _AttributeWords:
         self._ints = _KeyWords(constants, tag, _INT)
         self._texts = _PairWords(constants, tag)
         self._truths = _PairWords(constants, tag)
-        self._arrays = {
-            int: _KeyWords(constants, tag, _INTS),
-            float: _KeyWords(constants, tag, _DOUBLES),
-        }
+        self._int_arrays = _KeyWords(constants, tag, _INTS)
+        self._double_arrays = _KeyWords(constants, tag, _DOUBLES)
 
     def write(self, tape: list[int], values: Attributes) -> None:
         """Append attributes."""
@@ -229,17 +228,15 @@ class _AttributeWords:
 
     def _write_rare(self, tape: list[int], key: str, value: AttributeValue) -> None:
         kinds = set(map(type, value)) if type(value) in (list, tuple) else ()  # type: ignore[arg-type]
-        if kinds == {int}:
-            numbers = [number & _MASK for number in value]  # type: ignore[operator, union-attr]
-        elif kinds == {float}:
-            count = len(value)  # type: ignore[arg-type]
-            bits = struct.pack(f"<{count}d", *value)  # type: ignore[misc]
-            numbers = list(struct.unpack(f"<{count}Q", bits))
+        if kinds == _INTS_ONLY:
+            tape += (self._int_arrays[key], len(value))  # type: ignore[arg-type]
+            tape += [number & _MASK for number in value]  # type: ignore[operator, union-attr]
+        elif kinds == _DOUBLES_ONLY:
+            tape += (self._double_arrays[key], len(value))  # type: ignore[arg-type]
+            # Their bits, as words.
+            tape += array("Q", array("d", value).tobytes())  # type: ignore[arg-type, type-var]
         else:
             tape.append(self._word(_CONSTANT, self._tag + otlp_proto.pair(key, value)))
-            return
-        (kind,) = kinds
-        tape += (self._arrays[kind][key], len(numbers), *numbers)
 
 
 def _write_tapes(batch: Trace, constants: _Constants) -> tuple[list[int], list[int]]:
@@ -258,8 +255,12 @@ def _write_span(tape: list[int], span: Span, constants: _Constants) -> None:
     trace_id = span.trace_id
     tape += (
         constants.names[span.name],
-        *(trace_id >> 64, trace_id & _MASK, span.span_id, span.parent_id),
-        *(span.start_ns, span.end_ns),
+        trace_id >> 64,
+        trace_id & _MASK,
+        span.span_id,
+        span.parent_id,
+        span.start_ns,
+        span.end_ns,
     )
     constants.span_attributes.write(tape, span.attributes)
     for event in span.events:

@@ -8,6 +8,8 @@ from aegis_pipe.telemetry.config import TelemetryConfig
 
 SCOPE_NAME: Final = "aegis_pipe"
 """The instrumentation scope of every span."""
+RATIO: Final = "aegis.traces.ratio"
+"""Resource attribute: the share of requests that are kept with nothing special about them."""
 
 
 class Resources(NamedTuple):
@@ -19,5 +21,9 @@ class Resources(NamedTuple):
 
 def make_resources(config: TelemetryConfig, run_id: bytes) -> Resources:
     """Return the attributes of both services of one run."""
-    host = {"service.name": config.service_name, "service.instance.id": run_id.hex()}
+    host = {
+        "service.name": config.service_name,
+        "service.instance.id": run_id.hex(),
+        RATIO: f"{config.ratio:g}",
+    }
     return Resources(host, {**host, "service.name": f"{config.service_name}/{config.device}"})

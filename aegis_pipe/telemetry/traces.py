@@ -1,6 +1,6 @@
 """The shapes of the three kinds of trace: what events become which spans below which.
 
-    infer <model>                      pipeline <name>            model.load
+    infer <model>                      pipeline <name>            model.load <model>
       queue.wait                         source                     onnx.load
       schedule.decide                    transform prepare          passes
       execute                            model detect                 pass.<name>
@@ -430,7 +430,10 @@ def _holds(phase: PhaseFinished, event: MemoryAllocated) -> bool:
 
 
 def _phase(phase: PhaseFinished, loaded: Mapping[int, ModelLoaded]) -> SpanNode:
-    node = SpanNode(phase.name, phase.start_ns, phase.end_ns, error=_printable(phase.error))
+    # There are as many names as models, as with `infer`.
+    is_load = phase.name == names.MODEL_LOAD and phase.model
+    name = f"{phase.name} {phase.model}" if is_load else phase.name
+    node = SpanNode(name, phase.start_ns, phase.end_ns, error=_printable(phase.error))
     node.attributes |= {
         key if key.startswith(names.PREFIX) else f"{names.PHASE_PREFIX}{key}": phase.attributes[key]
         for key in sorted(phase.attributes)

@@ -447,6 +447,23 @@ def check_same_bits(device: DeviceContext) -> None:
 
 
 @_check
+def check_tracer(device: DeviceContext) -> None:
+    """Check that a device's own profiler, if it has one, sees a stamped launch call by call."""
+    adder, stream = _Adder(device, 1 << 12, amount=5), device.create_stream(0)
+    try:
+        tracer = device.trace_kernels()
+    except PermanentError:
+        return
+    with tracer:
+        for _ in range(3):
+            tracer.take()
+            adder.graph.launch(stream, stamped=True)
+            seen = tracer.take()
+            assert [len(kernels) for kernels in seen] == [1] * 10, f"ten kernels ran, not {seen}"
+            assert all(duration > 0 for (duration,) in seen), f"kernels take time, not {seen}"
+
+
+@_check
 def check_stamps(device: DeviceContext) -> None:
     """Check that a stamped launch tells each call's start and end, within the launch."""
     adder, stream = _Adder(device, 1 << 12, amount=5), device.create_stream(0)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,6 +132,44 @@ def _stamp_in_the_past(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CpuGraph, "kernel_times", lambda self: times(self)[::-1])
 
 
+def _shifted(monkeypatch: pytest.MonkeyPatch, shift_ns: int) -> None:
+    times = CpuGraph.kernel_times
+
+    def kernel_times(self):
+        return (np.frombuffer(times(self), np.int64) + shift_ns).tobytes()
+
+    monkeypatch.setattr(CpuGraph, "kernel_times", kernel_times)
+
+
+def _stamp_out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = CpuGraph.kernel_times
+
+    def kernel_times(self):
+        rows = np.frombuffer(times(self), np.int64).reshape(-1, 2)
+        # The first and the last stay: only the order between them is wrong.
+        return rows[[0, *range(len(rows) - 2, 0, -1), len(rows) - 1][: len(rows)]].tobytes()
+
+    monkeypatch.setattr(CpuGraph, "kernel_times", kernel_times)
+
+
+class _FixedTracer:
+    def __init__(self, calls: int) -> None:
+        self._rows = [[100]] * calls
+
+    def take(self):
+        return self._rows
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+
+def _trace_all_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuContext, "trace_kernels", lambda self: _FixedTracer(9))
+
+
 def _leave_listener(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CpuContext, "set_progress_listener", _set_once)
 
@@ -174,6 +213,10 @@ def _stage_what_nobody_planned(monkeypatch: pytest.MonkeyPatch) -> None:
         ("errors_surface_at_check", _forget_errors),
         ("launch_order", _reverse_graphs),
         ("stamps", _stamp_in_the_past),
+        ("stamps", _stamp_out_of_order),
+        ("stamps", lambda monkeypatch: _shifted(monkeypatch, -1_000_000_000)),
+        ("stamps", lambda monkeypatch: _shifted(monkeypatch, 1_000_000_000)),
+        ("tracer", _trace_all_but_one),
         ("progress_listener", _leave_listener),
         ("no_allocation_after_start", _allocate_per_launch),
     ],
@@ -186,6 +229,26 @@ def test_suite_notices(
     spoil(monkeypatch)
     with pytest.raises(AssertionError):
         DEVICE_CHECKS[name](open_cpu)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_stamps_may_leave_the_launch_by_the_step_of_events(
+    sign: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = CpuContext.description.fget
+    step_ns = 2_000_000_000
+    monkeypatch.setattr(
+        CpuContext,
+        "description",
+        property(lambda self: replace(described(self), event_step_ns=step_ns)),
+    )
+    _shifted(monkeypatch, sign * step_ns // 2)
+    DEVICE_CHECKS["stamps"](open_cpu)
+
+
+def test_a_tracer_that_sees_every_call_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuContext, "trace_kernels", lambda self: _FixedTracer(10))
+    DEVICE_CHECKS["tracer"](open_cpu)
 
 
 def test_classes_follow_the_protocols() -> None:

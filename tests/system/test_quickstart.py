@@ -89,10 +89,10 @@ def check_whole(traces: Traces) -> None:
 
 def check_loads(traces: Traces, models: set[str]) -> dict[str, Span]:
     """Return the `model.load` span of each model, after a look at what lies below."""
-    loads = {
-        str(attributes(span.attributes)["aegis.model"]): span for span in traces.named("model.load")
-    }
+    loads = {model: span for model in models for span in traces.named(f"model.load {model}")}
     assert loads.keys() == models
+    for model, load in loads.items():
+        assert attributes(load.attributes)["aegis.model"] == model
     for load in loads.values():
         assert not load.parent_span_id
         phases = traces.below(load)

@@ -284,6 +284,22 @@ def test_a_page_of_a_hundred_thousand_events_is_drawn(tmp_path: Path) -> None:
     assert 20 < int(near[1]) < 200
 
 
+@needs_chromium
+def test_a_page_says_that_its_traces_were_sampled(
+    recorded: tuple[Path, list[DecisionMade]], tmp_path: Path
+) -> None:
+    page, sampled = tmp_path / "page.html", tmp_path / "sampled.jsonl"
+    whole = recorded[0].read_text()
+    told = '{"key":"aegis.traces.ratio","value":{"stringValue":"1"}}'
+    assert whole.count(told) >= len(whole.splitlines())
+    sampled.write_text(whole.replace(told, told.replace('"1"', '"0.05"')))
+    for path, is_told in ((recorded[0], False), (sampled, True)):
+        assert main(["trace", "open", str(path), "--output", str(page), "--no-browser"]) == 0
+        shown = re.search(r'id="sampled">([^<]*)<', browse(page, tmp_path))
+        assert shown is not None
+        assert shown[1].startswith("sampled: ratio 0.05,") == bool(shown[1]) == is_told
+
+
 def test_every_line_of_a_runs_log_keeps_to_the_schema(
     recorded: tuple[Path, list[DecisionMade]],
 ) -> None:
@@ -360,7 +376,7 @@ def test_a_real_run_emits_what_is_documented(recorded: tuple[Path, list[Decision
     }
     assert documented - emitted <= rare
     phases = {span.name for span in spans if span.name.split(" ")[0] not in SPAN_WORDS}
-    assert {"model.load", "onnx.load", "passes", "memory.plan", "pool.reserve"} <= phases
+    assert {"model.load urgent", "onnx.load", "passes", "memory.plan", "pool.reserve"} <= phases
 
 
 SPAN_WORDS = {name.split(" ")[0].rstrip(",") for name in names.SPANS} - {"model.load"}

@@ -219,7 +219,7 @@ def test_exporters_of_the_opentelemetry_sdk_get_the_spans(
         for _ in range(3):
             runtime.infer("m", {"x": row()})
     names = [span.name for span in exporter.get_finished_spans()]
-    assert names.count("model.load") == 1
+    assert names.count("model.load m") == 1
     assert names.count("infer m") == names.count("execute") == 3
     assert {"FusedGemm", "stream 0", "queue.wait"} <= set(names)
     telemetry = runtime.report().telemetry

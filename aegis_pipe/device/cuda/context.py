@@ -27,6 +27,7 @@ from aegis_pipe.device.cuda.staging import STAGING_ALIGNMENT_BYTES
 from aegis_pipe.device.cuda.stamps import Stamps
 from aegis_pipe.device.cuda.stream import CudaStream
 from aegis_pipe.device.cuda.timeline import Timeline
+from aegis_pipe.device.cuda.tracing import KernelTracer
 from aegis_pipe.device.cuda.tuning import Tuner
 from aegis_pipe.device.protocols import (
     DeviceCapabilities,
@@ -252,6 +253,10 @@ class CudaContext:
         """Ask NVML."""
         return self._sensors.read()
 
+    def trace_kernels(self) -> KernelTracer:
+        """Return CUPTI; PermanentError where its package is missing."""
+        return KernelTracer(self._name)
+
     def set_progress_listener(self, listener: Callable[[], None] | None) -> None:
         """Do nothing: this device's events are polled."""
 
@@ -376,7 +381,8 @@ class CudaContext:
             context=where,
             hint=f"did you mean {alternatives}?"
             if near
-            else 'export the model without this operator, or run it with `kind = "cpu"`',
+            else 'export the model without this operator, run it with `kind = "cpu"`, or leave '
+            "what it does to a pipeline (a source of images decodes pictures)",
         )
 
 

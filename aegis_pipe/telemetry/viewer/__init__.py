@@ -19,15 +19,15 @@ from aegis_pipe.telemetry.spans import Span
 _Series = dict[str, list[int]]
 
 
-def render_page(title: str, traces: Sequence[Sequence[Span]]) -> str:
-    """Return the page of a run."""
+def render_page(title: str, traces: Sequence[Sequence[Span]], ratio: float = 1.0) -> str:
+    """Return the page of a run; it says so if only a share `ratio` of the requests was kept."""
     template = (files(__package__) / "viewer.html").read_text(encoding="utf-8")
-    data = json.dumps(page_data(title, traces), separators=(",", ":"))
+    data = json.dumps(page_data(title, traces, ratio), separators=(",", ":"))
     # Inside a script element only this could end it.
     return template.replace("/*DATA*/", data.replace("</", "<\\/"))
 
 
-def page_data(title: str, traces: Sequence[Sequence[Span]]) -> dict[str, Any]:
+def page_data(title: str, traces: Sequence[Sequence[Span]], ratio: float = 1.0) -> dict[str, Any]:
     """Return what the page draws; times are nanoseconds since its first span of a request."""
     requests = break_down(traces)
     work = [
@@ -46,6 +46,7 @@ def page_data(title: str, traces: Sequence[Sequence[Span]]) -> dict[str, Any]:
     streams = _streams(traces, labels, nodes, origin_ns)
     return {
         "title": title,
+        "ratio": ratio,
         "length_ns": max([1, *(end - origin_ns for end in ends)]),
         "event_count": len(work) + len(requests),
         "models": models,

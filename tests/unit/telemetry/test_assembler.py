@@ -92,7 +92,7 @@ def test_load_has_the_documented_shape() -> None:
     assert (
         outline(spans)
         == [
-            "model.load",
+            "model.load detector",
             "  onnx.load",
             "  passes",
             "    pass.fold_constants",
@@ -157,7 +157,7 @@ def test_links_lead_to_the_load_and_to_the_blocker() -> None:
     found = infers(spans)
     for request_id in range(2, 21):
         load, blocker = found[request_id].links
-        assert by_id[load.target].name == "model.load"
+        assert by_id[load.target].name == "model.load detector"
         assert by_id[blocker.target] is found[request_id - 1]
     assert found[20].attributes[names.BLOCKED_BY] == (19,)
 

@@ -7,6 +7,8 @@ import re
 import runpy
 from pathlib import Path
 
+from aegis_pipe.execution.known_operators import KNOWN_OPERATORS
+from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.assembler import SETTLE_NS, TraceAssembler
 from aegis_pipe.telemetry.config import TelemetryConfig
@@ -87,3 +89,18 @@ def test_jaegers_ui_is_told_attributes_that_there_are() -> None:
     for pattern in settings["linkPatterns"]:
         used = re.findall(r"#\{([^}]*)\}", pattern["url"] + pattern["text"])
         assert {pattern["key"], *used} <= names.ATTRIBUTES.keys()
+
+
+def test_jaegers_ui_links_to_pages_that_there_are() -> None:
+    """A page of ONNX has operators without a domain; what is our own has no page."""
+    settings = json.loads((TOOL.parent / "jaeger" / "ui.json").read_text(encoding="utf-8"))
+    patterns = [one for one in settings["linkPatterns"] if one["key"] == names.OPERATOR]
+    linked = {pattern["url"].partition("#")[0]: pattern["value"] for pattern in patterns}
+    assert linked == {
+        "https://onnx.ai/onnx/operators/onnx__": [
+            name for name in KNOWN_OPERATORS if "." not in name
+        ],
+        "https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md": sorted(
+            name for name in OPERATORS.names() if name.startswith("com.microsoft.")
+        ),
+    }
