@@ -87,6 +87,7 @@ class CpuContext:
             async_copy=True,
             notifies_progress=True,
             channels_last=LIBRARY is not None,
+            fused_attention=LIBRARY is not None,
             steady_at_once=True,
             watches_memory=True,
         )

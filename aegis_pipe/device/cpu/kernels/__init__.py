@@ -11,6 +11,7 @@ from aegis_pipe.device.cpu.kernels import (
     casting,
     channels_last,
     classic_ml,
+    compiled_attention,
     compiled_block_products,
     compiled_channels_last,
     compiled_comparisons,
@@ -76,6 +77,7 @@ from aegis_pipe.device.cpu.kernels.registry import KERNELS
 _FAMILIES = (
     # Compiled kernels are asked before the NumPy kernels of the same operators.
     compiled_winograd,
+    compiled_attention,
     compiled_block_products,
     compiled_channels_last,
     compiled_comparisons,

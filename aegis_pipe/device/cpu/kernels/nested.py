@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from aegis_pipe.device.cpu.kernels.native import NativeCall
 from aegis_pipe.device.cpu.kernels.registry import KERNELS, CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 from aegis_pipe.tensor import TensorSpec
@@ -55,4 +56,8 @@ def bind_nested(
     assert chosen is not None, inner.operator
     kernel, choice = chosen
     assert not choice.packed, choice.kernel
-    return kernel.bind(inner, choice, inputs, outputs, workspace if workspace.size else None)
+    call = kernel.bind(inner, choice, inputs, outputs, workspace if workspace.size else None)
+    if isinstance(call, NativeCall) and choice.workspace_bytes:
+        # The workspace is one thread's.
+        call.weigh(0)
+    return call

@@ -193,6 +193,7 @@ def test_description_and_capabilities() -> None:
             async_copy=True,
             notifies_progress=True,
             channels_last=native.LIBRARY is not None,
+            fused_attention=native.LIBRARY is not None,
             steady_at_once=True,
             watches_memory=True,
         )

@@ -11,8 +11,8 @@
  * (Goto and van de Geijn 2008.) Copied, the rows of a tile are neighbours: in A they lie whole rows
  * apart, often all in the same set of the cache. Workers share the pairs of block and panel.
  */
+#include "panels.h"
 #include "step.h"
-#include "tile.h"
 
 typedef struct {
     const float *a, *b; /* b: panels, or a plain matrix */
@@ -44,28 +44,6 @@ static cut cut_of(int64_t rows, int64_t depth) {
 /* Floats of the part of A that a worker copies together. */
 static int64_t copied_floats(cut by, int64_t rows, int64_t columns) {
     return rows > even_tile(rows) && columns > (COPIES_FOR_PANELS - 1) * PANEL ? by.block * by.chunk : 0;
-}
-
-/* Packs a plain B into panels [columns / PANEL][depth][PANEL]. */
-static void pack_panels(const float *b, int64_t b_step, int64_t b_column, int64_t depth, int64_t columns,
-                        float *panels) {
-    for (int64_t first = 0; first < columns; first += PANEL, b += PANEL * b_column) {
-        int64_t count = smaller(PANEL, columns - first);
-        if (b_column == 1 && count == PANEL) {
-            for (int64_t k = 0; k < depth; k++, panels += PANEL)
-                UNROLL for (int v = 0; v < VECTORS; v++)
-                    vec_store(panels + v * LANES, vec_load(b + k * b_step + v * LANES));
-        } else {
-            /* A cache line of depths at a time: if B is transposed, they are neighbours in memory. */
-            for (int64_t k = 0; k < depth; k += WIDE) {
-                int64_t depths = smaller(WIDE, depth - k);
-                for (int64_t c = 0; c < PANEL; c++)
-                    for (int64_t i = 0; i < depths; i++)
-                        panels[(k + i) * PANEL + c] = c < count ? b[(k + i) * b_step + c * b_column] : 0;
-            }
-            panels += depth * PANEL;
-        }
-    }
 }
 
 /* A stretch of the depth. */

@@ -2,7 +2,7 @@
  *
  * Sums run in 16 lanes (see vector.h), folded at the end of a row.
  */
-#include "functions.h"
+#include "softmax.h"
 #include "step.h"
 
 typedef struct {
@@ -12,20 +12,10 @@ typedef struct {
     int64_t takes_logarithm;
 } softmax;
 
-/* As row_load, with -inf behind the end: no maximum, and exp(-inf) adds nothing. */
-INLINE wide load_power(const float *row, int64_t i, int64_t count) {
-    if (i + WIDE <= count) return wide_load(row + i);
-    return wide_fill_behind(wide_load_part(row + i, count - i), count - i, -__builtin_inff());
-}
-
-/* A NaN may get lost here: the row's sum of powers has it anyway. */
-INLINE wide larger_lanes(wide a, wide b) { return wide_select(a > b, a, b); }
-
 /* Neighbouring elements: a row is one sum. */
 INLINE void softmax_row(const float *x, float *y, int64_t count, int takes_logarithm) {
-    wide best = wide_of(-__builtin_inff()), sum = wide_of(0);
-    for (int64_t i = 0; i < count; i += WIDE) best = larger_lanes(best, load_power(x, i, count));
-    float largest = wide_largest(best);
+    wide sum = wide_of(0);
+    float largest = row_largest(x, count);
     for (int64_t i = 0; i < count; i += WIDE) {
         wide power = wide_exp_short(load_power(x, i, count) - largest);
         sum += power;

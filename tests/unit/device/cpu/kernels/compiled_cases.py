@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tests.unit.device.cpu.kernels import channels_last_cases
+from tests.unit.device.cpu.kernels.attention_cases import ATTENTION
 from tests.unit.device.cpu.kernels.block_cases import BLOCKS
 from tests.unit.device.cpu.kernels.case import Case, random
 from tests.unit.device.cpu.kernels.indexing_cases import INDEXING
@@ -350,6 +351,7 @@ CASES: dict[str, Case] = {
     **elementwise(),
     **pools(),
     **normalisations(),
+    **ATTENTION,
     **BLOCKS,
     **INDEXING,
     **QUANTISED,

@@ -13,6 +13,7 @@ import onnx
 import pytest
 
 from aegis_pipe.device.cpu.kernels import byte_units, native
+from tests.unit.device.cpu.kernels.attention_cases import masked_rows
 from tests.unit.device.cpu.kernels.case import Case, random
 from tests.unit.device.cpu.kernels.compiled_cases import CASES
 from tests.unit.kernel_driver import drive, make_node, operator_node, run_onnxruntime
@@ -178,6 +179,27 @@ def test_softmax_of_masked_rows(operator: str, axis: int) -> None:
     assert np.isnan(result[1:]).all()
 
 
+def test_attention_of_masked_rows() -> None:
+    """What nothing is seen of is 0; a NaN stays in its row."""
+    values, mask = masked_rows()
+    node = make_node("Attention", 4)
+    result = _outputs(Case("native.attention", node, [*values, mask], (), 23))[0]
+    few = [values[0], *(array[:, :, :3] for array in values[1:])]
+    plain = _outputs(Case("native.attention", make_node("Attention", 3), few, (), 23))[0]
+    np.testing.assert_allclose(result[:, :, 0], plain[:, :, 0], rtol=1e-5, atol=1e-6)
+    assert (result[:, :, 1] == 0).all()
+    assert np.isnan(result[:, :, 2]).all()
+    assert np.isfinite(result[:, :, 3]).all()
+
+
+def test_attention_works_in_less_than_its_scores() -> None:
+    """Of twelve heads of 384 queries and keys."""
+    spec = [random(1, 12, 384, 64)] * 3
+    driven = drive(operator_node(make_node("Attention", 3), 23), spec, compiled=True)
+    assert driven is not None
+    assert driven.workspace_bytes < 12 * 384 * 384 * 4 / 10
+
+
 def test_log_of_sums_is_accurate() -> None:
     """Of two values, the other one and 0: log(1 + exp(x)) to the last digits."""
     x = np.linspace(-20, 0, 20_001, dtype=np.float32)
@@ -224,6 +246,10 @@ def test_functions_are_accurate_in_relative_terms(operator: str, error_max: floa
         (make_node("Conv", 2), [random(1, 2, 5, 5, 5), random(2, 2, 3, 3, 3)], (1,)),
         (make_node("MaxPool", 1, 2, kernel_shape=[2, 2]), [random(1, 2, 5, 5)], ()),
         (make_node("Relu", 1), [random(0, 5)], ()),
+        (make_node("Attention", 3, softcap=2.0), [random(1, 2, 5, 8)] * 3, ()),
+        (make_node("Attention", 3, 4), [random(1, 2, 5, 8)] * 3, ()),
+        (make_node("Attention", 4), [random(1, 2, 5, 8)] * 3 + [np.ones((5, 5), bool)], ()),
+        (make_node("Attention", 4), [random(1, 2, 5, 8)] * 3 + [random(5, 1)], ()),
         (make_node("Add", 2), [random(8, 1, 8, 1, 8, 9), random(1, 8, 1, 8, 1, 9)], ()),
         (make_node("Add", 2), [random(50, 50, 2), random(50, 50, 2)[:, :1]], ()),
     ],

@@ -81,6 +81,18 @@ def sequence_model() -> onnx.ModelProto:
     )
 
 
+def attention_model() -> onnx.ModelProto:
+    """Attention of three heads as one kernel, a number of blocks that no team divides evenly."""
+    heads = "Transpose <perm=[0,2,1,3]>"
+    return model_of(
+        "(float[1,397,3,40] x, float[1,331,3,40] z) => (float[1,397,3,40] y) {"
+        f" q = {heads} (x) k = Transpose <perm=[0,2,3,1]> (z) v = {heads} (z)"
+        " p = MatMul (q, k) a = Mul (p, scale) m = Add (a, mask)"
+        f" s = Softmax <axis=-1> (m) w = MatMul (s, v) y = {heads} (w) }}",
+        {"scale": np.array(0.15, np.float32), "mask": _values(397, 331)},
+    )
+
+
 def results(model: onnx.ModelProto, threads: int, *, runs: int = 1) -> Iterator[bytes]:
     graph, feeds = graph_of(model), feeds_of(model)
     with (
@@ -92,7 +104,7 @@ def results(model: onnx.ModelProto, threads: int, *, runs: int = 1) -> Iterator[
             yield standalone.run(feeds)["y"].tobytes()
 
 
-@pytest.mark.parametrize("make", [image_model, sequence_model])
+@pytest.mark.parametrize("make", [image_model, sequence_model, attention_model])
 def test_bits_do_not_depend_on_the_number_of_threads(make) -> None:
     model = make()
     alone = next(results(model, 1))
@@ -113,7 +125,7 @@ def test_two_streams_have_teams_of_their_own() -> None:
             one.close()
 
 
-@pytest.mark.parametrize("make", [image_model, sequence_model])
+@pytest.mark.parametrize("make", [image_model, sequence_model, attention_model])
 def test_bits_do_not_depend_on_the_instruction_set(make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole models, because the choice of a kernel must not depend on it either."""
     assert native.LIBRARY is not None
