@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from aegis_pipe.analysis import simulation
 from aegis_pipe.analysis.certificate import Certificate, Verdict, certify
 from aegis_pipe.analysis.profile import Fingerprint, Profile, read_profile
+from aegis_pipe.analysis.promises import AdmissionOutcome, promises_kept
 from aegis_pipe.analysis.simulation import Load, MeasuredTimes, ModelTimes, StageLoad
 from aegis_pipe.analysis.task_set import Task, TaskSet
 from aegis_pipe.device.protocols import DeviceDescription
@@ -18,6 +19,7 @@ from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.segments import cost_model
 from aegis_pipe.manifest.model import Manifest, ModelSection, PipelineSection
 from aegis_pipe.scheduler_builder import arena_groups, variants_of
+from aegis_pipe.scheduling.statistics import ModelStatistics
 from aegis_pipe.version import __version__
 
 PROFILE_ENDING = ".profile.json"
@@ -375,6 +377,21 @@ def refusal(admission: Admission) -> PermanentError:
     return PermanentError(
         f"deadlines can not be shown to be kept: {'; '.join(lines)}", context=context, hint=hint
     )
+
+
+def admission_outcome(
+    manifest: Manifest,
+    admission: Admission,
+    statistics: Sequence[ModelStatistics],
+    overruns: Mapping[str, int],
+) -> AdmissionOutcome | None:
+    """Return what became of a manifest's promises; None if it wants nothing proven."""
+    mode, certificate = manifest.scheduler.admission, admission.certificate
+    if mode == "off":
+        return None
+    if certificate is None:
+        return AdmissionOutcome(mode, admission.problem, ())
+    return AdmissionOutcome(mode, "", promises_kept(certificate, statistics, overruns))
 
 
 # --- what is to be simulated --------------------------------------------------------------------

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 
 from aegis_pipe import units
+from aegis_pipe.analysis.promises import AdmissionOutcome
 from aegis_pipe.analysis_builder import (
     Admission,
     SegmentCuts,
+    admission_outcome,
     check_admission,
     cut_segments,
     record_admission,
@@ -92,15 +94,25 @@ class RuntimeReport:
     """None if telemetry goes nowhere."""
     overruns: Mapping[str, int]
     """Segments that took longer than the profile says, by model; empty without a profile."""
+    admission: AdmissionOutcome | None
+    """What was promised and how it was kept, of the whole run; None with `admission = "off"`."""
     recordings: tuple[Recording, ...]
     """Of the run up to its first reload, and from each one on; empty unless asked for."""
 
     @property
     def failed(self) -> bool:
         """Whether something went wrong that the user has to see to."""
-        return any(p.failed or p.error for p in self.pipelines) or any(
-            m.failed for m in self.statistics.models
+        return (
+            any(p.failed or p.error for p in self.pipelines)
+            or any(m.failed for m in self.statistics.models)
+            or self.has_broken_promise
         )
+
+    @property
+    def has_broken_promise(self) -> bool:
+        """Whether a model was admitted under `admission = "enforce"` and missed a deadline."""
+        admission = self.admission
+        return admission is not None and admission.mode == "enforce" and bool(admission.broken)
 
 
 def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
@@ -491,6 +503,7 @@ class Runtime:
         """Return how the run went; complete after `close`."""
         end_ns, revision = self._end_ns or self.clock.now_ns(), self._gate.revision
         last = () if revision.recording is None else (revision.recording,)
+        statistics = self._final_statistics if self._end_ns else self.statistics()
         return RuntimeReport(
             name=self.name,
             device=self.device.name,
@@ -499,10 +512,13 @@ class Runtime:
             elapsed_ns=end_ns - self._start_ns,
             memory_budget_bytes=self.manifest.device.memory_budget_bytes,
             plan=self.plan,
-            statistics=self._final_statistics if self._end_ns else self.statistics(),
+            statistics=statistics,
             pipelines=self._pipelines.reports(),
             telemetry=self._telemetry_report,
             overruns=self._reloader.overruns(),
+            admission=admission_outcome(
+                self.manifest, self.admission, statistics.models, self._reloader.overruns()
+            ),
             recordings=(*self._reloader.recordings, *last),
         )
 

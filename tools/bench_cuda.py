@@ -1,18 +1,22 @@
-"""Latency on a GPU: this runtime beside PyTorch, same networks, same weights, same inputs.
+"""Latency on a GPU: this runtime beside PyTorch and ONNX Runtime, same networks, weights, inputs.
 
-    python tools/bench_cuda.py --json docs/benchmarks/cuda_h100.json [--models resnet50 bert] \
-        [--batches 1 8] [--precisions fp16 tf32] [--compile]
+    python tools/bench_cuda.py --json docs/benchmarks/cuda_h100.json [--models resnet50 bert_base] \
+        [--batches 1 8] [--precisions fp16 tf32] [--compile [MODE]]
 
-One request at a time, data on the device: launch and synchronise, by the host's clock.
-Networks come from torchvision and transformers, with random weights, exported to ONNX on the spot;
-needs torch, torchvision and transformers beside the `cuda` extra. Every row tells the relative
-error of the outputs against PyTorch in float32, so that a fast wrong answer is seen.
+One request at a time, data on the device: launch and synchronise, by the host's clock; all in
+turns, so that whatever the GPU's clocks do happens to all. Networks come from torchvision and
+transformers, with random weights, exported to ONNX on the spot; needs torch, torchvision and
+transformers beside the `cuda` extra, and compares with ONNX Runtime where its CUDA provider runs.
+Every row tells the relative error of the outputs against PyTorch in float32, so that a fast wrong
+answer is seen, and what could not be compared with says why.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
+import gc
 import json
 import platform
 import sys
@@ -21,11 +25,21 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from bench_cuda_peers import (
+    Contestant,
+    Field,
+    onnxruntime_peers,
+    reason,
+    relative_error,
+    torch_peers,
+    why_no_onnxruntime,
+)
 
 from aegis_pipe import __version__
 from aegis_pipe.clock import SystemClock
@@ -34,7 +48,10 @@ from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
 from aegis_pipe.execution.standalone import StandaloneGraph
 
 WARM_UPS = 30
+TURNS = 8
 REQUESTS = 400
+"""Of each, in all turns together."""
+OURS = "aegis-pipe"
 LENGTH = 128
 
 ROWS = (
@@ -96,6 +113,9 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[int], torch.T
     "vit_b_16": (lambda: _torchvision("vit_b_16"), _image, "images"),
 }
 
+ARCHITECTURES = {"bert_base": "bert", "vit_b_16": "vit"}
+"""What ONNX Runtime's optimiser calls them."""
+
 
 def _percentiles(times_ns: list[int]) -> dict[str, float]:
     milliseconds = np.sort(np.array(times_ns)) / 1e6
@@ -106,59 +126,89 @@ def _percentiles(times_ns: list[int]) -> dict[str, float]:
     }
 
 
-def _timed(
-    request: Callable[[], object], prepare: Callable[[], object] = lambda: None
-) -> dict[str, float]:
-    for _ in range(WARM_UPS):
+def _run(contestant: Contestant, warm_ups: int, requests: int) -> None:
+    """Time so many of its requests."""
+    prepare, request = contestant.prepare, contestant.request
+    for _ in range(warm_ups):
         prepare()
         request()
-    times = []
-    for _ in range(REQUESTS):
+    for _ in range(requests):
         prepare()
         begin = time.perf_counter_ns()
         request()
-        times.append(time.perf_counter_ns() - begin)
-    return _percentiles(times)
+        contestant.times_ns.append(time.perf_counter_ns() - begin)
 
 
-def _error(got: np.ndarray, expected: np.ndarray) -> float:
-    wide = expected.astype(np.float64)
-    return float(np.linalg.norm(got.astype(np.float64) - wide) / np.linalg.norm(wide))
+def _compete(field: Field) -> dict[str, dict[str, Any]]:
+    """Time all in turns; return their rows, or why there are no figures."""
+    racing = {name: each for name, each in field.items() if isinstance(each, Contestant)}
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(TURNS):
+            for contestant in racing.values():
+                if contestant.failure:
+                    continue
+                try:
+                    _run(contestant, 5 if turn else WARM_UPS, REQUESTS // TURNS)
+                except Exception as failure:
+                    contestant.failure = reason(failure)
+    finally:
+        gc.enable()
+    rows: dict[str, dict[str, Any]] = {}
+    for name, each in field.items():
+        if isinstance(each, str):
+            rows[name] = {"error": each}
+        elif each.failure:
+            rows[name] = {"error": each.failure, **each.facts}
+        else:
+            rows[name] = {**_percentiles(each.times_ns), **each.facts}
+    return rows
 
 
 def _ours(
-    path: Path, name: str, example: torch.Tensor, expected: np.ndarray, precision: str
-) -> dict[str, Any]:
+    stack: ExitStack,
+    path: Path,
+    name: str,
+    example: torch.Tensor,
+    expected: np.ndarray,
+    precision: str,
+) -> Contestant:
+    """Load, check and measure alone; the device stays open until `stack` is left."""
     clock = SystemClock()
     begin = time.perf_counter()
     graph = ModelLoader().load(path, LoadOptions(name=name))
-    with open_device("cuda", clock=clock).context as context:
-        stream = context.create_stream(0)
-        opened = time.perf_counter()
-        with StandaloneGraph(graph, context, stream, clock, precision) as standalone:
-            loaded = time.perf_counter()
-            inputs = {str(graph.inputs[0]): example.numpy()}
-            (result,) = standalone.run(inputs).values()
-            before = context.allocation_count
-            again = {standalone.run(inputs).popitem()[1].tobytes() for _ in range(50)}
-            launch_us = _launch_us(standalone, inputs)
-            figures = _timed(standalone.run_on_device, lambda: standalone.write_inputs(inputs))
-            row: dict[str, Any] = {
-                **figures,
-                "relative_error": _error(result, expected),
-                "same_bits": again == {result.tobytes()},
-                "allocations_per_request": context.allocation_count - before,
-                "launch_us": launch_us,
-                "load_s": loaded - begin,
-                "device_open_s": opened - begin,
-                "kernels": len(standalone.kernels()),
-                "weights_bytes": standalone.compiled.weight_bytes,
-                "arena_bytes": standalone.compiled.plan.peak_bytes,
-                "kernel_us": _kernel_times(standalone, inputs),
-            }
-        stream.close()
-    row["load_warm_s"] = _load_s(path, name, precision)
-    return row
+    context = stack.enter_context(open_device("cuda", clock=clock).context)
+    stream = context.create_stream(0)
+    stack.callback(stream.close)
+    opened = time.perf_counter()
+    standalone = stack.enter_context(StandaloneGraph(graph, context, stream, clock, precision))
+    loaded = time.perf_counter()
+    inputs = {str(graph.inputs[0]): example.numpy()}
+    (result,) = standalone.run(inputs).values()
+    before = context.allocation_count
+    again = {standalone.run(inputs).popitem()[1].tobytes() for _ in range(50)}
+
+    def prepare() -> None:
+        # What they lie in holds something else after a run.
+        standalone.write_inputs(inputs)
+
+    alone = Contestant(standalone.run_on_device, prepare)
+    _run(alone, WARM_UPS, REQUESTS // 2)
+    facts: dict[str, Any] = {
+        "relative_error": relative_error(result, expected),
+        "same_bits": again == {result.tobytes()},
+        "allocations_per_request": context.allocation_count - before,
+        "launch_us": _launch_us(standalone, inputs),
+        "load_s": loaded - begin,
+        "device_open_s": opened - begin,
+        "kernels": len(standalone.kernels()),
+        "weights_bytes": standalone.compiled.weight_bytes,
+        "arena_bytes": standalone.compiled.plan.peak_bytes,
+        "kernel_us": _kernel_times(standalone, inputs),
+        "alone": _percentiles(alone.times_ns),
+    }
+    return Contestant(standalone.run_on_device, prepare, facts)
 
 
 def _load_s(path: Path, name: str, precision: str) -> float:
@@ -206,67 +256,42 @@ def _kernel_times(
 
 
 def _peers(
+    path: Path,
     model: torch.nn.Module,
     example: torch.Tensor,
     expected: np.ndarray,
-    precision: str,
-    with_compiled: bool,
-) -> dict[str, dict[str, Any]]:
-    """Return PyTorch's rows: eager, captured as a CUDA graph, and compiled and captured."""
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.benchmark = True
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
-    network = model.to("cuda", dtype)
-    data = example.to("cuda")
-    if data.is_floating_point():
-        network = network.to(memory_format=torch.channels_last)
-        data = data.to(dtype).to(memory_format=torch.channels_last)
-    rows: dict[str, dict[str, Any]] = {}
-    if hasattr(network, "encoder") and hasattr(network.encoder, "set_attn_implementation"):
-        # The export wants attention spelled out; PyTorch itself is faster with its own kernel.
-        network.encoder.set_attn_implementation("sdpa")
-    with torch.inference_mode():
-        output = network(data)
-        error = _error(output.float().cpu().numpy(), expected)
+    row: dict[str, Any],
+    options: argparse.Namespace,
+) -> Field:
+    """Return what ours is compared with in a row; a peer that fails has its reason there."""
+    name, precision = row["model"], row["precision"]
 
-        def eager() -> None:
-            network(data)
-            torch.cuda.synchronize()
+    def export_half(target: Path) -> None:
+        half = copy.deepcopy(model).to("cuda", torch.float16)
+        data = example.to("cuda")
+        data = data.half() if data.is_floating_point() else data
+        with torch.inference_mode():
+            torch.onnx.export(half, (data,), str(target), opset_version=17, dynamo=False)
 
-        rows["torch eager"] = {**_timed(eager), "relative_error": error}
-        try:
-            rows["torch cuda graph"] = {**_captured(network, data), "relative_error": error}
-        except RuntimeError as failure:
-            rows["torch cuda graph"] = {"error": str(failure)}
-        if with_compiled:
-            try:
-                compiled = torch.compile(network)
-                error = _error(compiled(data).float().cpu().numpy(), expected)
-                figures = _captured(compiled, data)
-                rows["torch compile, cuda graph"] = {**figures, "relative_error": error}
-            except Exception as failure:
-                rows["torch compile, cuda graph"] = {"error": str(failure)[:200]}
-            torch.compiler.reset()
-    model.to("cpu", torch.float32)
-    return rows
-
-
-def _captured(network: torch.nn.Module, data: torch.Tensor) -> dict[str, float]:
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            network(data)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        network(data)
-
-    def replay() -> None:
-        graph.replay()
-        torch.cuda.synchronize()
-
-    return _timed(replay)
+    peers: Field = {}
+    try:
+        peers |= torch_peers(
+            model, example, expected, precision, options.compile, options.compile_limit
+        )
+    except Exception as failure:
+        traceback.print_exc()
+        peers["torch eager"] = reason(failure)
+    if options.without_onnxruntime:
+        peers["onnxruntime"] = options.without_onnxruntime
+        return peers
+    try:
+        peers |= onnxruntime_peers(
+            path, ARCHITECTURES.get(name), example.numpy(), expected, precision, export_half
+        )
+    except Exception as failure:
+        traceback.print_exc()
+        peers["onnxruntime"] = reason(failure)
+    return peers
 
 
 def _row(
@@ -275,7 +300,9 @@ def _row(
     precisions: list[str],
     folder: Path,
     options: argparse.Namespace,
-) -> list[dict[str, Any]]:
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """Measure a network in each precision; every row goes to `keep`, which may get it again."""
     make, example_of, _ = NETWORKS[name]
     torch.manual_seed(1)
     model = make().eval()
@@ -288,33 +315,84 @@ def _row(
         torch.backends.cudnn.allow_tf32 = False
         expected = model.to("cuda")(example.to("cuda")).cpu().numpy()
         model.to("cpu")
-    rows = []
     for precision in precisions:
         row: dict[str, Any] = {"model": name, "batch": batch, "precision": precision}
+        with ExitStack() as stack:
+            field: Field = {}
+            try:
+                ours = _ours(stack, path, name, example, expected, precision)
+                field[OURS] = ours
+                # Kept already: what follows is others' code.
+                row[OURS] = {**ours.facts["alone"], **ours.facts}
+            except Exception as failure:
+                traceback.print_exc()
+                field[OURS] = reason(failure)
+                row[OURS] = {"error": reason(failure)}
+            keep(row)
+            if not options.no_peers:
+                field |= _peers(path, model, example, expected, row, options)
+            row |= _compete(field)
+            if "error" in row[OURS] and "alone" in row[OURS]:
+                row[OURS] |= row[OURS]["alone"]
+            keep(row)
+            field.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
         try:
-            row["aegis-pipe"] = _ours(path, name, example, expected, precision)
+            row[OURS]["load_warm_s"] = _load_s(path, name, precision)
         except Exception as failure:
-            traceback.print_exc()
-            row["aegis-pipe"] = {"error": f"{type(failure).__name__}: {failure}"}
-        if not options.no_peers:
-            row |= _peers(model, example, expected, precision, options.compile)
-        rows.append(row)
+            row[OURS]["load_warm_error"] = reason(failure)
+        keep(row)
         _show(row)
-    return rows
+    torch.compiler.reset()
+
+
+def _figures(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: figures for name, figures in row.items() if isinstance(figures, dict)}
 
 
 def _show(row: dict[str, Any]) -> None:
     print(f"{row['model']} {row['precision']} b{row['batch']}", flush=True)
-    for name, figures in row.items():
-        if isinstance(figures, dict):
-            facts = ", ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                for key, value in figures.items()
-                if key != "kernel_us"
-            )
-            print(f"  {name:<18} {facts[:600]}", flush=True)
-    for kernel, (count, microseconds) in list(row["aegis-pipe"].get("kernel_us", {}).items())[:8]:
+    for name, figures in _figures(row).items():
+        facts = ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in figures.items()
+            if key not in ("kernel_us", "alone")
+        )
+        print(f"  {name:<18} {facts[:600]}", flush=True)
+    for kernel, (count, microseconds) in list(row[OURS].get("kernel_us", {}).items())[:8]:
         print(f"    {kernel:<60} x{count:<4} {microseconds:8.1f} us", flush=True)
+
+
+def _summary(rows: list[dict[str, Any]]) -> str:
+    """Return a table of all rows: ours, every peer's median, and who is fastest."""
+    peers = list(dict.fromkeys(name for row in rows for name in _figures(row) if name != OURS))
+    header = ["model", "batch", "precision", "ours p50", "ours p99", *peers, "ours is fastest"]
+    lines = [header]
+    reasons = []
+    for row in rows:
+        figures = _figures(row)
+        medians = {name: each["p50_ms"] for name, each in figures.items() if "p50_ms" in each}
+        ours = figures[OURS]
+        cells = [row["model"], str(row["batch"]), row["precision"]]
+        cells += [f"{ours[key]:.3f}" if key in ours else "-" for key in ("p50_ms", "p99_ms")]
+        cells += [f"{medians[name]:.3f}" if name in medians else "-" for name in peers]
+        others = [median for name, median in medians.items() if name != OURS]
+        if OURS not in medians or not others:
+            cells.append("-")
+        elif medians[OURS] <= min(others):
+            cells.append(f"yes, {min(others) / medians[OURS]:.2f}x")
+        else:
+            cells.append(f"no, {min(others) / medians[OURS]:.2f}x")
+        lines.append(cells)
+        reasons += [
+            f"{' '.join(cells[:3])}, {name}: {each['error']}"
+            for name, each in figures.items()
+            if "error" in each
+        ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return "\n".join(["times in ms; x: the fastest peer's median over ours", *table, *reasons])
 
 
 def _machine() -> dict[str, Any]:
@@ -339,10 +417,32 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=list(NETWORKS))
     parser.add_argument("--batches", nargs="+", type=int)
     parser.add_argument("--precisions", nargs="+")
-    parser.add_argument("--no-peers", action="store_true", help="leave PyTorch's rows out")
-    parser.add_argument("--compile", action="store_true", help="torch.compile is a peer, too")
+    parser.add_argument("--no-peers", action="store_true", help="measure ours alone")
+    parser.add_argument("--no-onnxruntime", action="store_true", help="leave its rows out")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=["default", "max-autotune-no-cudagraphs"],
+        help="torch.compile is a peer, too, in this mode",
+    )
+    parser.add_argument(
+        "--compile-limit", type=int, default=150, metavar="SECONDS", help="most for each of them"
+    )
     options = parser.parse_args()
-    report = {"machine": _machine(), "rows": []}
+    options.without_onnxruntime = "left out" if options.no_onnxruntime else ""
+    if not options.no_peers and not options.no_onnxruntime:
+        options.without_onnxruntime = why_no_onnxruntime()
+    rows: list[dict[str, Any]] = []
+    report = {"machine": _machine(), "rows": rows}
+
+    def keep(row: dict[str, Any]) -> None:
+        if not any(each is row for each in rows):
+            rows.append(row)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
+
     wanted = [
         row
         for row in ROWS
@@ -354,12 +454,10 @@ def main() -> int:
         for name, batch in dict.fromkeys(row[:2] for row in wanted):
             precisions = [row[2] for row in wanted if row[:2] == (name, batch)]
             try:
-                report["rows"] += _row(name, batch, precisions, Path(folder), options)
+                _row(name, batch, precisions, Path(folder), options, keep)
             except Exception:
                 traceback.print_exc()
-            if options.json:
-                options.json.parent.mkdir(parents=True, exist_ok=True)
-                options.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(_summary(rows))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Where a request's time went, from the events of a run's log.
+"""Where a request's time went, from the events of a run's log, or of its trace in that form.
 
 A request's life from arrival to end is cut at every event that concerns it or its stream, and
 each piece is put down to exactly one cause, so that the pieces add up to the whole:
@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 Line = Mapping[str, Any]
 """An event as the log has it, parsed."""
+
+_NEVER_NS = 2**63
 
 CAUSES = ("queue", "blocked", "execute", "copy", "launch", "host")
 
@@ -118,18 +120,21 @@ class RunLog:
         self._decisions: defaultdict[str, list[Line]] = defaultdict(list)
         self._copies: defaultdict[str, list[Line]] = defaultdict(list)
         self._on_stream: defaultdict[str, list[Line]] = defaultdict(list)
+        self._reloads: list[Line] = []
         keep = {
             "request_submitted": lambda line: self._submitted.update({line["request_id"]: line}),
             "request_finished": lambda line: self._finished.update({line["request_id"]: line}),
             "schedule_decision": lambda line: self._decisions[line["request_id"]].append(line),
             "copy_finished": lambda line: self._copies[line["request_id"]].append(line),
             "segment_finished": lambda line: self._on_stream[line["stream_id"]].append(line),
+            "manifest_reloaded": self._reloads.append,
         }
         for line in lines:
             if (take := keep.get(line.get("event", ""))) is not None:
                 take(line)
         for segments in self._on_stream.values():
-            segments.sort(key=lambda line: line["launch_ns"])
+            # By number those of one batch, which are launched together.
+            segments.sort(key=lambda line: (line["launch_ns"], _number(line["request_id"])))
 
     @property
     def requests(self) -> tuple[str, ...]:
@@ -144,6 +149,33 @@ class RunLog:
             return int(line["timestamp"] - line["arrival_ns"])
 
         return sorted(self._finished, key=lambda request: (-life_ns(request), request))[:count]
+
+    def missing(self, request: str) -> int:
+        """Return how many decisions and requests that an explanation needs are not in the log.
+
+        Decisions made while the request lived are numbered without gaps (from 0 on again after a
+        reload), and they name the requests that held its streams. KeyError as for `explain`.
+        """
+        finished = self._finished[request]
+        arrival_ns, end_ns = finished["arrival_ns"], finished["timestamp"]
+        since_ns = max([r["start_ns"] for r in self._reloads if r["start_ns"] <= arrival_ns] or [0])
+        until_ns = min([r["end_ns"] for r in self._reloads if r["end_ns"] >= end_ns] or [_NEVER_NS])
+        numbers = {
+            line["sequence"]: arrival_ns <= line["start_ns"] <= end_ns
+            for lines in self._decisions.values()
+            for line in lines
+            if since_ns <= line["start_ns"] <= until_ns
+        }
+        own = self._decisions[request]
+        within = [number for number, is_within in numbers.items() if is_within]
+        within += [line["sequence"] for line in own]
+        if not within:
+            return 1  # Every request is decided about.
+        expected = range(min(within), max(within) + 1)
+        blockers = {other for line in own for other in line["blocked_by"]}
+        return sum(number not in numbers for number in expected) + len(
+            blockers - self._finished.keys() - self._submitted.keys()
+        )
 
     def explain(self, request: str) -> Explanation:
         """Explain one finished request; KeyError if the log has no end of it."""
@@ -169,7 +201,7 @@ class RunLog:
             stream=stream,
             queue_depth=start["queue_depth"] if start else 0,
             candidates=tuple(
-                Rival(other, self._model(other), score)
+                Rival(other, self._model(other), float(score))
                 for other, score in (start or {}).get("candidates", ())
             ),
             lost=self._started_before(request, stream, arrival_ns, start),
@@ -274,6 +306,10 @@ class RunLog:
             and line["end_ns"] > arrival_ns
             and line["launch_ns"] < end_ns
         ]
+
+
+def _number(request: str) -> int:
+    return int(request.removeprefix("req-"))
 
 
 def _is_same(one: Piece, other: Piece) -> bool:

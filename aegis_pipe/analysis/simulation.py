@@ -197,7 +197,8 @@ class Load:
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    source: _Source
+    """What passes through several stages; where there is only one, nothing has to be kept."""
+
     origin_ns: int
     left: int = 0
     done: tuple[str, ...] = ()
@@ -211,16 +212,18 @@ class _Source:
         self.load = load
         self.arrivals = load.arrivals()
         self.first = tuple(stage for stage in load.stages if not stage.after)
+        self.only = load.stages[0] if len(load.stages) == 1 else None
         self.has_more = len(self.first) < len(load.stages)
         self.window = load.window
+        self.deadline_ns = load.deadline_ns
         self.under_way = 0
         self.holds_back = False
         """Whether an item has arrived and waits for another one to leave."""
 
 
-_Coming = tuple[int, int, _Source, _Item | None, StageLoad | None, int]
-"""Instant, number, source, item, stage and wake of a submission; the arrival of an item, which
-is made only then, has no item and no stage."""
+_Coming = tuple[int, int, _Source, StageLoad | None, int, int | None, _Item | None]
+"""Instant, number, source, stage, instant of submission, deadline and item; the arrival of an item,
+which is made only then, has no stage."""
 
 
 class Loads:
@@ -240,93 +243,92 @@ class Loads:
         """Let items arrive, up to the next request or to the end of an instant."""
         coming = self.coming
         while coming:
-            instant_ns, _, source, item, _, _ = coming[0]
-            if item is not None or instant_ns > until_ns:
+            instant_ns, _, source, stage, _, _, _ = coming[0]
+            if stage is not None or instant_ns > until_ns:
                 return
-            self._arrive(source, instant_ns)
+            if source.window is None or source.under_way < source.window:
+                self._begin(source, instant_ns)
+            elif source.load.drops:
+                self.dropped[source.load.name] += 1
+            else:
+                source.holds_back = True
+                heappop(coming)
+                continue
+            # Nothing that has been added meanwhile goes before the arrival itself.
+            next_ns = next(source.arrivals, None)
+            if next_ns is None:
+                heappop(coming)
+            else:
+                self._numbers += 1
+                heapreplace(coming, (next_ns, self._numbers, source, None, 0, None, None))
 
     def take(self) -> ExecutionRequest:
         """Return the next request."""
-        instant_ns, _, source, item, stage, wake_ns = heappop(self.coming)
-        assert item is not None
+        _, _, source, stage, submitted_ns, deadline_ns, item = heappop(self.coming)
         assert stage is not None
-        # It arrived when it was submitted; that is known only now.
-        instant_ns -= wake_ns
-        deadline_ns = source.load.deadline_ns
-        if deadline_ns is not None:
-            deadline_ns += item.origin_ns
-        elif stage.deadline_ns is not None:
-            deadline_ns = instant_ns + stage.deadline_ns
         number = self._requests = self._requests + 1
+        # It arrived when it was submitted; that is known only now.
         return ExecutionRequest(
             number,
             stage.model,
-            instant_ns,
+            submitted_ns,
             stage.segment_count,
             stage.priority,
             deadline_ns,
-            (item, stage),
+            (source, stage, item),
         )
 
     def finished(self, request: ExecutionRequest, now_ns: int) -> None:
         """Send the item on to the stages that waited for this one, or let it leave."""
-        item, stage = request.payload
-        item.left -= 1
-        if item.source.has_more and request.state is _COMPLETED:
-            item.done = (*item.done, stage.name)
-            for other in item.source.load.stages:
-                if stage.name in other.after and all(name in item.done for name in other.after):
-                    self._submit(item, other, now_ns)
-        if not item.left:
-            self._leave(item.source, now_ns)
-
-    def _expect(self, source: _Source) -> None:
-        instant_ns = next(source.arrivals, None)
-        if instant_ns is not None:
-            self._numbers += 1
-            heappush(self.coming, (instant_ns, self._numbers, source, None, None, 0))
-
-    def _arrive(self, source: _Source, now_ns: int) -> None:
-        """Take notice of an arrival, the first of what is coming."""
-        window = source.window
-        if window is None or source.under_way < window:
-            self._begin(source, now_ns)
-        elif source.load.drops:
-            self.dropped[source.load.name] += 1
-        else:
-            source.holds_back = True
-            heappop(self.coming)
-            return
-        # Nothing that has been added meanwhile goes before the arrival itself.
-        next_ns = next(source.arrivals, None)
-        if next_ns is None:
-            heappop(self.coming)
-        else:
-            self._numbers += 1
-            heapreplace(self.coming, (next_ns, self._numbers, source, None, None, 0))
-
-    def _begin(self, source: _Source, now_ns: int) -> None:
-        source.under_way += 1
-        item = _Item(source, now_ns)
-        for stage in source.first:
-            self._submit(item, stage, now_ns)
-
-    def _leave(self, source: _Source, now_ns: int) -> None:
+        source, stage, item = request.payload
+        if item is not None:
+            item.left -= 1
+            if source.has_more and request.state is _COMPLETED:
+                item.done = (*item.done, stage.name)
+                for other in source.load.stages:
+                    if stage.name in other.after and all(name in item.done for name in other.after):
+                        item.left += 1
+                        self._submit(source, other, now_ns, item.origin_ns, item)
+            if item.left:
+                return
         source.under_way -= 1
         if source.holds_back:
             source.holds_back = False
             self._begin(source, now_ns)
             self._expect(source)
 
-    def _submit(self, item: _Item, stage: StageLoad, now_ns: int) -> None:
-        item.left += 1
-        wake_ns = 0
-        if stage.host_ns:
-            now_ns += stage.host_ns[int(self._draw() * len(stage.host_ns))]
-        if stage.wakes_ns:
-            wake_ns = stage.wakes_ns[int(self._draw() * len(stage.wakes_ns))]
+    def _expect(self, source: _Source) -> None:
+        instant_ns = next(source.arrivals, None)
+        if instant_ns is not None:
+            self._numbers += 1
+            heappush(self.coming, (instant_ns, self._numbers, source, None, 0, None, None))
+
+    def _begin(self, source: _Source, now_ns: int) -> None:
+        source.under_way += 1
+        if source.only is not None:
+            self._submit(source, source.only, now_ns, now_ns, None)
+            return
+        item = _Item(now_ns, len(source.first))
+        for stage in source.first:
+            self._submit(source, stage, now_ns, now_ns, item)
+
+    def _submit(
+        self, source: _Source, stage: StageLoad, now_ns: int, origin_ns: int, item: _Item | None
+    ) -> None:
+        host_ns, wakes_ns = stage.host_ns, stage.wakes_ns
+        if host_ns:
+            now_ns += host_ns[int(self._draw() * len(host_ns))]
+        wake_ns = wakes_ns[int(self._draw() * len(wakes_ns))] if wakes_ns else 0
+        deadline_ns = source.deadline_ns
+        if deadline_ns is not None:
+            deadline_ns += origin_ns
+        elif stage.deadline_ns is not None:
+            deadline_ns = now_ns + stage.deadline_ns
         self._numbers += 1
-        heappush(self.coming, (now_ns + wake_ns, self._numbers, item.source, item, stage, wake_ns))
+        heappush(
+            self.coming,
+            (now_ns + wake_ns, self._numbers, source, stage, now_ns, deadline_ns, item),
+        )
 
 
 def periodic(period_ns: int, start_ns: int = 0) -> Callable[[], Iterator[int]]:
@@ -413,26 +415,30 @@ class MeasuredTimes:
 
     def __call__(self, request: ExecutionRequest, segment: int, beside: Sequence[str]) -> int:
         """Return how long a segment holds its stream."""
-        model = self._models[request.model]
-        stream, launched_ns = request.stream, request.launched_ns
-        busy_until_ns = self._busy_until_ns.get(stream, 0)
+        name, stream, start_ns = request.model, request.stream, request.launched_ns
+        model, busy_until_ns = self._models[name], self._busy_until_ns.get(stream, 0)
         totals: Sequence[int]
         if segment == 0:
-            rested = model.rested_ns and launched_ns - busy_until_ns >= REST_NS
-            rank, totals = self._draw(), model.rested_ns if rested else model.totals_ns
+            rank, totals = self._draw(), model.totals_ns
+            if model.rested_ns and start_ns - busy_until_ns >= REST_NS:
+                totals = model.rested_ns
             if request.segment_count > 1:
-                self._luck[stream, request.model] = (rank, totals)
+                self._luck[stream, name] = (rank, totals)
         else:
-            rank, totals = self._luck[stream, request.model]
+            rank, totals = self._luck[stream, name]
         total_ns = totals[int(rank * len(totals))]
         for other in beside:
             row = model.beside.get(other)
             if row is not None:
-                total_ns = max(total_ns, row[int(rank * len(row))])
+                slower_ns = row[int(rank * len(row))]
+                if slower_ns > total_ns:
+                    total_ns = slower_ns
         # A batch is taken to need what its requests would one after the other: no less.
-        share = self._shares[request.model][segment]
+        share = self._shares[name][segment]
         duration_ns = int(total_ns * request.batch_size * share + 0.5) or 1
-        self._busy_until_ns[stream] = max(launched_ns, busy_until_ns) + duration_ns
+        if busy_until_ns > start_ns:
+            start_ns = busy_until_ns
+        self._busy_until_ns[stream] = start_ns + duration_ns
         return duration_ns
 
 
@@ -466,12 +472,15 @@ class Tally:
 
     def __call__(self, request: ExecutionRequest) -> None:
         """Take note of a request that is over."""
-        model = request.degraded_from or request.model
+        model, finished_ns = request.degraded_from or request.model, request.finished_ns
+        deadline_ns = request.deadline_ns
         if request.state is _COMPLETED:
-            self._latencies[model].append(request.finished_ns - request.arrival_ns)
-        else:
-            self._dropped[model] += 1
-        if request.deadline_ns is not None and request.deadline_missed:
+            self._latencies[model].append(finished_ns - request.arrival_ns)
+            if deadline_ns is not None and finished_ns > deadline_ns:
+                self._misses[model] += 1
+            return
+        self._dropped[model] += 1
+        if request.deadline_missed:
             self._misses[model] += 1
 
     def add(self, other: Tally) -> None:

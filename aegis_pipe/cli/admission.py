@@ -1,4 +1,4 @@
-"""How `plan` shows what was proven about deadlines."""
+"""How `plan` shows what was proven about deadlines, and `up` what became of it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from typing import Any
 
 from aegis_pipe.analysis.certificate import Certificate, TaskProof
 from aegis_pipe.analysis.profile import Profile
+from aegis_pipe.analysis.promises import AdmissionOutcome
 from aegis_pipe.analysis_builder import Admission
-from aegis_pipe.cli.tables import table
+from aegis_pipe.cli.tables import counted, table
 from aegis_pipe.manifest.model import Manifest
 
 _HEADER = (
     "request", "verdict", "deadline", "bound", "slack", "before", "run", "blocked", "by",
     "waits for",
+)  # fmt: skip
+_OUTCOME_HEADER = (
+    "model", "verdict", "requests", "completed", "missed", "overruns", "p50", "p99", "longest",
+    "bound", "deadline",
 )  # fmt: skip
 
 
@@ -38,6 +43,49 @@ def admission_lines(manifest: Manifest, admission: Admission) -> list[str]:
                 "  no single change of a rate, the segments, a stream or a model is enough"
             )
     return lines
+
+
+def outcome_lines(outcome: AdmissionOutcome) -> list[str]:
+    """Format what a run made of its promises."""
+    if outcome.problem:
+        return [f"promises (admission {outcome.mode}): nothing is proven: {outcome.problem}"]
+    kept = "BROKEN" if outcome.broken else "all that are proven were kept"
+    lines = [
+        f"promises (admission {outcome.mode}): {kept}; times in ms",
+        *(f"  {line}" for line in table(_OUTCOME_HEADER, _outcome_rows(outcome)).splitlines()),
+    ]
+    lines += [
+        f"  {model.model}: {model.deadline_misses} of {counted(model.requests, 'request')} "
+        "missed a deadline that was proven: the profile is not of this machine as it is now; "
+        "measure it anew with `aegis-pipe profile`"
+        for model in outcome.broken
+    ]
+    lines += [
+        f"  {model.model}: a request took {_ms(model.latency_max_ns)}, proven were "
+        f"{_ms(model.bound_ns)} at most"
+        for model in outcome.models
+        if model.is_over_bound
+    ]
+    return lines
+
+
+def _outcome_rows(outcome: AdmissionOutcome) -> list[tuple[str, ...]]:
+    return [
+        (
+            model.model,
+            model.verdict.value,
+            str(model.requests),
+            str(model.completed),
+            str(model.deadline_misses),
+            str(model.overruns),
+            _ms(model.latency_p50_ns),
+            _ms(model.latency_p99_ns),
+            _ms(model.latency_max_ns),
+            _ms(model.bound_ns),
+            _ms(model.deadline_ns),
+        )
+        for model in outcome.models
+    ]
 
 
 def _row(proof: TaskProof) -> tuple[str, ...]:

@@ -1,21 +1,29 @@
 """Measure how long a manifest's models take on its device, and keep it beside the manifest.
 
 The result, `<manifest>.profile.json`, is what admission proves deadlines with and what `simulate`
-draws from. It is void once a model, the device, a library or the streams are different.
+draws from. It is void once a model, the device, a library or the streams are different. With
+`--validate-stamps` nothing is measured but how far a GPU's stamps are from its own profiler.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+import statistics
 import sys
+from collections.abc import Sequence
 
 from aegis_pipe import units
 from aegis_pipe.analysis.profile import Profile, profile_text
 from aegis_pipe.analysis.quantiles import QuantileBound, samples_needed
 from aegis_pipe.analysis_builder import PROFILE_ENDING
 from aegis_pipe.cli.tables import table
+from aegis_pipe.clock import SystemClock
+from aegis_pipe.manifest.model import Manifest
 from aegis_pipe.manifest_check import check_manifest
 from aegis_pipe.profiler import ProfileOptions, measure_profile
+from aegis_pipe.stamp_validation import MEDIAN_LIMIT_NS, StampComparison, validate_stamps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pipelines", type=_duration, default=2 * 10**9, metavar="TIME",
         help="time to run pipelines for their transforms",
     )  # fmt: skip
+    parser.add_argument(
+        "--validate-stamps",
+        action="store_true",
+        help="measure nothing else: compare the times of kernels with the GPU's own profiler "
+        "(package cupti-python); exit 1 if the median of a model differs by more than 2 us",
+    )
     parser.add_argument("--json", action="store_true", help="print the profile as JSON")
 
 
@@ -58,6 +72,8 @@ def _duration(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     """Measure, write, and show."""
     manifest = check_manifest(options.manifest)
+    if options.validate_stamps:
+        return _validate(manifest, as_json=options.json)
     needed = samples_needed(options.quantile, options.confidence)
     profile = measure_profile(
         manifest,
@@ -76,6 +92,57 @@ def run(options: argparse.Namespace) -> int:
     path.write_text(text, encoding="utf-8")
     print(text if options.json else f"{_as_text(profile)}\n\nwritten to {path}")
     return 0
+
+
+def _validate(manifest: Manifest, *, as_json: bool) -> int:
+    comparisons = validate_stamps(
+        manifest, SystemClock(), lambda line: print(line, file=sys.stderr)
+    )
+    if as_json:
+        print(json.dumps([_described(each) for each in comparisons], indent=1))
+    else:
+        print(_validation_text(comparisons))
+    return 0 if all(each.passed for each in comparisons) else 1
+
+
+def _described(comparison: StampComparison) -> dict[str, object]:
+    return {
+        **dataclasses.asdict(comparison),
+        "median_difference_ns": comparison.median_ns,
+        "worst_difference_ns": int(comparison.differences_ns[comparison.worst]),
+        "worst_kernel": comparison.kernels[comparison.worst],
+        "passed": comparison.passed,
+    }
+
+
+def _validation_text(comparisons: Sequence[StampComparison]) -> str:
+    rows = []
+    for each in comparisons:
+        worst = each.worst
+        rows.append(
+            (
+                each.model,
+                str(len(each.kernels)),
+                str(each.left_out),
+                _us(statistics.median(each.stamped_ns)),
+                _us(statistics.median(each.traced_ns)),
+                _us(each.median_ns),
+                _us(each.differences_ns[worst]),
+                each.kernels[worst],
+                "yes" if each.passed else "no",
+            )
+        )
+    header = (
+        "model", "kernels", "left out", "stamped p50", "profiler p50", "median difference",
+        "worst", "worst kernel", f"within {_us(MEDIAN_LIMIT_NS)}",
+    )  # fmt: skip
+    return (
+        f"times in us; differences are stamps less the device's profiler\n\n{table(header, rows)}"
+    )
+
+
+def _us(duration_ns: float) -> str:
+    return f"{duration_ns / 1e3:.2f}"
 
 
 def _as_text(profile: Profile) -> str:

@@ -13,7 +13,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
@@ -25,6 +25,7 @@ from rich.table import Table
 
 from aegis_pipe import units
 from aegis_pipe.app import Runtime, RuntimeReport, open_pipeline
+from aegis_pipe.cli.admission import outcome_lines
 from aegis_pipe.cli.live import LiveView
 from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.errors import AegisError, FatalError
@@ -65,7 +66,7 @@ def _duration(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run to the end; 1 if a pipeline or an item failed."""
+    """Run to the end; 1 if a pipeline, an item or an enforced admission's promise failed."""
     signals = _Signals()
     screen = _Screen(quiet=options.quiet or options.json)
     with ExitStack() as stack:
@@ -282,6 +283,8 @@ def summary(report: RuntimeReport) -> str:
         lines += [f"  {line}" for line in pipeline.sinks]
         lines += [f"  stopped: {pipeline.error}"] if pipeline.error else []
     lines += _telemetry_lines(report.telemetry)
+    if report.admission is not None:
+        lines += outcome_lines(report.admission)
     if any(report.overruns.values()):
         counts = ", ".join(f"{name} {count}" for name, count in report.overruns.items() if count)
         lines.append(f"profile: overrun by segments of {counts}: measure it anew")
@@ -333,5 +336,15 @@ def _reasons(reasons: Any) -> str:
     )
 
 
-def _as_json(report: RuntimeReport) -> dict[str, Any]:
-    return dataclasses.asdict(report)
+def _as_json(value: Any) -> Any:
+    """Return dataclasses, named tuples and mappings, one in the other, as JSON has them."""
+    if dataclasses.is_dataclass(value):
+        names = (field.name for field in dataclasses.fields(value))
+        return {name: _as_json(getattr(value, name)) for name in names}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: _as_json(part) for name, part in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(part) for part in value]
+    return value

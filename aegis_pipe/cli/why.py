@@ -1,7 +1,7 @@
 """Explain where a request's time went: who was chosen, by which rule, and who held it up.
 
-Reads the log that a run wrote (`telemetry.log`), with its older parts beside it; the parts of a
-request's time add up to the whole.
+Reads the log that a run wrote (`telemetry.log`), with its older parts beside it, or its traces
+(`telemetry.file`): the answer is the same. The parts of a request's time add up to the whole.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from aegis_pipe.analysis.blame import CAUSES, Explanation, RunLog
-from aegis_pipe.cli.tables import table
+from aegis_pipe.cli.tables import counted, table
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.manifest import load_manifest
+from aegis_pipe.telemetry.numbers import json_number
+from aegis_pipe.telemetry.trace_file import read_runs
+from aegis_pipe.telemetry.trace_log import dropped_events, log_lines
 
 _CULPRITS_SHOWN = 8
 
@@ -27,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("request", nargs="?", help="number of a request: 17 or req-17")
     parser.add_argument(
         "--from", dest="source", required=True, metavar="FILE",
-        help="the run's log (JSON lines), or the manifest that names it",
+        help="the run's log or its traces (JSON lines), or the manifest that names them",
     )  # fmt: skip
     parser.add_argument("--worst", type=int, metavar="N", help="the N longest requests instead")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
@@ -38,10 +41,11 @@ def run(options: argparse.Namespace) -> int:
     if (options.request is None) == (options.worst is None):
         print("error: give a request, or --worst N", file=sys.stderr)
         return 2
-    path = _log_of(Path(options.source))
-    log = RunLog(line for part in _parts(path) for line in _lines(part))
+    path = _recording_of(Path(options.source))
+    is_trace = _is_trace(path)
+    log = RunLog(_trace_lines(path) if is_trace else _log_lines(path))
     if options.worst is not None:
-        explanations = [log.explain(request) for request in log.worst(options.worst)]
+        explanations = [_explain(log, one, path, is_trace) for one in log.worst(options.worst)]
         if options.json:
             print(json.dumps([_as_json(each) for each in explanations], indent=2))
         else:
@@ -52,25 +56,67 @@ def run(options: argparse.Namespace) -> int:
         raise PermanentError(
             f"it has no end of request {request}",
             context=str(path),
-            hint="`aegis-pipe why --worst 10` lists requests; parts of a log older than "
-            "`telemetry.log.keep` are gone",
+            hint="`aegis-pipe why --worst 10` lists requests; of a log the parts older than "
+            "`telemetry.log.keep` are gone, of traces those that were not sampled",
         )
-    explanation = log.explain(request)
+    explanation = _explain(log, request, path, is_trace)
     print(json.dumps(_as_json(explanation), indent=2) if options.json else _as_text(explanation))
     return 0
 
 
-def _log_of(path: Path) -> Path:
+def _explain(log: RunLog, request: str, path: Path, is_trace: bool) -> Explanation:
+    missing = log.missing(request)
+    if missing:
+        raise PermanentError(
+            f"{counted(missing, 'decision')} or requests around {request} are not in it, so who "
+            "held it up is not known",
+            context=str(path),
+            hint="not every trace was kept: record with `traces = { ratio = 1.0 }` under "
+            "`[telemetry]`, or explain it from the run's log (`telemetry.log`)"
+            if is_trace
+            else "older parts of the log are gone, or events were lost: raise `telemetry.log.keep` "
+            "or `telemetry.ring_capacity` and run it again",
+        )
+    return log.explain(request)
+
+
+def _recording_of(path: Path) -> Path:
     if path.suffix != ".toml":
         return path
     manifest = load_manifest(path)
-    if manifest.telemetry.log is None:
-        raise PermanentError(
-            "the manifest names no log",
-            context=str(path),
-            hint='add `log = { path = "events.jsonl" }` under `[telemetry]` and run it again',
+    if manifest.telemetry.log is not None:
+        return manifest.resolve(manifest.telemetry.log.path)
+    if manifest.telemetry.file:
+        return manifest.resolve(manifest.telemetry.file)
+    raise PermanentError(
+        "the manifest names neither a log nor a file for traces",
+        context=str(path),
+        hint='add `log = { path = "events.jsonl" }` under `[telemetry]` and run it again',
+    )
+
+
+def _is_trace(path: Path) -> bool:
+    """Return whether the first line is one of OTLP JSON."""
+    first = next(_lines(path), {})
+    return isinstance(first, dict) and "resourceSpans" in first
+
+
+def _trace_lines(path: Path) -> Iterator[dict[str, Any]]:
+    runs = read_runs(path)
+    if len(runs) > 1:
+        print(f"note: {path} has {len(runs)} runs; this is about the last", file=sys.stderr)
+    traces = runs[-1].traces
+    if dropped := dropped_events(traces):
+        print(
+            f"note: the run lost {counted(dropped, 'event')}; what they would have told is put "
+            "down to `host`",
+            file=sys.stderr,
         )
-    return manifest.resolve(manifest.telemetry.log.path)
+    return log_lines(traces)
+
+
+def _log_lines(path: Path) -> Iterator[dict[str, Any]]:
+    return (line for part in _parts(path) for line in _lines(part))
 
 
 def _parts(path: Path) -> list[Path]:
@@ -95,7 +141,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         raise PermanentError(
             f"it can not be read: {error.strerror}",
             context=str(path),
-            hint="run the manifest with a `telemetry.log` first",
+            hint="run the manifest with a `telemetry.log` or `telemetry.file` first",
         ) from error
 
 
@@ -166,4 +212,6 @@ def _ms(duration_ns: int) -> str:
 def _as_json(it: Explanation) -> dict[str, Any]:
     values = dataclasses.asdict(it)
     values["pieces"] = [piece._asdict() for piece in it.pieces]
+    for rival in values["candidates"]:
+        rival["score"] = json_number(rival["score"])
     return values | {"total_ns": it.total_ns, "by_cause_ns": it.by_cause()}

@@ -43,6 +43,8 @@ class DeviceCapabilities:
     """Kernels for images are faster with channels in the last dimension."""
     fused_attention: bool = False
     """Attention of several heads is faster as one kernel than spelled out."""
+    gelu_products: bool = False
+    """A matrix product takes GELU by tanh into its own kernel."""
     half_precision: bool = False
     """Kernels take float16 and bfloat16 at more than the speed of float32."""
     tf32: bool = False
@@ -70,6 +72,8 @@ class DeviceDescription:
     library_versions: tuple[tuple[str, str], ...] = ()
     staging_alignment_bytes: int = 0
     """Copies pass through host memory of their stream, each in a multiple of this; 0: straight."""
+    event_step_ns: int = 0
+    """How coarse the times of events are, and so how far they may be from stamps taken beside."""
 
     def staged_bytes(self, size_bytes: int) -> int:
         """Return what a copy of so many bytes takes of its stream's staging memory."""
@@ -226,6 +230,24 @@ class DeviceGraph(Protocol):
         ...
 
 
+class KernelTracer(Protocol):
+    """The device's own profiler, to hold stamps against; it watches while it is entered.
+
+    What runs meanwhile is slower; for one thread, and one tracer at a time.
+    """
+
+    def take(self) -> list[list[int]]:
+        """Wait for the device; return the kernels that ran since, between each two stamps.
+
+        One row a call that ran something, in order: the durations of its kernels in nanoseconds.
+        Stamped launches only, and one since the last `take`.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+
 class DeviceContext(Protocol):
     """An open device. Owns what it makes: closing it closes everything, in order."""
 
@@ -333,6 +355,13 @@ class DeviceContext(Protocol):
         """Ask the device's sensors; None if it has none, they can not be reached, or it is closed.
 
         For any thread, also while others use the context; may take milliseconds.
+        """
+        ...
+
+    def trace_kernels(self) -> KernelTracer:
+        """Return the device's own profiler, not yet watching.
+
+        Raises PermanentError if it has none, or it can not be reached.
         """
         ...
 

@@ -5,6 +5,8 @@ A wrong type is our own bug.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from aegis_pipe.kernel import KernelRequest
@@ -57,3 +59,17 @@ def array(request: KernelRequest, name: str) -> np.ndarray:
     value = request.attributes[name]
     assert isinstance(value, np.ndarray), name
     return value
+
+
+def in_place(
+    request: KernelRequest, pairs: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, int], ...]:
+    """Return those of (input, output) `pairs` that are both there, and of the same spec."""
+    return tuple(
+        (i, o)
+        for i, o in pairs
+        if i < len(request.inputs)
+        and o < len(request.outputs)
+        and request.inputs[i] is not None
+        and request.inputs[i] == request.outputs[o]
+    )

@@ -39,6 +39,7 @@ from aegis_pipe.execution.passes import (
     ATTENTION_PASSES,
     CHANNELS_LAST_PASSES,
     PASSES,
+    PRODUCT_PASSES,
     Pass,
     PassReport,
     run_passes,
@@ -139,6 +140,7 @@ def compile_graph(
     capabilities = context.capabilities
     passes = (
         *PASSES,
+        *(PRODUCT_PASSES if capabilities.gelu_products else ()),
         *(ATTENTION_PASSES if capabilities.fused_attention else ()),
         *(CHANNELS_LAST_PASSES if capabilities.channels_last else ()),
     )

@@ -8,10 +8,14 @@ from aegis_pipe.scheduling.model_rules import RuleBook
 from aegis_pipe.scheduling.request import ExecutionRequest
 
 _SLACK = 64
+_NEVER_NS = 1 << 62
 
 
 class Deadlines:
     """Timers of the requests that wait or stand at a segment boundary, each at most one.
+
+    Those of requests that have just begun to wait are `newest`, on a list: most requests start at
+    once, and their timers never get into the heap, where `settle` puts the others.
 
     A heap with lazy deletion: an entry counts if its request's `timer_ns` is its instant, and is
     dropped when it comes to the top. When there are twice as many entries as timers were left the
@@ -23,6 +27,10 @@ class Deadlines:
         self.entries: list[tuple[int, int, ExecutionRequest]] = []
         """Entries begin with their instant and none is before the first. That one may have been
         cleared, so that `pop_due` is to be asked from its instant on; earlier it need not be."""
+        self.newest: list[ExecutionRequest] = []
+        """Always this very list; only to be looked at."""
+        self.newest_ns = _NEVER_NS
+        """The earliest of those, or earlier."""
         self._entries_max = _SLACK
 
     def watch_waiting(self, request: ExecutionRequest) -> None:
@@ -38,7 +46,18 @@ class Deadlines:
         if rules.needed_ns:
             # Started at the last instant, it would be done on the dot.
             at_ns += 1 - rules.needed_ns
-        self._watch(request, at_ns)
+        request.timer_ns = at_ns
+        self.newest.append(request)
+        if at_ns < self.newest_ns:
+            self.newest_ns = at_ns
+
+    def settle(self) -> None:
+        """Put the timers of the newest into the heap, where they are still needed."""
+        for request in self.newest:
+            if request.timer_ns is not None:
+                self._watch(request, request.timer_ns)
+        self.newest.clear()
+        self.newest_ns = _NEVER_NS
 
     def watch_paused(self, request: ExecutionRequest) -> None:
         """Have a request at a segment boundary reported once its deadline has come."""
@@ -66,6 +85,8 @@ class Deadlines:
 
     def next_ns(self) -> int | None:
         """Return when the earliest timer is due."""
+        if self.newest:
+            self.settle()
         entries = self.entries
         while entries:
             at_ns, _, request = entries[0]

@@ -16,7 +16,7 @@ from aegis_pipe.scheduling.batching import hand_lead_over
 from aegis_pipe.scheduling.deadlines import Deadlines
 from aegis_pipe.scheduling.decision import Decision, DecisionKind, Reason
 from aegis_pipe.scheduling.model_rules import ModelRules, RuleBook, StandIn
-from aegis_pipe.scheduling.policy import NO_MODELS, Candidates, SchedulingPolicy
+from aegis_pipe.scheduling.policy import NO_MODELS, Candidates, KeyedPolicy, SchedulingPolicy
 from aegis_pipe.scheduling.queue import BoundedQueue
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
 from aegis_pipe.scheduling.stream_pool import StreamPool
@@ -50,6 +50,9 @@ class OpenRequests:
         self._rules = rules
         self._deadlines = Deadlines(rules)
         self._timers = self._deadlines.entries
+        # Not so with most policies, and it is asked for every request.
+        self._hears_service = _hears(policy, "served")
+        self._hears_ends = _hears(policy, "ended")
         self._in_flight = in_flight
         self._explains = explains
         self._at_limit = NO_MODELS
@@ -82,7 +85,7 @@ class OpenRequests:
 
     @property
     def timers(self) -> Sequence[tuple[int, int, ExecutionRequest]]:
-        """Timers of late requests, always this very list; none is before the first."""
+        """Timers, always this very list; after `decide` none is before the first."""
         return self._timers
 
     @property
@@ -151,7 +154,10 @@ class OpenRequests:
 
     def _to_running(self, member: ExecutionRequest) -> None:
         if member.timer_ns is not None:
-            self._deadlines.clear(member)
+            member.timer_ns = None
+            timers = self._timers
+            if timers and timers[0][2] is member:
+                self._deadlines.clear(member)
         if member.state is _PAUSED:
             self._paused -= 1
         else:
@@ -186,13 +192,22 @@ class OpenRequests:
         ):
             # By far the most common end, of one that ran alone and is in time: `_finish` without
             # its questions.
-            self._leave_stream(request)
-            self._policy.ended(request)
+            stream = request.stream
+            assert stream is not None
+            if self._rules.limited:
+                rules = self._rules[request.model]
+                if rules.limit is not None:
+                    self._count_started(rules, -1)
+            # Running, it holds its stream.
+            self._give_stream_back(stream)
+            if self._hears_ends:
+                self._policy.ended(request)
             del self._requests[request.request_id]
             self._running -= 1
             self._final_counts[_COMPLETED] += 1
             request.state = _COMPLETED
-            request.reason = _completion(request)
+            if request.degraded_from:
+                request.reason = Reason.DEGRADED
             request.finished_ns = now_ns
             self._finished.append(request)
             return
@@ -264,15 +279,20 @@ class OpenRequests:
             rules = self._rules[request.model]
             if rules.limit is not None:
                 self._count_started(rules, -1)
-        suspended, streams = self._suspended[stream], self._streams
-        if streams.holder(stream) is not request:
-            suspended.remove(request)
-        elif suspended:
-            streams.hand_over(stream, suspended.pop())
+        if self._streams.holder(stream) is request:
+            self._boundaries.discard(stream)
+            self._give_stream_back(stream)
+        else:
+            self._suspended[stream].remove(request)
+
+    def _give_stream_back(self, stream: int) -> None:
+        """Free a stream whose holder is gone, or let the one go on that was preempted last."""
+        suspended = self._suspended[stream]
+        if suspended:
+            self._streams.hand_over(stream, suspended.pop())
             self._boundaries.add(stream)
         else:
-            streams.release(stream)
-            self._boundaries.discard(stream)
+            self._streams.release(stream)
 
     def _hand_lead_over(self, request: ExecutionRequest, stream: int) -> None:
         leader = hand_lead_over(request)
@@ -328,6 +348,11 @@ class OpenRequests:
         decisions = tuple(self._decisions)
         self._decisions.clear()
         return decisions
+
+
+def _hears(policy: SchedulingPolicy, name: str) -> bool:
+    """Return whether a policy does anything when it is told by that method."""
+    return getattr(type(policy), name, None) is not getattr(KeyedPolicy, name)
 
 
 def _completion(request: ExecutionRequest) -> str:

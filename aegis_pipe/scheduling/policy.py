@@ -91,6 +91,8 @@ class KeyedPolicy(abc.ABC):
     def __init__(self) -> None:
         self._lanes: dict[str, RequestHeap] = {}
         self._size = 0
+        # Where the latest request was put: the only one that waits is mostly that one.
+        self._latest = RequestHeap()
         # What `candidates` has just seen, and for whom: `pop` mostly follows, and needs the same.
         self._seen: tuple[frozenset[str], list[Entry]] | None = None
 
@@ -131,6 +133,7 @@ class KeyedPolicy(abc.ABC):
         if lane is None:
             lane = self._lanes[request.model] = RequestHeap()
         lane.push(self.key(request, now_ns), request)
+        self._latest = lane
         self._size += 1
         self._seen = None
 
@@ -148,6 +151,9 @@ class KeyedPolicy(abc.ABC):
             winner: ExecutionRequest = best[-1]
             self._lanes[winner.model].pop()
             runner_up = seen[1][1] if len(seen[1]) > 1 else None
+        elif self._size == 1 and not skip and self._latest.heap and self._latest.is_clean:
+            self._size = 0
+            return self._latest.pop(), _ONLY_CANDIDATE
         else:
             lane, runner_up = self._first_two(skip)
             winner = lane.pop()

@@ -122,7 +122,11 @@ class Scheduler(OpenRequests):
 
     def admit(self, request: ExecutionRequest, now_ns: int) -> Decision | None:
         """First half of `submit`, from any thread: take a place, or reject at once."""
-        is_late = self._refuses_late and self._deadlines.is_hopeless(request, now_ns)
+        is_late = (
+            self._refuses_late
+            and request.deadline_ns is not None
+            and self._deadlines.is_hopeless(request, now_ns)
+        )
         reason = Reason.WOULD_BE_LATE if is_late else self.queue.reserve(request.model)
         if reason is None:
             return None
@@ -194,7 +198,8 @@ class Scheduler(OpenRequests):
         assert request.state is _RUNNING, f"request {request_id} was not running"
         assert finished <= launched, f"request {request_id}: no segment"
         request.next_segment = finished
-        self._policy.served(request, now_ns - request.busy_since_ns)
+        if self._hears_service:
+            self._policy.served(request, now_ns - request.busy_since_ns)
         request.busy_since_ns = now_ns
         if error is not None and request.error is None:
             request.error = error
@@ -219,7 +224,8 @@ class Scheduler(OpenRequests):
         self._decided_ns = now_ns
         if self._to_cancel:
             self._cancel_waiting(now_ns)
-        if self._timers and self._timers[0][0] <= now_ns:
+        deadlines, timers = self._deadlines, self._timers
+        if (timers and timers[0][0] <= now_ns) or deadlines.newest_ns <= now_ns:
             self._end_late(now_ns)
         if self.queue.waiting and self._streams.free:
             self._fill_free_streams(now_ns)
@@ -231,7 +237,13 @@ class Scheduler(OpenRequests):
             for stream in sorted(self._hungry):
                 self._feed(stream, now_ns)
             self._hungry.clear()
-        return self._take_decisions() if self._decisions else ()
+        if deadlines.newest:
+            deadlines.settle()
+        if not self._decisions:
+            return ()
+        decisions = tuple(self._decisions)
+        self._decisions.clear()
+        return decisions
 
     def abandon(
         self,
@@ -265,7 +277,7 @@ class Scheduler(OpenRequests):
 
     def next_deadline_ns(self) -> int | None:
         """Return when `decide` has to be called even if nothing happens; None for never."""
-        timer_ns = self._deadlines.next_ns() if self._timers else None
+        timer_ns = self._deadlines.next_ns()
         if not self._rules.batching:
             return timer_ns
         instants = [line.held_until_ns() for _, line in self._rules.batching]
@@ -407,7 +419,21 @@ class Scheduler(OpenRequests):
             blocked_by = self._blockers(request)
             self._takeovers.add(now_ns, stream, request.request_id)
         self._run(request, now_ns)
-        self._decide(_START, request, reason, now_ns, queue_depth, candidates, blocked_by)
+        # `_decide`, without the call: every request starts here.
+        values = (
+            next(self._sequence),
+            now_ns,
+            _START,
+            request.request_id,
+            request.model,
+            0,
+            stream,
+            reason,
+            queue_depth,
+            candidates,
+            blocked_by,
+        )
+        self._decisions.append(tuple.__new__(Decision, values))
         if request.companions:
             for member in request.companions:
                 queue_depth -= 1

@@ -89,6 +89,7 @@ class ModelStatistics:
     latency_p50_ns: int
     """Arrival to result, of completed requests."""
     latency_p99_ns: int
+    latency_max_ns: int
     queue_p50_ns: int
     """Arrival to start, of requests that started."""
     queue_p99_ns: int
@@ -171,6 +172,7 @@ class RequestStatistics:
             deadline_misses=figures.deadline_misses,
             latency_p50_ns=figures.latency.quantile_ns(0.5),
             latency_p99_ns=figures.latency.quantile_ns(0.99),
+            latency_max_ns=figures.latency.largest_ns,
             queue_p50_ns=figures.queue.quantile_ns(0.5),
             queue_p99_ns=figures.queue.quantile_ns(0.99),
             service_p50_ns=figures.service.quantile_ns(0.5),

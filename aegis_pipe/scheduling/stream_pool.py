@@ -27,9 +27,9 @@ class StreamPool:
         self._all = (1 << count) - 1
         self.free = self._all
         """Those nobody holds, as a bit mask."""
-        self._allowed = {
-            model: _mask(model, streams, count) for model, streams in (allowed or {}).items()
-        }
+        masks = {model: _mask(model, streams, count) for model, streams in (allowed or {}).items()}
+        # One that may use all is not confined, whoever named it.
+        self._allowed = {model: mask for model, mask in masks.items() if mask != self._all}
         self._barred = tuple(
             frozenset(model for model, mask in self._allowed.items() if not mask >> stream & 1)
             for stream in range(count)
@@ -58,7 +58,8 @@ class StreamPool:
         """Confined models all of whose streams are held."""
         if not self._allowed:
             return NO_MODELS
-        return frozenset(model for model, mask in self._allowed.items() if not mask & self.free)
+        free = self.free
+        return frozenset([model for model, mask in self._allowed.items() if not mask & free])
 
     def models_barred_from(self, stream: int) -> frozenset[str]:
         """Models that may not use this stream."""

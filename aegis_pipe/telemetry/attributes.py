@@ -43,6 +43,7 @@ EVENTS_OMITTED: Final = "aegis.events.omitted"
 ITEM: Final = "aegis.item"
 KERNEL: Final = "aegis.kernel"
 LINK: Final = "aegis.link"
+LIVED_NS: Final = "aegis.lived_ns"
 MODEL: Final = "aegis.model"
 NODE: Final = "aegis.node"
 OFFSET_BYTES: Final = "aegis.offset_bytes"
@@ -67,6 +68,7 @@ REQUEST_ID: Final = "aegis.request.id"
 RULE: Final = "aegis.rule"
 SEGMENT: Final = "aegis.segment"
 SEGMENTS: Final = "aegis.segments"
+SEGMENT_TIMES_NS: Final = "aegis.segment_times_ns"
 SIZE_BYTES: Final = "aegis.size_bytes"
 SLACK_NS: Final = "aegis.slack_ns"
 STAGE: Final = "aegis.stage"
@@ -182,7 +184,16 @@ ATTRIBUTES: Final[dict[str, tuple[str, str]]] = {
     ITEM: ("int", "Number of the pipeline's item."),
     KERNEL: ("string", "Name of the kernel that the device chose."),
     LINK: ("string", "On a link: `model.load`, `blocked_by`, `infer` or `previous_start`."),
-    MODEL: ("string", "Name of the model."),
+    LIVED_NS: (
+        "int",
+        "Time from arrival to the final state, where the span is longer: it goes on to the end of "
+        "the decision that ended the request.",
+    ),
+    MODEL: (
+        "string",
+        "Name of the model; on `stream` only if another ran than was asked for: a batch's variant "
+        "or a stand-in.",
+    ),
     NODE: ("string", "Name of the graph's node."),
     OFFSET_BYTES: ("int", "Planned place in the pool."),
     OPERATOR: (
@@ -212,6 +223,11 @@ ATTRIBUTES: Final[dict[str, tuple[str, str]]] = {
     RULE: ("string", "Code of the rule by which the decision was made."),
     SEGMENT: ("int", "Position among the model's segments."),
     SEGMENTS: ("int", "Segments that ran in this lane."),
+    SEGMENT_TIMES_NS: (
+        "int[]",
+        "Per segment of this lane its position, and when the host enqueued it, it began and it "
+        "ended, in ns after the request's arrival.",
+    ),
     SIZE_BYTES: ("int", "Size of the tensor or copy."),
     SLACK_NS: (
         "int",

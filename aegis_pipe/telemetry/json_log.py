@@ -52,6 +52,10 @@ class JsonLogFormat:
 
     def line(self, event: Event) -> str:
         """Return an event as ASCII JSON, without the line's end."""
+        return json.dumps(self.values(event), separators=(",", ":"), allow_nan=False)
+
+    def values(self, event: Event) -> dict[str, Any]:
+        """Return what an event's line says."""
         values: dict[str, Any] = {"event": event_name(type(event))}
         for key, value in zip(event._fields, event, strict=True):
             is_none = not value and (type(event), key) in NONE_IF_ZERO
@@ -63,7 +67,7 @@ class JsonLogFormat:
         if isinstance(event, RequestFinished):
             self._priorities.pop(event.request_id, None)
         values["timestamp"] = self._to_unix_ns(instant_ns(event))
-        return json.dumps(values, separators=(",", ":"), allow_nan=False)
+        return values
 
     def _field(self, key: str, value: Any) -> dict[str, Any]:
         if key == "at_ns":
@@ -73,13 +77,13 @@ class JsonLogFormat:
         if key == "kernel_times":
             return {key: self._kernel_times(value)}
         if key == "request_id":
-            return {key: _request(value)}
+            return {key: request_name(value)}
         if key == "stream" or key.endswith("_stream"):
-            return {f"{key}_id": f"stream-{value}" if value >= 0 else None}
+            return {f"{key}_id": stream_name(value) if value >= 0 else None}
         if key == "blocked_by":
-            return {key: [_request(other) for other in value]}
+            return {key: [request_name(other) for other in value]}
         if key == "candidates":
-            return {key: [[_request(other), json_number(score)] for other, score in value]}
+            return {key: [[request_name(other), json_number(score)] for other, score in value]}
         return {key: _plain(value)}
 
     def _kernel_times(self, stamps: bytes) -> list[list[int]]:
@@ -88,8 +92,14 @@ class JsonLogFormat:
         return result
 
 
-def _request(request_id: int) -> str:
+def request_name(request_id: int) -> str:
+    """Return what the log calls a request."""
     return f"req-{request_id}"
+
+
+def stream_name(stream: int) -> str:
+    """Return what the log calls a stream."""
+    return f"stream-{stream}"
 
 
 def _plain(value: Any) -> Any:

@@ -135,6 +135,8 @@ def request_tree(record: RequestRecord, kernels: KernelTable, max_spans: int) ->
         _request_attributes(record, finished),
         request_failure(finished),
     )
+    if end_ns > finished.at_ns:
+        infer.attributes[names.LIVED_NS] = finished.at_ns - finished.arrival_ns
     wait = SpanNode(names.QUEUE_WAIT, finished.arrival_ns, wait_end_ns, {})
     infer.events = [
         _decided(decision, finished.deadline_ns)
@@ -169,6 +171,19 @@ def _request_attributes(
     if record.blocked_by:
         values[names.BLOCKED_BY] = record.blocked_by
     return values
+
+
+def _segment_times(segments: Sequence[SegmentFinished], arrival_ns: int) -> list[int]:
+    return [
+        number
+        for done in sorted(segments, key=lambda done: done.segment)
+        for number in (
+            done.segment,
+            done.launch_ns - arrival_ns,
+            done.start_ns - arrival_ns,
+            done.end_ns - arrival_ns,
+        )
+    ]
 
 
 def _decided(decision: DecisionMade, deadline_ns: int) -> SpanEvent:
@@ -298,6 +313,12 @@ def _lane(
         },
         on_device=True,
     )
+    ran, finished = [done for done, _ in segments], record.finished
+    assert finished is not None
+    if ran:
+        lane.attributes[names.SEGMENT_TIMES_NS] = _segment_times(ran, finished.arrival_ns)
+        if ran[0].model != finished.model:
+            lane.attributes[names.MODEL] = ran[0].model
     stamped = [block for _, block in segments if block is not None]
     unstamped = [_segment(done) for done, block in segments if block is None]
     lane.children = [_copy(copy) for copy in copies]

@@ -203,7 +203,8 @@ def expired_events(request_id: int, arrival_ns: int) -> list[Event]:
             (request_id - 1,),
         ),
         RequestFinished(
-            end_ns,
+            # The scheduler's step takes its time from its beginning.
+            deadline_ns,
             request_id,
             MODEL,
             "expired",

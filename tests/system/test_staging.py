@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from aegis_pipe import app, open_pipeline
+from aegis_pipe import deployment_builder, open_pipeline
 from aegis_pipe.cli import main
 from aegis_pipe.device.cpu.context import CpuContext
 from aegis_pipe.device.cpu.stream import CpuStream
@@ -59,7 +59,7 @@ class StagingContext(CpuContext):
     def description(self):
         return replace(super().description, staging_alignment_bytes=UNIT)
 
-    def create_stream(self, index, *, priority=0, staging_bytes=None):
+    def create_stream(self, index, *, priority=0, staging_bytes=None, multiprocessors=None):
         stream = StagingStream(index, self._clock, self._progress, self._threads)
         stream.reserved = staging_bytes
         StagingContext.streams_made += 1
@@ -70,7 +70,7 @@ class StagingContext(CpuContext):
 def stages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StagingContext, "streams_made", 0)
     monkeypatch.setattr(
-        app,
+        deployment_builder,
         "open_device",
         lambda kind, *, index, clock, threads: OpenedDevice(
             StagingContext(clock, threads=threads), "it stages"

@@ -15,6 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import aegis_pipe
+from aegis_pipe.analysis.blame import CAUSES
 from aegis_pipe.cli import main
 from aegis_pipe.events import DecisionMade, Event
 from aegis_pipe.telemetry import attributes as names
@@ -115,6 +116,50 @@ def test_all_decisions_of_a_run_are_rebuilt_from_its_trace_alone(
         line = by_sequence[one.sequence]
         assert (line["kind"], line["reason"], line["model"]) == (one.kind, one.reason, one.model)
         assert (line["start_ns"], line["end_ns"]) == (one.start_ns, one.end_ns)
+
+
+def test_why_says_the_same_of_a_trace_as_of_the_log(
+    recorded: tuple[Path, list[DecisionMade]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def why(*words: object) -> str:
+        assert main(["why", *map(str, words)]) == 0
+        return capsys.readouterr().out
+
+    trace, log = recorded[0], recorded[0].parent / "events.jsonl"
+    everything = ("--worst", 10_000, "--json", "--from")
+    explained = json.loads(why(*everything, trace))
+    assert explained == json.loads(why(*everything, log))
+    assert len(explained) == 30 * 14
+    assert {one["outcome"] for one in explained} == {
+        "completed",
+        "expired",
+        "rejected",
+        "cancelled",
+    }
+    for one in explained:
+        assert sum(one["by_cause_ns"].values()) == one["total_ns"]
+    sums = {cause: sum(one["by_cause_ns"][cause] for one in explained) for cause in CAUSES}
+    assert min(sums[cause] for cause in ("queue", "execute", "copy", "launch", "host")) > 0
+    held = max(explained, key=lambda one: one["by_cause_ns"]["queue"])["request"]
+    assert why(held, "--from", trace) == why(held, "--from", log)
+    assert " behind req-" in why(held, "--from", trace)
+
+
+def test_why_refuses_a_trace_that_lacks_what_was_not_sampled(
+    recorded: tuple[Path, list[DecisionMade]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = recorded[0].read_text().splitlines(keepends=True)
+    requests = [line for line in lines if '"infer patient"' in line or '"infer urgent"' in line]
+    sampled = tmp_path / "sampled.jsonl"
+    sampled.write_text("".join(requests[::3]))
+    assert main(["why", "--worst", "1", "--from", str(sampled)]) == 1
+    assert "traces = { ratio = 1.0 }" in capsys.readouterr().err
+    older = tmp_path / "older.jsonl"
+    older.write_text("".join(line.replace("aegis.segment_times_ns", "other") for line in lines))
+    assert main(["why", "--worst", "1", "--from", str(older)]) == 1
+    assert "does not tell when its segments were launched" in capsys.readouterr().err
 
 
 def test_the_parts_of_every_request_of_a_run_add_up(
@@ -289,7 +334,7 @@ def test_a_real_run_emits_what_is_documented(recorded: tuple[Path, list[Decision
         key for key in emitted if key.startswith(names.PHASE_PREFIX)
     }
     assert emitted <= documented
-    # What only pipelines, several streams a request, many kernels or lost events bring about.
+    # What only pipelines, several streams a request, many kernels, lost events or reloads bring.
     rare = {
         names.PIPELINE,
         names.ITEM,
@@ -304,6 +349,14 @@ def test_a_real_run_emits_what_is_documented(recorded: tuple[Path, list[Decision
         names.DROPPED_EVENTS,
         names.EVENTS_OMITTED,
         names.LINK,
+        names.RELOAD_OUTCOME,
+        names.RELOAD_DIGEST_BEFORE,
+        names.RELOAD_DIGEST_AFTER,
+        names.RELOAD_MODELS_ADDED,
+        names.RELOAD_MODELS_REMOVED,
+        names.RELOAD_MODELS_RELOADED,
+        names.RELOAD_MODELS_KEPT,
+        names.RELOAD_REQUESTS_HELD,
     }
     assert documented - emitted <= rare
     phases = {span.name for span in spans if span.name.split(" ")[0] not in SPAN_WORDS}

@@ -211,6 +211,15 @@ class CpuContext:
         """Return None: processors have no sensors that every machine shows."""
         return None
 
+    def trace_kernels(self) -> NoReturn:
+        """Refuse: stamps of a processor are readings of the host's clock."""
+        raise PermanentError(
+            "the cpu has no profiler of its own: its stamps are the host's clock, read before and "
+            "after each kernel",
+            context="cpu",
+            hint='only a GPU\'s stamps need to be validated: write `kind = "cuda"`',
+        )
+
     def set_progress_listener(self, listener: Callable[[], None] | None) -> None:
         """Have `listener` called on a stream's thread whenever an event was reached."""
         self._progress.listener = listener

@@ -11,7 +11,7 @@ from pathlib import Path
 from aegis_pipe.device.cuda import driver
 
 ENTRY = "k"
-"""The name of the kernel in every source."""
+"""The name of the kernel in a source, unless it says another."""
 
 
 def cache_folder() -> Path:
@@ -52,13 +52,13 @@ class KernelCompiler:
         self._functions: dict[str, int] = {}
         self._libraries: list[int] = []
 
-    def function(self, source: str, shared_bytes: int = 0) -> int:
-        """Return the loaded kernel of a source; its name is `ENTRY`."""
+    def function(self, source: str, shared_bytes: int = 0, entry: str = ENTRY) -> int:
+        """Return the loaded kernel of a source, where it is called `entry`."""
         key = hashlib.sha256(source.encode()).hexdigest()
         if key not in self._functions:
             library = driver.load_library(self._image(source, key))
             self._libraries.append(library)
-            self._functions[key] = driver.kernel_function(library, ENTRY)
+            self._functions[key] = driver.kernel_function(library, entry)
             if shared_bytes > 48 << 10:
                 driver.allow_shared_memory(self._functions[key], shared_bytes)
         return self._functions[key]

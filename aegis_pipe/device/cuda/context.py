@@ -16,7 +16,7 @@ from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.compiler import DiskCache, KernelCompiler, cache_folder
 from aegis_pipe.device.cuda.cublaslt import CublasLt
 from aegis_pipe.device.cuda.cudnn_convolution import Cudnn
-from aegis_pipe.device.cuda.event import CudaEvent
+from aegis_pipe.device.cuda.event import EVENT_STEP_NS, CudaEvent
 from aegis_pipe.device.cuda.faults import FaultWords
 from aegis_pipe.device.cuda.graph import CudaGraph, CudaKernelCall
 from aegis_pipe.device.cuda.kernels import KERNELS
@@ -27,6 +27,7 @@ from aegis_pipe.device.cuda.staging import STAGING_ALIGNMENT_BYTES
 from aegis_pipe.device.cuda.stamps import Stamps
 from aegis_pipe.device.cuda.stream import CudaStream
 from aegis_pipe.device.cuda.timeline import Timeline
+from aegis_pipe.device.cuda.tracing import KernelTracer
 from aegis_pipe.device.cuda.tuning import Tuner
 from aegis_pipe.device.protocols import (
     DeviceCapabilities,
@@ -102,6 +103,7 @@ class CudaContext:
             stream_priorities=least - greatest + 1,
             channels_last=True,
             fused_attention=True,
+            gelu_products=True,
             half_precision=True,
             sm_partitions=self._machine.multiprocessors,
             tf32=True,
@@ -251,6 +253,10 @@ class CudaContext:
         """Ask NVML."""
         return self._sensors.read()
 
+    def trace_kernels(self) -> KernelTracer:
+        """Return CUPTI; PermanentError where its package is missing."""
+        return KernelTracer(self._name)
+
     def set_progress_listener(self, listener: Callable[[], None] | None) -> None:
         """Do nothing: this device's events are polled."""
 
@@ -338,6 +344,7 @@ class CudaContext:
             compute_units=self._machine.multiprocessors,
             alignment_bytes=ALIGNMENT_BYTES,
             staging_alignment_bytes=STAGING_ALIGNMENT_BYTES,
+            event_step_ns=EVENT_STEP_NS,
             library_versions=(
                 ("cuda driver", f"{version // 1000}.{version % 1000 // 10}"),
                 ("nvrtc", driver.compiler_version()),

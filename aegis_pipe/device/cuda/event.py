@@ -8,6 +8,9 @@ from typing import Protocol
 from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.timeline import Timeline
 
+EVENT_STEP_NS = 2_000
+"""Events are recorded with a time that goes on in steps of about a microsecond; twice that."""
+
 
 class RecordingStream(Protocol):
     """What an event knows of the stream that recorded it."""

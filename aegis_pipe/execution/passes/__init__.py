@@ -21,6 +21,7 @@ from aegis_pipe.execution.passes import (
     fuse_dynamic_quantisation,
     fuse_gelu,
     fuse_gemm,
+    fuse_gemm_gelu,
     fuse_layer_normalisation,
     fuse_quantised,
     fuse_skip,
@@ -75,6 +76,9 @@ PASSES: tuple[Pass, ...] = (
     dead_code,
 )
 """All passes, in order. What fusing leaves behind (reshapes, for one) is cleaned up once more."""
+
+PRODUCT_PASSES: tuple[Pass, ...] = (fuse_gemm_gelu,)
+"""What comes after them for devices whose matrix products end with GELU."""
 
 ATTENTION_PASSES: tuple[Pass, ...] = (
     reorder_rows,

@@ -23,6 +23,7 @@ LOG = RunLog(
         submitted("req-3", "other", 5),
         {
             "event": "schedule_decision", "kind": "start", "request_id": "req-2", "start_ns": 305,
+            "sequence": 2, "blocked_by": ["req-1", "req-3"],
             "policy": "priority", "reason": "highest_priority", "stream_id": "stream-0",
             "queue_depth": 2, "candidates": [["req-2", 5], ["req-4", 0]],
         },
@@ -65,3 +66,46 @@ def test_the_decision_is_told_with_its_rule_and_its_candidates():
     ]
     assert explained.lost == ("req-3",)
     assert LOG.worst(3) == ["req-2"]
+
+
+def decision(request, sequence, start, blocked_by=()):
+    return {
+        "event": "schedule_decision", "kind": "start", "request_id": request, "start_ns": start,
+        "policy": "fifo", "reason": "only_candidate", "stream_id": "stream-0", "queue_depth": 1,
+        "candidates": [], "sequence": sequence, "blocked_by": list(blocked_by),
+    }  # fmt: skip
+
+
+def finished(request, arrival, end):
+    return {
+        "event": "request_finished", "request_id": request, "model": "m", "outcome": "completed",
+        "reason": "", "arrival_ns": arrival, "timestamp": end, "deadline_ns": None,
+        "deadline_missed": False,
+    }  # fmt: skip
+
+
+def test_what_an_explanation_lacks_is_counted():
+    lines = [
+        decision("req-1", 0, 10),
+        decision("req-2", 1, 20),
+        decision("req-3", 2, 30, ["req-2"]),
+        finished("req-1", 5, 15),
+        finished("req-2", 5, 25),
+        finished("req-3", 18, 35),
+        # After a reload numbers begin anew.
+        {"event": "manifest_reloaded", "start_ns": 32, "end_ns": 40},
+        decision("req-4", 0, 50),
+        decision("req-5", 1, 60),
+        finished("req-4", 45, 70),
+    ]
+    log = RunLog(lines)
+    assert [log.missing(request) for request in log.requests] == [0, 0, 0, 0]
+    without_two = [line for line in lines if line.get("request_id") != "req-2"]
+    # It was decided about while req-3 lived, and had the stream; req-1 had nothing to do with it.
+    log = RunLog(without_two)
+    assert (log.missing("req-1"), log.missing("req-4")) == (0, 0)
+    assert log.missing("req-3") == 1
+    lost = RunLog([line for line in without_two if line.get("sequence") != 2 or "start_ns" in line])
+    assert lost.missing("req-3") == 1
+    undecided = RunLog([finished("req-9", 1, 2)])
+    assert undecided.missing("req-9") == 1

@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from aegis_pipe.app import model_orders, plan_deployment
+from aegis_pipe.app import plan_deployment
 from aegis_pipe.clock import SystemClock
+from aegis_pipe.deployment_builder import model_orders
 from aegis_pipe.device.cpu.context import CpuContext
 from aegis_pipe.errors import BudgetExceededError
 from aegis_pipe.events import EventHub, PhaseRecorder

@@ -57,9 +57,23 @@ def test_a_timer_set_anew_counts_once_and_cleared_ones_are_dropped():
     for number in range(3, 2_000):
         cleared = request(number, 1_000 + number)
         deadlines.watch_waiting(cleared)
+        deadlines.settle()
         deadlines.clear(cleared)
         assert len(deadlines.entries) < 200
     assert [deadlines.pop_due(60), deadlines.pop_due(60), deadlines.pop_due(10**9)] == [
         first, again, None,
     ]  # fmt: skip
     assert deadlines.entries == []
+
+
+def test_only_timers_still_needed_get_into_the_heap():
+    deadlines = make_deadlines()
+    started, waiting = request(1, 10), request(2, 50)
+    for each in (started, waiting):
+        deadlines.watch_waiting(each)
+    assert (deadlines.newest, deadlines.newest_ns) == ([started, waiting], 10)
+    deadlines.clear(started)
+    deadlines.settle()
+    assert deadlines.newest == []
+    assert [entry[-1] for entry in deadlines.entries] == [waiting]
+    assert deadlines.newest_ns > 10**15

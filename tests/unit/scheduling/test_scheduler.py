@@ -406,3 +406,17 @@ def test_without_a_place_for_the_stand_in_a_late_one_is_dropped():
     submit(scheduler, 3, deadline_ns=50)
     assert brief(scheduler.decide(50)) == [("expire", 3, -1)]
     assert scheduler.queue.places_taken == 1
+
+
+def test_a_request_that_starts_at_once_leaves_no_timer_and_one_late_on_arrival_does_not_start():
+    scheduler = make_scheduler()
+    submit(scheduler, 1, deadline_ns=50)
+    submit(scheduler, 2, deadline_ns=60)
+    assert brief(scheduler.decide(0)) == [("start", 1, 0)]
+    assert [timer[0] for timer in scheduler.timers] == [60]
+    scheduler.segment_finished(1, 10)
+    assert brief(scheduler.decide(10)) == [("start", 2, 0)]
+    scheduler.segment_finished(2, 20)
+    submit(scheduler, 3, at_ns=20, deadline_ns=20)
+    assert brief(scheduler.decide(20)) == [("expire", 3, -1)]
+    assert scheduler.timers == []

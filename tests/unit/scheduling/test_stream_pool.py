@@ -35,6 +35,14 @@ def test_a_confined_model_stays_on_its_streams():
     assert pool.models_without_free() == set()
 
 
+def test_a_model_that_may_use_all_streams_is_not_confined():
+    pool = StreamPool(2, allowed={"m": [1, 0]})
+    assert not pool.confines
+    assert StreamPool(2, allowed={"m": [1, 0], "n": [1]}).confines
+    assert [pool.acquire(request(1)), pool.acquire(request(2))] == [0, 1]
+    assert pool.models_without_free() == set()
+
+
 def test_hands_over_a_held_stream():
     pool = StreamPool(1)
     pool.acquire(request(1))

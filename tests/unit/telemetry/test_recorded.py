@@ -8,19 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from aegis_pipe.analysis.blame import RunLog
 from aegis_pipe.cli import main
 from aegis_pipe.errors import InvalidInputError
-from aegis_pipe.events import DecisionMade, Event, RequestFinished
+from aegis_pipe.events import DecisionMade, Event, RequestFinished, SegmentFinished
 from aegis_pipe.telemetry.assembler import TraceAssembler
 from aegis_pipe.telemetry.breakdown import PARTS, break_down, by_model
 from aegis_pipe.telemetry.config import TelemetryConfig
 from aegis_pipe.telemetry.decisions import decisions
 from aegis_pipe.telemetry.ids import Identifiers
+from aegis_pipe.telemetry.json_log import JsonLogFormat
 from aegis_pipe.telemetry.otlp_json import OtlpJsonSink
 from aegis_pipe.telemetry.perfetto import to_events
 from aegis_pipe.telemetry.resources import make_resources
 from aegis_pipe.telemetry.spans import Span, expand
 from aegis_pipe.telemetry.trace_file import read_runs
+from aegis_pipe.telemetry.trace_log import log_lines
 from aegis_pipe.testing.event_sequences import run_events
 
 CONFIG = TelemetryConfig(ratio=1.0)
@@ -91,6 +94,31 @@ def test_every_decision_is_rebuilt_from_the_trace(tmp_path: Path, max_spans: int
     write(path, run_events(), max_spans=max_spans)
     made = [event for event in run_events() if isinstance(event, DecisionMade)]
     assert decisions(read(path)) == sorted(made, key=lambda decision: decision.sequence)
+
+
+@pytest.mark.parametrize("max_spans", [2_000, 3])
+def test_requests_are_explained_from_the_trace_as_from_the_log(
+    tmp_path: Path, max_spans: int
+) -> None:
+    path = tmp_path / "traces.jsonl"
+    # A batch's variant runs in place of what was asked for.
+    events = [
+        event._replace(model="detector@4")
+        if isinstance(event, SegmentFinished) and event.request_id == 1
+        else event
+        for event in run_events()
+    ]
+    write(path, events, max_spans=max_spans)
+    line_format = JsonLogFormat(lambda instant_ns: instant_ns)
+    logged = RunLog(json.loads(line_format.line(event)) for event in events)
+    traced = RunLog(log_lines(read(path)))
+    assert sorted(traced.requests) == sorted(logged.requests)
+    assert len(logged.requests) == 25
+    for request in logged.requests:
+        assert traced.explain(request) == logged.explain(request)
+    rebuilt = [line for line in log_lines(read(path)) if line["event"] == "segment_finished"]
+    assert [line["model"] for line in rebuilt].count("detector@4") == 2
+    assert [line["event"] for line in log_lines(read(path))].count("manifest_reloaded") == 1
 
 
 @pytest.mark.parametrize("max_spans", [2_000, 3])

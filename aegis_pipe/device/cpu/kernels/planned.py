@@ -15,6 +15,7 @@ from typing import Protocol
 import ml_dtypes
 import numpy as np
 
+from aegis_pipe.device import requests
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 from aegis_pipe.tensor import TensorSpec
@@ -94,7 +95,7 @@ def planned_kernel(
             workspace_bytes=scratch_bytes(scratch(request)),
             packed=packed(request),
             cost=cost(request),
-            in_place=tuple((i, o) for i, o in in_place if request.inputs[i] == request.outputs[o]),
+            in_place=requests.in_place(request, in_place),
         )
 
     def bind_to_workspace(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from aegis_pipe.device import requests
 from aegis_pipe.device.cpu.kernels.planned import (
     BindPlanned,
     carve,
@@ -41,7 +42,7 @@ def kernel_with_scratch(
         return KernelChoice(
             kernel=operator,
             workspace_bytes=scratch_bytes(scratch(request)),
-            in_place=tuple((i, o) for i, o in in_place if request.inputs[i] == request.outputs[o]),
+            in_place=requests.in_place(request, in_place),
             cost=elements_moved(request),
         )
 

@@ -24,6 +24,7 @@ from aegis_pipe.device.cuda.kernels import (
     library_products,
     losses,
     optimiser_steps,
+    product_gelu,
     products,
     quantisation,
     quantised_layers,
@@ -40,6 +41,7 @@ from aegis_pipe.device.cuda.kernels import (
     spectra,
     state_space,
     tensor_attention,
+    tensor_bytes,
     windows,
 )
 from aegis_pipe.device.cuda.kernels.registry import KernelTable
@@ -47,6 +49,7 @@ from aegis_pipe.device.cuda.kernels.registry import KernelTable
 _FAMILIES = (
     assembling,
     tensor_attention,
+    tensor_bytes,
     attention,
     elementwise,
     layer_normalisation,
@@ -70,6 +73,7 @@ _FAMILIES = (
     determinant,
     library_convolutions,
     optimiser_steps,
+    product_gelu,
     products,
     windows,
     indexing,

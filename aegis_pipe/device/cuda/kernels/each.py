@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from aegis_pipe.device import requests
 from aegis_pipe.device.cuda.kernels.operands import operand
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
 from aegis_pipe.device.cuda.kernels.source import (
@@ -130,7 +131,7 @@ def simple_kernel(
             name,
             workspace_bytes=0 if workspace is None else workspace(request),
             cost=float(sum(spec.element_count for spec in specs)),
-            in_place=tuple((i, o) for i, o in in_place if request.inputs[i] == request.outputs[o]),
+            in_place=requests.in_place(request, in_place),
         )
 
     return CudaKernel(tuple(operators), choose, bind)

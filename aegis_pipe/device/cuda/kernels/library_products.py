@@ -1,4 +1,4 @@
-"""Matrix products by cuBLASLt, with bias, residual and Relu in its epilogue."""
+"""Matrix products by cuBLASLt, with bias, residual, and Relu or GELU by tanh in its epilogue."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from aegis_pipe.kernel import KernelChoice, KernelRequest
 
 _WORKSPACE_BYTES_MAX = 32 << 20
 _MEASURED_MAX = 24
+_ACTIVATIONS = {"": "", "Relu": "relu", "FastGelu": "gelu_tanh"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,13 @@ def _operands(request: KernelRequest) -> _Operands | None:
 def _of_gemm(request: KernelRequest) -> _Operands | None:
     a, (m, n) = required(request).shape, result(request).shape
     transposed = bool(integer(request, "transA"))
-    activation = text(request, "activation") if "activation" in request.attributes else ""
+    asked = text(request, "activation") if "activation" in request.attributes else ""
+    activation = _ACTIVATIONS.get(asked)
     c = operand(request, 2)
-    if activation not in ("", "Relu") or (c is not None and number(request, "beta") != 1):
+    if activation is None or (c is not None and number(request, "beta") != 1):
+        return None
+    # The library's tanh is nobody's promise: good enough for half precision.
+    if activation == "gelu_tanh" and required(request).dtype not in HALF_FLOATS:
         return None
     product = MatrixProduct(
         m=m,
@@ -54,7 +59,7 @@ def _of_gemm(request: KernelRequest) -> _Operands | None:
         dtype=required(request).dtype.name,
         x_transposed=transposed,
         w_transposed=bool(integer(request, "transB")),
-        activation=activation.lower(),
+        activation=activation,
         alpha=number(request, "alpha"),
         tf32=request.tf32,
     )

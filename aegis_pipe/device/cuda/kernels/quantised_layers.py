@@ -65,6 +65,22 @@ def _accepts_conv(request: KernelRequest) -> bool:
     )
 
 
+CONV_NAMES = {"x_scale": 1, "w_scale": 4, "y_scale": 6, "y_zero": 7, "b": 8}
+"""Operands of `convolved`, by position."""
+
+
+def convolved(request: KernelRequest) -> str:
+    """Return a C expression: the result's level for the sum `a` of filter `c`."""
+    target = result(request)
+    per_channel = "c" if required(request, 4).element_count > 1 else "0"
+    total = "(a + b[c])" if operand(request, 8) is not None else "a"
+    real = (
+        f"rintf((float){total} * ((float)get(*x_scale) * (float)get(w_scale[{per_channel}]) "
+        f"/ (float)get(*y_scale))) + (float)*y_zero"
+    )
+    return f"({stored(target.dtype)}){saturated(real, 'float', target.dtype, _levels(request))}"
+
+
 def _bind_conv(binding: Binding) -> Sequence[Enqueue]:
     request = binding.request
     last = request.operator == _CHANNELS_LAST
@@ -93,15 +109,8 @@ def _bind_conv(binding: Binding) -> Sequence[Enqueue]:
     names = {"x": 0, "w": weights_at, "x_zero": x_zero_at, "w_zero": w_zero_at}
     final = "y[i] = a;"
     if request.operator != "ConvInteger":
-        names |= {"x_scale": 1, "w_scale": 4, "y_scale": 6, "y_zero": 7, "b": 8}
-        per_channel = "c" if required(request, 4).element_count > 1 else "0"
-        total = "(a + b[c])" if operand(request, 8) is not None else "a"
-        real = (
-            f"rintf((float){total} * ((float)get(*x_scale) * (float)get(w_scale[{per_channel}]) "
-            f"/ (float)get(*y_scale))) + (float)*y_zero"
-        )
-        value = saturated(real, "float", target.dtype, _levels(request))
-        final = f"y[i] = ({stored(target.dtype)}){value};"
+        names |= CONV_NAMES
+        final = f"y[i] = {convolved(request)};"
     statements = f"""
   {unpack(target.shape, last)}
   const long long g = c / {outputs};

@@ -43,7 +43,7 @@ _UINT8 = np.dtype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
-class _Matrices:
+class Matrices:
     """Shapes of a product, with a batch that broadcasts."""
 
     m: int
@@ -56,7 +56,8 @@ class _Matrices:
     @classmethod
     def of(
         cls, left: Sequence[int], right: Sequence[int], *, turned: tuple[bool, bool]
-    ) -> _Matrices:
+    ) -> Matrices:
+        """Read the shapes of both operands, and which of them are transposed."""
         left = tuple(left) if len(left) > 1 else (1, *left)
         right = tuple(right) if len(right) > 1 else (*right, 1)
         m, k = left[-2:][::-1] if turned[0] else left[-2:]
@@ -71,7 +72,7 @@ class _Matrices:
         return Walk.of(self.batch or (1,), [strides or [0]]).offset(0, "z")
 
 
-def _index(spec: TensorSpec, matrices: _Matrices, vector: str) -> str:
+def _index(spec: TensorSpec, matrices: Matrices, vector: str) -> str:
     """Return which of its values a parameter has: one, one a row, one a column, or in full."""
     if spec.element_count == 1:
         return "0"
@@ -102,33 +103,47 @@ def _accepts_integer(request: KernelRequest) -> bool:
     )
 
 
+MATMUL_NAMES = {"as": 1, "bs": 4, "ys": 6, "yz": 7}
+"""Operands of `multiplied` for QLinearMatMul, by position."""
+
+
+def _parameter(
+    request: KernelRequest, matrices: Matrices, name: str, position: int, vector: str
+) -> str:
+    spec = operand(request, position)
+    return "" if spec is None else f"{name}[{_index(spec, matrices, vector)}]"
+
+
+def multiplied(request: KernelRequest, matrices: Matrices) -> str:
+    """Return a C expression: MatMulInteger's or QLinearMatMul's result for `s` at z, i, j."""
+    if request.operator == "MatMulInteger":
+        return "s"
+    target = result(request)
+    a_scale, b_scale, y_scale, y_zero = (
+        _parameter(request, matrices, name, MATMUL_NAMES[name], vector)
+        for name, vector in (("as", "i"), ("bs", "j"), ("ys", "i"), ("yz", "i"))
+    )
+    real = (
+        f"rintf((float)s * ((float)get({a_scale}) * (float)get({b_scale}) "
+        f"/ (float)get({y_scale}))) + (float){y_zero}"
+    )
+    return f"({stored(target.dtype)}){saturated(real, 'float', target.dtype)}"
+
+
 def _bind_integer(binding: Binding) -> Sequence[Enqueue]:
     request = binding.request
     right_at, a_zero_at, b_zero_at = _positions(request)
-    target = result(request)
-    matrices = _Matrices.of(
+    matrices = Matrices.of(
         required(request).shape, required(request, right_at).shape, turned=(False, False)
     )
 
-    def parameter(name: str, position: int, vector: str) -> str:
-        spec = operand(request, position)
-        return "" if spec is None else f"{name}[{_index(spec, matrices, vector)}]"
-
-    a_zero, b_zero = parameter("a_zero", a_zero_at, "i"), parameter("b_zero", b_zero_at, "j")
+    a_zero = _parameter(request, matrices, "a_zero", a_zero_at, "i")
+    b_zero = _parameter(request, matrices, "b_zero", b_zero_at, "j")
     left = f"(int)a[{matrices.offset(matrices.left)} + (long long)i * {matrices.k} + q]"
     right = f"(int)b[{matrices.offset(matrices.right)} + (long long)q * {matrices.n} + j]"
-    final = "y[place] = s;"
-    if request.operator == "QLinearMatMul":
-        scales = [parameter(n, at, v) for n, at, v in (("as", 1, "i"), ("bs", 4, "j"))]
-        y_scale, y_zero = parameter("ys", 6, "i"), parameter("yz", 7, "i")
-        real = (
-            f"rintf((float)s * ((float)get({scales[0]}) * (float)get({scales[1]}) "
-            f"/ (float)get({y_scale}))) + (float){y_zero}"
-        )
-        final = f"y[place] = ({stored(target.dtype)}){saturated(real, 'float', target.dtype)};"
     names = {"a": 0, "b": right_at, "a_zero": a_zero_at, "b_zero": b_zero_at}
     if request.operator == "QLinearMatMul":
-        names |= {"as": 1, "bs": 4, "ys": 6, "yz": 7}
+        names |= MATMUL_NAMES
     return tiled_product(
         binding,
         (matrices.m, matrices.n, matrices.k),
@@ -136,7 +151,7 @@ def _bind_integer(binding: Binding) -> Sequence[Enqueue]:
         kind="int",
         left=f"{left} - (int){a_zero}" if a_zero else left,
         right=f"{right} - (int){b_zero}" if b_zero else right,
-        final=final,
+        final=f"y[place] = {multiplied(request, matrices)};",
         parameters=[*given(binding, names), *results(binding, {"y": 0})],
     )
 
@@ -163,15 +178,44 @@ def _gemm_workspace(request: KernelRequest) -> int:
     return 16 if required(request).dtype == FLOAT32 else 0
 
 
+GEMM_NAMES = {"as": _A_SCALE, "bs": _B_SCALE, "bias": _BIAS, "ys": _Y_SCALE, "yz": _Y_ZERO}
+"""Operands of `gemm_result`, by position."""
+
+
+def gemm_result(request: KernelRequest, m: int, n: int) -> str:
+    """Return a C expression: QGemm's result for the sum `s` at i, j."""
+    target = result(request)
+    bias = operand(request, _BIAS)
+    bias_at, is_integer_bias = "0", False
+    if bias is not None:
+        bias_at = Walk.of((m, n), [broadcast_strides(bias.shape[-2:], (m, n))]).offset(
+            0, f"((unsigned)i * {n}u + j)"
+        )
+        is_integer_bias = bias.dtype.kind == "i"
+    factor = f"(*as * bs[{'j' if required(request, _B_SCALE).element_count > 1 else '0'}])"
+    if number(request, "alpha") != 1:
+        factor = f"({factor} * {literal(number(request, 'alpha'), 'float')})"
+    total = f"(float)(s + bias[{bias_at}])" if is_integer_bias else "(float)s"
+    if operand(request, _Y_SCALE) is None:
+        final = f"{total} * {factor}"
+        if bias is not None and not is_integer_bias:
+            final += f" + (float)get(bias[{bias_at}])"
+        return f"To<{stored(target.dtype)}>::of({final})"
+    zero_text = " + (float)*yz" if operand(request, _Y_ZERO) is not None else ""
+    real = f"rintf({total} * ({factor} / *ys)){zero_text}"
+    levels = integers(request, "levels")
+    return f"({stored(target.dtype)}){saturated(real, 'float', target.dtype, levels)}"
+
+
 def _bind_gemm(binding: Binding) -> Sequence[Enqueue]:
     request = binding.request
-    target, left_spec = result(request), required(request)
+    left_spec = required(request)
     turned = (bool(integer(request, "transA")), bool(integer(request, "transB")))
-    matrices = _Matrices.of(left_spec.shape, required(request, _B).shape, turned=turned)
+    matrices = Matrices.of(left_spec.shape, required(request, _B).shape, turned=turned)
     m, n, k = matrices.m, matrices.n, matrices.k
     launches: list[Enqueue] = []
-    names = {"a": _A, "b": _B, "as": _A_SCALE, "az": _A_ZERO, "bs": _B_SCALE, "bz": _B_ZERO}
-    parameters = given(binding, {**names, "bias": _BIAS, "ys": _Y_SCALE, "yz": _Y_ZERO})
+    names = {"a": _A, "b": _B, "az": _A_ZERO, "bz": _B_ZERO}
+    parameters = given(binding, {**names, **GEMM_NAMES})
     at_a = f"{matrices.offset(matrices.left)} + " + (
         f"(long long)q * {m} + i" if turned[0] else f"(long long)i * {k} + q"
     )
@@ -191,28 +235,6 @@ def _bind_gemm(binding: Binding) -> Sequence[Enqueue]:
     b_zero = operand(request, _B_ZERO)
     if b_zero is not None:
         right += f" - (int)bz[{'j' if b_zero.element_count > 1 else '0'}]"
-    bias = operand(request, _BIAS)
-    bias_at, is_integer_bias = "0", False
-    if bias is not None:
-        bias_at = Walk.of((m, n), [broadcast_strides(bias.shape[-2:], (m, n))]).offset(
-            0, f"((unsigned)i * {n}u + j)"
-        )
-        is_integer_bias = bias.dtype.kind == "i"
-    factor = f"(*as * bs[{'j' if required(request, _B_SCALE).element_count > 1 else '0'}])"
-    if number(request, "alpha") != 1:
-        factor = f"({factor} * {literal(number(request, 'alpha'), 'float')})"
-    total = f"(float)(s + bias[{bias_at}])" if is_integer_bias else "(float)s"
-    if operand(request, _Y_SCALE) is None:
-        final = f"{total} * {factor}"
-        if bias is not None and not is_integer_bias:
-            final += f" + (float)get(bias[{bias_at}])"
-        final = f"y[place] = To<{stored(target.dtype)}>::of({final});"
-    else:
-        zero_text = " + (float)*yz" if operand(request, _Y_ZERO) is not None else ""
-        real = f"rintf({total} * ({factor} / *ys)){zero_text}"
-        levels = integers(request, "levels")
-        value = saturated(real, "float", target.dtype, levels)
-        final = f"y[place] = ({stored(target.dtype)}){value};"
     return launches + tiled_product(
         binding,
         (m, n, k),
@@ -220,7 +242,7 @@ def _bind_gemm(binding: Binding) -> Sequence[Enqueue]:
         kind="int",
         left=left,
         right=right,
-        final=final,
+        final=f"y[place] = {gemm_result(request, m, n)};",
         parameters=[*parameters, *results(binding, {"y": 0})],
     )
 

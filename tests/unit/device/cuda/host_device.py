@@ -28,6 +28,7 @@ from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.faults import FaultWord
 from aegis_pipe.device.cuda.kernels import KERNELS
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
+from aegis_pipe.device.cuda.kernels.tensor_bytes import MULTIPLY
 from aegis_pipe.device.protocols import DeviceCapabilities, KernelCall, Region
 from aegis_pipe.errors import KernelError, UnsupportedOperatorError
 from aegis_pipe.kernel import KernelChoice, KernelRequest
@@ -68,6 +69,23 @@ static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 void pause_at(int kind);
 extern long long exchanged[1024];
 extern int current;
+// A warp's product of bytes as PTX describes its fragments: lane = 4 group + quarter has, of A,
+// rows `group` and `group + 8` and bytes 4 quarter... of each half of the depth; of B, column
+// `group` and the same bytes; of C, columns 2 quarter and 2 quarter + 1 of A's rows.
+extern unsigned fragments[1024][6];
+template <typename X, typename W> static inline void multiply_bytes(
+    int* c, const unsigned* a, const unsigned* b) {
+  memcpy(fragments[current], a, 16); memcpy(fragments[current] + 4, b, 8);
+  pause_at(1);
+  const int warp = current & ~31, lane = current & 31;
+  for (int r = 0; r < 4; ++r)
+    for (int k = 0; k < 32; ++k) {
+      const int quarter = k % 16 / 4, half = k / 16, byte = k % 4 * 8;
+      const unsigned x = fragments[warp + lane / 4 * 4 + quarter][half * 2 + r / 2];
+      const unsigned w = fragments[warp + (lane % 4 * 2 + r % 2) * 4 + quarter][4 + half];
+      c[r] += (int)(X)(x >> byte) * (int)(W)(w >> byte);
+    }
+  pause_at(1); }
 static inline void __syncthreads() { pause_at(2); }
 static inline void __syncwarp(unsigned = ~0u) { pause_at(1); }
 template <typename T> static inline T exchange(T v, int from) {
@@ -82,6 +100,7 @@ template <typename T> static inline T __shfl_sync(unsigned, T v, int lane) {
 _RUNTIME = r"""
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 long long exchanged[1024];
+unsigned fragments[1024][6];
 int current;
 enum { READY, AT_WARP, AT_BLOCK, DONE };
 static int state[1024];
@@ -137,12 +156,16 @@ extern "C" void run(int gx, int gy, int gz, int threads, int turns, void** argum
 static void invoke() { apply(k); }
 """
 
+_BYTES = {"s8": "signed char", "u8": "unsigned char"}
+_HOST_MULTIPLY = """
+static inline void multiply(int* c, const u32* a, const u32* b) {{
+  multiply_bytes<{}, {}>(c, a, b); }}
+"""
 _REPLACED = (
     ('float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x.bits)); return r;',
      "return half_to_float(x.bits);"),
     ('asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r.bits) : "f"((float)x));',
      "r.bits = to_half((float)x);"),
-    ('asm("cvt.rn.f16.f64 %0, %1;" : "=h"(r.bits) : "d"(x));', "r.bits = to_half(x);"),
 )  # fmt: skip
 
 
@@ -172,6 +195,8 @@ def _loaded(source: str) -> ctypes.CDLL:
     for gpu, host in _REPLACED:
         assert gpu in source, "the prelude changed"
         source = source.replace(gpu, host)
+    for kinds, gpu in MULTIPLY.items():
+        source = source.replace(gpu, _HOST_MULTIPLY.format(*(_BYTES[kind] for kind in kinds)))
     folder = _folder()
     whole = f'#include "host.h"\n{source}\n{_RUNTIME}'
     path = folder / f"{hashlib.sha256((_HEADER + whole).encode()).hexdigest()}.so"
@@ -230,7 +255,9 @@ class HostContext(CpuContext):
     @property
     def capabilities(self) -> DeviceCapabilities:
         """As a GPU's."""
-        return DeviceCapabilities(channels_last=True, fused_attention=True, half_precision=True)
+        return DeviceCapabilities(
+            channels_last=True, fused_attention=True, gelu_products=True, half_precision=True
+        )
 
     def select(self, request: KernelRequest) -> KernelChoice:
         """Offer the first kernel that takes the request."""

@@ -98,6 +98,7 @@ def _contributed() -> Iterator[Example]:
     yield node("Attention", [_random(2, 5, 12), _random(12, 24), _random(24)], num_heads=2)
     yield node("FusedMatMul", [_random(2, 3, 4), _random(2, 4, 5)], alpha=0.5)
     yield node("FusedGemm", [_random(3, 4), _random(4, 5), _random(5)], activation="Relu")
+    yield node("FusedGemm", [_random(3, 4), _random(4, 5), _random(5)], activation="FastGelu")
     yield node("FusedConv", [_random(1, 3, 6, 6), _random(4, 3, 3, 3)], activation="Relu")
     yield node(
         "NhwcFusedConv", [_random(1, 6, 6, 3), _random(4, 3, 3, 3)], activation="LeakyRelu",
