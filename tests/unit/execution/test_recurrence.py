@@ -7,7 +7,7 @@ import pytest
 
 from aegis_pipe import open_pipeline
 from aegis_pipe.app import plan_deployment
-from aegis_pipe.errors import AegisError, InvalidInputError
+from aegis_pipe.errors import AegisError, InvalidInputError, KernelError
 from aegis_pipe.manifest.loader import load_manifest
 from tests.unit.pass_driver import model_of
 
@@ -88,6 +88,29 @@ def test_what_can_not_be_a_state_is_refused(tmp_path, state, more, words):
 def test_only_models_that_are_there_can_be_reset(tmp_path):
     with open_pipeline(manifest(tmp_path)) as runtime, pytest.raises(InvalidInputError):
         runtime.reset_state("nobody")
+
+
+TABLE = np.arange(12, dtype=np.float32).reshape(3, 4)
+LOOKUP = model_of(
+    "(int64[1] word, float[4] sum) => (float[4] y, float[4] next)"
+    "{ rows = Gather(table, word) zero = Constant<value_ints = [0]>() row = Squeeze(rows, zero)"
+    "  next = Sub(row, sum) y = Neg(next) }",
+    {"table": TABLE},
+)
+
+
+def test_a_refused_index_leaves_the_state_as_it_was(tmp_path):
+    """The model is one stretch of compiled kernels: those behind the refusal are not run."""
+    path = manifest(tmp_path, 'sum = "next"')
+    (tmp_path / "counter.onnx").write_bytes(LOOKUP.SerializeToString())
+    state = np.zeros(4, np.float32)
+    with open_pipeline(path) as runtime:
+        for word in (1, 2, 1):
+            with pytest.raises(KernelError, match="index 3 is outside"):
+                runtime.infer("counter", {"word": np.array([3])})
+            state = TABLE[word] - state
+            found = runtime.infer("counter", {"word": np.array([word])})
+            assert found["y"].tolist() == (-state).tolist()
 
 
 VOICE = """

@@ -1,4 +1,4 @@
-"""Compiled casts (`c/conversions.c`): between integers, truth values, float32 and float64."""
+"""Compiled casts (`c/conversions.c`): between integers, truth values and floats."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER, NativeCall
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
-_INTEGERS = frozenset({"int64", "int32", "uint8", "int8", "bool"})
-_FLOATS = frozenset({"float32", "float64"})
-_OF_INTEGERS = _INTEGERS | {"float32"}
-_OF_FLOATS = _INTEGERS | _FLOATS | {"int16", "uint16"}
-"""What they are cast to."""
+_INTEGERS = frozenset({"int64", "int32", "uint64", "uint32", "uint8", "int8", "bool"})
+_OF_INTEGERS = _INTEGERS | {"float32", "float64", "float16"}
+_OF_FLOATS = _INTEGERS | {"int16", "uint16"}
+_TARGETS = {
+    **dict.fromkeys(_INTEGERS, _OF_INTEGERS),
+    "float64": _OF_FLOATS | {"float32"},
+    "float32": _OF_FLOATS | {"float64", "float16", "bfloat16"},
+    "float16": _OF_FLOATS | {"float32", "bfloat16"},
+    "bfloat16": frozenset({"float32", "float16"}),
+}
+"""What each is cast to; to itself, nothing is to be done."""
 
 
 class _Conversion(ctypes.Structure):
@@ -31,10 +37,7 @@ def _names(request: KernelRequest) -> tuple[str, str]:
 
 def _choose(request: KernelRequest) -> KernelChoice | None:
     source, target = _names(request)
-    is_known = source != target and (
-        (source in _INTEGERS and target in _OF_INTEGERS)
-        or (source in _FLOATS and target in _OF_FLOATS)
-    )
+    is_known = source != target and target in _TARGETS.get(source, ())
     count = operands.output_spec(request).element_count
     if native.LIBRARY is None or not is_known or not count:
         return None

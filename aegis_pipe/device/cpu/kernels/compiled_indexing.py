@@ -139,7 +139,7 @@ def _call(
                 return index_outside(request, index, size)
         return None
 
-    call.noted = noted
+    call.may_refuse(refused, noted)
     return call
 
 

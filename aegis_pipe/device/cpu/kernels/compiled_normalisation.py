@@ -4,6 +4,7 @@ native.softmax              over neighbouring dimensions; LogSoftmax too
 native.layer_normalisation  over the last ones; RMSNormalization is the same without the mean
 native.skip_normalisation   the sum of two operands, normalised likewise
 native.batch_normalisation  with the statistics given
+native.local_response       over neighbouring channels
 """
 
 from __future__ import annotations
@@ -49,6 +50,16 @@ class _BatchNormalisation(ctypes.Structure):
         *((name, POINTER) for name in ("x", "scale", "bias", "mean", "variance", "y")),
         *((name, INTEGER) for name in ("batch", "channels", "count")),
         ("epsilon", FLOAT),
+    )
+
+
+class _LocalResponse(ctypes.Structure):
+    """`local_response` of `c/normalisation.c`."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("x", "y")),
+        *((name, INTEGER) for name in ("batch", "channels", "count", "before", "after")),
+        *((name, FLOAT) for name in ("alpha", "bias", "beta")),
     )
 
 
@@ -194,9 +205,37 @@ def _bind_batch(
     return NativeCall(native.LIBRARY, "aegis_batch_normalisation", arguments, (*inputs, y))
 
 
+def _choose_local(request: KernelRequest) -> KernelChoice | None:
+    if native.LIBRARY is None or not compiled.is_float32(request):
+        return None
+    work = 8.0 + operands.integer(request, "size")
+    return KernelChoice(kernel="native.local_response", cost=work * elements_moved(request))
+
+
+def _bind_local(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    assert native.LIBRARY is not None
+    x, y = operands.required(inputs), operands.required(outputs)
+    size = operands.integer(request, "size")
+    arguments = _LocalResponse(
+        *(native.address(x), native.address(y)),
+        *(*x.shape[:2], math.prod(x.shape[2:])),
+        *((size - 1) // 2, size // 2),
+        operands.number(request, "alpha") / size,
+        *(operands.number(request, name) for name in ("bias", "beta")),
+    )
+    return NativeCall(native.LIBRARY, "aegis_local_response", arguments, (x, y))
+
+
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
     CpuKernel(("Softmax", "LogSoftmax"), _choose_softmax, _bind_softmax),
     CpuKernel(_LAYERS, _choose_layer, _bind_layer),
     CpuKernel(_SKIPS, _choose_skip, _bind_skip),
     CpuKernel(("BatchNormalization",), _choose_batch, _bind_batch),
+    CpuKernel(("LRN",), _choose_local, _bind_local),
 )

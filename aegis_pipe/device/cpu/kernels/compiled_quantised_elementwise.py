@@ -1,6 +1,8 @@
 """Compiled elementwise work between floats and bytes (`c/quantised_elementwise.c`).
 
-native.bytes.quantise, native.bytes.dequantise   scales for the tensor or along an axis
+native.bytes.quantise, native.bytes.dequantise   scales for the tensor, along an axis, or for
+                                                 blocks of rows
+native.quantise_shorts, native.dequantise_shorts  the same of 16 bits
 native.dequantise_words                          the same of int32
 native.bytes.quantise_dynamically                scale and zero point from the data
 native.bytes.pair                                QLinearAdd, QLinearMul
@@ -22,6 +24,7 @@ from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
 _RANK = broadcasting.RANK
+_SIXTEEN_BITS = (np.dtype(np.int16), np.dtype(np.uint16))
 _SHORT_RUN = 4
 """Shorter runs of the last dimension leave most lanes empty."""
 _CONCAT = "com.microsoft.QLinearConcat"
@@ -88,30 +91,53 @@ def _split(request: KernelRequest) -> tuple[int, int, int]:
     shape = operands.input_spec(request, 0).shape
     if operands.input_spec(request, 1).element_count == 1:
         return 1, 1, math.prod(shape)
+    block_size = operands.integer(request, "block_size")
+    if block_size:
+        return 1, math.prod(shape) // block_size, block_size
     axis = operands.integer(request, "axis")
     return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+
+
+def _is_in_whole_blocks(request: KernelRequest) -> bool:
+    """Return whether each scale is that of so many neighbours, or scales do not come in blocks."""
+    block_size = operands.integer(request, "block_size")
+    shape = operands.input_spec(request, 0).shape
+    if not block_size:
+        return True
+    axis = operands.integer(request, "axis") % len(shape)
+    return math.prod(shape[axis + 1 :]) == 1 and shape[axis] % block_size == 0
+
+
+def _kernel_name(request: KernelRequest, levels: np.dtype) -> str | None:
+    is_quantise = request.operator == "QuantizeLinear"
+    if levels in byte_units.EIGHT_BITS:
+        return "bytes.quantise" if is_quantise else "bytes.dequantise"
+    if levels in _SIXTEEN_BITS:
+        return "quantise_shorts" if is_quantise else "dequantise_shorts"
+    return "dequantise_words" if levels == np.int32 and not is_quantise else None
 
 
 def _choose_rescaling(request: KernelRequest) -> KernelChoice | None:
     is_quantise = request.operator == "QuantizeLinear"
     source, result = operands.input_spec(request, 0), operands.output_spec(request)
     levels, real = (result, source) if is_quantise else (source, result)
-    if native.LIBRARY is None or operands.integer(request, "block_size"):
+    name = _kernel_name(request, levels.dtype)
+    if native.LIBRARY is None or name is None or not levels.element_count:
         return None
-    are_words = not is_quantise and levels.dtype == np.int32
-    if not (are_words or levels.dtype in byte_units.EIGHT_BITS) or not levels.element_count:
+    if not _is_in_whole_blocks(request):
         return None
     if real.dtype != compiled.FLOAT32 or operands.input_spec(request, 1).dtype != real.dtype:
         return None
     if request.attributes.get("precision", "") not in ("", "float32"):
         return None
-    name = "bytes.quantise" if is_quantise else "bytes.dequantise"
-    name = "dequantise_words" if are_words else name
     return KernelChoice(kernel=f"native.{name}", cost=elements_moved(request))
 
 
-def _byte_levels(levels: np.ndarray) -> tuple[bool, float, float]:
-    """Return whether bytes are signed, and the range they are held in."""
+def _held_levels(levels: np.ndarray) -> tuple[bool, float, float]:
+    """Return whether levels are signed, and the range they are held in."""
+    if levels.dtype not in byte_units.EIGHT_BITS:
+        limits = np.iinfo(levels.dtype)
+        return limits.min < 0, limits.min, limits.max
     low, high = byte_units.level_bounds(levels.dtype)
     return byte_units.is_signed(levels), low, high
 
@@ -132,7 +158,7 @@ def _bind_rescaling(
         native.address(operands.required(inputs, 1)),
         native.address(operands.optional(inputs, 2)),
         *_split(request),
-        *((True, 0, 0) if levels.dtype == np.int32 else _byte_levels(levels)),
+        *_held_levels(levels),
     )
     function = f"aegis_{choice.kernel.rpartition('.')[2]}"
     return NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs))

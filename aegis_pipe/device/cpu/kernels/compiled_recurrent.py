@@ -62,7 +62,12 @@ class _Direction(ctypes.Structure):
 class _Recurrence(ctypes.Structure):
     """`recurrence` of `c/recurrent.c`."""
 
-    _fields_ = (("count", INTEGER), ("directions", _Direction * 2))
+    _fields_ = (("count", INTEGER), ("directions", _Direction * 2), ("place", POINTER))
+
+
+_LINE_BYTES = 64
+_SHARED_TIME_COST_MIN = 100_000
+"""Multiply-adds of one time step with R; below this the team would meet more than it multiplies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +240,15 @@ def _bind(
         _bind_direction(request, choice, inputs, outputs, workspace, direction)
         for direction in range(sizes.directions)
     ]
-    arguments = _Recurrence(len(directions), (_Direction * 2)(*directions))
+    # A line of memory to itself: all workers watch it.
+    lines = np.zeros(2 * _LINE_BYTES, np.uint8)
+    place = lines.ctypes.data + -lines.ctypes.data % _LINE_BYTES
+    arguments = _Recurrence(len(directions), (_Direction * 2)(*directions), place)
     function = choice.kernel.replace("native.", "aegis_")
-    return NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs, workspace))
+    call = NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs, workspace, lines))
+    if sizes.batch * sizes.width * sizes.hidden < _SHARED_TIME_COST_MIN:
+        call.step.shares = 0
+    return call
 
 
 def _bind_direction(

@@ -35,9 +35,12 @@ HIGHEST_BYTE_UNIT = 2
 
 
 class Step(ctypes.Structure):
-    """A function of the library and its arguments, both by address; whether a team shares it."""
+    """`step` of `c/step.h`: a function of the library and its arguments, both by address."""
 
-    _fields_ = (("function", POINTER), ("arguments", POINTER), ("shares", INTEGER))
+    _fields_ = (
+        *(("function", POINTER), ("arguments", POINTER), ("shares", INTEGER)),
+        *(("refused", POINTER), ("refusals", INTEGER)),
+    )
 
 
 class NativeLibrary:
@@ -191,6 +194,16 @@ class NativeCall:
             self.step.shares = 0
         self.shared_cost = cost if self.step.shares else 0.0
 
+    def may_refuse(
+        self, refused: ctypes.Array[ctypes.c_int64], noted: Callable[[], AegisError | None]
+    ) -> None:
+        """Say where the kernel notes what is wrong with its operands' values, and what tells of it.
+
+        `refused` holds zeros as long as nothing is wrong; `noted` sets it back.
+        """
+        self.step.refused, self.step.refusals = ctypes.addressof(refused), len(refused)
+        self.noted = noted
+
     def __call__(self) -> None:
         """Run the kernel."""
         self._run(self._address, 1, None)
@@ -203,7 +216,7 @@ class NativeBatch:
 
     None stands for a call that has nothing to do; it has a row of stamps like any other. If all
     that a team could share would be done before its threads were awake, they are left asleep. What
-    kernels noted is raised when all have run: they write something whatever they are given.
+    a kernel noted is raised, and those behind it are not run: they may write what is kept.
     """
 
     __slots__ = ("_address", "_kept", "_noted", "_run", "_steps")

@@ -1,4 +1,4 @@
-/* Softmax along any dimension, normalisations over rows that are contiguous, BatchNormalization.
+/* Softmax along any dimension, normalisations over rows that are contiguous, BatchNormalization, LRN.
  *
  * Sums run in 16 lanes (see vector.h), folded at the end of a row.
  */
@@ -150,5 +150,45 @@ SHARED_KERNEL(aegis_batch_normalisation, batch_normalisation) {
         float *y = n->y + plane * n->count;
         for (int64_t i = 0; i < n->count; i += WIDE)
             row_store(y, i, n->count, multiply_add(row_load(x, i, n->count), factor, shift));
+    }
+}
+
+typedef struct {
+    const float *x;
+    float *y;
+    int64_t batch, channels, count; /* X[batch][channels][count] */
+    int64_t before, after; /* neighbours of a channel that count */
+    float alpha, bias, beta; /* alpha: of the sum, not of the mean */
+} local_response;
+
+/* v^-beta of what is positive; nearly all models have 3/4, which roots are better at. */
+INLINE wide falling_power(wide v, float beta) {
+    if (beta != 0.75f) return wide_exp(wide_log(v) * -beta);
+    wide root = __builtin_elementwise_sqrt(v);
+    return 1.0f / (root * __builtin_elementwise_sqrt(root));
+}
+
+INLINE void local_response_block(const local_response *n, const float *x, float *y, int64_t columns) {
+    for (int64_t c = 0; c < n->channels; c++) {
+        wide sum = wide_of(0);
+        int64_t last = smaller(n->channels - 1, c + n->after);
+        for (int64_t k = larger(0, c - n->before); k <= last; k++) {
+            wide v = row_load(x + k * n->count, 0, columns);
+            sum += v * v;
+        }
+        wide factor = falling_power(sum * n->alpha + n->bias, n->beta);
+        row_store(y + c * n->count, 0, columns, row_load(x + c * n->count, 0, columns) * factor);
+    }
+}
+
+/* y = x (bias + alpha times the squares of neighbouring channels)^-beta: Krizhevsky et al., "ImageNet
+ * Classification with Deep Convolutional Neural Networks" (2012), section 3.3. */
+SHARED_KERNEL(aegis_local_response, local_response) {
+    const local_response *n = arguments;
+    int64_t blocks = ceil_divide(n->count, WIDE), plane = n->channels * n->count;
+    range mine = part_of(self, n->batch * blocks);
+    for (int64_t unit = mine.first; unit < mine.last; unit++) {
+        int64_t column = unit % blocks * WIDE, start = unit / blocks * plane + column;
+        local_response_block(n, n->x + start, n->y + start, smaller(WIDE, n->count - column));
     }
 }

@@ -85,6 +85,52 @@ SHARED_KERNEL(aegis_dequantise_words, rescaling) {
         }
 }
 
+/* Levels and zero points of two bytes. */
+typedef int16_t wide_shorts __attribute__((vector_size(WIDE * 2)));
+typedef uint16_t wide_unsigned_shorts __attribute__((vector_size(WIDE * 2)));
+
+INLINE wide shorts_to_wide(const uint16_t *p, int64_t count, int64_t is_signed) {
+    wide_shorts s = {0};
+    if (count >= WIDE) __builtin_memcpy(&s, p, sizeof s);
+    else
+        for (int64_t i = 0; i < count; i++) s[i] = (int16_t)p[i];
+    return is_signed ? __builtin_convertvector(s, wide) : __builtin_convertvector((wide_unsigned_shorts)s, wide);
+}
+
+SHARED_KERNEL(aegis_dequantise_shorts, rescaling) {
+    const rescaling *q = arguments;
+    range part = part_of_row(self, q->inner);
+    const uint16_t *x = q->x, *zeros = (const uint16_t *)(const void *)q->zero;
+    float *y = q->y;
+    for (int64_t o = 0; o < q->outer; o++)
+        for (int64_t p = 0; p < q->parts; p++, x += q->inner, y += q->inner) {
+            wide zero = wide_of(zeros ? shorts_to_wide(zeros + p, 1, q->is_signed)[0] : 0);
+            for (int64_t i = part.first; i < part.last; i += WIDE) {
+                wide levels = shorts_to_wide(x + i, q->inner - i, q->is_signed);
+                row_store(y, i, q->inner, (levels - zero) * wide_of(q->scale[p]));
+            }
+        }
+}
+
+SHARED_KERNEL(aegis_quantise_shorts, rescaling) {
+    const rescaling *q = arguments;
+    range part = part_of_row(self, q->inner);
+    const float *x = q->x;
+    const uint16_t *zeros = (const uint16_t *)(const void *)q->zero;
+    uint16_t *y = q->y;
+    for (int64_t o = 0; o < q->outer; o++)
+        for (int64_t p = 0; p < q->parts; p++, x += q->inner, y += q->inner) {
+            wide zero = wide_of(zeros ? shorts_to_wide(zeros + p, 1, q->is_signed)[0] : 0);
+            for (int64_t i = part.first; i < part.last; i += WIDE) {
+                wide level = __builtin_elementwise_roundeven(row_load(x, i, q->inner) / q->scale[p]) + zero;
+                level = wide_at_most(wide_at_least(level, wide_of(q->low)), wide_of(q->high));
+                wide_int whole = __builtin_convertvector(level, wide_int);
+                wide_unsigned_shorts bits = __builtin_convertvector(whole, wide_unsigned_shorts);
+                __builtin_memcpy(y + i, &bits, (size_t)smaller(WIDE, q->inner - i) * sizeof *y);
+            }
+        }
+}
+
 typedef struct {
     const float *x;
     uint8_t *y;

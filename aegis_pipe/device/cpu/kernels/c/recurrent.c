@@ -10,6 +10,9 @@
  * with the old one are done before. A sequence that has ended keeps its state, so that a reversed
  * direction starts each at its own last element.
  *
+ * A team shares a layer of floats: each worker has its own columns of every product and its own units
+ * of the gates, for all sequences, and they meet after each. Every sum is one worker's, as alone.
+ *
  * W and R of an LSTM may be bytes (byte_products.h). Then X as a whole, and H anew at each time, are
  * quantised over their own range, and their products are exact until they are rescaled.
  */
@@ -18,6 +21,9 @@
 #include "quantise.h"
 #include "step.h"
 #include "tile.h"
+
+#include <sched.h>
+#include <stdatomic.h>
 
 enum { SIGMOID, TANH, RELU, LEAKY_RELU, HARD_SIGMOID, AFFINE, SCALED_TANH, THRESHOLDED_RELU, SOFTSIGN };
 
@@ -46,9 +52,13 @@ typedef struct {
     byte_scales w_scales, r_scales; /* where W and R are bytes */
 } direction;
 
+/* Where the workers of a layer meet. At rest nobody has arrived. */
+typedef struct { _Atomic int64_t arrived, meetings; } meeting_place;
+
 typedef struct {
     int64_t count;
     direction directions[2];
+    meeting_place *place;
 } recurrence;
 
 /* A matrix of bytes, made ready to be multiplied with floats. */
@@ -65,11 +75,38 @@ typedef struct {
     float *gates, *product, *hidden, *cell, *spare, *bias;
     uint8_t *bytes;
     byte_matrix recurrence;
+    worker self;
+    meeting_place *place;
+    range units; /* of the hidden ones: whose gates this worker computes */
 } working;
 
-static working carve(const direction *d, int64_t gates) {
+enum { SPINS_BEFORE_YIELD = 2000 };
+
+/* Returns when all workers are here. Their parts are as many as the team has threads, and who waits
+ * takes no other part: each is a thread of its own. */
+static void meet(const working *w) {
+    if (w->self.count == 1) return;
+    int64_t before = atomic_load(&w->place->meetings);
+    if (atomic_fetch_add(&w->place->arrived, 1) + 1 == w->self.count) {
+        atomic_store(&w->place->arrived, 0);
+        atomic_store(&w->place->meetings, before + 1);
+        return;
+    }
+    for (int64_t spins = 0; atomic_load_explicit(&w->place->meetings, memory_order_acquire) == before; spins++) {
+        if (spins < SPINS_BEFORE_YIELD) relax();
+        else sched_yield();
+    }
+}
+
+/* A worker's part of a row, in whole blocks. */
+INLINE range blocks_of(worker self, int64_t count, int64_t block) {
+    range blocks = part_of(self, ceil_divide(count, block));
+    return (range){blocks.first * block, smaller(count, blocks.last * block)};
+}
+
+static working carve(const direction *d, int64_t gates, worker self, meeting_place *place) {
     int64_t width = gates * d->hidden, state = d->batch * d->hidden;
-    working w;
+    working w = {.self = self, .place = place, .units = blocks_of(self, d->hidden, WIDE)};
     w.gates = d->workspace;
     w.product = w.gates + d->time * d->batch * width;
     w.hidden = w.product + d->batch * width;
@@ -115,11 +152,11 @@ INLINE void narrow_tile(const epilogue *end, const float *a, int64_t depth, cons
 }
 
 INLINE void narrow_product(const epilogue *end, const float *a, int64_t depth, const float *panels,
-                           int64_t columns, float *y, int rows, int side_by_side) {
-    int64_t column = 0;
-    for (; column + (side_by_side - 1) * PANEL < columns; column += side_by_side * PANEL)
+                           int64_t columns, range mine, float *y, int rows, int side_by_side) {
+    int64_t column = mine.first;
+    for (; column + (side_by_side - 1) * PANEL < mine.last; column += side_by_side * PANEL)
         narrow_tile(end, a, depth, panels + column * depth, columns, y, column, rows, side_by_side);
-    for (; column < columns; column += PANEL)
+    for (; column < mine.last; column += PANEL)
         narrow_tile(end, a, depth, panels + column * depth, columns, y, column, rows, 1);
 }
 
@@ -135,23 +172,25 @@ INLINE void wide_tile(const epilogue *end, const float *a, int64_t depth, const 
 
 enum { BLOCK_FLOATS = 32 << 10 };
 
-/* y[rows][columns] = a[rows][depth] B + bias; `bias` is [columns] or NULL. Blocks as in gemm.c. */
-static void product(const float *a, int64_t rows, int64_t depth, const float *panels, int64_t columns,
-                    const float *bias, float *y) {
+/* The worker's columns of y[rows][columns] = a[rows][depth] B + bias; `bias` is [columns] or NULL.
+ * Blocks as in gemm.c. */
+static void product(worker self, const float *a, int64_t rows, int64_t depth, const float *panels,
+                    int64_t columns, const float *bias, float *y) {
+    range mine = blocks_of(self, columns, PANEL);
     const epilogue end = {NULL, bias, 0, 1, 1, 1, 0, 0, 0};
     if (rows == 1) {
-        narrow_product(&end, a, depth, panels, columns, y, 1, NARROW_SUMS / VECTORS);
+        narrow_product(&end, a, depth, panels, columns, mine, y, 1, NARROW_SUMS / VECTORS);
         return;
     }
     if (rows == 2) {
-        narrow_product(&end, a, depth, panels, columns, y, 2, NARROW_SUMS / VECTORS / 2);
+        narrow_product(&end, a, depth, panels, columns, mine, y, 2, NARROW_SUMS / VECTORS / 2);
         return;
     }
     int64_t tile = even_tile(rows);
     int64_t block = larger(1, BLOCK_FLOATS / (depth * tile)) * tile;
     for (int64_t first = 0; first < rows; first += block) {
         int64_t last = smaller(first + block, rows);
-        for (int64_t column = 0; column < columns; column += PANEL) {
+        for (int64_t column = mine.first; column < mine.last; column += PANEL) {
             const float *panel = panels + column * depth;
             int64_t vectors = ceil_divide(smaller(PANEL, columns - column), LANES);
             for (int64_t row = first; row < last; row += tile)
@@ -248,11 +287,11 @@ INLINE wide gate_sum(const direction *d, const float *from_x, const float *from_
 INLINE wide gate(const direction *d, activation f, wide sum) { return activated(f, clipped_at(d, sum)); }
 
 /* i, o, f = f(X W + H R + P C + B); C = f C + i g(...); H = o h(C). */
-INLINE void lstm_units(const direction *d, const float *from_x, const float *from_h, float *h, float *c,
+INLINE void lstm_units(const direction *d, range units, const float *from_x, const float *from_h, float *h, float *c,
                        activation f, activation g, activation squash) {
     const float *p = d->peepholes;
     int64_t n = d->hidden;
-    for (int64_t i = 0; i < n; i += WIDE) {
+    for (int64_t i = units.first; i < units.last; i += WIDE) {
         wide cell = row_load(c, i, n);
         wide admit = gate_sum(d, from_x, from_h, 0, i), emit = gate_sum(d, from_x, from_h, 1, i);
         wide forget = gate_sum(d, from_x, from_h, 2, i);
@@ -270,29 +309,30 @@ INLINE void lstm_units(const direction *d, const float *from_x, const float *fro
     }
 }
 
-static void lstm_sequence(const direction *d, const float *from_x, const float *from_h, float *h, float *c) {
+static void lstm_sequence(const direction *d, range units, const float *from_x, const float *from_h, float *h, float *c) {
     const activation *a = d->activations;
     const activation sigmoid = {SIGMOID, 0, 0}, tangent = {TANH, 0, 0};
     /* Nearly all models have these three: known to the compiler, they cost no branches. */
     if (a[0].kind == SIGMOID && a[1].kind == TANH && a[2].kind == TANH)
-        lstm_units(d, from_x, from_h, h, c, sigmoid, tangent, tangent);
-    else lstm_units(d, from_x, from_h, h, c, a[0], a[1], a[2]);
+        lstm_units(d, units, from_x, from_h, h, c, sigmoid, tangent, tangent);
+    else lstm_units(d, units, from_x, from_h, h, c, a[0], a[1], a[2]);
 }
 
 /* z = f(X W + H R + B), and the same for r. Writes what the candidate's R shall meet: r H. */
-INLINE void gru_reset(const direction *d, const float *from_x, const float *from_h, const float *h, float *reset) {
+INLINE void gru_reset(const direction *d, range units, const float *from_x, const float *from_h, const float *h,
+                      float *reset) {
     int64_t n = d->hidden;
-    for (int64_t i = 0; i < n; i += WIDE)
+    for (int64_t i = units.first; i < units.last; i += WIDE)
         row_store(reset, i, n, gate(d, d->activations[0], gate_sum(d, from_x, from_h, 1, i)) * row_load(h, i, n));
 }
 
 /* `candidate` is the product with the candidate's R: of r H, or of H if the reset comes after it.
  * H = h + z (H - h), where h = g(X W + [r] candidate). */
-INLINE void gru_units(const direction *d, const float *from_x, const float *from_h, const float *candidate,
-                      float *h) {
+INLINE void gru_units(const direction *d, range units, const float *from_x, const float *from_h,
+                      const float *candidate, float *h) {
     int64_t n = d->hidden;
     const float *bias = d->variant && d->bias ? d->bias + 5 * n : NULL;
-    for (int64_t i = 0; i < n; i += WIDE) {
+    for (int64_t i = units.first; i < units.last; i += WIDE) {
         wide update = gate(d, d->activations[0], gate_sum(d, from_x, from_h, 0, i));
         wide inner = row_load(candidate, i, n), old = row_load(h, i, n);
         if (bias) inner += row_load(bias, i, n);
@@ -305,13 +345,12 @@ INLINE void gru_units(const direction *d, const float *from_x, const float *from
 /* ---- a direction ---------------------------------------------------------------------------- */
 
 /* Both biases are added at once, but for the one that GRU adds before it resets. */
-static const float *joined_bias(const direction *d, int64_t gates, int64_t inside, float *to) {
+static void joined_bias(const direction *d, int64_t gates, int64_t inside, float *to) {
     int64_t width = gates * d->hidden, joined = width - inside * d->hidden;
-    if (!d->bias) return NULL;
+    if (!d->bias) return;
     for (int64_t i = 0; i < width; i += WIDE) row_store(to, i, width, row_load(d->bias, i, width));
     for (int64_t i = 0; i < joined; i += WIDE)
         row_store(to, i, joined, row_load(to, i, joined) + row_load(d->bias + width, i, joined));
-    return to;
 }
 
 static void start_state(const direction *d, const float *initial, float *state) {
@@ -328,12 +367,13 @@ static void end_state(const direction *d, const float *state, float *result) {
 
 INLINE int has_ended(const direction *d, int64_t t, int64_t b) { return d->lengths && t >= d->lengths[b]; }
 
-/* The new state of sequence b at time t, or zeros after its end. */
-INLINE void write_result(const direction *d, const float *hidden, int64_t t, int64_t b) {
+/* The units' new state of sequence b at time t, or zeros after its end. */
+INLINE void write_result(const direction *d, range units, const float *hidden, int64_t t, int64_t b) {
     if (!d->y) return;
-    float *y = d->y + t * d->y_time + b * d->y_batch;
-    if (has_ended(d, t, b)) __builtin_memset(y, 0, (size_t)d->hidden * sizeof(float));
-    else copy_floats(y, hidden + b * d->hidden, d->hidden);
+    float *y = d->y + t * d->y_time + b * d->y_batch + units.first;
+    int64_t count = units.last - units.first;
+    if (has_ended(d, t, b)) __builtin_memset(y, 0, (size_t)count * sizeof(float));
+    else copy_floats(y, hidden + b * d->hidden + units.first, count);
 }
 
 INLINE float *gates_of(const direction *d, const working *w, int64_t gates, int64_t t, int64_t b) {
@@ -342,10 +382,11 @@ INLINE float *gates_of(const direction *d, const working *w, int64_t gates, int6
 
 static void rnn_time(const direction *d, working *w, int64_t t) {
     int64_t n = d->hidden;
-    product(w->hidden, d->batch, n, d->r, n, NULL, w->product);
+    product(w->self, w->hidden, d->batch, n, d->r, n, NULL, w->product);
+    meet(w);
     for (int64_t b = 0; b < d->batch; b++) {
         const float *from_x = gates_of(d, w, 1, t, b);
-        for (int64_t i = 0; !has_ended(d, t, b) && i < n; i += WIDE)
+        for (int64_t i = w->units.first; !has_ended(d, t, b) && i < w->units.last; i += WIDE)
             row_store(w->hidden + b * n, i, n,
                       gate(d, d->activations[0], gate_sum(d, from_x, w->product + b * n, 0, i)));
     }
@@ -354,25 +395,33 @@ static void rnn_time(const direction *d, working *w, int64_t t) {
 static void gru_time(const direction *d, working *w, int64_t t) {
     int64_t n = d->hidden;
     float *both = w->product, *candidate = w->product + 2 * n * d->batch;
-    product(w->hidden, d->batch, n, d->r, 2 * n, NULL, both);
-    if (!d->variant)
+    product(w->self, w->hidden, d->batch, n, d->r, 2 * n, NULL, both);
+    if (!d->variant) {
+        meet(w);
         for (int64_t b = 0; b < d->batch; b++)
-            gru_reset(d, gates_of(d, w, 3, t, b), both + b * 2 * n, w->hidden + b * n, w->spare + b * n);
-    product(d->variant ? w->hidden : w->spare, d->batch, n, d->r_last, n, NULL, candidate);
+            gru_reset(d, w->units, gates_of(d, w, 3, t, b), both + b * 2 * n, w->hidden + b * n,
+                      w->spare + b * n);
+        meet(w);
+    }
+    product(w->self, d->variant ? w->hidden : w->spare, d->batch, n, d->r_last, n, NULL, candidate);
+    meet(w);
     for (int64_t b = 0; b < d->batch; b++)
         if (!has_ended(d, t, b))
-            gru_units(d, gates_of(d, w, 3, t, b), both + b * 2 * n, candidate + b * n, w->hidden + b * n);
+            gru_units(d, w->units, gates_of(d, w, 3, t, b), both + b * 2 * n, candidate + b * n,
+                      w->hidden + b * n);
 }
 
 INLINE void lstm_gates(const direction *d, const working *w, int64_t t) {
     int64_t n = d->hidden;
     for (int64_t b = 0; b < d->batch; b++)
         if (!has_ended(d, t, b))
-            lstm_sequence(d, gates_of(d, w, 4, t, b), w->product + b * 4 * n, w->hidden + b * n, w->cell + b * n);
+            lstm_sequence(d, w->units, gates_of(d, w, 4, t, b), w->product + b * 4 * n, w->hidden + b * n,
+                          w->cell + b * n);
 }
 
 static void lstm_time(const direction *d, working *w, int64_t t) {
-    product(w->hidden, d->batch, d->hidden, d->r, 4 * d->hidden, NULL, w->product);
+    product(w->self, w->hidden, d->batch, d->hidden, d->r, 4 * d->hidden, NULL, w->product);
+    meet(w);
     lstm_gates(d, w, t);
 }
 
@@ -385,7 +434,7 @@ static void lstm_of_bytes_time(const direction *d, working *w, int64_t t) {
 INLINE void multiply_inputs(const direction *d, working *w, int64_t width, const float *bias, int is_bytes) {
     int64_t rows = d->time * d->batch;
     if (!is_bytes) {
-        product(d->x, rows, d->inputs, d->w, width, bias, w->gates);
+        product(w->self, d->x, rows, d->inputs, d->w, width, bias, w->gates);
         return;
     }
     byte_matrix weights = ready_matrix(&d->w_scales, d->w, d->inputs, width, w->bytes);
@@ -393,42 +442,45 @@ INLINE void multiply_inputs(const direction *d, working *w, int64_t width, const
     w->recurrence = ready_matrix(&d->r_scales, d->r, d->hidden, width, w->bytes);
 }
 
-/* `inside` gates at the end take the bias of R themselves. */
-INLINE void run_direction(const direction *d, int64_t gates, int64_t inside, int is_bytes,
-                          void (*at_time)(const direction *, working *, int64_t)) {
-    working w = carve(d, gates);
-    const float *bias = joined_bias(d, gates, inside, w.bias);
-    multiply_inputs(d, &w, gates * d->hidden, bias, is_bytes);
-    start_state(d, d->initial_h, w.hidden);
-    start_state(d, d->initial_c, w.cell);
+/* `inside` gates at the end take the bias of R themselves. The first worker does what is little. */
+INLINE void run_direction(const direction *d, worker self, meeting_place *place, int64_t gates, int64_t inside,
+                          int is_bytes, void (*at_time)(const direction *, working *, int64_t)) {
+    working w = carve(d, gates, self, place);
+    if (self.index == 0) {
+        joined_bias(d, gates, inside, w.bias);
+        start_state(d, d->initial_h, w.hidden);
+        start_state(d, d->initial_c, w.cell);
+    }
+    meet(&w);
+    multiply_inputs(d, &w, gates * d->hidden, d->bias ? w.bias : NULL, is_bytes);
+    meet(&w);
     for (int64_t i = 0; i < d->time; i++) {
         int64_t t = d->is_reversed ? d->time - 1 - i : i;
         at_time(d, &w, t);
-        for (int64_t b = 0; b < d->batch; b++) write_result(d, w.hidden, t, b);
+        for (int64_t b = 0; b < d->batch; b++) write_result(d, w.units, w.hidden, t, b);
+        meet(&w);
     }
-    end_state(d, w.hidden, d->y_h);
-    end_state(d, w.cell, d->y_c);
+    if (self.index == 0) {
+        end_state(d, w.hidden, d->y_h);
+        end_state(d, w.cell, d->y_c);
+    }
 }
 
-KERNEL(aegis_rnn, recurrence) {
-    const recurrence *r = arguments;
-    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 1, 0, 0, rnn_time);
-}
-
-KERNEL(aegis_gru, recurrence) {
-    const recurrence *r = arguments;
+INLINE void run_directions(const recurrence *r, worker self, int64_t gates, int is_bytes,
+                           void (*at_time)(const direction *, working *, int64_t)) {
     for (int64_t i = 0; i < r->count; i++) {
         const direction *d = &r->directions[i];
-        run_direction(d, 3, d->variant ? 1 : 0, 0, gru_time);
+        int64_t inside = gates == 3 && d->variant;
+        run_direction(d, self, r->place, gates, inside, is_bytes, at_time);
     }
 }
 
-KERNEL(aegis_lstm, recurrence) {
-    const recurrence *r = arguments;
-    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 4, 0, 0, lstm_time);
-}
+SHARED_KERNEL(aegis_rnn, recurrence) { run_directions(arguments, self, 1, 0, rnn_time); }
+
+SHARED_KERNEL(aegis_gru, recurrence) { run_directions(arguments, self, 3, 0, gru_time); }
+
+SHARED_KERNEL(aegis_lstm, recurrence) { run_directions(arguments, self, 4, 0, lstm_time); }
 
 KERNEL(aegis_lstm_of_bytes, recurrence) {
-    const recurrence *r = arguments;
-    for (int64_t i = 0; i < r->count; i++) run_direction(&r->directions[i], 4, 0, 1, lstm_of_bytes_time);
+    run_directions(arguments, (worker){0, 1, 0}, 4, 1, lstm_of_bytes_time);
 }

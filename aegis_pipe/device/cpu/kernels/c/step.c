@@ -14,7 +14,7 @@ int64_t now_ns(void) {
 
 /* Runs `count` steps in order; one without a function does nothing. With `stamps`
  * (int64[count][2]) it also writes when each one began and ended, in nanoseconds of
- * CLOCK_MONOTONIC; one ends where the next begins. The calling thread's team helps from the first
+ * CLOCK_MONOTONIC; one ends where the next begins. One that refuses its operands is the last. The calling thread's team helps from the first
  * step on that can be shared. */
 EXPORT void aegis_run(const step *steps, int64_t count, int64_t *stamps) {
     team *t = own_team();
@@ -23,6 +23,7 @@ EXPORT void aegis_run(const step *steps, int64_t count, int64_t *stamps) {
         if (stamps) stamps[2 * i] = now;
         if (steps[i].function) steps[i].function(steps[i].arguments, (worker){0, 1, 0});
         if (stamps) stamps[2 * i + 1] = now = now_ns();
+        if (has_refused(&steps[i])) return;
     }
     if (i == count) return;
     run_together(t, steps + i, count - i, stamps ? stamps + 2 * i : NULL);

@@ -14,13 +14,31 @@ typedef struct {
     kernel_function function;
     const void *arguments;
     int64_t shares; /* into how many parts a thread a team cuts it; 0: its owner does all of it */
+    const int64_t *refused; /* [refusals]: what the kernel found wrong with its operands, 0 for nothing */
+    int64_t refusals;
 } step;
+
+/* Then the steps behind it are not run: what it wrote means nothing. */
+INLINE int has_refused(const step *s) {
+    for (int64_t i = 0; i < s->refusals; i++)
+        if (s->refused[i]) return 1;
+    return 0;
+}
 
 typedef struct { int64_t first, last; } range;
 
 /* A worker's part of `count` units: what it is depends on the number of parts, never on the clock. */
 INLINE range part_of(worker self, int64_t count) {
     return (range){count * self.index / self.count, count * (self.index + 1) / self.count};
+}
+
+/* What a thread does while it waits for another one. */
+INLINE void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
 }
 
 /* Names a kernel's entry point and tells the size of its arguments, which the binding checks, and

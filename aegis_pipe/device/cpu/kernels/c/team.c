@@ -36,14 +36,6 @@ static __thread team *mine;
 
 team *own_team(void) { return mine; }
 
-INLINE void relax(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
 INLINE int64_t parts_left(uint64_t open) { return (int64_t)(open & ((1 << PART_BITS) - 1)); }
 
 /* Takes and does one part of the current step; returns whether there was one. */
@@ -90,6 +82,7 @@ void run_together(team *t, const step *steps, int64_t count, int64_t *stamps) {
         if (steps[i].shares) share(t, &steps[i]);
         else if (steps[i].function) steps[i].function(steps[i].arguments, (worker){0, 1, 0});
         if (stamps) stamps[2 * i + 1] = now = now_ns();
+        if (has_refused(&steps[i])) return;
     }
 }
 

@@ -283,6 +283,13 @@ def normalisations() -> dict[str, Case]:
         with_sum.output.extend(["", "", "sum"])
         cases[f"skip {n}"] = Case("native.skip_normalisation", skip, skipped)
         cases[f"skip with sum {n}"] = Case("native.skip_normalisation", with_sum, skipped)
+    for shape, size, beta in (((2, 9, 5, 7), 5, 0.75), ((1, 3, 40), 4, 0.5), ((2, 1, 3), 3, 0.75)):
+        local = make_node("LRN", 1, size=size, beta=beta, alpha=0.4, bias=2.0)
+        # ONNX Runtime takes odd sizes and images only.
+        theirs = len(shape) == 4
+        cases[f"local response of {shape}"] = Case(
+            "native.local_response", local, [random(*shape) * 3], like_onnxruntime=theirs
+        )
     rows = make_node("LayerNormalization", 2, axis=1)
     cases["layer of planes"] = Case(
         "native.layer_normalisation", rows, [random(4, 5, 7), random(5, 7)]

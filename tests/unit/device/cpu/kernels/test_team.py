@@ -93,6 +93,35 @@ def attention_model() -> onnx.ModelProto:
     )
 
 
+def recurrent_model() -> onnx.ModelProto:
+    """Layers of every kind; units that fill no vector, sequences that end, one sequence."""
+    return model_of(
+        "(float[9,3,150] x, float[9,1,150] one) => (float[9,3,300] y, float[9,1,163] z) {"
+        " lengths = Constant <value_ints=[9,4,7]> ()"
+        " l = Cast <to=6> (lengths)"
+        ' a = LSTM <hidden_size=150, direction="bidirectional"> (x, lw, lr, lb, l)'
+        " t = Transpose <perm=[0,2,1,3]> (a)"
+        " shape = Constant <value_ints=[9,3,300]> ()"
+        " b = Reshape (t, shape)"
+        " c = GRU <hidden_size=300> (b, gw, gr, gb)"
+        " y = Reshape (c, shape)"
+        ' e = GRU <hidden_size=190, linear_before_reset=1, direction="reverse"> (one, hw, hr, hb)'
+        " i = Constant <value_ints=[1]> ()"
+        " f = Squeeze (e, i)"
+        " d = RNN <hidden_size=333> (f, rw, rr)"
+        " g = Squeeze (d, i)"
+        " h = LSTM <hidden_size=163> (g, mw, mr)"
+        " z = Squeeze (h, i) }",
+        {
+            **{"lw": _values(2, 600, 150), "lr": _values(2, 600, 150), "lb": _values(2, 1200)},
+            **{"gw": _values(1, 900, 300), "gr": _values(1, 900, 300), "gb": _values(1, 1800)},
+            **{"hw": _values(1, 570, 150), "hr": _values(1, 570, 190), "hb": _values(1, 1140)},
+            **{"rw": _values(1, 333, 190), "rr": _values(1, 333, 333)},
+            **{"mw": _values(1, 652, 333), "mr": _values(1, 652, 163)},
+        },
+    )
+
+
 def results(model: onnx.ModelProto, threads: int, *, runs: int = 1) -> Iterator[bytes]:
     graph, feeds = graph_of(model), feeds_of(model)
     with (
@@ -101,10 +130,11 @@ def results(model: onnx.ModelProto, threads: int, *, runs: int = 1) -> Iterator[
         StandaloneGraph(graph, context, stream, SystemClock()) as standalone,
     ):
         for _ in range(runs):
-            yield standalone.run(feeds)["y"].tobytes()
+            found = standalone.run(feeds)
+            yield b"".join(found[name].tobytes() for name in sorted(found))
 
 
-@pytest.mark.parametrize("make", [image_model, sequence_model, attention_model])
+@pytest.mark.parametrize("make", [image_model, sequence_model, attention_model, recurrent_model])
 def test_bits_do_not_depend_on_the_number_of_threads(make) -> None:
     model = make()
     alone = next(results(model, 1))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
+import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by it
 import numpy as np
+import onnx
 
 from tests.unit.device.cpu.kernels.case import Case, random
 from tests.unit.kernel_driver import make_node
@@ -41,17 +43,34 @@ def _of(dtype: str, *shape: int) -> np.ndarray:
 
 
 def casts() -> Iterator[tuple[str, Case]]:
-    kinds = {"int64": 7, "int32": 6, "uint8": 2, "int8": 3, "bool": 9, "float32": 1}
-    for source, target in itertools.product(kinds, kinds):
-        if source != target and source != "float32":
-            node = make_node("Cast", 1, to=kinds[target])
-            yield f"{source} to {target}", Case("native.cast", node, [_of(source, 7, 19)])
-    of_floats = {**kinds, "float64": 11, "int16": 5, "uint16": 4}
-    for source, target in itertools.product(("float32", "float64"), of_floats):
+    integers = {
+        "int64": 7,
+        "int32": 6,
+        "uint64": 13,
+        "uint32": 12,
+        "uint8": 2,
+        "int8": 3,
+        "bool": 9,
+    }
+    floats = {"float32": 1, "float64": 11, "float16": 10}
+    for source, target in itertools.product(integers, {**integers, **floats}):
         if source != target:
-            node, values = make_node("Cast", 1, to=of_floats[target]), random(7, 19) * 60
-            values = np.abs(values) if target.startswith("u") else values
-            yield f"{source} to {target}", Case("native.cast", node, [values.astype(source)])
+            node = make_node("Cast", 1, to={**integers, **floats}[target])
+            yield f"{source} to {target}", Case("native.cast", node, [_of(source, 7, 19)])
+    of_floats = {**integers, "int16": 5, "uint16": 4}
+    between = (
+        *itertools.permutations(("float32", "float16", "bfloat16"), 2),
+        *itertools.permutations(("float32", "float64"), 2),
+    )
+    for source, target in (*itertools.product(floats, of_floats), *between):
+        to = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(target))
+        node, values = make_node("Cast", 1, to=to), random(7, 19) * 60
+        values = np.abs(values) if target.startswith("u") else values
+        theirs = "bfloat16" not in (source, target)  # NumPy has no such arrays of theirs
+        yield (
+            f"{source} to {target}",
+            Case("native.cast", node, [values.astype(source)], like_onnxruntime=theirs),
+        )
 
 
 def comparisons() -> Iterator[tuple[str, Case]]:
@@ -109,6 +128,39 @@ def words() -> Iterator[tuple[str, Case]]:
         )
 
 
+def shorts() -> Iterator[tuple[str, Case]]:
+    """Levels of 16 bits, of which some do not fit."""
+    for dtype, shape, axis in itertools.product(
+        ("int16", "uint16"), ((3, 5, 37), (2, 16)), (None, 1)
+    ):
+        parts = () if axis is None else (shape[axis],)
+        scale = np.asarray(np.abs(random(*parts)) + 0.5, np.float32)
+        zero = (np.arange(scale.size) * 999).astype(dtype).reshape(parts)
+        name, attributes = f"{dtype} {shape} {axis}", {} if axis is None else {"axis": axis}
+        levels = (random(*shape) * 20_000).astype(np.int64).astype(dtype)
+        node = make_node("DequantizeLinear", 3, **attributes)
+        yield f"from {name}", Case("native.dequantise_shorts", node, [levels, scale, zero])
+        node = make_node("QuantizeLinear", 3, **attributes)
+        real = random(*shape) * 40_000
+        yield f"to {name}", Case("native.quantise_shorts", node, [real, scale, zero])
+
+
+def blocks() -> Iterator[tuple[str, Case]]:
+    """Scales for blocks of the last dimension."""
+    for dtype, kind in (("uint8", "bytes.{}"), ("int8", "bytes.{}"), ("int16", "{}_shorts")):
+        for shape, size in (((3, 2, 32), 16), ((4, 15), 5)):
+            parts = (*shape[:-1], shape[-1] // size)
+            scale, zero = np.abs(random(*parts)) + np.float32(0.1), _of(dtype, *parts)
+            values = {"quantise": random(*shape) * 9, "dequantise": _of(dtype, *shape)}
+            for name, x in values.items():
+                operator = f"{name.capitalize().removesuffix('ise')}izeLinear"
+                node = make_node(operator, 3, axis=-1, block_size=size)
+                yield (
+                    f"{name} {dtype} {shape}",
+                    Case(f"native.{kind.format(name)}", node, [x, scale, zero]),
+                )
+
+
 def squares() -> Iterator[tuple[str, Case]]:
     for shape in ((3, 17), (1,)):
         values = [random(*shape), np.array(2, np.float32)]
@@ -123,6 +175,8 @@ VALUES: dict[str, Case] = {
         "compare": comparisons(),
         "where": selections(),
         "dequantise": words(),
+        "shorts": shorts(),
+        "blocks": blocks(),
         "square": squares(),
     }.items()
     for name, case in cases
