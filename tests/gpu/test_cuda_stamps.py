@@ -35,5 +35,6 @@ def test_stamps_are_what_cupti_says(tmp_path: Path, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     print(printed)
     (found,) = json.loads(printed)
-    assert len(found["kernels"]) >= 8
+    # The last Relu is part of its product; products may be several kernels, and are left out then.
+    assert len(found["kernels"]) >= 7
     assert (code, found["passed"]) == (0, True)
