@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 
 import numpy as np
 import pytest
@@ -34,7 +35,10 @@ def _aligned(size_bytes: int) -> np.ndarray:
 
 
 def _run(case: Case, size: int) -> list[bytes]:
-    """Run the parts of a team of this size, last one first, each in another thread's workspace."""
+    """Run the parts of a team of this size, each in another thread's workspace.
+
+    Last one first, but all at once: those of some steps meet.
+    """
     request, positions = lower(operator_node(case.node, case.opset), case.values, case.constants)
     for kernel in KERNELS.candidates(request.operator):
         choice = kernel.choose(request)
@@ -52,10 +56,17 @@ def _run(case: Case, size: int) -> list[bytes]:
     call = kernel.bind(request, choice, inputs, outputs, workspace)
     assert isinstance(call, native.NativeCall)
     function = _FUNCTION(call.step.function)
-    workers = range(size - 1, -1, -1) if call.step.shares else [0]
-    for index in workers:
-        worker = _Worker(index, size, size - 1 - index) if call.step.shares else _Worker(0, 1, 0)
-        function(call.step.arguments, worker)
+    count = size if call.step.shares else 1
+    team = [
+        threading.Thread(
+            target=function, args=(call.step.arguments, _Worker(index, count, count - 1 - index))
+        )
+        for index in range(count - 1, -1, -1)
+    ]
+    for worker in team:
+        worker.start()
+    for worker in team:
+        worker.join()
     return [output.tobytes() for output in outputs if output is not None]
 
 
