@@ -61,8 +61,8 @@ class CostModel:
         return [self.step_ns(step) for step in compiled.steps if step.is_launched]
 
 
-# The GPU's are those of a multiprocessor. Bytes and half precision come from BERT-base in batches of
-# 64 on an H100, whose segments they take to be longer than they were; float32 is not measured.
+# The GPU's are those of a multiprocessor. Bytes and half precision come from BERT-base in batches
+# of 64 on an H100, whose segments they take to be longer than they were; float32 is not measured.
 _COST_MODELS: Final = {
     "cpu": CostModel(
         launch_ns=1_000,
