@@ -43,6 +43,8 @@ class DeviceCapabilities:
     """Kernels for images are faster with channels in the last dimension."""
     fused_attention: bool = False
     """Attention of several heads is faster as one kernel than spelled out."""
+    fused_inverted_residuals: bool = False
+    """Inverted residual blocks are faster as one kernel than as three convolutions."""
     gelu_products: bool = False
     """A matrix product takes GELU by tanh into its own kernel."""
     half_precision: bool = False

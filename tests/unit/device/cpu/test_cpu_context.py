@@ -194,6 +194,7 @@ def test_description_and_capabilities() -> None:
             notifies_progress=True,
             channels_last=native.LIBRARY is not None,
             fused_attention=native.LIBRARY is not None,
+            fused_inverted_residuals=native.LIBRARY is not None,
             steady_at_once=True,
             watches_memory=True,
         )
