@@ -146,8 +146,7 @@ def test_inputs_are_staged_while_another_request_runs(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace("count = 2", "count = 1"))
     x = np.empty((8, length), np.float32)
     with aegis_pipe.open_pipeline(manifest) as runtime:
-        plan = runtime.report().plan
-        assert plan.staging_ahead.size_bytes == x.nbytes
+        assert runtime.plan.staging_ahead.size_bytes == x.nbytes
         for _ in range(50):
             # The very array is used again: what was staged for the last request is void.
             rng.standard_normal(out=x, dtype=np.float32)
