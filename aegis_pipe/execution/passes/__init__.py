@@ -22,6 +22,7 @@ from aegis_pipe.execution.passes import (
     fuse_gelu,
     fuse_gemm,
     fuse_layer_normalisation,
+    fuse_planar_input,
     fuse_quantised,
     fuse_skip,
     fuse_swish,
@@ -97,6 +98,9 @@ CHANNELS_LAST_PASSES: tuple[Pass, ...] = (
     dead_code,
 )
 """What comes after them for devices that want channels last."""
+
+PLANAR_PASSES: tuple[Pass, ...] = (fuse_planar_input,)
+"""What comes after half precision for devices whose convolutions read images as they come."""
 
 
 def product_passes(activations: Collection[str]) -> tuple[Pass, ...]:
