@@ -178,7 +178,8 @@ def test_a_collector_that_dies_midway_is_told_and_costs_nothing(
     before = several_batches.read_bytes()
     collector = Dying(then)
     with serving(collector) as port:
-        assert upload(several_batches, port, "--timeout", "300 ms") == 1
+        limit = "2 s" if then == "is silent" else "60 s"
+        assert upload(several_batches, port, "--timeout", limit) == 1
         collector.ended.set()
         first = len(collector.spans)
         told = capsys.readouterr()
@@ -315,7 +316,8 @@ def test_an_upload_that_fails_over_http_is_one_clear_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with answering(behave) as port:
-        status = upload(several_batches, port, "--protocol", "http", "--timeout", "300 ms")
+        limit = "300 ms" if words == "timed out" else "60 s"
+        status = upload(several_batches, port, "--protocol", "http", "--timeout", limit)
     told = capsys.readouterr()
     assert (status, told.out) == (1, "")
     assert told.err.count("error:") == 1
