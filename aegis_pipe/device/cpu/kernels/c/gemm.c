@@ -3,13 +3,14 @@
  * B is in panels (see tile.h): packed once at load if it is constant, else packed here, once for
  * each matrix of the batch, into the planned workspace.
  *
- *     for each block of rows of A, and each group of panels of B
- *       for each chunk of the depth:  the block's part of A is copied together, row by row
- *         for each panel of the group:  its part of the chunk stays in the first-level cache
+ *     for each block of rows of A
+ *       for each stretch of the depth:  the block's part of A is copied together, chunk by chunk
+ *         for each panel of B, for each chunk of the stretch:  its part stays in the first-level cache
  *           for each tile of the block's rows:  ROWS x PANEL sums, kept in Y between chunks
  *
- * (Goto and van de Geijn 2008.) Copied, the rows of a tile are neighbours: in A they lie whole rows
- * apart, often all in the same set of the cache. Workers share the pairs of block and panel.
+ * (Goto and van de Geijn 2008.) What is copied stays in the second-level cache for all panels, and the
+ * panel's columns of Y for all chunks. Copied, the rows of a tile are neighbours: in A they lie whole
+ * rows apart, often all in the same set of the cache. Workers share the pairs of block and panel.
  *
  * f, if there is one, is taken of a tile that has just been stored and lies in the first-level cache.
  */
@@ -29,25 +30,28 @@ typedef struct {
     float p, q; /* its parameters */
 } gemm;
 
-/* The longest chunk; floats that a block has of A in one chunk, and of Y in one group, at most. */
-enum { CHUNK = PANEL < 64 ? 512 : 160, BLOCK_FLOATS = 64 << 10, GROUP_FLOATS = 128 << 10 };
+/* The longest chunk; floats that a block has of A in one stretch, at most; its rows, if there are so many. */
+enum { CHUNK = PANEL < 64 ? 512 : 160, BLOCK_FLOATS = 256 << 10, BLOCK_ROWS = 240 };
 /* With fewer panels it does not pay to copy A. */
 enum { COPIES_FOR_PANELS = 3 };
 
 /* How A is cut. Rows that fit into a single tile meet every panel once: nothing is worth keeping. */
-typedef struct { int64_t block, chunk; } cut;
+typedef struct { int64_t block, stretch, chunk; } cut;
 
 static cut cut_of(int64_t rows, int64_t depth) {
     int64_t tile = even_tile(rows), chunk = larger(1, depth);
     if (rows > tile) chunk = ceil_divide(chunk, ceil_divide(chunk, CHUNK));
-    int64_t most = larger(1, BLOCK_FLOATS / (chunk * tile)) * tile;
+    int64_t chunks = larger(1, ceil_divide(depth, chunk));
+    int64_t together = larger(1, BLOCK_FLOATS / (chunk * smaller(rows, BLOCK_ROWS)));
+    together = ceil_divide(chunks, ceil_divide(chunks, together));
+    int64_t most = larger(1, BLOCK_FLOATS / (chunk * together * tile)) * tile;
     int64_t tiles = ceil_divide(ceil_divide(rows, ceil_divide(rows, most)), tile);
-    return (cut){larger(1, tiles) * tile, chunk};
+    return (cut){larger(1, tiles) * tile, together * chunk, chunk};
 }
 
 /* Floats of the part of A that a worker copies together. */
 static int64_t copied_floats(cut by, int64_t rows, int64_t columns) {
-    return rows > even_tile(rows) && columns > (COPIES_FOR_PANELS - 1) * PANEL ? by.block * by.chunk : 0;
+    return rows > even_tile(rows) && columns > (COPIES_FOR_PANELS - 1) * PANEL ? by.block * by.stretch : 0;
 }
 
 /* A stretch of the depth. */
@@ -83,25 +87,36 @@ static void multiply(const gemm *g, operand a, passage k, const float *panel, co
     }
 }
 
-/* A block of rows by a group of panels. */
-static void multiply_group(const gemm *g, const float *a, const float *b, float *y, range rows, range panels, cut by,
-                           float *copied) {
-    int64_t panel_floats = g->depth * PANEL;
-    int copies = g->a_step == 1 && panels.last - panels.first >= COPIES_FOR_PANELS && rows.last - rows.first > ROWS;
-    for (int64_t first = 0; !first || first < g->depth; first += by.chunk) {
-        passage k = {first, smaller(first + by.chunk, g->depth), !first, first + by.chunk >= g->depth};
-        operand part = {a + rows.first * g->a_row + first * g->a_step, g->a_row, g->a_step};
-        if (copies) {
-            for (int64_t r = 0; r < rows.last - rows.first; r++)
-                copy_floats(copied + r * by.chunk, part.first + r * part.row, k.last - k.first);
-            part = (operand){copied, by.chunk, 1};
+/* A block's rows of a stretch, chunk behind chunk. */
+static void copy_together(const float *from, int64_t row, int64_t rows, int64_t length, int64_t chunk, float *to) {
+    for (int64_t r = 0; r < rows; r++, from += row)
+        for (int64_t first = 0, count; first < length; first += count) {
+            count = smaller(chunk, length - first);
+            copy_floats(to + first * rows + r * count, from + first, count);
         }
+}
+
+/* A block of rows by some panels. */
+static void multiply_panels(const gemm *g, const float *a, const float *b, float *y, range rows, range panels, cut by,
+                            float *copied) {
+    int64_t panel_floats = g->depth * PANEL, count = rows.last - rows.first;
+    int copies = g->a_step == 1 && panels.last - panels.first >= COPIES_FOR_PANELS && count > ROWS;
+    a += rows.first * g->a_row;
+    for (int64_t start = 0; !start || start < g->depth; start += by.stretch) {
+        int64_t end = smaller(start + by.stretch, g->depth);
+        if (copies) copy_together(a + start, g->a_row, count, end - start, by.chunk, copied);
         for (int64_t p = panels.first; p < panels.last; p++) {
-            const float *panel = b + p * panel_floats + first * PANEL;
-            const float *next = p + 1 < panels.last ? panel + panel_floats
-                                : k.ends            ? b + panels.last * panel_floats
-                                                    : b + panels.first * panel_floats + k.last * PANEL;
-            multiply(g, part, k, panel, next, y, rows, p * PANEL);
+            const float *panel = b + p * panel_floats;
+            const float *behind = p + 1 < panels.last ? panel + panel_floats + start * PANEL
+                                  : end < g->depth    ? b + panels.first * panel_floats + end * PANEL
+                                                      : b + panels.last * panel_floats;
+            for (int64_t first = start; first == start || first < end; first += by.chunk) {
+                int64_t last = smaller(first + by.chunk, end);
+                operand part = {a + first * g->a_step, g->a_row, g->a_step};
+                if (copies) part = (operand){copied + (first - start) * count, last - first, 1};
+                multiply(g, part, (passage){first, last, !first, last == g->depth}, panel + first * PANEL,
+                         last < end ? panel + last * PANEL : behind, y, rows, p * PANEL);
+            }
         }
     }
 }
@@ -116,19 +131,18 @@ SHARED_KERNEL(aegis_gemm, gemm) {
     const gemm *g = arguments;
     cut by = cut_of(g->rows, g->depth);
     int64_t blocks = ceil_divide(g->rows, by.block), panels = ceil_divide(g->columns, PANEL), packed = -1;
-    int64_t group = larger(1, GROUP_FLOATS / (by.block * PANEL));
     float *copied = g->workspace + self.thread * aegis_gemm_workspace(g->rows, g->columns, g->depth, g->b_is_plain);
     float *own = copied + copied_floats(by, g->rows, g->columns);
     range mine = part_of(self, g->batch * blocks * panels);
     for (int64_t unit = mine.first, next; unit < mine.last; unit = next) {
         int64_t i = unit / panels / blocks, first = unit / panels % blocks * by.block, panel = unit % panels;
-        next = smaller(mine.last, unit + smaller(group, panels - panel));
+        next = smaller(mine.last, unit + panels - panel);
         const float *b = g->b + g->b_offsets[i];
         if (g->b_is_plain && g->b_offsets[i] != packed) {
             packed = g->b_offsets[i];
             pack_panels(b, g->b_step, g->b_column, g->depth, g->columns, own);
         }
-        multiply_group(g, g->a + g->a_offsets[i], g->b_is_plain ? own : b, g->y + i * g->rows * g->columns,
+        multiply_panels(g, g->a + g->a_offsets[i], g->b_is_plain ? own : b, g->y + i * g->rows * g->columns,
                        (range){first, smaller(first + by.block, g->rows)}, (range){panel, panel + next - unit}, by,
                        copied);
     }
