@@ -6,11 +6,12 @@
  *     for each block of rows of A
  *       for each stretch of the depth:  the block's part of A is copied together, chunk by chunk
  *         for each panel of B, for each chunk of the stretch:  its part stays in the first-level cache
- *           for each tile of the block's rows:  ROWS x PANEL sums, kept in Y between chunks
+ *           for each tile of the block's rows:  ROWS x PANEL sums, held between chunks
  *
- * (Goto and van de Geijn 2008.) What is copied stays in the second-level cache for all panels, and the
- * panel's columns of Y for all chunks. Copied, the rows of a tile are neighbours: in A they lie whole
- * rows apart, often all in the same set of the cache. Workers share the pairs of block and panel.
+ * (Goto and van de Geijn 2008.) What is copied stays in the second-level cache for all panels, and a
+ * panel's sums for all chunks; between stretches they wait in Y. Copied, the rows of a tile are
+ * neighbours: in A, and in Y, they lie whole rows apart, often all in the same set of the cache.
+ * Workers share the pairs of block and panel.
  *
  * f, if there is one, is taken of a tile that has just been stored and lies in the first-level cache.
  */
@@ -19,7 +20,7 @@
 
 typedef struct {
     const float *a, *b; /* b: panels, or a plain matrix */
-    float *y, *workspace; /* of each worker: a block of A, then a packed B */
+    float *y, *workspace; /* of each worker: a block's sums, a block of A, a packed B */
     const int64_t *a_offsets, *b_offsets; /* in floats, one a matrix of the batch */
     int64_t batch, rows, columns, depth;
     int64_t a_row, a_step; /* strides of A: between rows, along the depth */
@@ -49,38 +50,49 @@ static cut cut_of(int64_t rows, int64_t depth) {
     return (cut){larger(1, tiles) * tile, together * chunk, chunk};
 }
 
-/* Floats of the part of A that a worker copies together. */
-static int64_t copied_floats(cut by, int64_t rows, int64_t columns) {
-    return rows > even_tile(rows) && columns > (COPIES_FOR_PANELS - 1) * PANEL ? by.block * by.stretch : 0;
+/* Where things are in a worker's workspace, in floats. */
+typedef struct { int64_t copied, packed, all; } places;
+
+static places places_of(cut by, int64_t rows, int64_t columns, int64_t depth, int64_t b_is_plain) {
+    int64_t panels = ceil_divide(columns, PANEL);
+    int copies = rows > even_tile(rows) && panels >= COPIES_FOR_PANELS;
+    places p = {.copied = by.chunk < depth ? by.block * PANEL : 0};
+    p.packed = p.copied + (copies ? ceil_divide(by.block * by.stretch, WIDE) * WIDE : 0);
+    p.all = p.packed + (b_is_plain ? panels * PANEL * depth : 0);
+    return p;
 }
 
-/* A stretch of the depth. */
-typedef struct { int64_t first, last; int begins, ends; } passage;
+/* A chunk of the depth: of a whole product and of a stretch it may be the first, or the last. */
+typedef struct { int64_t first, last; int begins, ends, opens, closes; } passage;
 
 /* The rows of A in a passage: those of the block follow each other `row` floats apart. */
 typedef struct { const float *first; int64_t row, step; } operand;
 
-INLINE void gemm_tile(const gemm *g, operand a, passage k, const float *panel, const float *ahead, float *y,
-                      int64_t row, int64_t column, int rows, int vectors) {
+INLINE void gemm_tile(const gemm *g, operand a, passage k, const float *panel, const float *ahead, float *held,
+                      float *y, int64_t row, int64_t column, int rows, int vectors) {
     const float *a_rows[ROWS];
     UNROLL for (int r = 0; r < rows; r++) a_rows[r] = a.first + r * a.row;
     float *kept = y + row * g->columns + column;
+    int64_t columns = g->columns - column;
     vec sums[ROWS][VECTORS];
     if (k.begins) tile_clear(sums, rows, vectors);
-    else tile_load(sums, rows, vectors, kept, g->columns, g->columns - column);
+    else if (k.opens) tile_load(sums, rows, vectors, kept, g->columns, columns);
+    else tile_load(sums, rows, vectors, held, PANEL, PANEL);
     tile_accumulate(sums, rows, vectors, a_rows, a.step, panel, PANEL, k.last - k.first, ahead);
-    if (k.ends) tile_store(&g->end, sums, rows, vectors, y, g->columns, row, column, g->columns - column);
-    else tile_keep(sums, rows, vectors, kept, g->columns, g->columns - column);
+    if (k.ends) tile_store(&g->end, sums, rows, vectors, y, g->columns, row, column, columns);
+    else if (k.closes) tile_keep(sums, rows, vectors, kept, g->columns, columns);
+    else tile_keep(sums, rows, vectors, held, PANEL, PANEL);
 }
 
 /* A block of rows by one panel, along a passage. */
-static void multiply(const gemm *g, operand a, passage k, const float *panel, const float *next, float *y, range rows,
-                     int64_t column) {
+static void multiply(const gemm *g, operand a, passage k, const float *panel, const float *next, float *held, float *y,
+                     range rows, int64_t column) {
     int64_t vectors = ceil_divide(smaller(PANEL, g->columns - column), LANES);
     int64_t tile = even_tile(rows.last - rows.first), i = 0;
-    for (int64_t row = rows.first; row < rows.last; row += tile, a.first += tile * a.row, i++) {
+    for (int64_t row = rows.first; row < rows.last; row += tile, a.first += tile * a.row, held += tile * PANEL, i++) {
         const float *ahead = panel_ahead(panel, next, i);
-        TILE_DISPATCH(gemm_tile, smaller(tile, rows.last - row), vectors, g, a, k, panel, ahead, y, row, column)
+        TILE_DISPATCH(gemm_tile, smaller(tile, rows.last - row), vectors, g, a, k, panel, ahead, held, y, row,
+                      column)
         if (k.ends && g->function)
             g->function(y + row * g->columns + column, g->columns, smaller(tile, rows.last - row),
                         smaller(PANEL, g->columns - column), g->p, g->q);
@@ -98,7 +110,7 @@ static void copy_together(const float *from, int64_t row, int64_t rows, int64_t 
 
 /* A block of rows by some panels. */
 static void multiply_panels(const gemm *g, const float *a, const float *b, float *y, range rows, range panels, cut by,
-                            float *copied) {
+                            float *held, float *copied) {
     int64_t panel_floats = g->depth * PANEL, count = rows.last - rows.first;
     int copies = g->a_step == 1 && panels.last - panels.first >= COPIES_FOR_PANELS && count > ROWS;
     a += rows.first * g->a_row;
@@ -114,8 +126,9 @@ static void multiply_panels(const gemm *g, const float *a, const float *b, float
                 int64_t last = smaller(first + by.chunk, end);
                 operand part = {a + first * g->a_step, g->a_row, g->a_step};
                 if (copies) part = (operand){copied + (first - start) * count, last - first, 1};
-                multiply(g, part, (passage){first, last, !first, last == g->depth}, panel + first * PANEL,
-                         last < end ? panel + last * PANEL : behind, y, rows, p * PANEL);
+                passage k = {first, last, !first, last == g->depth, first == start, last == end};
+                multiply(g, part, k, panel + first * PANEL, last < end ? panel + last * PANEL : behind, held, y, rows,
+                         p * PANEL);
             }
         }
     }
@@ -123,16 +136,15 @@ static void multiply_panels(const gemm *g, const float *a, const float *b, float
 
 /* Floats of one worker's workspace. */
 EXPORT int64_t aegis_gemm_workspace(int64_t rows, int64_t columns, int64_t depth, int64_t b_is_plain) {
-    return copied_floats(cut_of(rows, depth), rows, columns) +
-           (b_is_plain ? ceil_divide(columns, PANEL) * PANEL * depth : 0);
+    return places_of(cut_of(rows, depth), rows, columns, depth, b_is_plain).all;
 }
 
 SHARED_KERNEL(aegis_gemm, gemm) {
     const gemm *g = arguments;
     cut by = cut_of(g->rows, g->depth);
     int64_t blocks = ceil_divide(g->rows, by.block), panels = ceil_divide(g->columns, PANEL), packed = -1;
-    float *copied = g->workspace + self.thread * aegis_gemm_workspace(g->rows, g->columns, g->depth, g->b_is_plain);
-    float *own = copied + copied_floats(by, g->rows, g->columns);
+    places p = places_of(by, g->rows, g->columns, g->depth, g->b_is_plain);
+    float *held = g->workspace + self.thread * p.all, *own = held + p.packed;
     range mine = part_of(self, g->batch * blocks * panels);
     for (int64_t unit = mine.first, next; unit < mine.last; unit = next) {
         int64_t i = unit / panels / blocks, first = unit / panels % blocks * by.block, panel = unit % panels;
@@ -144,7 +156,7 @@ SHARED_KERNEL(aegis_gemm, gemm) {
         }
         multiply_panels(g, g->a + g->a_offsets[i], g->b_is_plain ? own : b, g->y + i * g->rows * g->columns,
                        (range){first, smaller(first + by.block, g->rows)}, (range){panel, panel + next - unit}, by,
-                       copied);
+                       held, held + p.copied);
     }
 }
 
