@@ -106,7 +106,8 @@ def _match_operator(graph: ExecutionGraph, node: OperatorNode) -> _Attention | N
     if any(node.inputs[4:]) or any(node.outputs[1:]) or not _is_plain(node):
         return None
     specs = [graph.spec(tensor) for tensor in node.inputs if tensor]
-    if specs[0].dtype not in EPSILON or len({spec.dtype for spec in specs}) > 1:
+    # In bfloat16 the operator is specified to round at each step.
+    if specs[0].dtype.kind != "f" or len({spec.dtype for spec in specs}) > 1:
         return None
     heads = int(attribute(node, "q_num_heads", 0)), int(attribute(node, "kv_num_heads", 0))
     query = _split(graph, node.inputs[0], heads[0])
