@@ -4,13 +4,13 @@
  * each matrix of the batch, into the planned workspace.
  *
  *     for each block of rows of A
- *       for each stretch of the depth:  the block's part of A is copied together, chunk by chunk
+ *       for each stretch of the depth:  the block's part of A may be copied together, chunk by chunk
  *         for each panel of B, for each chunk of the stretch:  its part stays in the first-level cache
  *           for each tile of the block's rows:  ROWS x PANEL sums, held between chunks
  *
- * (Goto and van de Geijn 2008.) What is copied stays in the second-level cache for all panels, and a
- * panel's sums for all chunks; between stretches they wait in Y. Copied, the rows of a tile are
- * neighbours: in A, and in Y, they lie whole rows apart, often all in the same set of the cache.
+ * (Goto and van de Geijn 2008.) That part stays in the second-level cache for all panels, and a panel's
+ * sums for all chunks; between stretches they wait in Y. Copied, the rows of a tile are neighbours: in
+ * A, and in Y, they lie whole rows apart, often all in the same set of the cache.
  * Workers share the pairs of block and panel.
  *
  * f, if there is one, is taken of a tile that has just been stored and lies in the first-level cache.
@@ -33,8 +33,9 @@ typedef struct {
 
 /* The longest chunk; floats that a block has of A in one stretch, at most; its rows, if there are so many. */
 enum { CHUNK = PANEL < 64 ? 512 : 160, BLOCK_FLOATS = 256 << 10, BLOCK_ROWS = 240 };
-/* With fewer panels it does not pay to copy A. */
-enum { COPIES_FOR_PANELS = 3 };
+/* With fewer panels it does not pay to copy A; nor to copy whole rows, unless they are a multiple of so
+ * many floats apart: then those of a tile meet in the same sets of the first-level cache. */
+enum { COPIES_FOR_PANELS = 3, CROWDED_ROW = 512 };
 
 /* How A is cut. Rows that fit into a single tile meet every panel once: nothing is worth keeping. */
 typedef struct { int64_t block, stretch, chunk; } cut;
@@ -55,7 +56,8 @@ typedef struct { int64_t copied, packed, all; } places;
 
 static places places_of(cut by, int64_t rows, int64_t columns, int64_t depth, int64_t b_is_plain) {
     int64_t panels = ceil_divide(columns, PANEL);
-    int copies = rows > even_tile(rows) && panels >= COPIES_FOR_PANELS;
+    int copies = rows > even_tile(rows) && panels >= COPIES_FOR_PANELS &&
+                 (by.stretch < depth || depth % CROWDED_ROW == 0);
     places p = {.copied = by.chunk < depth ? by.block * PANEL : 0};
     p.packed = p.copied + (copies ? ceil_divide(by.block * by.stretch, WIDE) * WIDE : 0);
     p.all = p.packed + (b_is_plain ? panels * PANEL * depth : 0);
@@ -108,11 +110,11 @@ static void copy_together(const float *from, int64_t row, int64_t rows, int64_t 
         }
 }
 
-/* A block of rows by some panels. */
+/* A block of rows by some panels; `copied` is NULL if there is no room to copy to. */
 static void multiply_panels(const gemm *g, const float *a, const float *b, float *y, range rows, range panels, cut by,
                             float *held, float *copied) {
     int64_t panel_floats = g->depth * PANEL, count = rows.last - rows.first;
-    int copies = g->a_step == 1 && panels.last - panels.first >= COPIES_FOR_PANELS && count > ROWS;
+    int copies = copied && g->a_step == 1 && panels.last - panels.first >= COPIES_FOR_PANELS && count > ROWS;
     a += rows.first * g->a_row;
     for (int64_t start = 0; !start || start < g->depth; start += by.stretch) {
         int64_t end = smaller(start + by.stretch, g->depth);
@@ -156,7 +158,7 @@ SHARED_KERNEL(aegis_gemm, gemm) {
         }
         multiply_panels(g, g->a + g->a_offsets[i], g->b_is_plain ? own : b, g->y + i * g->rows * g->columns,
                        (range){first, smaller(first + by.block, g->rows)}, (range){panel, panel + next - unit}, by,
-                       held, held + p.copied);
+                       held, p.copied < p.packed ? held + p.copied : NULL);
     }
 }
 
