@@ -18,8 +18,8 @@ only through the progress listener.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NoReturn, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -45,6 +45,8 @@ class DeviceCapabilities:
     """Attention of several heads is faster as one kernel than spelled out."""
     gelu_products: bool = False
     """A matrix product takes GELU by tanh into its own kernel."""
+    elementwise_chains: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Operators that one kernel runs after one another, and on which dtypes; empty: it can not."""
     half_precision: bool = False
     """Kernels take float16 and bfloat16 at more than the speed of float32."""
     tf32: bool = False

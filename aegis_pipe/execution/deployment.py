@@ -44,6 +44,7 @@ from aegis_pipe.execution.passes import (
     PassReport,
     run_passes,
 )
+from aegis_pipe.execution.passes.fuse_elementwise import FuseElementwise
 from aegis_pipe.execution.passes.precision import HALF_DTYPES, convert
 from aegis_pipe.execution.program import BoundModel, build_program
 from aegis_pipe.execution.reference_operators import reference_function
@@ -150,6 +151,11 @@ def compile_graph(
             before = len(graph.operators)
             graph = convert(graph, precision)
             reports = (*reports, PassReport("precision", before, len(graph.operators)))
+        if capabilities.elementwise_chains:
+            # Last of all: what it makes, no other pass knows.
+            fuse = FuseElementwise(capabilities.elementwise_chains)
+            graph, chained = _run_passes(graph, (fuse,), phases)
+            reports = (*reports, *chained)
     tf32 = precision == "tf32"
     compiled = compile_model(
         graph,

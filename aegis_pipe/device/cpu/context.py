@@ -15,6 +15,7 @@ import numpy as np
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.cpu.event import CpuEvent
 from aegis_pipe.device.cpu.graph import CpuGraph, CpuKernelCall
+from aegis_pipe.device.cpu.kernels import compiled_elementwise_chains
 from aegis_pipe.device.cpu.kernels.native import LIBRARY, NativeCall
 from aegis_pipe.device.cpu.kernels.registry import KERNELS, CpuKernel, KernelTable
 from aegis_pipe.device.cpu.machine import BlasThreads, Machine, library_versions
@@ -88,6 +89,7 @@ class CpuContext:
             notifies_progress=True,
             channels_last=LIBRARY is not None,
             fused_attention=LIBRARY is not None,
+            elementwise_chains=compiled_elementwise_chains.STEPS,
             steady_at_once=True,
             watches_memory=True,
         )

@@ -19,7 +19,7 @@ from aegis_pipe.device.cuda.cudnn_convolution import Cudnn
 from aegis_pipe.device.cuda.event import EVENT_STEP_NS, CudaEvent
 from aegis_pipe.device.cuda.faults import FaultWords
 from aegis_pipe.device.cuda.graph import CudaGraph, CudaKernelCall
-from aegis_pipe.device.cuda.kernels import KERNELS
+from aegis_pipe.device.cuda.kernels import KERNELS, elementwise_chains
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Machine
 from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_of
 from aegis_pipe.device.cuda.sensors import Sensors
@@ -104,6 +104,7 @@ class CudaContext:
             channels_last=True,
             fused_attention=True,
             gelu_products=True,
+            elementwise_chains=elementwise_chains.STEPS,
             half_precision=True,
             sm_partitions=self._machine.multiprocessors,
             tf32=True,

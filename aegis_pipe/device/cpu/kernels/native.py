@@ -111,6 +111,12 @@ class NativeLibrary:
         assert size == ctypes.sizeof(arguments), f"{function} takes {size} bytes of arguments"
         return Step(address, ctypes.addressof(arguments), shares)
 
+    def address_of(self, function: str) -> int:
+        """Return the address of a function that a kernel's arguments point to."""
+        address = ctypes.cast(getattr(self._library, function), POINTER).value
+        assert address is not None, function
+        return address
+
     def _constant(self, name: str) -> int:
         return ctypes.c_int64.in_dll(self._library, name).value
 

@@ -6,7 +6,7 @@ import threadpoolctl
 
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.cpu.context import CpuContext
-from aegis_pipe.device.cpu.kernels import native
+from aegis_pipe.device.cpu.kernels import compiled_elementwise_chains, native
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel, KernelTable
 from aegis_pipe.device.cpu.region import host_bytes
 from aegis_pipe.device.protocols import DeviceCapabilities
@@ -194,6 +194,7 @@ def test_description_and_capabilities() -> None:
             notifies_progress=True,
             channels_last=native.LIBRARY is not None,
             fused_attention=native.LIBRARY is not None,
+            elementwise_chains=compiled_elementwise_chains.STEPS,
             steady_at_once=True,
             watches_memory=True,
         )

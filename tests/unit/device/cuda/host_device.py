@@ -27,6 +27,7 @@ from aegis_pipe.device.cpu.region import host_bytes
 from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.faults import FaultWord
 from aegis_pipe.device.cuda.kernels import KERNELS
+from aegis_pipe.device.cuda.kernels.elementwise_chains import SETTLE, STEPS
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
 from aegis_pipe.device.cuda.kernels.tensor_bytes import MULTIPLY
 from aegis_pipe.device.protocols import DeviceCapabilities, KernelCall, Region
@@ -195,6 +196,7 @@ def _loaded(source: str) -> ctypes.CDLL:
     for gpu, host in _REPLACED:
         assert gpu in source, "the prelude changed"
         source = source.replace(gpu, host)
+    source = source.replace(SETTLE, "")
     for kinds, gpu in MULTIPLY.items():
         source = source.replace(gpu, _HOST_MULTIPLY.format(*(_BYTES[kind] for kind in kinds)))
     folder = _folder()
@@ -256,7 +258,11 @@ class HostContext(CpuContext):
     def capabilities(self) -> DeviceCapabilities:
         """As a GPU's."""
         return DeviceCapabilities(
-            channels_last=True, fused_attention=True, gelu_products=True, half_precision=True
+            channels_last=True,
+            fused_attention=True,
+            gelu_products=True,
+            elementwise_chains=STEPS,
+            half_precision=True,
         )
 
     def select(self, request: KernelRequest) -> KernelChoice:
