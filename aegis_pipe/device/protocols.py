@@ -43,10 +43,10 @@ class DeviceCapabilities:
     """Kernels for images are faster with channels in the last dimension."""
     fused_attention: bool = False
     """Attention of several heads is faster as one kernel than spelled out."""
-    gelu_products: bool = False
-    """A matrix product takes GELU by tanh into its own kernel."""
     elementwise_chains: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Operators that one kernel runs after one another, and on which dtypes; empty: it can not."""
+    product_endings: tuple[str, ...] = ()
+    """Activations that a matrix product takes into its own kernel: `Gelu`, `FastGelu` and so on."""
     half_precision: bool = False
     """Kernels take float16 and bfloat16 at more than the speed of float32."""
     tf32: bool = False
@@ -138,6 +138,22 @@ class DeviceEvent(Protocol):
 
     def close(self) -> None:
         """Release; idempotent."""
+        ...
+
+
+class StagingAhead(Protocol):
+    """Host memory for the inputs of the request that is next; for one thread."""
+
+    def stage(self, sources: Sequence[np.ndarray]) -> bool:
+        """Have these arrays' bytes ready for any stream's `copy_in`, in place of those before.
+
+        They stay unchanged until copied or forgotten. False if that can not be done just now, or
+        they are larger than planned: they are then copied when it is their turn.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Take no array for one that was staged: they may have other contents by now."""
         ...
 
 
@@ -301,6 +317,14 @@ class DeviceContext(Protocol):
         `DeviceDescription.staged_bytes`) assert. None, for loading and tools: it grows as needed.
         With `multiprocessors` the stream has at least as many for itself, and no others. Raises
         PermanentError if the device has not that many left, or can not be divided.
+        """
+        ...
+
+    def reserve_staging_ahead(self, size_bytes: int) -> StagingAhead | None:
+        """Reserve host memory, as planned, in which inputs are staged while streams are busy.
+
+        Before the first stream; again, for another size, once all streams are closed. None where
+        copies go straight and `size_bytes` is therefore 0.
         """
         ...
 

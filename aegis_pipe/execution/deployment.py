@@ -39,12 +39,12 @@ from aegis_pipe.execution.passes import (
     ATTENTION_PASSES,
     CHANNELS_LAST_PASSES,
     PASSES,
-    PRODUCT_PASSES,
     Pass,
     PassReport,
+    chain_passes,
+    product_passes,
     run_passes,
 )
-from aegis_pipe.execution.passes.fuse_elementwise import FuseElementwise
 from aegis_pipe.execution.passes.precision import HALF_DTYPES, convert
 from aegis_pipe.execution.program import BoundModel, build_program
 from aegis_pipe.execution.reference_operators import reference_function
@@ -141,7 +141,7 @@ def compile_graph(
     capabilities = context.capabilities
     passes = (
         *PASSES,
-        *(PRODUCT_PASSES if capabilities.gelu_products else ()),
+        *product_passes(capabilities.product_endings),
         *(ATTENTION_PASSES if capabilities.fused_attention else ()),
         *(CHANNELS_LAST_PASSES if capabilities.channels_last else ()),
     )
@@ -151,11 +151,9 @@ def compile_graph(
             before = len(graph.operators)
             graph = convert(graph, precision)
             reports = (*reports, PassReport("precision", before, len(graph.operators)))
-        if capabilities.elementwise_chains:
-            # Last of all: what it makes, no other pass knows.
-            fuse = FuseElementwise(capabilities.elementwise_chains)
-            graph, chained = _run_passes(graph, (fuse,), phases)
-            reports = (*reports, *chained)
+        last = chain_passes(capabilities.elementwise_chains)
+        graph, more = _run_passes(graph, last, phases)
+        reports = (*reports, *more)
     tf32 = precision == "tf32"
     compiled = compile_model(
         graph,

@@ -260,8 +260,8 @@ class HostContext(CpuContext):
         return DeviceCapabilities(
             channels_last=True,
             fused_attention=True,
-            gelu_products=True,
             elementwise_chains=STEPS,
+            product_endings=("FastGelu",),
             half_precision=True,
         )
 

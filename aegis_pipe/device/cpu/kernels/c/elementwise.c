@@ -1,4 +1,8 @@
-/* Element by element: functions of one operand, and pairs with broadcasting. */
+/* Element by element: functions of one operand, and pairs with broadcasting.
+ *
+ * `aegis_<function>_rows` is a function in place over rows that are not dense: what another kernel
+ * does to its results while they are in cache (see gemm.c), with the bits of the kernel of its own.
+ */
 #include "step.h"
 
 typedef struct {
@@ -15,6 +19,9 @@ typedef struct {
         range mine = part_of(self, ceil_divide(m->count, WIDE));                         \
         int64_t i = mine.first * WIDE, end = smaller(m->count, mine.last * WIDE);        \
         name##_run(m->x + i, m->y + i, end - i, m->p, m->q);                             \
+    }                                                                                    \
+    EXPORT void aegis_##name##_rows(float *y, int64_t row, int64_t rows, int64_t columns, float p, float q) { \
+        for (int64_t r = 0; r < rows; r++, y += row) name##_run(y, y, columns, p, q);    \
     }
 
 enum { RANK = 4 };
