@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from aegis_pipe.device.cpu.kernels import compiled_elementwise_chains
+from aegis_pipe.device.cpu.kernels import compiled_elementwise_chains, native
 from aegis_pipe.device.elementwise_chains import CHAIN, STEPS_MAX
 from aegis_pipe.execution.passes import PASSES, run_passes
 from aegis_pipe.execution.passes.fuse_elementwise import FuseElementwise
@@ -46,9 +46,21 @@ WHOLE = {
     "result is a truth value": "(float[3,40] x) => (bool[3,40] y)"
     " { a = Mul(x, row) b = Abs(a) y = Less(b, one) }",
     "read twice by one": "(float[3,40] x) => (float[3,40] y) { a = Tanh(x) y = Mul(a, a) }",
+    "several tiles": "(float[3,7000] x, float[3,1] z) => (float[3,7000] y)"
+    " { a = Sub(x, z) b = Tanh(a) y = Mul(b, x) }",
     "outer product": "(float[9,1] x, float[40] z) => (float[9,40] y)"
     " { a = Mul(x, z) b = Sub(a, row) y = Relu(b) }",
 }
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_one_chain_with_the_same_bits_without_a_library(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPy's kernels, tile by tile, are what they are over whole tensors."""
+    monkeypatch.setattr(native, "LIBRARY", None)
+    graph = check(model_of(WHOLE[case], CONSTANTS), (FUSE,), identical=True, atol=1e-5)
+    assert operators_of(graph) == [CHAIN]
 
 
 @pytest.mark.parametrize("case", WHOLE)
