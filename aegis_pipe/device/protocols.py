@@ -45,10 +45,14 @@ class DeviceCapabilities:
     """Attention of several heads is faster as one kernel than spelled out."""
     elementwise_chains: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Operators that one kernel runs after one another, and on which dtypes; empty: it can not."""
+    fused_inverted_residuals: bool = False
+    """Inverted residual blocks are faster as one kernel than as three convolutions."""
     product_endings: tuple[str, ...] = ()
     """Activations that a matrix product takes into its own kernel: `Gelu`, `FastGelu` and so on."""
     half_precision: bool = False
     """Kernels take float16 and bfloat16 at more than the speed of float32."""
+    planar_convolutions: bool = False
+    """A first convolution in half precision reads an image's planes as they come."""
     tf32: bool = False
     """Products of float32 round their operands to ten bits of mantissa if that is allowed."""
     steady_at_once: bool = False

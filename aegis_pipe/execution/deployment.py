@@ -38,7 +38,9 @@ from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.passes import (
     ATTENTION_PASSES,
     CHANNELS_LAST_PASSES,
+    INVERTED_RESIDUAL_PASSES,
     PASSES,
+    PLANAR_PASSES,
     Pass,
     PassReport,
     chain_passes,
@@ -144,6 +146,7 @@ def compile_graph(
         *product_passes(capabilities.product_endings),
         *(ATTENTION_PASSES if capabilities.fused_attention else ()),
         *(CHANNELS_LAST_PASSES if capabilities.channels_last else ()),
+        *(INVERTED_RESIDUAL_PASSES if capabilities.fused_inverted_residuals else ()),
     )
     with phases.phase("passes", model=graph.name):
         graph, reports = _run_passes(graph, passes, phases)
@@ -151,6 +154,9 @@ def compile_graph(
             before = len(graph.operators)
             graph = convert(graph, precision)
             reports = (*reports, PassReport("precision", before, len(graph.operators)))
+            if capabilities.planar_convolutions:
+                graph, more = _run_passes(graph, PLANAR_PASSES, phases)
+                reports = (*reports, *more)
         last = chain_passes(capabilities.elementwise_chains)
         graph, more = _run_passes(graph, last, phases)
         reports = (*reports, *more)

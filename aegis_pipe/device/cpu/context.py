@@ -92,6 +92,7 @@ class CpuContext:
             channels_last=LIBRARY is not None,
             fused_attention=LIBRARY is not None,
             elementwise_chains=compiled_elementwise_chains.STEPS,
+            fused_inverted_residuals=LIBRARY is not None,
             product_endings=ENDINGS if LIBRARY is not None else (),
             steady_at_once=True,
             watches_memory=True,
