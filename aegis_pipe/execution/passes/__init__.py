@@ -15,6 +15,7 @@ from aegis_pipe.execution.passes import (
     common_subexpressions,
     constant_folding,
     dead_code,
+    expand_attention,
     fold_batch_normalisation,
     fuse_attention,
     fuse_convolution,
@@ -63,6 +64,7 @@ PASSES: tuple[Pass, ...] = (
     # Before the weights it computes with are folded into floats.
     fuse_quantised,
     fuse_dynamic_quantisation,
+    expand_attention,
     constant_folding,
     common_subexpressions,
     fuse_layer_normalisation,

@@ -56,14 +56,19 @@ def views(graph: ExecutionGraph, tensor: TensorId) -> list[View]:
             return found
 
 
+def dense(graph: ExecutionGraph, tensor: TensorId) -> View:
+    """Return a tensor as a view of itself."""
+    itself = _played(graph, tensor, [], 1.0)
+    assert itself is not None
+    return itself
+
+
 def written_through(graph: ExecutionGraph, tensor: TensorId) -> tuple[View, list[OperatorNode]]:
     """Return where a tensor's elements end up behind transposes, and the operators up to there.
 
     Only operators count that read what nobody else reads; reshapes only with one more transpose.
     """
-    itself = _played(graph, tensor, [], 1.0)
-    assert itself is not None
-    best: tuple[View, list[OperatorNode]] = (itself, [])
+    best: tuple[View, list[OperatorNode]] = (dense(graph, tensor), [])
     chain: list[OperatorNode] = []
     last = tensor
     while True:

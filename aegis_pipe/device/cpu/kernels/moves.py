@@ -61,6 +61,10 @@ def _compiled(copies: Copies, in_order: bool) -> NativeCall | None:
         if len(dimensions) > _RANK or source.dtype != target.dtype:
             return None
         moves += _moves(target.ctypes.data, source.ctypes.data, dimensions, target.itemsize)
+    if not in_order:
+        # A thread then writes one stretch of the results, made of what it computed itself: rows are
+        # shared the same way by the kernels around.
+        moves.sort(key=lambda move: int(move.to))
     table = (_Move * len(moves))(*moves)
     arguments = _Moving(ctypes.addressof(table), len(moves), copies[0][0].itemsize)
     function = "aegis_move_in_order" if in_order else "aegis_move_apart"

@@ -172,6 +172,9 @@ def products() -> dict[str, Case]:
             ((1, 4, 5, 6), (3, 1, 6, 17)),
             ((300, 500), (500, 70)),
             ((140, 1500), (1500, 70)),
+            # Two blocks of rows, two stretches of the depth.
+            ((370, 1300), (1300, 200)),
+            ((50, 512), (512, 200)),
             ((2, 7, 1030), (2, 1030, 5)),
         ):
             cases[f"matmul {a} {b} {constant}"] = _matmul(a, b, constant)
