@@ -18,8 +18,8 @@ only through the progress listener.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NoReturn, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -43,6 +43,8 @@ class DeviceCapabilities:
     """Kernels for images are faster with channels in the last dimension."""
     fused_attention: bool = False
     """Attention of several heads is faster as one kernel than spelled out."""
+    elementwise_chains: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Operators that one kernel runs after one another, and on which dtypes; empty: it can not."""
     fused_inverted_residuals: bool = False
     """Inverted residual blocks are faster as one kernel than as three convolutions."""
     product_endings: tuple[str, ...] = ()

@@ -43,6 +43,7 @@ from aegis_pipe.execution.passes import (
     PLANAR_PASSES,
     Pass,
     PassReport,
+    chain_passes,
     product_passes,
     run_passes,
 )
@@ -156,6 +157,9 @@ def compile_graph(
             if capabilities.planar_convolutions:
                 graph, more = _run_passes(graph, PLANAR_PASSES, phases)
                 reports = (*reports, *more)
+        last = chain_passes(capabilities.elementwise_chains)
+        graph, more = _run_passes(graph, last, phases)
+        reports = (*reports, *more)
     tf32 = precision == "tf32"
     compiled = compile_model(
         graph,

@@ -28,11 +28,11 @@ def _strides(shape: Sequence[int], result: Sequence[int]) -> list[int]:
 
 
 def walk(
-    result: Sequence[int], shapes: Sequence[Sequence[int]]
+    result: Sequence[int], shapes: Sequence[Sequence[int]], rank: int = RANK
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Return the result's shape and each operand's strides in elements, all of rank `RANK`.
+    """Return the result's shape and each operand's strides in elements, all of the same `rank`.
 
-    Dimensions that all operands walk through alike are merged; None if more than `RANK` stay, or
+    Dimensions that all operands walk through alike are merged; None if more than `rank` stay, or
     an operand takes longer steps than 1 along the last one.
     """
     merged: list[tuple[int, ...]] = []
@@ -42,9 +42,9 @@ def walk(
         if merged and merged[-1][1:] == tuple(stride * size for stride in strides):
             size *= merged.pop()[0]
         merged.append((size, *strides))
-    if len(merged) > RANK:
+    if len(merged) > rank:
         return None
-    merged = [(1, *(0 for _ in shapes))] * (RANK - len(merged)) + merged
+    merged = [(1, *(0 for _ in shapes))] * (rank - len(merged)) + merged
     return None if max(merged[-1][1:]) > 1 else tuple(zip(*merged, strict=True))
 
 

@@ -11,6 +11,7 @@ from tests.unit.device.cpu.kernels import channels_last_cases
 from tests.unit.device.cpu.kernels.attention_cases import ATTENTION
 from tests.unit.device.cpu.kernels.block_cases import BLOCKS
 from tests.unit.device.cpu.kernels.case import Case, random
+from tests.unit.device.cpu.kernels.chain_cases import CHAINS
 from tests.unit.device.cpu.kernels.indexing_cases import INDEXING
 from tests.unit.device.cpu.kernels.inverted_residual_cases import inverted_residuals
 from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
@@ -380,6 +381,7 @@ CASES: dict[str, Case] = {
     **normalisations(),
     **ATTENTION,
     **BLOCKS,
+    **CHAINS,
     **INDEXING,
     **QUANTISED,
     **RECURRENT,

@@ -10,13 +10,14 @@ import pytest
 
 from aegis_pipe.device.cpu.kernels import KERNELS, native
 from tests.unit.device.cpu.kernels.case import Case
+from tests.unit.device.cpu.kernels.chain_cases import CHAINS
 from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
 from tests.unit.device.cpu.kernels.recurrent_cases import RECURRENT
 from tests.unit.kernel_driver import lower, operator_node
 
 pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=f"compiled kernels {native.STATUS}")
 
-CASES = {**QUANTISED, **RECURRENT}
+CASES = {**CHAINS, **QUANTISED, **RECURRENT}
 
 
 class _Worker(ctypes.Structure):
