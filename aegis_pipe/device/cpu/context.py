@@ -40,7 +40,7 @@ from aegis_pipe.errors import (
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 from aegis_pipe.tensor import TensorSpec
 
-_UNCHECKED_BYTES_MAX = 1 << 16
+_UNCHECKED_BYTES_MAX = 2 << 20
 """Asking the machine what is free takes longer than reserving so little."""
 
 _Resource = CpuRegion | CpuStream | CpuEvent | CpuGraph
@@ -89,6 +89,7 @@ class CpuContext:
             channels_last=LIBRARY is not None,
             fused_attention=LIBRARY is not None,
             steady_at_once=True,
+            parallel_writes=True,
             watches_memory=True,
         )
 
@@ -258,7 +259,7 @@ class CpuContext:
 
     def _for_team(self, kernel: CpuKernel, choice: KernelChoice) -> KernelChoice:
         """Give every thread a workspace, if threads share the kernel's work."""
-        if not kernel.shares_work or not choice.workspace_bytes:
+        if not kernel.shares_work or not choice.workspace_bytes or self._threads == 1:
             return choice
         return replace(choice, workspace_bytes=choice.workspace_bytes * self._threads)
 

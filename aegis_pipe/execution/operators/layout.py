@@ -111,7 +111,7 @@ def _split_sizes(context: OperatorContext, size: int) -> tuple[int, ...]:
         return given
     count = reading.integer(context, "num_outputs", len(context.node.outputs))
     chunk = -(-size // count)
-    return tuple(min(chunk, max(size - i * chunk, 0)) for i in range(count))
+    return tuple([min(chunk, max(size - i * chunk, 0)) for i in range(count)])
 
 
 def _infer_split(context: OperatorContext) -> list[TensorSpec]:
@@ -170,7 +170,7 @@ def _lower_slice(context: OperatorContext) -> Lowered:
     whole = [range(size) for size in reading.operand(context, 0, "data").shape]
     if ranges == whole:
         return _nothing_moves()
-    starts, steps = tuple(r.start for r in ranges), tuple(r.step for r in ranges)
+    starts, steps = tuple([r.start for r in ranges]), tuple([r.step for r in ranges])
     return Lowered("Slice", {"starts": starts, "steps": steps}, (0,))
 
 

@@ -39,8 +39,10 @@ def _infer_pool(context: OperatorContext) -> list[TensorSpec]:
     # ONNX's own inference divides towards zero: a single window that lacks less than a stride
     # counts, with or without ceil mode. Models rely on it when they are given small images.
     spatial = tuple(
-        1 if 0 < lacking < stride else count
-        for count, lacking, stride in zip(counts, missing, geometry.strides, strict=True)
+        [
+            1 if 0 < lacking < stride else count
+            for count, lacking, stride in zip(counts, missing, geometry.strides, strict=True)
+        ]
     )
     windows.require_windows(context, data, spatial)
     pooled = reading.like(data, (*data.shape[:2], *spatial))

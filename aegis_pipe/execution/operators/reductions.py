@@ -48,8 +48,8 @@ def _axes(context: OperatorContext) -> tuple[int, ...]:
 
 def _reduced(spec: TensorSpec, axes: Sequence[int], keepdims: int) -> tuple[int, ...]:
     if keepdims:
-        return tuple(1 if i in axes else n for i, n in enumerate(spec.shape))
-    return tuple(n for i, n in enumerate(spec.shape) if i not in axes)
+        return tuple([1 if i in axes else n for i, n in enumerate(spec.shape)])
+    return tuple([n for i, n in enumerate(spec.shape) if i not in axes])
 
 
 def _infer_reduce(context: OperatorContext) -> list[TensorSpec]:

@@ -65,7 +65,7 @@ def _infer_squeeze(context: OperatorContext) -> list[TensorSpec]:
     data = reading.operand(context, 0, "data")
     axes = _axes(context, len(data.shape))
     if axes is None:
-        axes = tuple(axis for axis, size in enumerate(data.shape) if size == 1)
+        axes = tuple([axis for axis, size in enumerate(data.shape) if size == 1])
     reading.require(
         all(data.shape[axis] == 1 for axis in axes), context, f"axes {axes} of {data} are not all 1"
     )

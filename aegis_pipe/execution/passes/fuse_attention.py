@@ -9,8 +9,6 @@ where they are, by strides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from aegis_pipe.execution.graph import ExecutionGraph, GraphAttribute, OperatorNode
@@ -24,6 +22,7 @@ from aegis_pipe.execution.passes.matching import (
 )
 from aegis_pipe.execution.passes.rewriting import GraphEdit
 from aegis_pipe.execution.passes.views import View, views, written_through
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorId
 
 name = "fuse_attention"
@@ -34,7 +33,7 @@ _KEYS_MAX = 4096
 """More than these no kernel is sure to take."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Attention:
     """A formula around a softmax; views are [batch, heads, length, size]."""
 
@@ -50,6 +49,8 @@ class _Attention:
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Replace every such formula."""
+    if "Softmax" not in graph.kinds:
+        return graph
     edit = GraphEdit(graph)
     for node in graph.operators:
         found = _match(graph, node) if node.qualified_operator == "Softmax" else None

@@ -32,9 +32,12 @@ def rewritten(
         return graph
     names = renamed or {}
     kept = [rename(node, names) for node in operators] if names else operators
-    known = {**graph.constants, **(constants or {})}
-    all_specs = {tensor: edge.spec for tensor, edge in graph.tensors.items()}
-    all_specs |= {tensor: TensorSpec(a.dtype, a.shape) for tensor, a in (constants or {}).items()}
+    known_before = graph.constants
+    known = {**known_before, **(constants or {})}
+    all_specs = dict(graph.specs)
+    for tensor, array in (constants or {}).items():
+        if known_before.get(tensor) is not array:
+            all_specs[tensor] = TensorSpec(array.dtype, array.shape)
     all_specs |= specs or {}
     written = set(itertools.chain.from_iterable([node.outputs for node in kept])) - {NO_TENSOR}
     used = set(itertools.chain.from_iterable([node.reads for node in kept]))
@@ -84,7 +87,7 @@ class GraphEdit:
 
     def tensor(self, name: str, spec: TensorSpec) -> TensorId:
         """Add a tensor; return its final name."""
-        while name in self._graph.tensors or name in self._specs:
+        while name in self._graph.specs or name in self._specs:
             name += "_"
         self._specs[TensorId(name)] = spec
         return TensorId(name)
@@ -118,7 +121,7 @@ def rename(node: OperatorNode, names: Mapping[TensorId, TensorId]) -> OperatorNo
     attributes = node.attributes
     if len(node.reads) > len(node.inputs) - node.inputs.count(NO_TENSOR):
         attributes = {
-            key: Subgraph(value.serialised, tuple(final_name(t, names) for t in value.captures))
+            key: Subgraph(value.serialised, tuple([final_name(t, names) for t in value.captures]))
             if isinstance(value, Subgraph)
             else value
             for key, value in attributes.items()
