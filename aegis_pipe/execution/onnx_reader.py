@@ -32,7 +32,7 @@ OLDEST_OPSET = 1
 
 ModelProto = onnx.ModelProto
 
-_FIELDS = {
+_FIELDS: Mapping[int, str] = {
     onnx.TensorProto.FLOAT: "float_data",
     onnx.TensorProto.DOUBLE: "double_data",
     onnx.TensorProto.INT32: "int32_data",

@@ -386,7 +386,7 @@ class Frame:
             raise InvalidModelError(
                 f"the model imports no operator set `{node.domain}`", context=describe(node)
             )
-        plain = {k: v for k, v in node.attributes.items() if type(v) is not SourceGraph}
+        plain = {k: v for k, v in node.attributes.items() if not isinstance(v, SourceGraph)}
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
         return OperatorNode(
