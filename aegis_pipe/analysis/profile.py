@@ -68,7 +68,8 @@ class ModelProfile:
     """The distribution of the total, request upon request: values at evenly spaced ranks,
     ascending."""
     rested_ns: tuple[int, ...]
-    """The same after a pause, when caches and threads are cold; bounds cover both."""
+    """The same after a pause and another model, when caches and threads are cold; bounds cover
+    both."""
     wakes_ns: tuple[int, ...]
     """The same of the time from submission until the scheduler acts on it, when idle."""
     wake: QuantileBound

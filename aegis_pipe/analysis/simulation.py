@@ -388,7 +388,7 @@ class ModelTimes:
     segment_medians_ns: tuple[int, ...]
     totals_ns: tuple[int, ...]
     rested_ns: tuple[int, ...] = ()
-    """`totals_ns` of requests that start on a stream which has rested for a while."""
+    """`totals_ns` of requests whose stream has rested for a while, or has run another model."""
     beside: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """`totals_ns` while other streams run another model."""
 
@@ -397,8 +397,9 @@ class MeasuredTimes:
     """Draws a request's total from what was measured, and shares it out among its segments.
 
     A request, or batch, keeps its luck: the rank in the distribution is drawn once, and whether
-    its stream had rested for `REST_NS` decides from which one. What other streams run when a
-    segment starts can make that segment slower: it then comes from the distribution beside them.
+    its stream had rested for `REST_NS`, or had run another model, decides from which one. What
+    other streams run when a segment starts can make that segment slower: it then comes from the
+    distribution beside them.
     """
 
     def __init__(self, models: Mapping[str, ModelTimes], seed: int) -> None:
@@ -408,6 +409,8 @@ class MeasuredTimes:
         self._luck: dict[tuple[int | None, str], tuple[float, Sequence[int]]] = {}
         # Per stream when it will have done what it was given.
         self._busy_until_ns: dict[int | None, int] = {}
+        # And which model it was last given.
+        self._last: dict[int | None, str] = {}
         self._shares = {
             name: [each / sum(model.segment_medians_ns) for each in model.segment_medians_ns]
             for name, model in models.items()
@@ -420,12 +423,14 @@ class MeasuredTimes:
         totals: Sequence[int]
         if segment == 0:
             rank, totals = self._draw(), model.totals_ns
-            if model.rested_ns and start_ns - busy_until_ns >= REST_NS:
+            rests = start_ns - busy_until_ns >= REST_NS or self._last.get(stream) != name
+            if model.rested_ns and rests:
                 totals = model.rested_ns
             if request.segment_count > 1:
                 self._luck[stream, name] = (rank, totals)
         else:
             rank, totals = self._luck[stream, name]
+        self._last[stream] = name
         total_ns = totals[int(rank * len(totals))]
         for other in beside:
             row = model.beside.get(other)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections import defaultdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -118,13 +119,15 @@ def test_all_decisions_of_a_run_are_rebuilt_from_its_trace_alone(
         assert (line["start_ns"], line["end_ns"]) == (one.start_ns, one.end_ns)
 
 
+def _why(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert main(["why", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
 def test_why_says_the_same_of_a_trace_as_of_the_log(
     recorded: tuple[Path, list[DecisionMade]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def why(*words: object) -> str:
-        assert main(["why", *map(str, words)]) == 0
-        return capsys.readouterr().out
-
+    why = partial(_why, capsys)
     trace, log = recorded[0], recorded[0].parent / "events.jsonl"
     everything = ("--worst", 10_000, "--json", "--from")
     explained = json.loads(why(*everything, trace))
@@ -160,6 +163,29 @@ def test_why_refuses_a_trace_that_lacks_what_was_not_sampled(
     older.write_text("".join(line.replace("aegis.segment_times_ns", "other") for line in lines))
     assert main(["why", "--worst", "1", "--from", str(older)]) == 1
     assert "does not tell when its segments were launched" in capsys.readouterr().err
+
+
+def test_why_explains_the_longest_requests_that_it_can_and_names_the_others(
+    recorded: tuple[Path, list[DecisionMade]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = recorded[0].parent / "events.jsonl"
+    everything = json.loads(_why(capsys, "--worst", 10_000, "--json", "--from", log))
+    lacking = tmp_path / "lacking.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    gone = next(line for line in lines if '"schedule_decision"' in line and '"start"' in line)
+    lacking.write_text("".join(line for line in lines if line is not gone))
+    assert main(["why", "--worst", "10000", "--json", "--from", str(lacking)]) == 0
+    out, err = capsys.readouterr()
+    explained = json.loads(out)
+    named = re.search(r"(\d+) of the 10000 longest requests can not be explained: (.*)", err)
+    assert named is not None
+    assert len(explained) == len(everything) - int(named[1]) < len(everything)
+    assert all(one in everything for one in explained)
+    request = json.loads(gone)["request_id"]
+    assert request not in [one["request"] for one in explained]
+    assert "telemetry.log.keep" in err
 
 
 def test_the_parts_of_every_request_of_a_run_add_up(

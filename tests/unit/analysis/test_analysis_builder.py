@@ -72,3 +72,14 @@ def test_a_request_upon_another_takes_other_times_than_one_after_a_rest():
     assert lasts(2, 10 * REST_NS + 300) == (40, 60)
     assert lasts(3, 11 * REST_NS + 399) == (40, 60)
     assert lasts(4, 13 * REST_NS) == (120, 180)
+
+
+def test_a_request_upon_another_models_takes_the_time_of_one_after_a_rest():
+    times = MeasuredTimes({m: ModelTimes((10,), (100,), (300,)) for m in "ab"}, seed=1)
+    ends_ns = 10 * REST_NS
+    lasted = []
+    for number, model in enumerate("aabbab"):
+        request = ExecutionRequest(number, model, ends_ns, 1, stream=0, launched_ns=ends_ns)
+        lasted.append(times(request, 0, ()))
+        ends_ns += lasted[-1]
+    assert lasted == [300, 100, 300, 100, 300, 300]
