@@ -196,6 +196,7 @@ def test_description_and_capabilities() -> None:
             fused_attention=native.LIBRARY is not None,
             steady_at_once=True,
             watches_memory=True,
+            parallel_writes=True,
         )
 
 
