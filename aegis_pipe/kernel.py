@@ -80,7 +80,7 @@ class PackedConstant:
         return cls(layout, size_bytes, pack, fill)
 
 
-@record(weakref_slot=True)
+@record()
 class KernelChoice:
     """A device's offer to run one `KernelRequest`."""
 

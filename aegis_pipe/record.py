@@ -16,12 +16,10 @@ _Class = TypeVar("_Class")
 
 
 @dataclass_transform(eq_default=False, frozen_default=True, field_specifiers=(field,))
-def record(
-    *, eq: bool = False, weakref_slot: bool = False
-) -> Callable[[type[_Class]], type[_Class]]:
+def record(*, eq: bool = False) -> Callable[[type[_Class]], type[_Class]]:
     """Make a dataclass with slots, whose fields are not to be assigned to.
 
     With `eq`, two of them are equal, and have one hash, if all their fields are equal; otherwise
     each is equal to itself only.
     """
-    return dataclass(slots=True, eq=eq, unsafe_hash=eq, weakref_slot=weakref_slot)
+    return dataclass(slots=True, eq=eq, unsafe_hash=eq)

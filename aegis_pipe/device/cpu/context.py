@@ -70,9 +70,6 @@ class CpuContext:
         self._resources: weakref.WeakValueDictionary[int, _Resource]
         self._resources = weakref.WeakValueDictionary()
         self._numbers = itertools.count()
-        # Whose offers are alive, so that binding does not choose again.
-        self._chosen: weakref.WeakKeyDictionary[KernelChoice, CpuKernel]
-        self._chosen = weakref.WeakKeyDictionary()
         self._blas: BlasThreads | None = BlasThreads(threads)
         self._description = _describe(self._machine, self._blas)
 
@@ -161,7 +158,8 @@ class CpuContext:
             choice = kernel.choose(request)
             if choice is not None:
                 choice = self._for_team(kernel, choice)
-                self._chosen[choice] = kernel
+                # So that binding does not choose again.
+                request.notes["chosen"] = (choice, kernel)
                 return choice
         reference = choose_reference(request)
         if reference is None:
@@ -270,9 +268,9 @@ class CpuContext:
         return replace(choice, workspace_bytes=choice.workspace_bytes * self._threads)
 
     def _kernel_of(self, request: KernelRequest, choice: KernelChoice) -> CpuKernel:
-        chosen = self._chosen.get(choice)
-        if chosen is not None:
-            return chosen
+        offer, kernel = request.notes.get("chosen", (None, None))
+        if offer is choice and isinstance(kernel, CpuKernel):
+            return kernel
         # The choice was taken from elsewhere; choosing is pure.
         for kernel in self._kernels.candidates(request.operator):
             offer = kernel.choose(request)

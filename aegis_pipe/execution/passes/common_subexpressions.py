@@ -35,11 +35,11 @@ def run(graph: ExecutionGraph) -> ExecutionGraph:
         if earlier is None:
             others.append(renamed_node)
         if earlier is None or not outputs.isdisjoint(node.outputs):
-            kept.append(node)
+            kept.append(renamed_node)
             continue
         pairs = zip(node.outputs, earlier.outputs, strict=True)
         renamed |= {later: final_name(one, renamed) for later, one in pairs if later}
-    return rewritten(graph, kept, renamed=renamed)
+    return rewritten(graph, kept)
 
 
 def _equal_one(node: OperatorNode, others: Sequence[OperatorNode]) -> OperatorNode | None:

@@ -63,11 +63,16 @@ class GraphEdit:
         self._replaced: dict[str, tuple[OperatorNode, ...]] = {}
         self._constants: dict[TensorId, np.ndarray] = {}
         self._specs: dict[TensorId, TensorSpec] = {}
-        self._names = {node.name for node in graph.operators}
+        self._names: set[str] = set()
+        """All that are taken, once anybody wants another one."""
 
     def is_replaced(self, *nodes: OperatorNode) -> bool:
         """Return whether one of the nodes is to be replaced already."""
-        return any(node.name in self._replaced for node in nodes)
+        replaced = self._replaced
+        for node in nodes:  # noqa: SIM110 - `any` costs more, and this is asked of every node
+            if node.name in replaced:
+                return True
+        return False
 
     def replace(self, old: Sequence[OperatorNode], *new: OperatorNode) -> None:
         """Put new nodes in the place of the last old one; the old ones go."""
@@ -94,6 +99,8 @@ class GraphEdit:
 
     def node_name(self, name: str) -> str:
         """Return a name for one more node."""
+        if not self._names:
+            self._names = {node.name for node in self._graph.operators}
         while name in self._names:
             name += "_"
         self._names.add(name)
@@ -108,8 +115,15 @@ class GraphEdit:
 
     def result(self) -> ExecutionGraph:
         """Return the new graph."""
-        nodes = self._graph.operators
-        operators = [new for node in nodes for new in self._replaced.get(node.name, (node,))]
+        replaced = self._replaced
+        if not (replaced or self._constants or self._specs):
+            return self._graph
+        operators: list[OperatorNode] = []
+        for node in self._graph.operators:
+            if node.name in replaced:
+                operators += replaced[node.name]
+            else:
+                operators.append(node)
         return rewritten(self._graph, operators, constants=self._constants, specs=self._specs)
 
 
