@@ -35,6 +35,7 @@ def fingerprint_of(manifest: Manifest, device: DeviceDescription) -> Fingerprint
         threads=manifest.streams.threads,
         max_block_ns=manifest.streams.max_block_ns,
         version=__version__,
+        real_time=manifest.streams.real_time,
     )
 
 

@@ -28,7 +28,7 @@ from aegis_pipe.analysis_builder import (
     cut_segments,
     record_admission,
 )
-from aegis_pipe.clock import Clock, SystemClock
+from aegis_pipe.clock import Clock, SystemClock, real_time_threads
 from aegis_pipe.deployment_builder import (
     Installation,
     ModelInformation,
@@ -487,7 +487,8 @@ class Runtime:
         self, *, on_error: Callable[[str, AegisError], None] = lambda pipeline, error: None
     ) -> None:
         """Begin to feed the manifest's pipelines; `on_error` hears of failing items and sinks."""
-        self._pipelines.start(self.manifest, self.models, on_error)
+        with real_time_threads(self.manifest.streams.real_time):
+            self._pipelines.start(self.manifest, self.models, on_error)
 
     def join(self, timeout_s: float, stop: threading.Event) -> bool:
         """Wait for the end of all pipelines, `stop` or the timeout; return whether all ended.

@@ -32,11 +32,13 @@ class Fingerprint:
     max_block_ns: int
     version: str = ""
     """Of AegisPipe: another one may run other kernels."""
+    real_time: int | None = None
+    """Priority of the threads, if they go before other processes."""
 
     def differences(self, present: Fingerprint) -> tuple[str, ...]:
         """Return a line for each thing that is not now as it was when this was measured."""
         lines = []
-        for name in ("version", "device", "stream_count", "threads", "max_block_ns"):
+        for name in ("version", "device", "stream_count", "threads", "max_block_ns", "real_time"):
             was, now = getattr(self, name), getattr(present, name)
             if was != now:
                 lines.append(f"{name.removesuffix('_ns').replace('_', ' ')}: {was}, now {now}")
