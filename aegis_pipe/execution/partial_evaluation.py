@@ -519,6 +519,8 @@ def is_deterministic(node: OperatorNode) -> bool:
 
 def _without_unread(node: SourceNode, read: set[str], opsets: Mapping[str, int]) -> SourceNode:
     """Leave out optional outputs that nobody reads (the mask of a Dropout, say)."""
+    if len(node.outputs) == 1 and node.outputs[0] in read:
+        return node
     outputs = list(node.outputs)
     optional = optional_outputs(node.operator, opsets.get(node.domain, 1), node.domain)
     for position in optional:

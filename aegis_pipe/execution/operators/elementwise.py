@@ -54,8 +54,11 @@ _CLIP_BY_OPERANDS_OPSET = 11
 
 def broadcast_shape(context: OperatorContext, specs: Sequence[TensorSpec]) -> tuple[int, ...]:
     """Return the shape that all operands broadcast to; InvalidModelError if there is none."""
+    shapes = {spec.shape for spec in specs} - {()}
+    if len(shapes) < 2:
+        return next(iter(shapes), ())
     try:
-        return np.broadcast_shapes(*(spec.shape for spec in specs))
+        return np.broadcast_shapes(*shapes)
     except ValueError:
         operands = " and ".join(map(str, specs))
         raise reading.invalid(context, f"operands {operands} do not broadcast") from None
