@@ -112,11 +112,8 @@ def _transposed(context: OperatorContext) -> tuple[windows.Windows, tuple[int, .
 def _infer_conv_transpose(context: OperatorContext) -> list[TensorSpec]:
     data = reading.operand(context, 0, "X")
     weights = reading.operand(context, 1, "W")
-    reading.require(
-        weights.shape[0] == data.shape[1],
-        context,
-        f"input {data} and weights {weights} do not fit",
-    )
+    if weights.shape[0] != data.shape[1]:
+        raise reading.invalid(context, f"input {data} and weights {weights} do not fit")
     _, spatial = _transposed(context)
     maps = weights.shape[1] * reading.integer(context, "group", 1)
     return [reading.like(data, (data.shape[0], maps, *spatial))]

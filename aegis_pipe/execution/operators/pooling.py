@@ -24,7 +24,8 @@ from aegis_pipe.tensor import TensorSpec
 
 def _geometry(context: OperatorContext) -> windows.Windows:
     data = reading.operand(context, 0, "X")
-    reading.require(len(data.shape) >= 2, context, f"input {data} has no channels")
+    if len(data.shape) < 2:
+        raise reading.invalid(context, f"input {data} has no channels")
     kernel_shape = reading.integers(context, "kernel_shape", ())
     return windows.read_windows(context, data.shape[2:], kernel_shape)
 
@@ -59,7 +60,8 @@ def _lower_pool(context: OperatorContext) -> Lowered:
 
 def _infer_global_pool(context: OperatorContext) -> list[TensorSpec]:
     data = reading.operand(context, 0, "X")
-    reading.require(len(data.shape) >= 2, context, f"input {data} has no channels")
+    if len(data.shape) < 2:
+        raise reading.invalid(context, f"input {data} has no channels")
     return [reading.like(data, (*data.shape[:2], *(1 for _ in data.shape[2:])))]
 
 
