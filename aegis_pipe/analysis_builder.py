@@ -500,6 +500,7 @@ def times_of(manifest: Manifest, profile: Profile, seed: int) -> MeasuredTimes:
                 profile.medians_ns(name, manifest.streams.max_block_ns),
                 model.totals_ns,
                 model.rested_ns,
+                model.idle_ns,
                 {pair.beside: pair.totals_ns for pair in profile.pairs if pair.model == name},
             )
             for name, model in profile.models.items()

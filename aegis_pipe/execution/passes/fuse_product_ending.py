@@ -143,7 +143,8 @@ def _fused(graph: ExecutionGraph, chain: _Chain, edit: GraphEdit) -> list[Operat
     if end.qualified_operator in _ALPHA:
         default = _ALPHA[end.qualified_operator][1]
         attributes["activation_alpha"] = attribute(end, "alpha", default)
-    inputs = (data, *product.inputs[1:], *((chain.bias,) if chain.bias else ()))
+    added = (chain.bias,) if chain.bias else product.inputs[2:]
+    inputs = (data, product.inputs[1], *added)
     nodes.append(
         OperatorNode(end.name, "FusedGemm", CONTRIBUTED, 1, attributes, inputs, (written,))
     )
