@@ -49,6 +49,8 @@ class DeviceCapabilities:
     """Activations that a matrix product takes into its own kernel: `Gelu`, `FastGelu` and so on."""
     half_precision: bool = False
     """Kernels take float16 and bfloat16 at more than the speed of float32."""
+    planar_convolutions: bool = False
+    """A first convolution in half precision reads an image's planes as they come."""
     tf32: bool = False
     """Products of float32 round their operands to ten bits of mantissa if that is allowed."""
     steady_at_once: bool = False

@@ -41,6 +41,7 @@ from aegis_pipe.execution.passes import (
     CHANNELS_LAST_PASSES,
     INVERTED_RESIDUAL_PASSES,
     PASSES,
+    PLANAR_PASSES,
     Pass,
     PassReport,
     product_passes,
@@ -159,6 +160,9 @@ def compile_graph(
             before = len(graph.operators)
             graph = convert(graph, precision)
             reports = (*reports, PassReport("precision", before, len(graph.operators)))
+            if capabilities.planar_convolutions:
+                graph, more = _run_passes(graph, PLANAR_PASSES, phases)
+                reports = (*reports, *more)
     tf32 = precision == "tf32"
     compiled = compile_model(
         graph,

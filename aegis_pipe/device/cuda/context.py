@@ -16,10 +16,11 @@ from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.compiler import DiskCache, KernelCompiler, cache_folder
 from aegis_pipe.device.cuda.cublaslt import CublasLt
 from aegis_pipe.device.cuda.cudnn_convolution import Cudnn
+from aegis_pipe.device.cuda.early_starts import Span
 from aegis_pipe.device.cuda.event import EVENT_STEP_NS, CudaEvent
 from aegis_pipe.device.cuda.faults import FaultWords
 from aegis_pipe.device.cuda.graph import CudaGraph, CudaKernelCall
-from aegis_pipe.device.cuda.kernels import KERNELS
+from aegis_pipe.device.cuda.kernels import KERNELS, planar_convolutions
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Machine
 from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_of
 from aegis_pipe.device.cuda.sensors import Sensors
@@ -107,6 +108,7 @@ class CudaContext:
             fused_attention=True,
             product_endings=("FastGelu",),
             half_precision=True,
+            planar_convolutions=self._machine.capability >= planar_convolutions.CAPABILITY_MIN,
             sm_partitions=self._machine.multiprocessors,
             tf32=True,
         )
@@ -227,7 +229,8 @@ class CudaContext:
             request.node,
             tuple(launches),
             tuple(binding.faults),
-            binding.waits_for_all,
+            tuple(_span(address, (*inputs, workspace)) for address in binding.unwaited),
+            tuple(_span(address_of(each), [each]) for each in (*outputs, workspace) if each),
         )
 
     def watch(
@@ -403,6 +406,15 @@ class CudaContext:
             else 'export the model without this operator, run it with `kind = "cpu"`, or leave '
             "what it does to a pipeline (a source of images decodes pictures)",
         )
+
+
+def _span(address: int, regions: Sequence[Region | None]) -> Span:
+    """Return the region that an address is in, from its first address to behind its last."""
+    for region in filter(None, regions):
+        first = address_of(region)
+        if first <= address < first + region.size_bytes:
+            return first, first + region.size_bytes
+    return address, address + 1
 
 
 def _mebibytes(size_bytes: int) -> str:

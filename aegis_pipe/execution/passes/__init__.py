@@ -23,6 +23,7 @@ from aegis_pipe.execution.passes import (
     fuse_gemm,
     fuse_inverted_residual,
     fuse_layer_normalisation,
+    fuse_planar_input,
     fuse_quantised,
     fuse_skip,
     fuse_swish,
@@ -101,6 +102,9 @@ CHANNELS_LAST_PASSES: tuple[Pass, ...] = (
 
 INVERTED_RESIDUAL_PASSES: tuple[Pass, ...] = (fuse_inverted_residual,)
 """What comes after those for devices that have inverted residual blocks as one kernel."""
+
+PLANAR_PASSES: tuple[Pass, ...] = (fuse_planar_input,)
+"""What comes after half precision for devices whose convolutions read images as they come."""
 
 
 def product_passes(activations: Collection[str]) -> tuple[Pass, ...]:

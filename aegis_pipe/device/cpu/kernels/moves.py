@@ -59,6 +59,10 @@ def _compiled(copies: Copies, in_order: bool) -> NativeCall | None:
         if len(dimensions) > _RANK or source.dtype != target.dtype:
             return None
         moves += _moves(target.ctypes.data, source.ctypes.data, dimensions, target.itemsize)
+    if not in_order:
+        # A thread then writes one stretch of the results, made of what it computed itself: rows are
+        # shared the same way by the kernels around.
+        moves.sort(key=lambda move: move[0])
     table = np.array(moves, np.int64)
     assert table.shape == (len(moves), _MOVE_WORDS), table.shape
     arguments = _Moving(native.address(table), len(moves), copies[0][0].itemsize)

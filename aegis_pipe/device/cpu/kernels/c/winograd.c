@@ -27,6 +27,7 @@ typedef struct {
     int64_t clips;
 } winograd;
 
+enum { FEW = 4 }; /* register tiles a worker */
 enum { POINTS_MAX = 6, SKEW = 16 }; /* SKEW: planes of V and M shall not meet in the same cache set */
 
 INLINE void into_points(const wide d[POINTS_MAX], wide t[POINTS_MAX], int m) {
@@ -144,9 +145,11 @@ INLINE void convolve(const winograd *original, worker self, int m) {
     float *zeros = c->workspace + self.thread * c->workspace_floats;
     float *v = zeros + ceil_divide(c->depth, WIDE) * WIDE, *sums = v + points * v_plane;
     for (int64_t i = 0; i < c->depth; i++) zeros[i] = 0;
-    range groups = part_of(self, ceil_divide(tiles, ROWS));
-    int64_t end = smaller(tiles, groups.last * ROWS);
-    for (int64_t first = groups.first * ROWS; first < end; first += c->block) {
+    /* Of many tiles a worker takes whole register tiles; few are shared one by one. */
+    int64_t group = tiles < FEW * ROWS * self.count ? 1 : ROWS;
+    range groups = part_of(self, ceil_divide(tiles, group));
+    int64_t end = smaller(tiles, groups.last * group);
+    for (int64_t first = groups.first * group; first < end; first += c->block) {
         int64_t count = smaller(c->block, end - first), tile_rows = even_tile(count);
         for (int64_t t = 0; t < count; t++) transform_input(c, first + t, zeros, v + t * c->depth, v_plane, m);
         for (int64_t p = 0; p < panels; p++) {
