@@ -12,6 +12,8 @@ Canonical form: the attributes and operands of the operator with channels first,
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aegis_pipe.execution.graph import OperatorNode
 from aegis_pipe.execution.operators import convolution, pooling, reading
 from aegis_pipe.execution.operators.table import Lowered, OperatorContext, OperatorEntry
