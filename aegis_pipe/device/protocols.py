@@ -59,6 +59,8 @@ class DeviceCapabilities:
     """A first launch takes as long as any other: it imports, compiles and faults in nothing."""
     watches_memory: bool = False
     """`watch` finds what kernels write outside of their places."""
+    parallel_writes: bool = False
+    """`write` may be called from several threads at once, for regions that do not overlap."""
     notifies_progress: bool = False
     """Calls the progress listener when events complete; otherwise events have to be polled."""
 

@@ -32,6 +32,13 @@ OLDEST_OPSET = 1
 
 ModelProto = onnx.ModelProto
 
+_FIELDS: Mapping[int, str] = {
+    onnx.TensorProto.FLOAT: "float_data",
+    onnx.TensorProto.DOUBLE: "double_data",
+    onnx.TensorProto.INT32: "int32_data",
+    onnx.TensorProto.INT64: "int64_data",
+}
+"""Where elements lie that are not raw bytes, for dtypes that a field has for itself."""
 _PLAIN_KINDS = "fiu"
 """Kinds of dtypes whose elements lie in a file as they lie in memory."""
 
@@ -221,10 +228,10 @@ def _graph(proto: onnx.GraphProto, folder: Path | None) -> SourceGraph:
         initialisers[_name(sparse.values.name)] = partial(_dense, sparse, folder)
     return SourceGraph(
         _name(proto.name),
-        tuple(_node(node, index, folder) for index, node in enumerate(proto.node)),
+        tuple([_node(node, index, folder) for index, node in enumerate(proto.node)]),
         initialisers,
         tuple(map(_value, proto.input)),
-        tuple(_name(output.name) for output in proto.output),
+        tuple([_name(output.name) for output in proto.output]),
         _DeclaredValues((*proto.value_info, *proto.output)),
     )
 
@@ -248,11 +255,11 @@ class _DeclaredValues(Mapping[str, SourceValue]):
 def _node(proto: onnx.NodeProto, index: int, folder: Path | None) -> SourceNode:
     operator = _name(proto.op_type)
     name = _name(proto.name) or f"{operator}_{index}"
-    attributes = {
-        _name(attribute.name): value
-        for attribute in proto.attribute
-        if (value := _attribute(attribute, name, folder)) is not None
-    }
+    attributes: dict[str, GraphAttribute | SourceGraph] = {}
+    for attribute in proto.attribute:
+        value = _attribute(attribute, name, folder)
+        if value is not None:
+            attributes[_name(attribute.name)] = value
     return SourceNode(
         name,
         operator,
@@ -350,7 +357,10 @@ def _array(
         return array if raw_data is None else array.copy()
     if raw_data is not None:
         proto.raw_data = bytes(raw_data)
+    field = None if data or proto.HasField("segment") else _FIELDS.get(proto.data_type)
     try:
+        if field is not None:
+            return np.array(getattr(proto, field), dtype).reshape(shape)
         array = onnx.numpy_helper.to_array(proto)
     except (ValueError, TypeError) as error:
         raise InvalidModelError(

@@ -58,8 +58,7 @@ def save_graph(graph: ExecutionGraph, path: Path) -> None:
             for axis, length in axes.items()
         ],
         "tensors": [
-            [tensor, edge.spec.dtype.name, list(edge.spec.shape)]
-            for tensor, edge in graph.tensors.items()
+            [tensor, spec.dtype.name, list(spec.shape)] for tensor, spec in graph.specs.items()
         ],
         "constants": [[tensor, blobs.add_array(a)] for tensor, a in graph.constants.items()],
         "operators": [_node_to_plain(node, blobs) for node in graph.operators],

@@ -11,7 +11,6 @@ where they are, by strides.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from aegis_pipe.execution.passes.matching import (
 )
 from aegis_pipe.execution.passes.rewriting import GraphEdit
 from aegis_pipe.execution.passes.views import View, dense, views, written_through
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorId
 
 name = "fuse_attention"
@@ -36,7 +36,7 @@ _KEYS_MAX = 4096
 """More than these no kernel is sure to take."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Attention:
     """A formula around a softmax; views are [batch, heads, length, size]."""
 
@@ -52,6 +52,8 @@ class _Attention:
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Replace every such formula."""
+    if graph.kinds.isdisjoint(("Softmax", "Attention")):
+        return graph
     edit = GraphEdit(graph)
     for node in graph.operators:
         match node.qualified_operator:

@@ -108,7 +108,7 @@ class _Loops(NamedTuple):
 
     def transposed(self, axes: Sequence[int]) -> _Loops:
         """Reorder the dimensions."""
-        return self._replace(dimensions=tuple(self.dimensions[axis] for axis in axes))
+        return self._replace(dimensions=tuple([self.dimensions[axis] for axis in axes]))
 
     def reshaped(self, shape: Sequence[int]) -> _Loops | None:
         """Regroup the loops; None if their extents do not fit."""
@@ -234,7 +234,7 @@ def _gathered(graph: ExecutionGraph, node: OperatorNode, loops: _Loops) -> _Loop
 def _permutation(node: OperatorNode, rank: int) -> tuple[int, ...]:
     axes = node.attributes.get("perm") or tuple(range(rank))[::-1]
     assert isinstance(axes, tuple), f"{node.name}: perm is {axes!r}"
-    return tuple(int(axis) for axis in axes)
+    return tuple(map(int, axes))
 
 
 def _factor(graph: ExecutionGraph, node: OperatorNode) -> tuple[TensorId, float] | None:

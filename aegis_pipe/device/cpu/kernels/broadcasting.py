@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from aegis_pipe.record import record
 
 RANK = 4
 """Dimensions that the compiled kernels loop over; neighbours walked through alike are merged."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class Broadcast:
     """The result's shape and both operands' strides in elements, each of rank `RANK`."""
 
@@ -39,7 +40,7 @@ def walk(
     for size, *strides in zip(result, *(_strides(shape, result) for shape in shapes), strict=True):
         if size == 1:
             continue
-        if merged and merged[-1][1:] == tuple(stride * size for stride in strides):
+        if merged and merged[-1][1:] == tuple([stride * size for stride in strides]):
             size *= merged.pop()[0]
         merged.append((size, *strides))
     if len(merged) > rank:

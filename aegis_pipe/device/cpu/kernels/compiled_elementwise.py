@@ -141,7 +141,7 @@ def _choose_pair(request: KernelRequest) -> KernelChoice | None:
     if broadcast is None or broadcast.shape[-1] < min(_SHORT_RUN, result.element_count):
         return None
     in_place = tuple(
-        (position, 0) for position, spec in enumerate(request.inputs) if spec == result
+        [(position, 0) for position, spec in enumerate(request.inputs) if spec == result]
     )
     return KernelChoice(kernel="native.pair", in_place=in_place, cost=elements_moved(request))
 

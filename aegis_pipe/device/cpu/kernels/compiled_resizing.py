@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from aegis_pipe.device.cpu.kernels.pointwise import FLOATS, INTEGERS
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.device.resampling import COORDINATES, AxisTaps, changing_axes
 from aegis_pipe.kernel import KernelChoice, KernelRequest
+from aegis_pipe.record import record
 
 _LANES = 16
 _TAPS_MAX = 64
@@ -61,7 +61,7 @@ class _Repetition(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Planes:
     """The tensor as [planes, rows, columns, inner]; an axis that does not change has no taps."""
 

@@ -200,6 +200,7 @@ def test_description_and_capabilities() -> None:
             product_endings=ENDINGS if native.LIBRARY is not None else (),
             steady_at_once=True,
             watches_memory=True,
+            parallel_writes=True,
         )
 
 

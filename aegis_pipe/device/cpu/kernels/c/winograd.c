@@ -182,6 +182,24 @@ EXPORT int64_t aegis_winograd_workspace(int64_t m, int64_t depth, int64_t block)
 
 typedef double weights_row __attribute__((vector_size(LANES * 8)));
 
+/* x / divisor, correctly rounded, for a divisor of 3 times a power of two.
+
+   A product with the reciprocal, put right by what it leaves over, has the bits of a division (Markstein
+   1990): the reciprocal of 3 is rounded by a third of its last place only, so that the product is the
+   quotient or next to it. A quotient that is exact (a zero keeps its sign) or not finite stays. */
+INLINE weights_row over(weights_row x, double divisor) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    typedef int64_t masks __attribute__((vector_size(sizeof(weights_row))));
+    weights_row reciprocal = (weights_row){} + 1 / divisor, quotient = x * reciprocal;
+    weights_row left = __builtin_elementwise_fma(-quotient, (weights_row){} + divisor, x);
+    weights_row right = __builtin_elementwise_fma(left, reciprocal, quotient);
+    masks inexact = (left < 0) | (left > 0);
+    return (weights_row)(((masks)right & inexact) | ((masks)quotient & ~inexact));
+#else
+    return x / divisor;
+#endif
+}
+
 /* One row of G w, for 3 weights of as many maps as there are lanes. */
 INLINE void weights_into_points(const weights_row w[3], weights_row g[POINTS_MAX], int64_t m) {
     if (m == 2) {
@@ -189,10 +207,10 @@ INLINE void weights_into_points(const weights_row w[3], weights_row g[POINTS_MAX
         return;
     }
     g[0] = w[0] / 4;
-    g[1] = -(w[0] + w[1] + w[2]) / 6;
-    g[2] = -(w[0] - w[1] + w[2]) / 6;
-    g[3] = w[0] / 24 + w[1] / 12 + w[2] / 6;
-    g[4] = w[0] / 24 - w[1] / 12 + w[2] / 6;
+    g[1] = over(-(w[0] + w[1] + w[2]), 6);
+    g[2] = over(-(w[0] - w[1] + w[2]), 6);
+    g[3] = over(w[0], 24) + over(w[1], 12) + over(w[2], 6);
+    g[4] = over(w[0], 24) - over(w[1], 12) + over(w[2], 6);
     g[5] = w[2];
 }
 
@@ -202,10 +220,14 @@ EXPORT void aegis_pack_winograd(const float *w, int64_t maps, int64_t depth, int
     for (int64_t first = 0; first < maps; first += PANEL, u += points * depth * PANEL)
         for (int64_t k = 0; k < depth; k++)
             for (int64_t c = 0; c < PANEL; c += LANES) {
-                weights_row taps[9] = {}, rows[3][POINTS_MAX], point[POINTS_MAX];
+                weights_row taps[9], rows[3][POINTS_MAX], point[POINTS_MAX];
+                /* Through memory: a lane of a register takes several times as long to write. */
+                float gathered[9][LANES] = {};
                 for (int64_t lane = 0; lane < LANES && first + c + lane < maps; lane++)
                     for (int tap = 0; tap < 9; tap++)
-                        taps[tap][lane] = w[((first + c + lane) * depth + k) * 9 + tap];
+                        gathered[tap][lane] = w[((first + c + lane) * depth + k) * 9 + tap];
+                for (int tap = 0; tap < 9; tap++)
+                    taps[tap] = __builtin_convertvector(vec_load(gathered[tap]), weights_row);
                 for (int i = 0; i < 3; i++) weights_into_points(taps + i * 3, rows[i], m);
                 for (int64_t j = 0; j < m + 2; j++) {
                     weights_row column[3] = {rows[0][j], rows[1][j], rows[2][j]};
