@@ -228,6 +228,8 @@ class Runtime:
         self._telemetry_report: TelemetryReport | None = None
         self._is_stamped: Callable[[int], bool] = _never
         self._end_ns: int | None = None
+        self._drain_until_ns: int | None = None
+        self._gives_up = threading.Event()
         self.stamps_kernels = False
         """Whether every kernel of every request is timed, whoever listens."""
         try:
@@ -290,7 +292,8 @@ class Runtime:
     def _stop(self) -> None:
         """Stop what runs: everything is counted then, and the memory to be told of still there."""
         revision = self._gate.revision
-        drained = revision.stop()
+        drained = revision.stop(self._drain_until_ns, self._gives_up)
+        self._pipelines.finish()
         self._end_ns = self.clock.now_ns()
         self._final_statistics = self.statistics()
         if self._hub.enabled:
@@ -493,10 +496,19 @@ class Runtime:
         """
         return self._pipelines.join(timeout_s, stop)
 
-    def close(self) -> None:
-        """Finish what is under way and release everything; idempotent."""
+    def close(self, *, give_up: threading.Event | None = None) -> None:
+        """Finish what is under way and release everything; idempotent.
+
+        Requests and pipelines' items have the manifest's `drain_timeout` together. What is still
+        under way after that, or once `give_up` is set, ends with a RuntimeStoppedError; segments
+        that run on the device are waited for.
+        """
         self._reloader.close()
-        self._pipelines.stop()
+        if give_up is not None:
+            self._gives_up = give_up
+        until_ns = self.clock.now_ns() + self.manifest.scheduler.drain_timeout_ns
+        self._drain_until_ns = until_ns
+        self._pipelines.stop(until_ns, self._gives_up)
         self._closing.close()
 
     def report(self) -> RuntimeReport:

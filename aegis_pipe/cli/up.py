@@ -70,36 +70,46 @@ def run(options: argparse.Namespace) -> int:
     signals = _Signals()
     screen = _Screen(quiet=options.quiet or options.json)
     with ExitStack() as stack:
+        stack.enter_context(signals.heeded())
         runtime = stack.enter_context(
             open_pipeline(options.manifest, listeners=screen.listeners, write_line=screen.line)
         )
-        # From here on ctrl-C ends the run in good order; before, it ends the loading.
-        stack.enter_context(signals.heeded())
+        signals.is_loaded = True
         screen.line(_headline(runtime))
         for wish in runtime.unmet_wishes:
             screen.line(f"note: {wish}")
         runtime.start_pipelines(on_error=screen.failure)
         _wait(runtime, signals, options.duration_ns, screen, options.manifest)
-        runtime.close()
+        if signals.stops:
+            screen.line("stopping: what is under way is finished; ctrl-C again gives it up")
+        runtime.close(give_up=signals.gives_up)
     report = runtime.report()
     if options.json:
         print(json.dumps(_as_json(report), indent=2, default=str))
     else:
         print(summary(report))
+    if signals.gives_up.is_set():
+        return 130
     return 1 if report.failed else 0
 
 
 class _Signals:
-    """What ctrl-C, SIGTERM and SIGHUP ask for; `news` is set by each of them."""
+    """What ctrl-C, SIGTERM and SIGHUP ask for; `news` is set by each of them.
+
+    The first ctrl-C or SIGTERM ends the loading at once, or a run in good order; the second sets
+    `gives_up`, the third ends the process. A SIGHUP that comes during the loading is heeded after.
+    """
 
     def __init__(self) -> None:
         self.news = threading.Event()
+        self.gives_up = threading.Event()
+        self.is_loaded = False
         self.stops = False
         self._reloads = False
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
-        """Take notice of signals; a second ctrl-C interrupts at once."""
+        """Take notice of signals."""
         handlers = {signal.SIGINT: self._stop, signal.SIGTERM: self._stop}
         if hasattr(signal, "SIGHUP"):
             handlers[signal.SIGHUP] = self._reload
@@ -118,9 +128,14 @@ class _Signals:
         return asked
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        if not self.is_loaded:
+            raise KeyboardInterrupt
+        if self.stops:
+            self.gives_up.set()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.stops = True
         self.news.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _reload(self, number: int, frame: FrameType | None) -> None:
         self._reloads = True
