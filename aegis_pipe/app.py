@@ -75,6 +75,8 @@ class RuntimeStatistics:
     """Device allocations since everything was loaded: 0, or the plan is broken."""
     staging: tuple[StagingStatistics, ...]
     """Host memory that each stream's copies pass through, and what was needed of it."""
+    staged_ahead: int
+    """Requests whose inputs were staged while others ran; since the last reload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,6 +483,7 @@ class Runtime:
             queue_depth=revision.scheduler.statistics().waiting,
             allocations_after_start=revision.installation.deployment.allocations_after_start,
             staging=revision.installation.staging(),
+            staged_ahead=revision.launcher.staged_ahead,
         )
 
     def start_pipelines(

@@ -174,6 +174,7 @@ class Installation:
             self._streams = streams
             stopping = self._closing.enter_context(ExitStack())
             stopping.callback(_close_all, streams)
+            self.staging_ahead = context.reserve_staging_ahead(self.plan.staging_ahead.size_bytes)
             shares = manifest.streams.sm or (None,) * manifest.streams.count
             for index, staging in enumerate(self.plan.staging):
                 streams.append(

@@ -136,6 +136,7 @@ class Revision:
             notifies=context.capabilities.notifies_progress,
             is_stamped=is_stamped,
             half_written=self.installation.half_written,
+            ahead=self.installation.staging_ahead,
         )
         loop = OrchestrationLoop(self.scheduler, self.launcher, clock, hub)
         context.set_progress_listener(loop.wake)

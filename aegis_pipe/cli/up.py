@@ -323,11 +323,19 @@ def _summary_row(m: ModelStatistics) -> tuple[str, ...]:
 def _memory_lines(report: RuntimeReport) -> list[str]:
     plan, size = report.plan, units.format_size
     peaks = [each.peak_bytes for each in report.statistics.staging]
+    staging = (
+        [
+            f"  at most {size(sum(peaks))} of the streams' host staging used, "
+            f"{counted(report.statistics.staged_ahead, 'request')} staged ahead"
+        ]
+        if plan.staging_bytes
+        else []
+    )
     return [
         f"memory: {_planned(report)}",
         f"  weights {size(plan.weights_bytes)}, {counted(plan.stream_count, 'arena')} of "
         f"{size(plan.arenas_bytes)} together; sharing saves {size(plan.saved_bytes)}",
-        *([f"  at most {size(sum(peaks))} of the host staging used"] if plan.staging_bytes else []),
+        *staging,
         f"  {report.statistics.allocations_after_start} device allocations after start",
     ]
 

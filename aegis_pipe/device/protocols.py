@@ -139,6 +139,22 @@ class DeviceEvent(Protocol):
         ...
 
 
+class StagingAhead(Protocol):
+    """Host memory for the inputs of the request that is next; for one thread."""
+
+    def stage(self, sources: Sequence[np.ndarray]) -> bool:
+        """Have these arrays' bytes ready for any stream's `copy_in`, in place of those before.
+
+        They stay unchanged until copied or forgotten. False if that can not be done just now, or
+        they are larger than planned: they are then copied when it is their turn.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Take no array for one that was staged: they may have other contents by now."""
+        ...
+
+
 @runtime_checkable
 class DeviceStream(Protocol):
     """An ordered queue of work on the device. Errors of the work surface at `check`."""
@@ -299,6 +315,14 @@ class DeviceContext(Protocol):
         `DeviceDescription.staged_bytes`) assert. None, for loading and tools: it grows as needed.
         With `multiprocessors` the stream has at least as many for itself, and no others. Raises
         PermanentError if the device has not that many left, or can not be divided.
+        """
+        ...
+
+    def reserve_staging_ahead(self, size_bytes: int) -> StagingAhead | None:
+        """Reserve host memory, as planned, in which inputs are staged while streams are busy.
+
+        Before the first stream; again, for another size, once all streams are closed. None where
+        copies go straight and `size_bytes` is therefore 0.
         """
         ...
 

@@ -31,6 +31,7 @@ from aegis_pipe.device.protocols import (
     DeviceStream,
     KernelCall,
     Region,
+    StagingAhead,
 )
 from aegis_pipe.errors import (
     DeviceUnavailableError,
@@ -139,6 +140,11 @@ class CpuContext:
                 hint='leave `sm` out, or set `kind = "cuda"`',
             )
         return self._own(CpuStream(index, self._clock, self._progress, self._threads))
+
+    def reserve_staging_ahead(self, size_bytes: int) -> StagingAhead | None:
+        """Return None: copies go straight."""
+        assert not size_bytes, f"{size_bytes} bytes are to be staged where nothing is"
+        return None
 
     def create_event(self) -> DeviceEvent:
         """Make an event."""

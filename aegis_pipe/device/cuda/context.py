@@ -23,7 +23,7 @@ from aegis_pipe.device.cuda.kernels import KERNELS
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Machine
 from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_of
 from aegis_pipe.device.cuda.sensors import Sensors
-from aegis_pipe.device.cuda.staging import STAGING_ALIGNMENT_BYTES
+from aegis_pipe.device.cuda.staging import STAGING_ALIGNMENT_BYTES, CudaStagingAhead
 from aegis_pipe.device.cuda.stamps import Stamps
 from aegis_pipe.device.cuda.stream import CudaStream
 from aegis_pipe.device.cuda.timeline import Timeline
@@ -38,6 +38,7 @@ from aegis_pipe.device.protocols import (
     DeviceStream,
     KernelCall,
     Region,
+    StagingAhead,
 )
 from aegis_pipe.errors import PermanentError, UnsupportedOperatorError
 from aegis_pipe.kernel import KernelChoice, KernelRequest
@@ -79,6 +80,7 @@ class CudaContext:
         )
         self._stamps = Stamps(compiler)
         self._faults = FaultWords()
+        self._staging_ahead = CudaStagingAhead()
         self._sensors = Sensors(self._name, driver.pci_address(self._device))
         self._capture_stream = driver.create_stream(0)
         self._timeline = Timeline(clock, self._stamps.sample)
@@ -158,12 +160,28 @@ class CudaContext:
         level = max(greatest, least - priority)
         if multiprocessors is None:
             handle = driver.create_stream(level)
-            return self._own(CudaStream(index, handle, self._handle, self._faults, staging_bytes))
-        partition = self._partition(index, multiprocessors)
-        handle = driver.create_partition_stream(partition.handle, level)
+            own = 0
+        else:
+            partition = self._partition(index, multiprocessors)
+            handle = driver.create_partition_stream(partition.handle, level)
+            own = partition.context
         return self._own(
-            CudaStream(index, handle, self._handle, self._faults, staging_bytes, partition.context)
+            CudaStream(
+                index,
+                handle,
+                self._handle,
+                self._faults,
+                staging_bytes,
+                partition=own,
+                ahead=self._staging_ahead,
+            )
         )
+
+    def reserve_staging_ahead(self, size_bytes: int) -> StagingAhead | None:
+        """Reserve page-locked memory for it; there is one, which this makes another size."""
+        self._assert_open()
+        self._staging_ahead.reserve(size_bytes)
+        return self._staging_ahead if size_bytes else None
 
     def create_event(self) -> DeviceEvent:
         """Make an event."""
@@ -273,6 +291,7 @@ class CudaContext:
         self._timeline.close()
         self._stamps.close()
         self._faults.close()
+        self._staging_ahead.close()
         self._machine.close()
         driver.destroy_stream(self._capture_stream)
         while self._partitions:

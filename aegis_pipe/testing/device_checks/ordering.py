@@ -64,6 +64,35 @@ def check_planned_staging(device: DeviceContext) -> None:
 
 
 @entered
+def check_staging_ahead(device: DeviceContext) -> None:
+    """Check that inputs staged ahead arrive, are used once, and never instead of later contents."""
+    size = 1000
+    ahead = device.reserve_staging_ahead(device.description.staged_bytes(size))
+    stream, region = device.create_stream(0), device.allocate(size)
+    source, result = np.full(size, 1, np.uint8), np.empty(size, np.uint8)
+
+    def comes_out() -> int:
+        stream.copy_in(source, region)
+        stream.copy_out(region, result)
+        stream.synchronise()
+        assert (result == result[0]).all(), "a copy is torn"
+        return int(result[0])
+
+    if ahead is None:
+        assert not device.description.staged_bytes(size), "what is planned is not reserved"
+        return
+    for value in range(2, 20):
+        source.fill(value)
+        assert ahead.stage([source]), "what was planned does not fit"
+        assert comes_out() == value, "what was staged ahead is lost"
+        ahead.forget()
+        source.fill(100 + value)
+        assert comes_out() == 100 + value, "what was forgotten is used"
+    assert not ahead.stage([source, source]), "more than was planned is staged"
+    assert comes_out() == 119, "what could not be staged is lost"
+
+
+@entered
 def check_event_never_recorded(device: DeviceContext) -> None:
     """Check that an event nobody recorded is done, and holds nobody up."""
     event, stream = device.create_event(), device.create_stream(0)
