@@ -107,6 +107,7 @@ class RuntimeReport:
         return (
             any(p.failed or p.error for p in self.pipelines)
             or any(m.failed for m in self.statistics.models)
+            or any(recording.problem for recording in self.recordings)
             or self.has_broken_promise
         )
 

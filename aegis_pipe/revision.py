@@ -37,6 +37,8 @@ class Recording:
 
     path: Path
     journal: str
+    problem: str = ""
+    """Why it ends before the run did; empty if it is whole."""
 
 
 class Submission(NamedTuple):
@@ -121,7 +123,8 @@ class Revision:
         scheduler.record_to(writer, models)
 
         def close() -> None:
-            self.recording = Recording(writer.path, writer.close())
+            journal = writer.close()
+            self.recording = Recording(writer.path, journal, writer.problem)
 
         self._closing.callback(close)
         return scheduler

@@ -70,7 +70,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> int:
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status
     except ManifestError as error:
         print(error, file=sys.stderr)
@@ -81,4 +82,14 @@ def _run(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not an error of ours, and nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror or error}\n"
+            "  hint: make room there, or check the path and its permissions",
+            file=sys.stderr,
+        )
+        # What stdout could not take must not fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1

@@ -47,7 +47,14 @@ def run(options: argparse.Namespace) -> int:
     result = replay(recorded, scheduler, keep)
     if options.decisions:
         text = "\n".join(lines) + "\n"
-        Path(options.decisions).write_text(text, encoding="utf-8")
+        try:
+            Path(options.decisions).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise PermanentError(
+                f"`{options.decisions}` can not be written: {error.strerror}",
+                context="--decisions",
+                hint="name a file in a folder that exists and is writable",
+            ) from error
     others: tuple[Prediction, ...] = ()
     if options.policy:
         section = dataclasses.replace(manifest.scheduler, policy=options.policy)

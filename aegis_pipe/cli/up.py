@@ -304,7 +304,8 @@ def summary(report: RuntimeReport) -> str:
         counts = ", ".join(f"{name} {count}" for name, count in report.overruns.items() if count)
         lines.append(f"profile: overrun by segments of {counts}: measure it anew")
     for recording in report.recordings:
-        lines.append(f"recorded: {recording.path}, journal {recording.journal}")
+        problem = f"; it is not whole: {recording.problem}" if recording.problem else ""
+        lines.append(f"recorded: {recording.path}, journal {recording.journal}{problem}")
     return "\n".join(lines)
 
 

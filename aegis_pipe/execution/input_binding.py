@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from aegis_pipe.errors import DynamicShapeError, InvalidModelError, UnsupportedOperatorError
+from aegis_pipe.execution.model_file import REEXPORT
 from aegis_pipe.execution.onnx_types import STRING
-from aegis_pipe.execution.source_model import REEXPORT, Dimension, SourceGraph, SourceValue
+from aegis_pipe.execution.source_model import Dimension, SourceGraph, SourceValue
 from aegis_pipe.tensor import TensorSpec
 
 Constant = bool | int | float | list[Any] | np.ndarray

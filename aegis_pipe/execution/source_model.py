@@ -13,6 +13,7 @@ import numpy as np
 
 from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.execution.graph import GraphAttribute, OperatorNode, order_operators
+from aegis_pipe.execution.model_file import REEXPORT
 
 Dimension = int | str | None
 """A size, a symbol, or nothing known."""
@@ -90,9 +91,6 @@ class SourceModel:
     graph: SourceGraph
     opsets: Mapping[str, int]
     metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-REEXPORT = "export the model again, or check it with `onnx.checker.check_model`"
 
 
 def describe(node: SourceNode | OperatorNode) -> str:

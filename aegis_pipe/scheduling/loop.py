@@ -205,7 +205,8 @@ class OrchestrationLoop:
 
         With `drain` the open ones are run to their end; without, they are cancelled, a running
         segment being finished first. What is still open after `timeout_ns`, or once `give_up` is
-        set, is cancelled on the spot; its segments may then still be on the device, so synchronise before freeing memory.
+        set, is cancelled on the spot; its segments may then still be on the device, so synchronise
+        before freeing memory.
         Without a started thread the work is done here. Called by a completion callback, it does
         not wait.
 
