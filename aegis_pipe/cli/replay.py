@@ -80,12 +80,12 @@ def run(options: argparse.Namespace) -> int:
         if others:
             print(f"\n{options.policy}, had it been in force\n{_table(others)}")
     if not same:
-        error = PermanentError(
+        difference = PermanentError(
             "the decisions are not those of the recorded run",
             context=options.run_file,
             hint="the recording may be of another version of the scheduler or the policy",
         )
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {difference}", file=sys.stderr)
     return 0 if same else 1
 
 

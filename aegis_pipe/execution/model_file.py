@@ -37,7 +37,7 @@ def mapped_file(path: Path) -> memoryview:
         raise InvalidModelError(
             f"can not be read: {what}", context=str(path), hint="check the path"
         ) from error
-    if data[: len(_POINTER)] == _POINTER:
+    if bytes(data[: len(_POINTER)]) == _POINTER:
         raise InvalidModelError(
             "is a Git LFS pointer in the place of the file",
             context=str(path),

@@ -142,6 +142,11 @@ class OrchestrationLoop:
         """Return whether every accepted request has been finished."""
         return not self._open and self._scheduler.is_idle
 
+    @property
+    def is_current_thread(self) -> bool:
+        """Return whether the caller runs on the loop's thread: in a completion callback."""
+        return threading.get_ident() == self._thread.ident
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -220,7 +225,7 @@ class OrchestrationLoop:
         self._wake.set()
         if not self._thread.ident:
             self.run()
-        elif self._thread is not threading.current_thread():
+        elif not self.is_current_thread:
             self._await_end(give_up)
         return self._stopping == "drain" and not self._gave_up
 
