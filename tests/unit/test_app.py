@@ -904,4 +904,4 @@ def test_fork_and_no_close(tmp_path: Path) -> None:
     assert "this process was forked" in done.stdout
     assert not done.stderr
     # Closed at the end of the parent: the traces of both requests are there.
-    assert (tmp_path / "traces.jsonl").read_text().count('"infer"') == 2
+    assert (tmp_path / "traces.jsonl").read_text().count('"name":"infer m"') == 2
