@@ -1,4 +1,4 @@
-"""A file that a run writes to: whole records or nothing, and one process at a time."""
+"""Files that are written: whole records or nothing, by one process at a time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import stat
 import sys
 from pathlib import Path
+
+from aegis_pipe.errors import PermanentError
 
 if sys.platform != "win32":
     import fcntl
@@ -79,3 +81,47 @@ def _lock(descriptor: int) -> None:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise OSError(error.errno, "another process is writing to it") from error
         # A file system without locks.
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file that is whole at every moment: the one before, or this one.
+
+    Raises PermanentError if it can not be written.
+    """
+    place = path.resolve()
+    # A device or a pipe takes it as it comes.
+    part = place if _is_special(place) else place.with_name(f".{place.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        if part != place:
+            part.replace(place)
+    except OSError as error:
+        if part != place:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise the PermanentError of `replace_file` before the work that leads to the text."""
+    place = path.resolve()
+    try:
+        if place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not _is_special(place):
+            probe = place.with_name(f".{place.name}.part")
+            probe.touch()
+            probe.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _is_special(place: Path) -> bool:
+    return place.exists() and not place.is_file()
+
+
+def _unwritable(path: Path, error: OSError) -> PermanentError:
+    return PermanentError(
+        f"`{path}` can not be written: {error.strerror or error}",
+        hint="name a file in a folder that exists and is writable",
+    )

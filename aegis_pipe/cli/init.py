@@ -19,6 +19,7 @@ from aegis_pipe.manifest.model import (
 )
 from aegis_pipe.manifest.writer import dump_manifest
 from aegis_pipe.manifest_check import inspect_model
+from aegis_pipe.output_file import replace_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +41,7 @@ def run(options: argparse.Namespace) -> int:
     facts = inspect_model(options.model)
     shapes, open_dimensions = chosen_shapes(facts)
     manifest = draft(options.model, target, shapes)
-    try:
-        target.write_text(dump_manifest(manifest, schema_line=""), encoding="utf-8")
-    except OSError as error:
-        raise PermanentError(f"`{target}` can not be written: {error.strerror}") from error
+    replace_file(target, dump_manifest(manifest, schema_line=""))
     print(f"wrote {target}; next: aegis-pipe up {target} --for 5s")
     for dimension in open_dimensions:
         print(f"  look at `shapes`: {dimension}")

@@ -18,6 +18,7 @@ from aegis_pipe.analysis.simulation import Prediction
 from aegis_pipe.cli.tables import table
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.manifest.conversion import manifest_from_table
+from aegis_pipe.output_file import replace_file
 from aegis_pipe.scheduler_builder import make_scheduler
 from aegis_pipe.scheduling.decision import Decision, format_decision
 from aegis_pipe.scheduling.recording import read_run
@@ -46,15 +47,7 @@ def run(options: argparse.Namespace) -> int:
     scheduler = make_scheduler(manifest, segments, needed_ns=needed_ns)
     result = replay(recorded, scheduler, keep)
     if options.decisions:
-        text = "\n".join(lines) + "\n"
-        try:
-            Path(options.decisions).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise PermanentError(
-                f"`{options.decisions}` can not be written: {error.strerror}",
-                context="--decisions",
-                hint="name a file in a folder that exists and is writable",
-            ) from error
+        replace_file(Path(options.decisions), "\n".join(lines) + "\n")
     others: tuple[Prediction, ...] = ()
     if options.policy:
         section = dataclasses.replace(manifest.scheduler, policy=options.policy)

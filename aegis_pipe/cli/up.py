@@ -26,6 +26,7 @@ from rich.table import Table
 from aegis_pipe import units
 from aegis_pipe.app import Runtime, RuntimeReport, open_pipeline
 from aegis_pipe.cli.admission import outcome_lines
+from aegis_pipe.cli.arguments import duration
 from aegis_pipe.cli.live import LiveView
 from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.errors import AegisError, FatalError
@@ -50,19 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for",
         dest="duration_ns",
-        type=_duration,
+        type=duration,
         metavar="TIME",
         help='end after this time, such as "10s" or "2 min"',
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--quiet", action="store_true", help="print nothing but the summary")
-
-
-def _duration(text: str) -> int:
-    try:
-        return units.parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run(options: argparse.Namespace) -> int:

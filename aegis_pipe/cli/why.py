@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis_pipe.analysis.blame import CAUSES, Explanation, RunLog
+from aegis_pipe.cli.arguments import positive
 from aegis_pipe.cli.tables import counted, table
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.manifest import load_manifest
@@ -35,15 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the run's log or its traces (JSON lines), or the manifest that names them",
     )  # fmt: skip
     parser.add_argument(
-        "--worst", type=_positive, metavar="N", help="the N longest requests instead"
+        "--worst", type=positive, metavar="N", help="the N longest requests instead"
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1, found {text!r}")
-    return int(text)
 
 
 def _request(text: str) -> str:

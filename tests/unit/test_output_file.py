@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aegis_pipe.output_file import OutputFile
+from aegis_pipe.errors import PermanentError
+from aegis_pipe.output_file import OutputFile, check_replaceable, replace_file
 
 LIMITED = """
 import resource, signal, sys
@@ -78,3 +79,42 @@ def test_devices_take_what_they_take() -> None:
     file.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         file.write(b"late")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    replace_file(path, "one")
+    limited = """
+import resource, signal, sys
+from pathlib import Path
+from aegis_pipe.errors import PermanentError
+from aegis_pipe.output_file import replace_file
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    replace_file(Path(sys.argv[1]), "two" * 100)
+except PermanentError as error:
+    print(error)
+"""
+    assert "can not be written: File too large" in run(limited, path)
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_in_the_way_is_told(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", tmp_path / "none" / "text"):
+        for write in (check_replaceable, lambda path: replace_file(path, "text")):
+            with pytest.raises(PermanentError, match="can not be written") as caught:
+                write(path)
+            assert caught.value.hint
+    check_replaceable(tmp_path / "text")
+    assert not (tmp_path / "text").exists()
+
+
+def test_a_link_stays_one_and_a_device_takes_text(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "text")
+    replace_file(tmp_path / "link", "one")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "text").read_text() == "one"
+    replace_file(Path(os.devnull), "gone")
