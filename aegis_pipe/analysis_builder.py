@@ -59,7 +59,7 @@ def load_profile(manifest: Manifest) -> Profile:
         raise PermanentError(
             "there is no profile of this manifest's models",
             context=str(path),
-            hint=f"measure one with `aegis-pipe profile {manifest.stem or manifest.name}.toml`",
+            hint=f"measure one with `aegis-pipe profile {manifest.beside('.toml')}`",
         )
     profile = read_profile(_profile_text(path), str(path))
     missing = [model.name for model in manifest.models if model.name not in profile.models]

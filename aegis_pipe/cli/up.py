@@ -304,6 +304,7 @@ def summary(report: RuntimeReport) -> str:
 
 
 def _summary_row(m: ModelStatistics) -> tuple[str, ...]:
+    times = (m.latency_p50_ns, m.latency_p99_ns, m.queue_p99_ns, m.service_p50_ns)
     return (
         m.model,
         str(m.submitted),
@@ -311,7 +312,7 @@ def _summary_row(m: ModelStatistics) -> tuple[str, ...]:
         str(m.deadline_misses),
         str(m.expired + m.rejected + m.cancelled),
         str(m.failed),
-        *map(milliseconds, (m.latency_p50_ns, m.latency_p99_ns, m.queue_p99_ns, m.service_p50_ns)),
+        *(milliseconds(ns) if m.completed else "-" for ns in times),
     )
 
 
@@ -329,7 +330,7 @@ def _memory_lines(report: RuntimeReport) -> list[str]:
     return [
         f"memory: {_planned(report)}",
         f"  weights {size(plan.weights_bytes)}, {counted(plan.stream_count, 'arena')} of "
-        f"{size(plan.arenas_bytes)} together; sharing saves {size(plan.saved_bytes)}",
+        f"{size(plan.arenas_bytes)} together; sharing saves {size(max(0, plan.saved_bytes))}",
         *staging,
         f"  {report.statistics.allocations_after_start} device allocations after start",
     ]
