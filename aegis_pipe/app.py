@@ -31,7 +31,7 @@ from aegis_pipe.analysis_builder import (
     cut_segments,
     record_admission,
 )
-from aegis_pipe.clock import Clock, SystemClock
+from aegis_pipe.clock import Clock, SystemClock, real_time_threads
 from aegis_pipe.deployment_builder import (
     Installation,
     ModelInformation,
@@ -521,7 +521,8 @@ class Runtime:
                 "they were started before", context="pipelines", hint="call start_pipelines once"
             )
         self._has_pipelines = True
-        self._pipelines.start(self.manifest, self.models, on_error)
+        with real_time_threads(self.manifest.streams.real_time):
+            self._pipelines.start(self.manifest, self.models, on_error)
 
     def join(self, timeout_s: float, stop: threading.Event) -> bool:
         """Wait for the end of all pipelines, `stop` or the timeout; return whether all ended.

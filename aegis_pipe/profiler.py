@@ -35,6 +35,8 @@ WARM_UP = 5
 """Requests of each model that are run first and not counted."""
 PAUSE_NS = 5_000_000
 """Rest before each of the requests that do not follow upon another."""
+LONG_PAUSE_NS, LONG_EVERY = 20_000_000, 4
+"""Rest before every so many of them: threads and caches are colder still."""
 KERNEL_RUNS = 15
 """Requests of each model whose kernels are timed."""
 
@@ -180,10 +182,12 @@ class _Bench:
     def _profile(
         self, model: str, warm: Sequence[Sequence[int]], kernels: Sequence[int]
     ) -> ModelProfile:
+        cold = self._rows(model)
         profile = model_profile(
             model,
             warm,
-            self._rows(model),
+            [row for number, row in enumerate(cold, 1) if number % LONG_EVERY],
+            cold[LONG_EVERY - 1 :: LONG_EVERY],
             self._recorder.wakes[model],
             self._runtime.boundaries.get(model, ()),
             kernels,
@@ -259,11 +263,12 @@ class _Bench:
         """Run every model once a round, each after a pause and after the one before it."""
         clock, nobody = self._runtime.clock, threading.Event()
         end_ns = clock.now_ns() + self._options.limit_ns * len(self._runtime.models)
-        for done in range(rounds):
-            if done and clock.now_ns() >= end_ns:
+        for number in range(1, rounds + 1):
+            if number > LONG_EVERY and clock.now_ns() >= end_ns:
                 return
+            pause_ns = PAUSE_NS if number % LONG_EVERY else LONG_PAUSE_NS
             for model in self._runtime.models:
-                clock.wait_until(clock.now_ns() + PAUSE_NS, nobody)
+                clock.wait_until(clock.now_ns() + pause_ns, nobody)
                 self._runtime.infer(model, self._inputs[model])
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aegis_pipe.analysis_builder import Admission, needed_ns_of, refusal
+from aegis_pipe.clock import real_time_threads
 from aegis_pipe.deployment_builder import Installation, ModelInformation, Platform
 from aegis_pipe.errors import InvalidInputError
 from aegis_pipe.execution.executor import check_inputs
@@ -143,7 +144,8 @@ class Revision:
         )
         loop = OrchestrationLoop(self.scheduler, self.launcher, clock, hub)
         context.set_progress_listener(loop.wake)
-        loop.start()
+        with real_time_threads(self.manifest.streams.real_time):
+            loop.start()
         return loop
 
     @property

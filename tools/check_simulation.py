@@ -107,6 +107,7 @@ def pooled(profiles: Sequence[Profile]) -> Profile:
             each[0],
             totals_ns=merged([one.totals_ns for one in each]),
             rested_ns=merged([one.rested_ns for one in each]),
+            idle_ns=merged([one.idle_ns for one in each]),
             wakes_ns=merged([one.wakes_ns for one in each]),
         )
 

@@ -370,6 +370,8 @@ def always(start_ns: int = 0) -> Callable[[], Iterator[int]]:
 
 REST_NS = 1_000_000
 """A stream that has done nothing for so long has rested."""
+IDLE_NS = 10_000_000
+"""And one that has for so long is idle."""
 
 
 def fixed_times(segments_ns: Mapping[str, Sequence[int]]) -> Times:
@@ -389,6 +391,8 @@ class ModelTimes:
     totals_ns: tuple[int, ...]
     rested_ns: tuple[int, ...] = ()
     """`totals_ns` of requests whose stream has rested for a while, or has run another model."""
+    idle_ns: tuple[int, ...] = ()
+    """`totals_ns` of requests whose stream has been idle for longer."""
     beside: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """`totals_ns` while other streams run another model."""
 
@@ -396,8 +400,8 @@ class ModelTimes:
 class MeasuredTimes:
     """Draws a request's total from what was measured, and shares it out among its segments.
 
-    A request, or batch, keeps its luck: the rank in the distribution is drawn once, and whether
-    its stream had rested for `REST_NS`, or had run another model, decides from which one. What
+    A request, or batch, keeps its luck: the rank in the distribution is drawn once, and how
+    long its stream had rested, and whether it had run another model, decides from which one. What
     other streams run when a segment starts can make that segment slower: it then comes from the
     distribution beside them.
     """
@@ -423,8 +427,10 @@ class MeasuredTimes:
         totals: Sequence[int]
         if segment == 0:
             rank, totals = self._draw(), model.totals_ns
-            rests = start_ns - busy_until_ns >= REST_NS or self._last.get(stream) != name
-            if model.rested_ns and rests:
+            rest_ns = start_ns - busy_until_ns
+            if model.idle_ns and rest_ns >= IDLE_NS:
+                totals = model.idle_ns
+            elif model.rested_ns and (rest_ns >= REST_NS or self._last.get(stream) != name):
                 totals = model.rested_ns
             if request.segment_count > 1:
                 self._luck[stream, name] = (rank, totals)

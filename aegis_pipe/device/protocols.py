@@ -43,8 +43,8 @@ class DeviceCapabilities:
     """Kernels for images are faster with channels in the last dimension."""
     fused_attention: bool = False
     """Attention of several heads is faster as one kernel than spelled out."""
-    gelu_products: bool = False
-    """A matrix product takes GELU by tanh into its own kernel."""
+    product_endings: tuple[str, ...] = ()
+    """Activations that a matrix product takes into its own kernel: `Gelu`, `FastGelu` and so on."""
     half_precision: bool = False
     """Kernels take float16 and bfloat16 at more than the speed of float32."""
     tf32: bool = False

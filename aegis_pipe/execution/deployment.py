@@ -39,9 +39,9 @@ from aegis_pipe.execution.passes import (
     ATTENTION_PASSES,
     CHANNELS_LAST_PASSES,
     PASSES,
-    PRODUCT_PASSES,
     Pass,
     PassReport,
+    product_passes,
     run_passes,
 )
 from aegis_pipe.execution.passes.precision import HALF_DTYPES, convert
@@ -140,7 +140,7 @@ def compile_graph(
     capabilities = context.capabilities
     passes = (
         *PASSES,
-        *(PRODUCT_PASSES if capabilities.gelu_products else ()),
+        *product_passes(capabilities.product_endings),
         *(ATTENTION_PASSES if capabilities.fused_attention else ()),
         *(CHANNELS_LAST_PASSES if capabilities.channels_last else ()),
     )

@@ -16,6 +16,7 @@ from aegis_pipe.clock import Clock
 from aegis_pipe.device.cpu.event import CpuEvent
 from aegis_pipe.device.cpu.graph import CpuGraph, CpuKernelCall
 from aegis_pipe.device.cpu.kernels.native import LIBRARY, NativeCall
+from aegis_pipe.device.cpu.kernels.product_endings import ENDINGS
 from aegis_pipe.device.cpu.kernels.registry import KERNELS, CpuKernel, KernelTable
 from aegis_pipe.device.cpu.machine import BlasThreads, Machine, library_versions
 from aegis_pipe.device.cpu.reference import bind_reference, choose_reference
@@ -89,6 +90,7 @@ class CpuContext:
             notifies_progress=True,
             channels_last=LIBRARY is not None,
             fused_attention=LIBRARY is not None,
+            product_endings=ENDINGS if LIBRARY is not None else (),
             steady_at_once=True,
             watches_memory=True,
         )

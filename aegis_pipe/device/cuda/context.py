@@ -105,7 +105,7 @@ class CudaContext:
             stream_priorities=least - greatest + 1,
             channels_last=True,
             fused_attention=True,
-            gelu_products=True,
+            product_endings=("FastGelu",),
             half_precision=True,
             sm_partitions=self._machine.multiprocessors,
             tf32=True,

@@ -256,7 +256,10 @@ class HostContext(CpuContext):
     def capabilities(self) -> DeviceCapabilities:
         """As a GPU's."""
         return DeviceCapabilities(
-            channels_last=True, fused_attention=True, gelu_products=True, half_precision=True
+            channels_last=True,
+            fused_attention=True,
+            product_endings=("FastGelu",),
+            half_precision=True,
         )
 
     def select(self, request: KernelRequest) -> KernelChoice:
