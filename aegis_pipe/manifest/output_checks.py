@@ -90,7 +90,7 @@ def _check_writable(
 def _check_addresses(checker: Checker) -> None:
     serve = checker.root.get("serve", {})
     metrics = checker.root.get("telemetry", {}).get("metrics", {})
-    addresses = {("serve", key): address for key, address in serve.items()}
+    addresses: dict[KeyPath, str] = {("serve", key): text for key, text in serve.items()}
     if "prometheus" in metrics:
         addresses["telemetry", "metrics", "prometheus"] = metrics["prometheus"]
     for path, address in addresses.items():
