@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
+import shlex
 from pathlib import Path
 
 from aegis_pipe.errors import PermanentError
@@ -42,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     shapes, open_dimensions = chosen_shapes(facts)
     manifest = draft(options.model, target, shapes)
     replace_file(target, dump_manifest(manifest, schema_line=""))
-    print(f"wrote {target}; next: aegis-pipe up {target} --for 5s")
+    print(f"wrote {target}; next: aegis-pipe up {shlex.quote(str(target))} --for 5s")
     for dimension in open_dimensions:
         print(f"  look at `shapes`: {dimension}")
     return 0
@@ -61,9 +63,15 @@ def chosen_shapes(facts: ModelFacts) -> tuple[dict[str, tuple[int, ...]], list[s
     return shapes, choices
 
 
+def name_of(model: Path) -> str:
+    """Return a name as manifests have them that is close to the file's."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", model.stem).strip("-")[:100]
+    return name if re.match(r"[A-Za-z_]", name) else f"model-{name}".rstrip("-")
+
+
 def draft(model: Path, target: Path, shapes: dict[str, tuple[int, ...]]) -> Manifest:
     """Return a manifest with the model, pinned by digest, and a synthetic load for it."""
-    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in model.stem) or "model"
+    name = name_of(model)
     return Manifest(
         name=name,
         device=DeviceSection(kind="cpu"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from aegis_pipe import units
 from aegis_pipe.analysis_builder import load_profile
-from aegis_pipe.cli.arguments import duration
+from aegis_pipe.cli.arguments import duration, seed
 from aegis_pipe.cli.tables import table
 from aegis_pipe.manifest_check import check_manifest
 from aegis_pipe.simulator import Simulation, simulate, sweep, with_settings
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--for", dest="duration_ns", type=duration, default=60 * 10**9, metavar="TIME",
         help='virtual time, such as "10 min" or "1h"; default: one minute',
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn")
+    parser.add_argument("--seed", type=seed, default=1, help="of everything that is drawn")
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
         help="change a key: scheduler.policy=edf, models.detector.priority=3",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,27 @@ def test_a_full_disk_behind_standard_output() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: No space left on device\n")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["1", "8x net", "mödel 1", "-", "a.b", "x" * 200])
+def test_init_writes_a_sound_manifest_whatever_the_file_is_called(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    model = tmp_path / f"{name}.onnx"
+    model.write_bytes((ROOT / "manifests" / "quickstart" / "digits.onnx").read_bytes())
+    path = tmp_path / f"{name}.toml"
+    assert main(["init", str(model), "-o", str(path)]) == 0
+    assert f"aegis-pipe up {shlex.quote(str(path))} --for" in capsys.readouterr().out
+    assert main(["validate", str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["--seed=-1"], ["--seed", "x"], ["--tolerance", "nan"], ["--tolerance=-1"]]
+)
+def test_numbers_that_verify_can_not_use(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "model.onnx", *words])
+    assert ended.value.code == 2
+    assert "from 0, found" in capsys.readouterr().err
