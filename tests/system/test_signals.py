@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.system.receiving import wait_for
-from tests.system.running import LOAD, Write, save_model, small_nodes, start
+from tests.system.running import LOAD, Write, aegis, save_model, small_nodes, start
 
 HELD = """
 shapes = { x = [1, 4] }
@@ -124,3 +124,17 @@ def test_ctrl_c_while_modules_are_imported(tmp_path: Path, write_manifest: Write
         _, errors = process.communicate(timeout=120)
     assert "Traceback" not in errors
     assert process.returncode == 130, errors
+
+
+def test_two_runs_do_not_write_to_the_same_files(write_manifest: Write, tmp_path: Path) -> None:
+    with start_held(write_manifest, tmp_path, "10 ms") as process:
+        second = aegis("up", tmp_path / "manifest.toml", "--for", "1s")
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert second.returncode == 1
+    assert "events.jsonl`: another process is writing to it" in second.stderr
+    assert "hint:" in second.stderr
+    assert process.returncode == 0, errors
+    for line in (tmp_path / "events.jsonl").read_text().splitlines():
+        json.loads(line)
