@@ -30,7 +30,7 @@ def mapped_file(path: Path) -> memoryview:
             raise InvalidModelError("is no regular file", context=str(path), hint=hint)
         with path.open("rb") as file:
             if not os.fstat(file.fileno()).st_size:
-                raise InvalidModelError("the file is empty", context=str(path), hint=REEXPORT)
+                raise InvalidModelError("is empty", context=str(path), hint=REEXPORT)
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or error
