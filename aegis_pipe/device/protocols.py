@@ -43,6 +43,8 @@ class DeviceCapabilities:
     """Kernels for images are faster with channels in the last dimension."""
     fused_attention: bool = False
     """Attention of several heads is faster as one kernel than spelled out."""
+    fused_inverted_residuals: bool = False
+    """Inverted residual blocks are faster as one kernel than as three convolutions."""
     product_endings: tuple[str, ...] = ()
     """Activations that a matrix product takes into its own kernel: `Gelu`, `FastGelu` and so on."""
     half_precision: bool = False

@@ -38,6 +38,7 @@ from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.passes import (
     ATTENTION_PASSES,
     CHANNELS_LAST_PASSES,
+    INVERTED_RESIDUAL_PASSES,
     PASSES,
     Pass,
     PassReport,
@@ -143,6 +144,7 @@ def compile_graph(
         *product_passes(capabilities.product_endings),
         *(ATTENTION_PASSES if capabilities.fused_attention else ()),
         *(CHANNELS_LAST_PASSES if capabilities.channels_last else ()),
+        *(INVERTED_RESIDUAL_PASSES if capabilities.fused_inverted_residuals else ()),
     )
     with phases.phase("passes", model=graph.name):
         graph, reports = _run_passes(graph, passes, phases)

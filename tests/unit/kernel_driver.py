@@ -229,6 +229,8 @@ def run_onnxruntime(
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Several would cut the batch of a quantised LSTM, each part on a grid of its own.
+    options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

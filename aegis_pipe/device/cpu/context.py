@@ -90,6 +90,7 @@ class CpuContext:
             notifies_progress=True,
             channels_last=LIBRARY is not None,
             fused_attention=LIBRARY is not None,
+            fused_inverted_residuals=LIBRARY is not None,
             product_endings=ENDINGS if LIBRARY is not None else (),
             steady_at_once=True,
             watches_memory=True,

@@ -21,6 +21,7 @@ from aegis_pipe.execution.passes import (
     fuse_dynamic_quantisation,
     fuse_gelu,
     fuse_gemm,
+    fuse_inverted_residual,
     fuse_layer_normalisation,
     fuse_quantised,
     fuse_skip,
@@ -97,6 +98,9 @@ CHANNELS_LAST_PASSES: tuple[Pass, ...] = (
     dead_code,
 )
 """What comes after them for devices that want channels last."""
+
+INVERTED_RESIDUAL_PASSES: tuple[Pass, ...] = (fuse_inverted_residual,)
+"""What comes after those for devices that have inverted residual blocks as one kernel."""
 
 
 def product_passes(activations: Collection[str]) -> tuple[Pass, ...]:

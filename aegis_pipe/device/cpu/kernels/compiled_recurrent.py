@@ -68,6 +68,8 @@ class _Recurrence(ctypes.Structure):
 _LINE_BYTES = 64
 _SHARED_TIME_COST_MIN = 100_000
 """Multiply-adds of one time step with R; below this the team would meet more than it multiplies."""
+_BYTES_FASTER = 4
+"""Multiply-adds of bytes in the time of one of floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,9 @@ class _Sizes:
     def workspace_bytes(self) -> int:
         """What products of bytes take besides."""
         assert native.LIBRARY is not None
-        return native.LIBRARY.byte_recurrence_workspace(self.inputs, self.hidden, self.width)
+        return native.LIBRARY.byte_recurrence_workspace(
+            self.time, self.batch, self.inputs, self.hidden, self.width
+        )
 
 
 def _is_of_bytes(request: KernelRequest) -> bool:
@@ -170,7 +174,7 @@ def _choice(
         kernel=kernel,
         workspace_bytes=4 * sizes.workspace_floats + (sizes.workspace_bytes if is_bytes else 0),
         packed={position: panels(request, position) for position in (_W, _R)},
-        cost=multiply_adds / 4 if is_bytes else multiply_adds,
+        cost=multiply_adds / _BYTES_FASTER if is_bytes else multiply_adds,
     )
 
 
@@ -246,7 +250,8 @@ def _bind(
     arguments = _Recurrence(len(directions), (_Direction * 2)(*directions), place)
     function = choice.kernel.replace("native.", "aegis_")
     call = NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs, workspace, lines))
-    if sizes.batch * sizes.width * sizes.hidden < _SHARED_TIME_COST_MIN:
+    faster = _BYTES_FASTER if _is_of_bytes(request) else 1
+    if sizes.batch * sizes.width * sizes.hidden < faster * _SHARED_TIME_COST_MIN:
         call.step.shares = 0
     return call
 

@@ -134,9 +134,12 @@ class NativeLibrary:
         """Return the floats of workspace of a product with weights quantised in blocks."""
         return self._integer("aegis_block_product_workspace", rows, block)
 
-    def byte_recurrence_workspace(self, inputs: int, hidden: int, width: int) -> int:
+    def byte_recurrence_workspace(
+        self, time: int, batch: int, inputs: int, hidden: int, width: int
+    ) -> int:
         """Return the bytes of workspace that a recurrent layer's products of bytes want."""
-        return self._integer("aegis_byte_recurrence_workspace", inputs, hidden, width)
+        function = "aegis_byte_recurrence_workspace"
+        return self._integer(function, time, batch, inputs, hidden, width)
 
     def size_for(self, function: str, arguments: ctypes.Structure) -> int:
         """Return what a function says of a kernel's arguments: the bytes of its workspace."""

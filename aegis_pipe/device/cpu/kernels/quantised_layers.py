@@ -2,7 +2,7 @@
 
 quantised.table          functions of one 8-bit element: a table of its 256 values, made each call
 quantised.through_float  dequantise, run the kernel for real numbers, quantise
-quantised.lstm           dequantise the weights, run the LSTM
+quantised.lstm           the LSTM with products of bytes; X and the state are quantised too
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from aegis_pipe.device.cpu.kernels import activations, operands
+from aegis_pipe.device.cpu.kernels import activations, operands, recurrent
 from aegis_pipe.device.cpu.kernels.channels_last import first_shape
 from aegis_pipe.device.cpu.kernels.nested import (
     accepts_nested,
@@ -20,9 +20,10 @@ from aegis_pipe.device.cpu.kernels.nested import (
     nested_cost,
     nested_scratch,
 )
-from aegis_pipe.device.cpu.kernels.planned import FLOAT32, planned_kernel
+from aegis_pipe.device.cpu.kernels.planned import FLOAT32, carve, planned_kernel, scratch_bytes
+from aegis_pipe.device.cpu.kernels.quantised_products import quantise_dynamically
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
-from aegis_pipe.device.cpu.kernels.requantise import subtract_zero
+from aegis_pipe.device.cpu.kernels.requantise import exact_float, subtract_zero
 from aegis_pipe.kernel import KernelRequest
 from aegis_pipe.tensor import TensorSpec
 
@@ -205,28 +206,33 @@ def _lstm_request(request: KernelRequest) -> KernelRequest:
 
 def _accepts_lstm(request: KernelRequest) -> bool:
     weights = all(operands.input_spec(request, i).dtype in _EIGHT_BITS for i in (_W, _R))
-    return weights and accepts_nested(_lstm_request(request))
+    return weights and recurrent.accepts(_lstm_request(request))
 
 
 def _lstm_scratch(request: KernelRequest) -> Sequence[TensorSpec]:
+    """Return scales of X and H; centred weights, levels and sums of both; the layer's own."""
     real = _lstm_request(request)
-    return (
-        operands.input_spec(real, _W),
-        operands.input_spec(real, _R),
-        nested_scratch(real),
-    )
+    time, batch, _ = operands.input_spec(request, 0).shape
+    specs = [TensorSpec(FLOAT32, (2,))]
+    for position, rows in ((_W, time * batch), (_R, batch)):
+        weights = operands.input_spec(request, position).shape
+        dtype = exact_float(weights[1], None)
+        shapes = (weights, (rows, weights[1]), (rows, weights[2]))
+        specs += [TensorSpec(dtype, shape) for shape in shapes]
+    layer = scratch_bytes(recurrent.layer_scratch(real))
+    return (*specs, TensorSpec(np.dtype(np.uint8), (layer,)))
 
 
 def _lstm_cost(request: KernelRequest) -> float:
-    return nested_cost(_lstm_request(request))
+    return recurrent.layer_cost(_lstm_request(request))
 
 
 def _by_column(inputs: Sequence[np.ndarray | None], position: int) -> np.ndarray | None:
-    """Return [D] or [D, 4 H] parameters as they broadcast to weights [D, 4 H, inputs]."""
+    """Return [D] or [D, 4 H] parameters as they broadcast to weights [D, inputs, 4 H]."""
     array = operands.optional(inputs, position)
     if array is None:
         return None
-    return array.reshape(-1, 1, 1) if array.ndim < 2 else array[:, :, None]
+    return array.reshape(-1, 1, 1) if array.ndim < 2 else array[:, None, :]
 
 
 def _bind_lstm(
@@ -235,24 +241,54 @@ def _bind_lstm(
     outputs: Sequence[np.ndarray | None],
     scratch: Sequence[np.ndarray],
 ) -> Callable[[], None]:
-    weights, recurrence, workspace = scratch
-    arrays = [*inputs[:8]]
-    steps = []
-    for position, scale_at, real in ((_W, _W_SCALE, weights), (_R, _R_SCALE, recurrence)):
-        quantised = operands.required(inputs, position).swapaxes(1, 2)
-        scale, zero = _by_column(inputs, scale_at), _by_column(inputs, scale_at + 1)
+    """Bind as ONNX Runtime computes it: each product on one grid, over the range of its rows."""
+    real = _lstm_request(request)
+    own_scales, *working, workspace = scratch
+    prepared = []
+    multiplied = []
+    for index, (position, scale_at) in enumerate(((_W, _W_SCALE), (_R, _R_SCALE))):
+        weights, levels, sums = working[3 * index : 3 * index + 3]
+        prepared.append(
+            (operands.required(inputs, position), _by_column(inputs, scale_at + 1), weights)
+        )
+        scale = _by_column(inputs, scale_at)
         assert scale is not None
-        steps.append((quantised, scale, zero, real))
-        arrays[position] = real
-    call = bind_nested(_lstm_request(request), arrays, outputs, workspace)
+        multiplied.append((weights, scale, levels, sums, own_scales[index : index + 1]))
+
+    def products(direction: int) -> tuple[recurrent.Product, recurrent.Product]:
+        of_inputs, of_states = (
+            _product(weights[direction], scale[min(direction, len(scale) - 1), 0], *rest)
+            for weights, scale, *rest in multiplied
+        )
+        return of_inputs, of_states
+
+    layer = carve(workspace, recurrent.layer_scratch(real))
+    # The layer's own weights are not there: the products replace what would read them.
+    call = recurrent.bind_layer(
+        real, [inputs[0], None, None, *inputs[3:8]], outputs, layer, products
+    )
 
     def run() -> None:
-        for quantised, scale, zero, real in steps:
-            subtract_zero(quantised, zero, real)
-            np.multiply(real, scale, out=real)
+        for quantised, zero, weights in prepared:
+            subtract_zero(quantised, zero, weights)
         call()
 
     return run
+
+
+def _product(
+    weights: np.ndarray, scale: np.ndarray, levels: np.ndarray, sums: np.ndarray, own: np.ndarray
+) -> recurrent.Product:
+    """Return the product of rows, quantised over their range, with weights on a scale."""
+
+    def multiply(rows: np.ndarray, results: np.ndarray, counted: np.ndarray | None) -> None:
+        count = len(rows)
+        quantise_dynamically(rows, levels[:count], own, counted)
+        np.matmul(levels[:count], weights, out=sums[:count])
+        np.copyto(results, sums[:count], casting="same_kind")
+        np.multiply(results, scale * own, out=results)
+
+    return multiply
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

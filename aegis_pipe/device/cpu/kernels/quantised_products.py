@@ -102,13 +102,17 @@ def _cost(request: KernelRequest) -> float:
     return float(operands.output_spec(request).element_count * _depth(request))
 
 
-def quantise_dynamically(data: np.ndarray, levels: np.ndarray, scale: np.ndarray) -> None:
+def quantise_dynamically(
+    data: np.ndarray, levels: np.ndarray, scale: np.ndarray, rows: np.ndarray | None = None
+) -> None:
     """Write the centred levels and the scale of data on the 8-bit grid of its own range.
 
     As DynamicQuantizeLinear: the range includes 0, which is a level of its own.
+    `rows`: bool[rows, 1], those whose range it is; the others saturate.
     """
-    low = min(float(data.min(initial=0)), 0.0)
-    high = max(float(data.max(initial=0)), 0.0)
+    counted = True if rows is None else rows
+    low = min(float(data.min(initial=0, where=counted)), 0.0)
+    high = max(float(data.max(initial=0, where=counted)), 0.0)
     step = np.float32(high - low) / np.float32(_LEVELS)
     scale[...] = step if step else 1
     zero = np.rint(np.float32(-low) / scale)

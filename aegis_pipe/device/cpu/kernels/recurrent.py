@@ -1,8 +1,8 @@
 """Recurrent layers, one direction after the other.
 
 The inputs of all time steps meet their weights in one matrix product; then each step adds the
-recurrent product and applies the gates in place. Sequences of different length keep their state
-where they have ended, so that a reversed direction starts each at its own last element.
+recurrent product and applies the gates in place. All sequences take their first step at once: a
+reversed direction begins each at its own last element. One that has ended keeps its state.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _SEQUENCE_LENS, _INITIAL_H, _INITIAL_C, _PEEPHOLES = 4, 5, 6, 7
 
 _Step = Callable[[np.ndarray], None]
+Product = Callable[[np.ndarray, np.ndarray, np.ndarray | None], None]
+"""product(rows, sums, counted) of X or H with W or R; `counted`: `was_active` of `_Scratch`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,14 @@ class _Scratch:
     spare: np.ndarray
     active: np.ndarray
     """bool[batch, 1]: sequences that have not ended."""
+    was_active: np.ndarray
+    """bool[batch, 1]: sequences that had not ended one step earlier."""
+    own_gates: np.ndarray
+    """[batch, gates * hidden] of a step, where sequences have times of their own."""
 
 
-def _scratch(request: KernelRequest) -> Sequence[TensorSpec]:
+def layer_scratch(request: KernelRequest) -> Sequence[TensorSpec]:
+    """Return the scratch arrays of `bind_layer`."""
     sizes = _sizes(request)
     rows = operands.input_spec(request, 0).shape[:2]
     width = sizes.gates * sizes.hidden
@@ -71,11 +78,13 @@ def _scratch(request: KernelRequest) -> Sequence[TensorSpec]:
         TensorSpec(sizes.dtype, (*rows, width)),
         TensorSpec(sizes.dtype, (sizes.batch, width)),
         *[state] * 5,
-        TensorSpec(np.dtype(np.bool_), (sizes.batch, 1)),
+        *[TensorSpec(np.dtype(np.bool_), (sizes.batch, 1))] * 2,
+        TensorSpec(sizes.dtype, (sizes.batch, width)),
     )
 
 
-def _accepts(request: KernelRequest) -> bool:
+def accepts(request: KernelRequest) -> bool:
+    """Return whether this is a layer of floats whose activations are known."""
     floats = [
         spec for i, spec in enumerate(request.inputs) if spec is not None and i != _SEQUENCE_LENS
     ]
@@ -86,7 +95,8 @@ def _accepts(request: KernelRequest) -> bool:
     )
 
 
-def _cost(request: KernelRequest) -> float:
+def layer_cost(request: KernelRequest) -> float:
+    """Return the multiply-adds."""
     sizes = _sizes(request)
     per_direction = sizes.gates * sizes.hidden * operands.input_spec(request, 1).shape[2]
     recurrent = sizes.gates * sizes.hidden * sizes.hidden
@@ -194,10 +204,12 @@ def _lstm_step(
     inputs: Sequence[np.ndarray | None],
     scratch: _Scratch,
     direction: int,
+    product: Product | None = None,
 ) -> _Step:
     """i, o, f = f(X W + H R + P C + B); C = f C + i g(...); H = o h(C)."""
     width = scratch.hidden.shape[1]
-    recurrence = operands.required(inputs, 2)[direction].T
+    multiply = product or _real_product(operands.required(inputs, 2)[direction].T)
+    counted = scratch.was_active if operands.has_input(request, _SEQUENCE_LENS) else None
     peepholes = _one_direction(inputs, _PEEPHOLES, direction)
     coupled = bool(operands.integer(request, "input_forget"))
     clip = operands.number(request, "clip")
@@ -211,7 +223,7 @@ def _lstm_step(
             np.add(part, spare, out=part)
 
     def step(gates: np.ndarray) -> None:
-        np.matmul(scratch.hidden, recurrence, out=scratch.recurrent)
+        multiply(scratch.hidden, scratch.recurrent, counted)
         np.add(gates, scratch.recurrent, out=gates)
         admit, emit, forget, content = (
             gates[:, index * width : (index + 1) * width] for index in range(4)
@@ -236,6 +248,13 @@ def _lstm_step(
     return step
 
 
+def _real_product(weights: np.ndarray) -> Product:
+    def multiply(rows: np.ndarray, sums: np.ndarray, counted: np.ndarray | None) -> None:
+        np.matmul(rows, weights, out=sums)
+
+    return multiply
+
+
 _STEPS = {"RNN": _rnn_step, "GRU": _gru_step, "LSTM": _lstm_step}
 
 
@@ -245,9 +264,22 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     scratch: Sequence[np.ndarray],
 ) -> Callable[[], None]:
+    return bind_layer(request, inputs, outputs, scratch, None)
+
+
+def bind_layer(
+    request: KernelRequest,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    scratch: Sequence[np.ndarray],
+    products: Callable[[int], tuple[Product, Product]] | None,
+) -> Callable[[], None]:
+    """Return the layer's call. `products` of a direction replace those with W and R of an LSTM."""
     working = _Scratch(*scratch)
     directions = [
-        _bind_direction(request, inputs, outputs, working, direction)
+        _bind_direction(
+            request, inputs, outputs, working, direction, products(direction) if products else None
+        )
         for direction in range(_sizes(request).directions)
     ]
 
@@ -271,14 +303,13 @@ def _bind_direction(
     outputs: Sequence[np.ndarray | None],
     scratch: _Scratch,
     direction: int,
+    products: tuple[Product, Product] | None,
 ) -> Callable[[], None]:
     sizes = _sizes(request)
     layout = operands.integer(request, "layout")
     data = operands.required(inputs)
-    weights = operands.required(inputs, 1)[direction].T
     bias = _one_direction(inputs, 3, direction)
     lengths = operands.optional(inputs, _SEQUENCE_LENS)
-    lengths = None if lengths is None else lengths[:, None]
     gates = scratch.gates.swapaxes(0, 1) if layout else scratch.gates
     sequence = operands.optional(outputs, 0)
     if sequence is not None:
@@ -296,36 +327,61 @@ def _bind_direction(
         for state, _, _, position in states
         if (target := _state(operands.optional(outputs, position), layout, direction)) is not None
     ]
-    step = _STEPS[request.operator](request, inputs, scratch, direction)
+    if products is None:
+        multiply = _real_product(operands.required(inputs, 1)[direction].T)
+        step = _STEPS[request.operator](request, inputs, scratch, direction)
+    else:
+        multiply = products[0]
+        step = _lstm_step(request, inputs, scratch, direction, products[1])
     is_reversed = operands.integers(request, "reverse")[direction]
-    times = range(sizes.time - 1, -1, -1) if is_reversed else range(sizes.time)
     flat_data = data.reshape(-1, data.shape[-1])
     flat_gates = scratch.gates.reshape(-1, scratch.gates.shape[-1])
 
-    def keep(time: int) -> None:
-        """Take over the new state, where the sequence has not ended."""
-        if lengths is None:
-            for state, new_state, _, _ in states:
-                np.copyto(state, new_state)
-            if sequence is not None:
-                np.copyto(sequence[time], scratch.new_hidden)
-            return
-        np.greater(lengths, time, out=scratch.active)
+    def take_together(time: int) -> None:
+        """Take a step of sequences that are all as long as can be."""
+        step(gates[time])
+        for state, new_state, _, _ in states:
+            np.copyto(state, new_state)
+        if sequence is not None:
+            np.copyto(sequence[time], scratch.new_hidden)
+
+    def take_each(position: int, lengths: np.ndarray) -> None:
+        """Take a step of sequences each of which has a time of its own, or has ended."""
+        np.greater(lengths[:, None], position, out=scratch.active)
+        np.greater_equal(lengths[:, None], position, out=scratch.was_active)
+        times = [
+            min(length, sizes.time) - 1 - position
+            if is_reversed and position < length
+            else position
+            for length in lengths.tolist()
+        ]
+        for index, time in enumerate(times):
+            own = scratch.own_gates[index]
+            np.copyto(own, gates[time, index] if scratch.active[index] else 0)
+        step(scratch.own_gates)
         for state, new_state, _, _ in states:
             np.copyto(state, new_state, where=scratch.active)
-        if sequence is not None:
-            sequence[time].fill(0)
-            np.copyto(sequence[time], scratch.new_hidden, where=scratch.active)
+        if sequence is None:
+            return
+        for index, time in enumerate(times):
+            new = scratch.new_hidden[index] if scratch.active[index] else 0
+            np.copyto(sequence[time, index], new)
 
     def run() -> None:
-        np.matmul(flat_data, weights, out=flat_gates)
+        # Whatever comes behind the longest sequence does not count.
+        rows = len(flat_data)
+        if lengths is not None and not layout:
+            rows = min(max(int(lengths.max(initial=0)), 0), sizes.time) * sizes.batch
+        multiply(flat_data[:rows], flat_gates[:rows], None)
         if bias is not None:
-            _add_bias(request, bias, flat_gates)
+            _add_bias(request, bias, flat_gates[:rows])
         for state, start in starts:
             np.copyto(state, 0 if start is None else start)
-        for time in times:
-            step(gates[time])
-            keep(time)
+        for position in range(sizes.time):
+            if lengths is None:
+                take_together(sizes.time - 1 - position if is_reversed else position)
+            else:
+                take_each(position, lengths)
         for target, state in ends:
             np.copyto(target, state)
 
@@ -345,6 +401,11 @@ def _add_bias(request: KernelRequest, bias: np.ndarray, gates: np.ndarray) -> No
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
     planned_kernel(
-        "recurrent", ("RNN", "GRU", "LSTM"), _bind, accepts=_accepts, scratch=_scratch, cost=_cost
+        "recurrent",
+        ("RNN", "GRU", "LSTM"),
+        _bind,
+        accepts=accepts,
+        scratch=layer_scratch,
+        cost=layer_cost,
     ),
 )

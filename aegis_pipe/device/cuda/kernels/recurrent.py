@@ -331,6 +331,7 @@ _LAYERS = simple_kernel(
 )
 
 # --- An LSTM whose weights are quantised ------------------------------------------------------
+# X and the state stay floats; the CPU rounds them to bytes.
 
 _EIGHT_BITS = frozenset({np.dtype(np.int8), np.dtype(np.uint8)})
 _SCALES = {1: 8, 2: 10}

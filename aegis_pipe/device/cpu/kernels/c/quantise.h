@@ -33,13 +33,17 @@ INLINE float_range range_with_zero(const float *x, int64_t count) {
 
 typedef struct { float scale; uint8_t zero; } byte_grid;
 
+INLINE float_range joined_ranges(float_range a, float_range b) {
+    return (float_range){wide_min(wide_of(a.low), wide_of(b.low))[0], wide_max(wide_of(a.high), wide_of(b.high))[0]};
+}
+
 /* DynamicQuantizeLinear's grid: 255 steps over the range, 0 on a level of its own. */
-INLINE byte_grid grid_of(const float *x, int64_t count) {
-    float_range range = range_with_zero(x, count);
+INLINE byte_grid grid_over(float_range range) {
     float step = (range.high - range.low) / 255.0f;
     if (!(step > 0)) step = 1; /* nothing but zeros: any scale will do */
     wide zero = __builtin_elementwise_roundeven(wide_at_most(wide_of(-range.low / step), wide_of(255)));
     return (byte_grid){step, (uint8_t)(int32_t)zero[0]};
 }
+INLINE byte_grid grid_of(const float *x, int64_t count) { return grid_over(range_with_zero(x, count)); }
 
 #endif

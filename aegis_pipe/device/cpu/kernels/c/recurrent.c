@@ -2,19 +2,20 @@
  *
  *     for each direction
  *       gates[all rows of X] = X W + bias         one matrix product for all times
- *       for each time:
+ *       for each step:
  *         product[batch] = H R                    a product with as many rows as the batch
  *         for each sequence that has not ended:   apply the gates, 16 units at a time
  *
  * W and R are in panels (see tile.h): packed once at load. State is updated in place: all products
- * with the old one are done before. A sequence that has ended keeps its state, so that a reversed
- * direction starts each at its own last element.
+ * with the old one are done before. All sequences take their first step at once: a reversed direction
+ * begins each at its own last element. One that has ended keeps its state.
  *
- * A team shares a layer of floats: each worker has its own columns of every product and its own units
- * of the gates, for all sequences, and they meet after each. Every sum is one worker's, as alone.
+ * A team shares a layer: each worker has its own columns of every product and its own units of the
+ * gates, for all sequences, and they meet after each. Every sum is one worker's, as alone.
  *
- * W and R of an LSTM may be bytes (byte_products.h). Then X as a whole, and H anew at each time, are
- * quantised over their own range, and their products are exact until they are rescaled.
+ * W and R of an LSTM may be bytes (byte_products.h). Then X as a whole, and H anew at each step, are
+ * quantised over the range of what had not ended one step earlier, as ONNX Runtime does, and their
+ * products are exact until they are rescaled. Each worker quantises its own part of every row, for all of them.
  */
 #include "byte_results.h"
 #include "functions.h"
@@ -61,19 +62,19 @@ typedef struct {
     meeting_place *place;
 } recurrence;
 
-/* A matrix of bytes, made ready to be multiplied with floats. */
+/* A worker's columns of a matrix of bytes, made ready to be multiplied with floats. */
 typedef struct {
-    const int8_t *panels;
+    const int8_t *panels; /* of all columns */
     int64_t depth, columns;
-    byte_results unit; /* for A on a grid of scale 1 and zero point 1; for other grids, multiples */
+    range mine;
+    byte_results unit; /* of its own; for A on a grid of scale 1 and zero point 1; for others, multiples */
     byte_results results; /* for the grid of the product at hand */
-    uint8_t *rows; /* where a block of A is quantised */
 } byte_matrix;
 
 /* Parts of the workspace. */
 typedef struct {
     float *gates, *product, *hidden, *cell, *spare, *bias;
-    uint8_t *bytes;
+    uint8_t *rows, *results; /* of products of bytes: A quantised, and what becomes of their sums */
     byte_matrix recurrence;
     worker self;
     meeting_place *place;
@@ -113,13 +114,16 @@ static working carve(const direction *d, int64_t gates, worker self, meeting_pla
     w.cell = w.hidden + state;
     w.spare = w.cell + state;
     w.bias = w.spare + state;
-    w.bytes = (uint8_t *)(w.bias + width);
+    w.results = (uint8_t *)(w.bias + width);
+    w.rows = w.results + 2 * byte_results_size(width);
     return w;
 }
 
 /* Bytes that products of bytes take of the workspace, behind the floats. */
-EXPORT int64_t aegis_byte_recurrence_workspace(int64_t inputs, int64_t hidden, int64_t width) {
-    return BYTE_ROWS * padded_byte_depth(larger(inputs, hidden)) + 2 * byte_results_size(width);
+EXPORT int64_t aegis_byte_recurrence_workspace(int64_t time, int64_t batch, int64_t inputs, int64_t hidden,
+                                               int64_t width) {
+    int64_t rows_bytes = batch * larger(time * padded_byte_depth(inputs), padded_byte_depth(hidden));
+    return 2 * byte_results_size(width) + rows_bytes;
 }
 
 /* ---- matrix products ------------------------------------------------------------------------
@@ -202,57 +206,66 @@ static void product(worker self, const float *a, int64_t rows, int64_t depth, co
 
 /* ---- products of bytes ---------------------------------------------------------------------- */
 
-static byte_matrix ready_matrix(const byte_scales *scales, const int8_t *panels, int64_t depth, int64_t columns,
-                                uint8_t *workspace) {
+static byte_matrix ready_matrix(const working *w, const byte_scales *scales, const int8_t *panels, int64_t depth,
+                                int64_t columns) {
     const float scale = 1;
     const uint8_t zero = 1;
     int64_t panels_bytes = padded_byte_depth(depth) * padded_byte_columns(columns);
     const int32_t *column_sums = (const int32_t *)(const void *)(panels + panels_bytes);
-    uint8_t *results = workspace + byte_results_size(columns);
-    byte_matrix m = {panels, depth, columns, .rows = results + byte_results_size(columns)};
-    m.unit = ready_results(scales, &scale, &zero, column_sums, depth, 0, columns, workspace);
-    m.results = results_at(m.unit, results, columns);
+    byte_matrix m = {panels, depth, columns, .mine = blocks_of(w->self, columns, BYTE_BLOCK_COLUMNS)};
+    int64_t count = m.mine.last - m.mine.first;
+    uint8_t *unit = w->results + byte_results_size(m.mine.first);
+    m.unit = ready_results(scales, &scale, &zero, column_sums + m.mine.first, depth, m.mine.first, count, unit);
+    m.results = results_at(m.unit, unit + byte_results_size(columns), count);
     m.results.zeros = m.unit.zeros;
     return m;
 }
 
 static void take_grid(byte_matrix *m, byte_grid grid) {
-    for (int64_t c = 0; c < padded_byte_columns(m->columns); c++) {
+    for (int64_t c = 0; c < padded_byte_columns(m->mine.last - m->mine.first); c++) {
         m->results.correction[c] = m->unit.correction[c] * grid.zero;
         m->results.factor[c] = m->unit.factor[c] * grid.scale;
     }
 }
 
-/* Rows of A on their grid, padded; `sums` are theirs, where they count. */
-static void quantise_rows(const byte_matrix *m, const float *a, int64_t rows, byte_grid grid, int32_t *sums) {
+/* The worker's part of rows of A on their grid, padded. */
+static void quantise_part(const working *w, const byte_matrix *m, const float *a, int64_t rows, byte_grid grid) {
     int64_t padded = padded_byte_depth(m->depth);
+    range lines = part_of(w->self, padded / BYTE_DEPTH);
+    int64_t first = lines.first * BYTE_DEPTH, last = lines.last * BYTE_DEPTH, end = smaller(last, m->depth);
+    if (first == last) return;
     for (int64_t r = 0; r < rows; r++) {
-        uint8_t *to = m->rows + r * padded;
-        quantise_row(a + r * m->depth, m->depth, grid.scale, range_of_levels(grid.zero, 0, 255), to);
-        __builtin_memset(to + m->depth, 0, (size_t)(padded - m->depth));
-        sums[r] = m->results.has_zeros ? byte_sum(to, m->depth) : 0;
+        uint8_t *to = w->rows + r * padded;
+        quantise_row(a + r * m->depth + first, end - first, grid.scale, range_of_levels(grid.zero, 0, 255), to + first);
+        __builtin_memset(to + end, 0, (size_t)(last - end));
     }
 }
 
-/* y[rows][columns] = a[rows][depth] B + bias; one grid for all of A. */
-static void product_of_bytes(byte_matrix *m, const float *a, int64_t rows, const float *bias, float *y) {
+/* The worker's columns of y[rows][columns] = a[rows][depth] B + bias. All workers see all of A. */
+static void product_of_bytes(working *w, byte_matrix *m, const float *a, byte_grid grid, int64_t rows,
+                             const float *bias, float *y) {
     int32_t sums[BYTE_ROWS * BYTE_BLOCK_COLUMNS] __attribute__((aligned(64))), row_sums[BYTE_ROWS];
     int64_t padded = padded_byte_depth(m->depth), y_row = m->columns * (int64_t)sizeof(float);
-    byte_grid grid = grid_of(a, rows * m->depth);
-    byte_block block = {.a = m->rows, .a_row = padded, .depth = m->depth, .padded_depth = padded, .sums = sums};
+    byte_block block = {.a_row = padded, .depth = m->depth, .padded_depth = padded, .sums = sums};
+    quantise_part(w, m, a, rows, grid);
+    meet(w);
+    if (m->mine.first == m->mine.last) return;
     take_grid(m, grid);
-    m->results.addend = bias;
+    m->results.addend = bias ? bias + m->mine.first : NULL;
     block.tile_rows = begin_byte_products(rows);
     for (int64_t i = 0; i < byte_block_count(rows); i++) {
         int64_t first = byte_block_start(rows, i);
         block.rows = byte_block_start(rows, i + 1) - first;
-        quantise_rows(m, a + first * m->depth, block.rows, grid, row_sums);
-        for (int64_t column = 0; column < m->columns; column += BYTE_BLOCK_COLUMNS) {
+        block.a = w->rows + first * padded;
+        for (int64_t r = 0; r < block.rows; r++)
+            row_sums[r] = m->results.has_zeros ? byte_sum(block.a + r * padded, m->depth) : 0;
+        for (int64_t column = m->mine.first; column < m->mine.last; column += BYTE_BLOCK_COLUMNS) {
             int64_t left = m->columns - column;
             block.panels = m->panels + column * padded;
             block.panel_count = left > BYTE_PANEL ? 2 : 1;
             multiply_bytes(&block);
-            store_block(&m->results, &block, row_sums, column, left, (char *)(y + first * m->columns + column), y_row);
+            store_block(&m->results, &block, row_sums, column - m->mine.first, left,
+                        (char *)(y + first * m->columns + column), y_row);
         }
     }
     end_byte_products(block.tile_rows);
@@ -365,69 +378,95 @@ static void end_state(const direction *d, const float *state, float *result) {
         copy_floats(result + b * d->state_batch, state + b * d->hidden, d->hidden);
 }
 
-INLINE int has_ended(const direction *d, int64_t t, int64_t b) { return d->lengths && t >= d->lengths[b]; }
+INLINE int64_t length_of(const direction *d, int64_t b) {
+    return d->lengths ? smaller(d->lengths[b], d->time) : d->time;
+}
 
-/* The units' new state of sequence b at time t, or zeros after its end. */
-INLINE void write_result(const direction *d, range units, const float *hidden, int64_t t, int64_t b) {
+INLINE int has_ended(const direction *d, int64_t step, int64_t b) { return step >= length_of(d, b); }
+
+/* The time of a sequence's step; each has its own if they are reversed. */
+INLINE int64_t time_of(const direction *d, int64_t step, int64_t b) {
+    return d->is_reversed && !has_ended(d, step, b) ? length_of(d, b) - 1 - step : step;
+}
+
+/* The units' new state of sequence b at a step, or zeros after its end. */
+INLINE void write_result(const direction *d, range units, const float *hidden, int64_t step, int64_t b) {
     if (!d->y) return;
-    float *y = d->y + t * d->y_time + b * d->y_batch + units.first;
+    float *y = d->y + time_of(d, step, b) * d->y_time + b * d->y_batch + units.first;
     int64_t count = units.last - units.first;
-    if (has_ended(d, t, b)) __builtin_memset(y, 0, (size_t)count * sizeof(float));
+    if (has_ended(d, step, b)) __builtin_memset(y, 0, (size_t)count * sizeof(float));
     else copy_floats(y, hidden + b * d->hidden + units.first, count);
 }
 
-INLINE float *gates_of(const direction *d, const working *w, int64_t gates, int64_t t, int64_t b) {
-    return w->gates + (t * d->time_rows + b * d->batch_rows) * gates * d->hidden;
+INLINE float *gates_of(const direction *d, const working *w, int64_t gates, int64_t step, int64_t b) {
+    return w->gates + (time_of(d, step, b) * d->time_rows + b * d->batch_rows) * gates * d->hidden;
 }
 
-static void rnn_time(const direction *d, working *w, int64_t t) {
+static void rnn_step(const direction *d, working *w, int64_t step) {
     int64_t n = d->hidden;
     product(w->self, w->hidden, d->batch, n, d->r, n, NULL, w->product);
     meet(w);
     for (int64_t b = 0; b < d->batch; b++) {
-        const float *from_x = gates_of(d, w, 1, t, b);
-        for (int64_t i = w->units.first; !has_ended(d, t, b) && i < w->units.last; i += WIDE)
+        const float *from_x = gates_of(d, w, 1, step, b);
+        for (int64_t i = w->units.first; !has_ended(d, step, b) && i < w->units.last; i += WIDE)
             row_store(w->hidden + b * n, i, n,
                       gate(d, d->activations[0], gate_sum(d, from_x, w->product + b * n, 0, i)));
     }
 }
 
-static void gru_time(const direction *d, working *w, int64_t t) {
+static void gru_step(const direction *d, working *w, int64_t step) {
     int64_t n = d->hidden;
     float *both = w->product, *candidate = w->product + 2 * n * d->batch;
     product(w->self, w->hidden, d->batch, n, d->r, 2 * n, NULL, both);
     if (!d->variant) {
         meet(w);
         for (int64_t b = 0; b < d->batch; b++)
-            gru_reset(d, w->units, gates_of(d, w, 3, t, b), both + b * 2 * n, w->hidden + b * n,
+            gru_reset(d, w->units, gates_of(d, w, 3, step, b), both + b * 2 * n, w->hidden + b * n,
                       w->spare + b * n);
         meet(w);
     }
     product(w->self, d->variant ? w->hidden : w->spare, d->batch, n, d->r_last, n, NULL, candidate);
     meet(w);
     for (int64_t b = 0; b < d->batch; b++)
-        if (!has_ended(d, t, b))
-            gru_units(d, w->units, gates_of(d, w, 3, t, b), both + b * 2 * n, candidate + b * n,
+        if (!has_ended(d, step, b))
+            gru_units(d, w->units, gates_of(d, w, 3, step, b), both + b * 2 * n, candidate + b * n,
                       w->hidden + b * n);
 }
 
-INLINE void lstm_gates(const direction *d, const working *w, int64_t t) {
+INLINE void lstm_gates(const direction *d, const working *w, int64_t step) {
     int64_t n = d->hidden;
     for (int64_t b = 0; b < d->batch; b++)
-        if (!has_ended(d, t, b))
-            lstm_sequence(d, w->units, gates_of(d, w, 4, t, b), w->product + b * 4 * n, w->hidden + b * n,
+        if (!has_ended(d, step, b))
+            lstm_sequence(d, w->units, gates_of(d, w, 4, step, b), w->product + b * 4 * n, w->hidden + b * n,
                           w->cell + b * n);
 }
 
-static void lstm_time(const direction *d, working *w, int64_t t) {
+static void lstm_step(const direction *d, working *w, int64_t step) {
     product(w->self, w->hidden, d->batch, d->hidden, d->r, 4 * d->hidden, NULL, w->product);
     meet(w);
-    lstm_gates(d, w, t);
+    lstm_gates(d, w, step);
 }
 
-static void lstm_of_bytes_time(const direction *d, working *w, int64_t t) {
-    product_of_bytes(&w->recurrence, w->hidden, d->batch, NULL, w->product);
-    lstm_gates(d, w, t);
+/* Of the states that a step meets, but for what has long ended. */
+static byte_grid grid_of_states(const direction *d, const float *a, int64_t step) {
+    float_range all = {0, 0};
+    for (int64_t b = 0; b < d->batch; b++)
+        if (!has_ended(d, step - 1, b)) all = joined_ranges(all, range_with_zero(a + b * d->hidden, d->hidden));
+    return grid_over(all);
+}
+
+/* Of X, until the longest sequence has ended. */
+static byte_grid grid_of_inputs(const direction *d) {
+    int64_t longest = 0;
+    for (int64_t b = 0; b < d->batch; b++) longest = larger(longest, length_of(d, b));
+    return grid_of(d->x, (d->batch_rows == 1 ? longest : d->time) * d->batch * d->inputs);
+}
+
+static void lstm_of_bytes_step(const direction *d, working *w, int64_t step) {
+    byte_grid grid = grid_of_states(d, w->hidden, step);
+    product_of_bytes(w, &w->recurrence, w->hidden, grid, d->batch, NULL, w->product);
+    meet(w);
+    lstm_gates(d, w, step);
 }
 
 /* X W + bias for all times; what R needs is made ready in W's place. */
@@ -437,14 +476,14 @@ INLINE void multiply_inputs(const direction *d, working *w, int64_t width, const
         product(w->self, d->x, rows, d->inputs, d->w, width, bias, w->gates);
         return;
     }
-    byte_matrix weights = ready_matrix(&d->w_scales, d->w, d->inputs, width, w->bytes);
-    product_of_bytes(&weights, d->x, rows, bias, w->gates);
-    w->recurrence = ready_matrix(&d->r_scales, d->r, d->hidden, width, w->bytes);
+    byte_matrix weights = ready_matrix(w, &d->w_scales, d->w, d->inputs, width);
+    product_of_bytes(w, &weights, d->x, grid_of_inputs(d), rows, bias, w->gates);
+    w->recurrence = ready_matrix(w, &d->r_scales, d->r, d->hidden, width);
 }
 
 /* `inside` gates at the end take the bias of R themselves. The first worker does what is little. */
 INLINE void run_direction(const direction *d, worker self, meeting_place *place, int64_t gates, int64_t inside,
-                          int is_bytes, void (*at_time)(const direction *, working *, int64_t)) {
+                          int is_bytes, void (*take_step)(const direction *, working *, int64_t)) {
     working w = carve(d, gates, self, place);
     if (self.index == 0) {
         joined_bias(d, gates, inside, w.bias);
@@ -455,9 +494,8 @@ INLINE void run_direction(const direction *d, worker self, meeting_place *place,
     multiply_inputs(d, &w, gates * d->hidden, d->bias ? w.bias : NULL, is_bytes);
     meet(&w);
     for (int64_t i = 0; i < d->time; i++) {
-        int64_t t = d->is_reversed ? d->time - 1 - i : i;
-        at_time(d, &w, t);
-        for (int64_t b = 0; b < d->batch; b++) write_result(d, w.units, w.hidden, t, b);
+        take_step(d, &w, i);
+        for (int64_t b = 0; b < d->batch; b++) write_result(d, w.units, w.hidden, i, b);
         meet(&w);
     }
     if (self.index == 0) {
@@ -467,20 +505,18 @@ INLINE void run_direction(const direction *d, worker self, meeting_place *place,
 }
 
 INLINE void run_directions(const recurrence *r, worker self, int64_t gates, int is_bytes,
-                           void (*at_time)(const direction *, working *, int64_t)) {
+                           void (*take_step)(const direction *, working *, int64_t)) {
     for (int64_t i = 0; i < r->count; i++) {
         const direction *d = &r->directions[i];
         int64_t inside = gates == 3 && d->variant;
-        run_direction(d, self, r->place, gates, inside, is_bytes, at_time);
+        run_direction(d, self, r->place, gates, inside, is_bytes, take_step);
     }
 }
 
-SHARED_KERNEL(aegis_rnn, recurrence) { run_directions(arguments, self, 1, 0, rnn_time); }
+SHARED_KERNEL(aegis_rnn, recurrence) { run_directions(arguments, self, 1, 0, rnn_step); }
 
-SHARED_KERNEL(aegis_gru, recurrence) { run_directions(arguments, self, 3, 0, gru_time); }
+SHARED_KERNEL(aegis_gru, recurrence) { run_directions(arguments, self, 3, 0, gru_step); }
 
-SHARED_KERNEL(aegis_lstm, recurrence) { run_directions(arguments, self, 4, 0, lstm_time); }
+SHARED_KERNEL(aegis_lstm, recurrence) { run_directions(arguments, self, 4, 0, lstm_step); }
 
-KERNEL(aegis_lstm_of_bytes, recurrence) {
-    run_directions(arguments, (worker){0, 1, 0}, 4, 1, lstm_of_bytes_time);
-}
+SHARED_KERNEL(aegis_lstm_of_bytes, recurrence) { run_directions(arguments, self, 4, 1, lstm_of_bytes_step); }

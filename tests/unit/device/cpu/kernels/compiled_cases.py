@@ -12,6 +12,7 @@ from tests.unit.device.cpu.kernels.attention_cases import ATTENTION
 from tests.unit.device.cpu.kernels.block_cases import BLOCKS
 from tests.unit.device.cpu.kernels.case import Case, random
 from tests.unit.device.cpu.kernels.indexing_cases import INDEXING
+from tests.unit.device.cpu.kernels.inverted_residual_cases import inverted_residuals
 from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
 from tests.unit.device.cpu.kernels.recurrent_cases import RECURRENT
 from tests.unit.device.cpu.kernels.resizing_cases import RESIZING
@@ -369,6 +370,7 @@ CASES: dict[str, Case] = {
     **transposed_convolutions(),
     **channels_last_cases.cases(),
     **fused_convolutions(),
+    **inverted_residuals(),
     **products(),
     **elementwise(),
     **pools(),

@@ -116,8 +116,8 @@ def test_lstm_with_quantised_weights(per_column: bool, direction: str) -> None:
     names = ["x", "w", "r", "b", "", "", "", "", "ws", "wz", "rs", "rz"]
     values += [None] * 4 + [scale, zero, scale, zero]
     proto = _node("DynamicQuantizeLSTM", names, 3, hidden_size=hidden, direction=direction)
-    # ONNX Runtime rounds activations to 8 bits too.
-    _compare(proto, values, constants=range(1, 12), atol=3e-2)
+    # An activation that falls to another level, for tanh's last digits, moves all gates a little.
+    _compare(proto, values, constants=range(1, 12), atol=1e-3)
 
 
 # Products
