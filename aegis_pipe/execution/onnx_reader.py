@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,10 @@ from google.protobuf.message import DecodeError
 
 from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.execution.graph import GraphAttribute
+from aegis_pipe.execution.model_file import REEXPORT, mapped_file
 from aegis_pipe.execution.onnx_types import DTYPE_OF_ELEMENT_TYPE, SUB_BYTE_TYPES
 from aegis_pipe.execution.onnx_weights import without_weights
 from aegis_pipe.execution.source_model import (
-    REEXPORT,
     UNNAMED_SYMBOLS,
     Dimension,
     SourceGraph,
@@ -403,17 +402,20 @@ def _map_external(tensor: str, location: str, folder: Path | None) -> memoryview
     context = f"external data of tensor `{tensor}`"
     if folder is None:
         raise InvalidModelError("a model in memory has no external data", context=context)
+    hint = "copy the data file next to the model"
     path = folder / location
+    if "\0" in location:
+        raise InvalidModelError("the name of its file is none", context=context, hint=REEXPORT)
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise InvalidModelError(f"`{location}` leads out of the model's folder", context=context)
+        what = f"`{location}` leads out of the model's folder"
+        raise InvalidModelError(what, context=context, hint=hint)
     try:
-        with path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
+        return mapped_file(path)
+    except InvalidModelError as error:
         raise InvalidModelError(
-            f"`{location}` can not be read: {error}",
+            f"`{location}` {error.message}",
             context=context,
-            hint="copy the data file next to the model",
+            hint=error.hint if path.exists() else hint,
         ) from error
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.execution.graph import GraphAttribute, OperatorNode, order_operators
+from aegis_pipe.execution.model_file import REEXPORT
 from aegis_pipe.record import record
 
 Dimension = int | str | None
@@ -93,9 +94,6 @@ class SourceModel:
     graph: SourceGraph
     opsets: Mapping[str, int]
     metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-REEXPORT = "export the model again, or check it with `onnx.checker.check_model`"
 
 
 def describe(node: SourceNode | OperatorNode) -> str:
