@@ -7,6 +7,7 @@
  *
  * float16 and bfloat16 are widened to float32 first, and come from it: rounded to nearest, ties to even.
  */
+#include "halves.h"
 #include "step.h"
 
 typedef struct {
@@ -31,33 +32,23 @@ typedef struct {
     CAST(name##_float32, type, float, x)                 \
     CAST(name##_float64, type, double, x)                \
     CAST(name##_float16, type, _Float16, (float)x)       \
+    CAST(name##_bfloat16, type, uint16_t, to_bfloat((float)x)) \
     CAST(name##_int64, type, int64_t, x)                 \
     CAST(name##_int32, type, int32_t, x)                 \
+    CAST(name##_int16, type, int16_t, x)                 \
+    CAST(name##_uint16, type, uint16_t, x)               \
     CAST(name##_uint64, type, uint64_t, x)               \
     CAST(name##_uint32, type, uint32_t, x)               \
     CAST(name##_uint8, type, uint8_t, x)                 \
     CAST(name##_int8, type, int8_t, x)                   \
     CAST(name##_bool, type, uint8_t, x != 0)
 
-/* A bfloat16 is the upper half of a float32. */
-INLINE float from_bfloat(uint16_t upper) {
-    uint32_t bits = (uint32_t)upper << 16;
-    float x;
-    __builtin_memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-INLINE uint16_t to_bfloat(float x) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, &x, sizeof bits);
-    uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
-    return (uint16_t)(x != x ? bits >> 16 | 0x40 : rounded >> 16);
-}
-
 CASTS_OF(int64, int64_t)
 CASTS_OF(int32, int32_t)
 CASTS_OF(uint64, uint64_t)
 CASTS_OF(uint32, uint32_t)
+CASTS_OF(int16, int16_t)
+CASTS_OF(uint16, uint16_t)
 CASTS_OF(uint8, uint8_t)
 CASTS_OF(int8, int8_t)
 CASTS_OF(bool, uint8_t)
@@ -81,6 +72,7 @@ CASTS_OF(bool, uint8_t)
 CASTS_OF_FLOATS(float32, float, )
 CASTS_OF_FLOATS(float64, double, )
 CASTS_OF_FLOATS(float16, _Float16, (float))
+CASTS_OF_FLOATS(bfloat16, uint16_t, from_bfloat)
 CAST(float32_float64, float, double, x)
 CAST(float64_float32, double, float, x)
 CAST(float16_float32, _Float16, float, x)
@@ -89,3 +81,6 @@ CAST(bfloat16_float32, uint16_t, float, from_bfloat(x))
 CAST(float32_bfloat16, float, uint16_t, to_bfloat(x))
 CAST(float16_bfloat16, _Float16, uint16_t, to_bfloat((float)x))
 CAST(bfloat16_float16, uint16_t, _Float16, from_bfloat(x))
+CAST(float16_float64, _Float16, double, x)
+CAST(bfloat16_float64, uint16_t, double, from_bfloat(x))
+CAST(float64_bfloat16, double, uint16_t, to_bfloat((float)x))
