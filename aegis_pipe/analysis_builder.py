@@ -35,6 +35,7 @@ def fingerprint_of(manifest: Manifest, device: DeviceDescription) -> Fingerprint
         threads=manifest.streams.threads,
         max_block_ns=manifest.streams.max_block_ns,
         version=__version__,
+        real_time=manifest.streams.real_time,
     )
 
 
@@ -499,6 +500,7 @@ def times_of(manifest: Manifest, profile: Profile, seed: int) -> MeasuredTimes:
                 profile.medians_ns(name, manifest.streams.max_block_ns),
                 model.totals_ns,
                 model.rested_ns,
+                model.idle_ns,
                 {pair.beside: pair.totals_ns for pair in profile.pairs if pair.model == name},
             )
             for name, model in profile.models.items()

@@ -28,7 +28,7 @@ from aegis_pipe.analysis_builder import (
     cut_segments,
     record_admission,
 )
-from aegis_pipe.clock import Clock, SystemClock
+from aegis_pipe.clock import Clock, SystemClock, real_time_threads
 from aegis_pipe.deployment_builder import (
     Installation,
     ModelInformation,
@@ -75,6 +75,8 @@ class RuntimeStatistics:
     """Device allocations since everything was loaded: 0, or the plan is broken."""
     staging: tuple[StagingStatistics, ...]
     """Host memory that each stream's copies pass through, and what was needed of it."""
+    staged_ahead: int
+    """Requests whose inputs were staged while others ran; since the last reload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,13 +480,15 @@ class Runtime:
             queue_depth=revision.scheduler.statistics().waiting,
             allocations_after_start=revision.installation.deployment.allocations_after_start,
             staging=revision.installation.staging(),
+            staged_ahead=revision.launcher.staged_ahead,
         )
 
     def start_pipelines(
         self, *, on_error: Callable[[str, AegisError], None] = lambda pipeline, error: None
     ) -> None:
         """Begin to feed the manifest's pipelines; `on_error` hears of failing items and sinks."""
-        self._pipelines.start(self.manifest, self.models, on_error)
+        with real_time_threads(self.manifest.streams.real_time):
+            self._pipelines.start(self.manifest, self.models, on_error)
 
     def join(self, timeout_s: float, stop: threading.Event) -> bool:
         """Wait for the end of all pipelines, `stop` or the timeout; return whether all ended.

@@ -14,7 +14,7 @@ from typing import Any
 
 from aegis_pipe.analysis.profile import Profile
 from aegis_pipe.analysis_builder import cut_segments
-from aegis_pipe.clock import Clock, SystemClock
+from aegis_pipe.clock import Clock, SystemClock, real_time_threads
 from aegis_pipe.device.protocols import DeviceContext, DeviceStream, StagingStatistics
 from aegis_pipe.device.registry import OpenedDevice, open_device
 from aegis_pipe.events import EventHub, PhaseRecorder
@@ -174,13 +174,15 @@ class Installation:
             self._streams = streams
             stopping = self._closing.enter_context(ExitStack())
             stopping.callback(_close_all, streams)
+            self.staging_ahead = context.reserve_staging_ahead(self.plan.staging_ahead.size_bytes)
             shares = manifest.streams.sm or (None,) * manifest.streams.count
-            for index, staging in enumerate(self.plan.staging):
-                streams.append(
-                    context.create_stream(
-                        index, staging_bytes=staging.size_bytes, multiprocessors=shares[index]
+            with real_time_threads(manifest.streams.real_time):
+                for index, staging in enumerate(self.plan.staging):
+                    streams.append(
+                        context.create_stream(
+                            index, staging_bytes=staging.size_bytes, multiprocessors=shares[index]
+                        )
                     )
-                )
             self.deployment = Deployment(
                 planned.loaded,
                 self.plan,

@@ -145,7 +145,7 @@ def arrivals_of(section: PipelineSection) -> Iterator[int]:
     """Return when a pipeline's items arrive."""
     source = section.source
     kind = getattr(source, "arrivals", "periodic")
-    return make_arrivals(kind, source.rate_per_s, getattr(source, "seed", 0))
+    return make_arrivals(kind, source.rate_per_s, getattr(source, "seed", 0), section.name)
 
 
 def _read_lines(path: Path) -> tuple[str, ...]:

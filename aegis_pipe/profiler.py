@@ -7,7 +7,7 @@ import itertools
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +35,8 @@ WARM_UP = 5
 """Requests of each model that are run first and not counted."""
 PAUSE_NS = 5_000_000
 """Rest before each of the requests that do not follow upon another."""
+LONG_PAUSE_NS, LONG_EVERY = 20_000_000, 4
+"""Rest before every so many of them: threads and caches are colder still."""
 KERNEL_RUNS = 15
 """Requests of each model whose kernels are timed."""
 
@@ -125,7 +127,7 @@ def measure_profile(manifest: Manifest, options: ProfileOptions, say: Say) -> Pr
         quiet, listeners=(recorder,), write_line=say, boundaries=boundaries
     ) as runtime:
         bench = _Bench(runtime, recorder, options, say)
-        models = {name: bench.alone(name) for name in runtime.models}
+        models = bench.alone()
         pairs = bench.pairs() if manifest.streams.count > 1 else ()
         host_ns = bench.pipelines() if manifest.pipelines else {}
         fingerprint = fingerprint_of(manifest, runtime.device)
@@ -164,19 +166,28 @@ class _Bench:
             for name, graph in runtime.graphs.items()
         }
 
-    def alone(self, model: str) -> ModelProfile:
-        """Measure one model, a request at a time."""
-        kernels = self.kernels(model)
-        self._repeat(model, WARM_UP)
+    def alone(self) -> dict[str, ModelProfile]:
+        """Measure every model, a request at a time: upon its own kind, then in turns."""
+        kernels, warm = {}, {}
+        for model in self._runtime.models:
+            kernels[model] = self.kernels(model)
+            self._repeat(model, WARM_UP)
+            self._recorder.clear()
+            self._repeat(model, self._options.samples)
+            warm[model] = self._rows(model)
         self._recorder.clear()
-        self._repeat(model, self._options.samples)
-        rows = self._rows(model)
-        self._recorder.clear()
-        self._repeat(model, self._options.samples, pause_ns=PAUSE_NS)
+        self._in_turns(self._options.samples)
+        return {model: self._profile(model, warm[model], kernels[model]) for model in warm}
+
+    def _profile(
+        self, model: str, warm: Sequence[Sequence[int]], kernels: Sequence[int]
+    ) -> ModelProfile:
+        cold = self._rows(model)
         profile = model_profile(
             model,
-            rows,
-            self._rows(model),
+            warm,
+            [row for number, row in enumerate(cold, 1) if number % LONG_EVERY],
+            cold[LONG_EVERY - 1 :: LONG_EVERY],
             self._recorder.wakes[model],
             self._runtime.boundaries.get(model, ()),
             kernels,
@@ -185,7 +196,7 @@ class _Bench:
         )
         self._say(
             f"{model}: p50 {median(profile.totals_ns) / 1e6:.3f} ms, "
-            f"at most {profile.total.bound_ns / 1e6:.3f} ms ({len(rows)} requests)"
+            f"at most {profile.total.bound_ns / 1e6:.3f} ms ({len(warm)} requests)"
         )
         return profile
 
@@ -240,15 +251,25 @@ class _Bench:
             )
         return rows
 
-    def _repeat(self, model: str, count: int, *, pause_ns: int = 0) -> None:
-        clock, nobody = self._runtime.clock, threading.Event()
+    def _repeat(self, model: str, count: int) -> None:
+        clock = self._runtime.clock
         end_ns = clock.now_ns() + self._options.limit_ns
         for done in range(count):
             if done and clock.now_ns() >= end_ns:
                 return
-            if pause_ns:
-                clock.wait_until(clock.now_ns() + pause_ns, nobody)
             self._runtime.infer(model, self._inputs[model])
+
+    def _in_turns(self, rounds: int) -> None:
+        """Run every model once a round, each after a pause and after the one before it."""
+        clock, nobody = self._runtime.clock, threading.Event()
+        end_ns = clock.now_ns() + self._options.limit_ns * len(self._runtime.models)
+        for number in range(1, rounds + 1):
+            if number > LONG_EVERY and clock.now_ns() >= end_ns:
+                return
+            pause_ns = PAUSE_NS if number % LONG_EVERY else LONG_PAUSE_NS
+            for model in self._runtime.models:
+                clock.wait_until(clock.now_ns() + pause_ns, nobody)
+                self._runtime.infer(model, self._inputs[model])
 
 
 class _Background:

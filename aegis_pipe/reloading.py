@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from aegis_pipe.analysis_builder import check_admission, record_admission
+from aegis_pipe.clock import real_time_threads
 from aegis_pipe.deployment_builder import Installation, InstallationKey, PlannedModels, Platform
 from aegis_pipe.errors import (
     FatalError,
@@ -50,6 +51,7 @@ FIXED: Final = (
     ("device", "index"),
     ("streams", "threads"),
     ("streams", "sm"),
+    ("streams", "real_time"),
     ("serve",),
     ("telemetry",),
 )
@@ -337,7 +339,8 @@ class Reloader:
         self._requests.add(tuple(model.name for model in planned.manifest.models))
         attempt.outcome = ReloadOutcome.APPLIED
         attempt.held = self._gate.open(new)
-        self._pipelines.replace(change)
+        with real_time_threads(planned.manifest.streams.real_time):
+            self._pipelines.replace(change)
 
     def _start(self, planned: _Planned, kept: Installation) -> Revision:
         if planned.models is None:

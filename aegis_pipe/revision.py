@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aegis_pipe.analysis_builder import Admission, needed_ns_of, refusal
+from aegis_pipe.clock import real_time_threads
 from aegis_pipe.deployment_builder import Installation, ModelInformation, Platform
 from aegis_pipe.errors import InvalidInputError
 from aegis_pipe.execution.executor import check_inputs
@@ -135,10 +136,12 @@ class Revision:
             notifies=context.capabilities.notifies_progress,
             is_stamped=is_stamped,
             half_written=self.installation.half_written,
+            ahead=self.installation.staging_ahead,
         )
         loop = OrchestrationLoop(self.scheduler, self.launcher, clock, hub)
         context.set_progress_listener(loop.wake)
-        loop.start()
+        with real_time_threads(self.manifest.streams.real_time):
+            loop.start()
         return loop
 
     @property

@@ -65,7 +65,13 @@ PANELS = (
     Panel(
         "Reloads by outcome",
         "short",
-        ((f"sum by (outcome) (increase({name('aegis.reloads')}[{_WINDOW}]))", "{{outcome}}"),),
+        (
+            # Prometheus extrapolates an increase to the window's ends: 1 becomes 1.1.
+            (
+                f"round(sum by (outcome) (increase({name('aegis.reloads')}[{_WINDOW}])))",
+                "{{outcome}}",
+            ),
+        ),
     ),
     Panel("Requests waiting", "short", ((name("aegis.queue.depth"), "waiting"),)),
     Panel(
@@ -140,7 +146,11 @@ def _panel(place: int, panel: Panel) -> dict[str, Any]:
         "title": panel.title,
         "datasource": _SOURCE,
         "gridPos": {"h": 8, "w": 8, "x": place % 3 * 8, "y": place // 3 * 8},
-        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+        "fieldConfig": {
+            "defaults": {"unit": panel.unit, "min": 0}
+            | ({"max": 1} if panel.unit == "percentunit" else {}),
+            "overrides": [],
+        },
         "targets": [
             {"refId": chr(ord("A") + line), "datasource": _SOURCE, "expr": expr,
              "legendFormat": legend}

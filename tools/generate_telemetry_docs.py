@@ -69,6 +69,14 @@ Any reader of the OpenTelemetry SDK gets them with
 ones of scale 3. They are made from the events, so what a ring dropped is missing from them, and
 `aegis.telemetry.dropped` says how much.
 
+![The dashboard's panels over a run of four models](images/grafana.png)
+
+The picture shows the dashboard's panels as Grafana's own components draw them (`@grafana/ui` 11.6:
+its panel frame, time series and big value) in a page around them, over a real Prometheus that
+fetched from an `aegis-pipe up` of four models on a CPU, with too much load for 20 s, and three
+reloads, one of which was refused. There was no Grafana server: the page asked Prometheus itself and
+put the panels where the dashboard says. Temperature and clocks are told by GPUs only.
+
 ## Looking at a recorded run
 
 ```

@@ -13,7 +13,7 @@ from aegis_pipe.analysis.quantiles import QuantileBound, bound, wider
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.execution.capture import cut_into_segments
 
-FORMAT = 2
+FORMAT = 3
 GRID_POINTS = 512
 """Points that a distribution is kept as: enough for p99.9 of a simulated run."""
 
@@ -32,11 +32,13 @@ class Fingerprint:
     max_block_ns: int
     version: str = ""
     """Of AegisPipe: another one may run other kernels."""
+    real_time: int | None = None
+    """Priority of the threads, if they go before other processes."""
 
     def differences(self, present: Fingerprint) -> tuple[str, ...]:
         """Return a line for each thing that is not now as it was when this was measured."""
         lines = []
-        for name in ("version", "device", "stream_count", "threads", "max_block_ns"):
+        for name in ("version", "device", "stream_count", "threads", "max_block_ns", "real_time"):
             was, now = getattr(self, name), getattr(present, name)
             if was != now:
                 lines.append(f"{name.removesuffix('_ns').replace('_', ' ')}: {was}, now {now}")
@@ -68,7 +70,9 @@ class ModelProfile:
     """The distribution of the total, request upon request: values at evenly spaced ranks,
     ascending."""
     rested_ns: tuple[int, ...]
-    """The same after a pause, when caches and threads are cold; bounds cover both."""
+    """The same after a short pause and another model, when caches and threads are cold."""
+    idle_ns: tuple[int, ...]
+    """The same after a long pause; bounds cover all three."""
     wakes_ns: tuple[int, ...]
     """The same of the time from submission until the scheduler acts on it, when idle."""
     wake: QuantileBound
@@ -173,6 +177,7 @@ def model_profile(
     model: str,
     rows_ns: Sequence[Sequence[int]],
     rested_rows_ns: Sequence[Sequence[int]],
+    idle_rows_ns: Sequence[Sequence[int]],
     wakes_ns: Sequence[int],
     boundaries: Sequence[int],
     kernels_ns: Sequence[int],
@@ -181,8 +186,10 @@ def model_profile(
 ) -> ModelProfile:
     """Summarise measured requests; a row has one request's time per segment."""
     columns = list(zip(*rows_ns, strict=True))
-    rested_columns = zip(*rested_rows_ns, strict=True)
-    totals, rested = ([sum(row) for row in rows] for rows in (rows_ns, rested_rows_ns))
+    cold_columns = zip(*rested_rows_ns, *idle_rows_ns, strict=True)
+    totals, rested, idle = (
+        [sum(row) for row in rows] for rows in (rows_ns, rested_rows_ns, idle_rows_ns)
+    )
 
     def bound_of(one: Sequence[int], other: Sequence[int]) -> QuantileBound:
         return wider(bound(one, quantile, confidence), bound(other, quantile, confidence))
@@ -191,11 +198,12 @@ def model_profile(
         model,
         tuple(boundaries),
         tuple(kernels_ns),
-        tuple(itertools.starmap(bound_of, zip(columns, rested_columns, strict=True))),
-        bound_of(totals, rested),
+        tuple(itertools.starmap(bound_of, zip(columns, cold_columns, strict=True))),
+        bound_of(totals, [*rested, *idle]),
         tuple(median(column) for column in columns),
         grid(totals),
         grid(rested),
+        grid(idle),
         grid(wakes_ns),
         bound(wakes_ns, quantile, confidence),
     )
@@ -262,7 +270,8 @@ def _profile(values: dict[str, Any]) -> Profile:
 
 def _model(values: dict[str, Any]) -> ModelProfile:
     lists = (
-        "boundaries", "kernels_ns", "segment_medians_ns", "totals_ns", "rested_ns", "wakes_ns",
+        "boundaries", "kernels_ns", "segment_medians_ns", "totals_ns", "rested_ns", "idle_ns",
+        "wakes_ns",
     )  # fmt: skip
     return ModelProfile(
         **{

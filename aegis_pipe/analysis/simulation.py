@@ -370,6 +370,8 @@ def always(start_ns: int = 0) -> Callable[[], Iterator[int]]:
 
 REST_NS = 1_000_000
 """A stream that has done nothing for so long has rested."""
+IDLE_NS = 10_000_000
+"""And one that has for so long is idle."""
 
 
 def fixed_times(segments_ns: Mapping[str, Sequence[int]]) -> Times:
@@ -388,7 +390,9 @@ class ModelTimes:
     segment_medians_ns: tuple[int, ...]
     totals_ns: tuple[int, ...]
     rested_ns: tuple[int, ...] = ()
-    """`totals_ns` of requests that start on a stream which has rested for a while."""
+    """`totals_ns` of requests whose stream has rested for a while, or has run another model."""
+    idle_ns: tuple[int, ...] = ()
+    """`totals_ns` of requests whose stream has been idle for longer."""
     beside: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """`totals_ns` while other streams run another model."""
 
@@ -396,9 +400,10 @@ class ModelTimes:
 class MeasuredTimes:
     """Draws a request's total from what was measured, and shares it out among its segments.
 
-    A request, or batch, keeps its luck: the rank in the distribution is drawn once, and whether
-    its stream had rested for `REST_NS` decides from which one. What other streams run when a
-    segment starts can make that segment slower: it then comes from the distribution beside them.
+    A request, or batch, keeps its luck: the rank in the distribution is drawn once, and how
+    long its stream had rested, and whether it had run another model, decides from which one. What
+    other streams run when a segment starts can make that segment slower: it then comes from the
+    distribution beside them.
     """
 
     def __init__(self, models: Mapping[str, ModelTimes], seed: int) -> None:
@@ -408,6 +413,8 @@ class MeasuredTimes:
         self._luck: dict[tuple[int | None, str], tuple[float, Sequence[int]]] = {}
         # Per stream when it will have done what it was given.
         self._busy_until_ns: dict[int | None, int] = {}
+        # And which model it was last given.
+        self._last: dict[int | None, str] = {}
         self._shares = {
             name: [each / sum(model.segment_medians_ns) for each in model.segment_medians_ns]
             for name, model in models.items()
@@ -420,12 +427,16 @@ class MeasuredTimes:
         totals: Sequence[int]
         if segment == 0:
             rank, totals = self._draw(), model.totals_ns
-            if model.rested_ns and start_ns - busy_until_ns >= REST_NS:
+            rest_ns = start_ns - busy_until_ns
+            if model.idle_ns and rest_ns >= IDLE_NS:
+                totals = model.idle_ns
+            elif model.rested_ns and (rest_ns >= REST_NS or self._last.get(stream) != name):
                 totals = model.rested_ns
             if request.segment_count > 1:
                 self._luck[stream, name] = (rank, totals)
         else:
             rank, totals = self._luck[stream, name]
+        self._last[stream] = name
         total_ns = totals[int(rank * len(totals))]
         for other in beside:
             row = model.beside.get(other)

@@ -78,8 +78,14 @@ def check(planned: PlannedDeployment) -> list[str]:
     compiled = {model.name: model.plan.peak_bytes for model in models}
     if {name: each.arena_bytes for name, each in memories.items()} != compiled:
         found.append("device: the models' arenas are not those of their plans")
-    staged = {model.name: model.staging_bytes(planned.device) for model in models}
-    if {name: each.staging_bytes for name, each in memories.items()} != staged:
+    staged = {
+        model.name: (model.staging_bytes(planned.device), model.staging_ahead_bytes(planned.device))
+        for model in models
+    }
+    planned_staging = {
+        name: (each.staging_bytes, each.staging_ahead_bytes) for name, each in memories.items()
+    }
+    if planned_staging != staged:
         found.append("device: what is staged is not what the models' inputs and outputs need")
     section = planned.manifest.device
     found += [
@@ -311,6 +317,10 @@ def as_json(planned: PlannedDeployment, *, steps: bool, passes: bool) -> dict[st
                     {"size_bytes": each.size_bytes, "model": each.model or None}
                     for each in memory.staging
                 ],
+                "next_request": {
+                    "size_bytes": memory.staging_ahead.size_bytes,
+                    "model": memory.staging_ahead.model or None,
+                },
             },
         },
         "schedule": {

@@ -149,7 +149,8 @@ def _upload(options: argparse.Namespace) -> int:
         raise TransientError(
             f"{report.problem}; {report.sent} of {counted(report.total, 'span')} had arrived",
             context=options.endpoint,
-            hint="start a collector there; spans that are sent twice are the same spans",
+            hint=f"start a collector there that takes OTLP over {options.protocol} (`--protocol`), "
+            "and upload once more: spans that arrive twice are the same spans",
         )
     print(f"{options.endpoint}: {counted(report.sent, 'span')}")
     return 0

@@ -18,28 +18,22 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from aegis_pipe import units
 from aegis_pipe.app import Runtime, RuntimeReport, open_pipeline
 from aegis_pipe.cli.admission import outcome_lines
 from aegis_pipe.cli.live import LiveView
-from aegis_pipe.cli.tables import counted, milliseconds, table
+from aegis_pipe.cli.tables import SUMMARY_HEADER, counted, summary_row, table
 from aegis_pipe.errors import AegisError, FatalError
 from aegis_pipe.events import Listener
-from aegis_pipe.scheduling.statistics import ModelStatistics
 from aegis_pipe.telemetry import TelemetryReport
-
-# Latencies in ms: arrival to result; `wait` is arrival to start, `run` start to result.
-SUMMARY_HEADER = (
-    "model", "sent", "done", "late", "dropped", "failed", "p50", "p99", "wait p99", "run p50",
-)  # fmt: skip
 
 REFRESH_S = 0.5
 PROGRESS_S = 5.0
+ERRORS_SHOWN = 10
+"""Different errors of one pipeline that are printed."""
 LIVE_SHARE = 0.01
 """Most of a core that the live view may take: it is shown less often if it takes long."""
 
@@ -184,6 +178,9 @@ class _Screen:
         self._live: Live | None = None
         is_live = self._console.is_terminal and not quiet
         self._view = LiveView() if is_live else None
+        self._told: dict[str, set[str]] = {}
+        """Errors that were printed, by pipeline."""
+        self._telling = threading.Lock()
         self._next_live_s = 0.0
         self._next_line_s = PROGRESS_S
 
@@ -198,8 +195,21 @@ class _Screen:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def failure(self, pipeline: str, error: AegisError) -> None:
-        """Print an item's or a pipeline's error at once; quiet runs print these too."""
-        self.error(f"pipeline `{pipeline}`: {error}")
+        """Print an item's or a pipeline's error at once; quiet runs print these too.
+
+        The same words once, and no more than `ERRORS_SHOWN` of a pipeline: a source that goes round
+        over a broken file would bury all else. The summary counts them.
+        """
+        text = f"pipeline `{pipeline}`: {error}"
+        with self._telling:
+            told = self._told.setdefault(pipeline, set())
+            if text in told or len(told) > ERRORS_SHOWN:
+                return
+            told.add(text)
+            is_too_many = len(told) > ERRORS_SHOWN
+        self.error(
+            f"pipeline `{pipeline}`: and others, which are only counted" if is_too_many else text
+        )
 
     def error(self, text: str) -> None:
         """Print an error at once, quiet or not."""
@@ -223,11 +233,13 @@ class _Screen:
         if self._live is not None and self._view is not None:
             if elapsed_ns / 1e9 >= self._next_live_s:
                 start_ns = time.thread_time_ns()
-                self._live.update(self._view.render(runtime, _live_table(runtime)), refresh=True)
+                self._live.update(self._view.render(runtime, self._console.size), refresh=True)
                 cost_s = (time.thread_time_ns() - start_ns) / 1e9
                 pause_s = max(0.9 * REFRESH_S, cost_s / LIVE_SHARE)
                 self._next_live_s = elapsed_ns / 1e9 + pause_s
         elif elapsed_ns / 1e9 >= self._next_line_s:
+            # Not one for each that a stopped process left out.
+            self._next_line_s += (elapsed_ns / 1e9 - self._next_line_s) // PROGRESS_S * PROGRESS_S
             self._next_line_s += PROGRESS_S
             figures = runtime.statistics().models
             done = "  ".join(f"{m.model} {m.completed} done" for m in figures)
@@ -254,19 +266,9 @@ def _planned(report: RuntimeReport) -> str:
     return f"{total} planned of a budget of {budget}{staging}"
 
 
-def _live_table(runtime: Runtime) -> Table:
-    statistics = runtime.statistics()
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in SUMMARY_HEADER:
-        shown.add_column(column, justify="left" if column == "model" else "right")
-    for figures in statistics.models:
-        shown.add_row(*_summary_row(figures))
-    return shown
-
-
 def summary(report: RuntimeReport) -> str:
     """Format how a run went."""
-    rows = [_summary_row(m) for m in report.statistics.models]
+    rows = [summary_row(m) for m in report.statistics.models]
     lines = [
         f"{report.name}: {report.elapsed_ns / 1e9:.1f} s on {report.device}, "
         f"{counted(report.streams, 'stream')}, policy {report.policy}; times in ms",
@@ -293,26 +295,22 @@ def summary(report: RuntimeReport) -> str:
     return "\n".join(lines)
 
 
-def _summary_row(m: ModelStatistics) -> tuple[str, ...]:
-    return (
-        m.model,
-        str(m.submitted),
-        str(m.completed),
-        str(m.deadline_misses),
-        str(m.expired + m.rejected + m.cancelled),
-        str(m.failed),
-        *map(milliseconds, (m.latency_p50_ns, m.latency_p99_ns, m.queue_p99_ns, m.service_p50_ns)),
-    )
-
-
 def _memory_lines(report: RuntimeReport) -> list[str]:
     plan, size = report.plan, units.format_size
     peaks = [each.peak_bytes for each in report.statistics.staging]
+    staging = (
+        [
+            f"  at most {size(sum(peaks))} of the streams' host staging used, "
+            f"{counted(report.statistics.staged_ahead, 'request')} staged ahead"
+        ]
+        if plan.staging_bytes
+        else []
+    )
     return [
         f"memory: {_planned(report)}",
         f"  weights {size(plan.weights_bytes)}, {counted(plan.stream_count, 'arena')} of "
         f"{size(plan.arenas_bytes)} together; sharing saves {size(plan.saved_bytes)}",
-        *([f"  at most {size(sum(peaks))} of the host staging used"] if plan.staging_bytes else []),
+        *staging,
         f"  {report.statistics.allocations_after_start} device allocations after start",
     ]
 

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     is_trace = _is_trace(path)
     log = RunLog(_trace_lines(path) if is_trace else _log_lines(path))
     if options.worst is not None:
-        explanations = [_explain(log, one, path, is_trace) for one in log.worst(options.worst)]
+        explanations = _worst(log, options.worst, path, is_trace)
         if options.json:
             print(json.dumps([_as_json(each) for each in explanations], indent=2))
         else:
@@ -62,6 +62,27 @@ def run(options: argparse.Namespace) -> int:
     explanation = _explain(log, request, path, is_trace)
     print(json.dumps(_as_json(explanation), indent=2) if options.json else _as_text(explanation))
     return 0
+
+
+def _worst(log: RunLog, count: int, path: Path, is_trace: bool) -> list[Explanation]:
+    """Explain the longest requests; those that can not be are named, and refused if all are so."""
+    explanations, refusals = [], {}
+    for request in log.worst(count):
+        try:
+            explanations.append(_explain(log, request, path, is_trace))
+        except PermanentError as error:
+            refusals[request] = error
+    if refusals:
+        first = next(iter(refusals.values()))
+        if not explanations:
+            raise first
+        shown = ", ".join(list(refusals)[:_CULPRITS_SHOWN])
+        print(
+            f"note: {len(refusals)} of the {counted(count, 'longest request')} can not be "
+            f"explained: {shown}{_more(len(refusals))}\n  {first}",
+            file=sys.stderr,
+        )
+    return explanations
 
 
 def _explain(log: RunLog, request: str, path: Path, is_trace: bool) -> Explanation:

@@ -43,10 +43,14 @@ class DeviceCapabilities:
     """Kernels for images are faster with channels in the last dimension."""
     fused_attention: bool = False
     """Attention of several heads is faster as one kernel than spelled out."""
-    gelu_products: bool = False
-    """A matrix product takes GELU by tanh into its own kernel."""
+    fused_inverted_residuals: bool = False
+    """Inverted residual blocks are faster as one kernel than as three convolutions."""
+    product_endings: tuple[str, ...] = ()
+    """Activations that a matrix product takes into its own kernel: `Gelu`, `FastGelu` and so on."""
     half_precision: bool = False
     """Kernels take float16 and bfloat16 at more than the speed of float32."""
+    planar_convolutions: bool = False
+    """A first convolution in half precision reads an image's planes as they come."""
     tf32: bool = False
     """Products of float32 round their operands to ten bits of mantissa if that is allowed."""
     steady_at_once: bool = False
@@ -136,6 +140,22 @@ class DeviceEvent(Protocol):
 
     def close(self) -> None:
         """Release; idempotent."""
+        ...
+
+
+class StagingAhead(Protocol):
+    """Host memory for the inputs of the request that is next; for one thread."""
+
+    def stage(self, sources: Sequence[np.ndarray]) -> bool:
+        """Have these arrays' bytes ready for any stream's `copy_in`, in place of those before.
+
+        They stay unchanged until copied or forgotten. False if that can not be done just now, or
+        they are larger than planned: they are then copied when it is their turn.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Take no array for one that was staged: they may have other contents by now."""
         ...
 
 
@@ -299,6 +319,14 @@ class DeviceContext(Protocol):
         `DeviceDescription.staged_bytes`) assert. None, for loading and tools: it grows as needed.
         With `multiprocessors` the stream has at least as many for itself, and no others. Raises
         PermanentError if the device has not that many left, or can not be divided.
+        """
+        ...
+
+    def reserve_staging_ahead(self, size_bytes: int) -> StagingAhead | None:
+        """Reserve host memory, as planned, in which inputs are staged while streams are busy.
+
+        Before the first stream; again, for another size, once all streams are closed. None where
+        copies go straight and `size_bytes` is therefore 0.
         """
         ...
 

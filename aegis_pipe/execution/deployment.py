@@ -38,10 +38,12 @@ from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.passes import (
     ATTENTION_PASSES,
     CHANNELS_LAST_PASSES,
+    INVERTED_RESIDUAL_PASSES,
     PASSES,
-    PRODUCT_PASSES,
+    PLANAR_PASSES,
     Pass,
     PassReport,
+    product_passes,
     run_passes,
 )
 from aegis_pipe.execution.passes.precision import HALF_DTYPES, convert
@@ -140,9 +142,10 @@ def compile_graph(
     capabilities = context.capabilities
     passes = (
         *PASSES,
-        *(PRODUCT_PASSES if capabilities.gelu_products else ()),
+        *product_passes(capabilities.product_endings),
         *(ATTENTION_PASSES if capabilities.fused_attention else ()),
         *(CHANNELS_LAST_PASSES if capabilities.channels_last else ()),
+        *(INVERTED_RESIDUAL_PASSES if capabilities.fused_inverted_residuals else ()),
     )
     with phases.phase("passes", model=graph.name):
         graph, reports = _run_passes(graph, passes, phases)
@@ -150,6 +153,9 @@ def compile_graph(
             before = len(graph.operators)
             graph = convert(graph, precision)
             reports = (*reports, PassReport("precision", before, len(graph.operators)))
+            if capabilities.planar_convolutions:
+                graph, more = _run_passes(graph, PLANAR_PASSES, phases)
+                reports = (*reports, *more)
     tf32 = precision == "tf32"
     compiled = compile_model(
         graph,

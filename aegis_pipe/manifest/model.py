@@ -54,6 +54,8 @@ class StreamsSection:
     """Multiprocessors of a GPU that each stream has for itself; empty: all streams share all."""
     in_flight: int = 1
     """Most segments on a stream at once: what an urgent request may have to wait for."""
+    real_time: int | None = None
+    """Priority among the system's real-time threads; None: scheduled as any process."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ class ModelMemory:
     """Peak of its plan: activations and workspaces of one request."""
     staging_bytes: int = 0
     """Host memory that one request's inputs and outputs pass through."""
+    staging_ahead_bytes: int = 0
+    """Host memory that its inputs take if they are staged while another request still runs."""
     arena_group: int = 0
     """Models of one group share memory on a stream; those of different groups do not."""
     streams_max: int | None = None
@@ -112,6 +114,14 @@ class StagingPlan:
             return cls(0, "")
         return cls(largest.staging_bytes, largest.model)
 
+    @classmethod
+    def build_ahead(cls, models: Sequence[ModelMemory]) -> Self:
+        """Make room for the inputs of the one request that is next, whatever its stream."""
+        largest = max(models, key=lambda each: each.staging_ahead_bytes, default=None)
+        if largest is None or not largest.staging_ahead_bytes:
+            return cls(0, "")
+        return cls(largest.staging_ahead_bytes, largest.model)
+
 
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
@@ -135,6 +145,8 @@ class DevicePlan:
     """One per stream: only as large as the models that may run there need."""
     staging: tuple[StagingPlan, ...] = ()
     """Host memory, one piece per stream."""
+    staging_ahead: StagingPlan = StagingPlan(0, "")
+    """Host memory for the inputs of the request that is next."""
     alignment_bytes: int = 1
     states_offsets: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Place of each model's states in their pool, by model and tensor."""
@@ -171,6 +183,7 @@ class DevicePlan:
             weights_bytes=weights_end,
             arenas=tuple(ArenaPlan.build(here, alignment_bytes) for here in by_stream),
             staging=tuple(map(StagingPlan.build, by_stream)),
+            staging_ahead=StagingPlan.build_ahead(models),
             alignment_bytes=alignment_bytes,
         )
 
@@ -207,8 +220,8 @@ class DevicePlan:
 
     @property
     def staging_bytes(self) -> int:
-        """Host memory of all streams; 0 where copies go straight."""
-        return sum(each.size_bytes for each in self.staging)
+        """Host memory of all streams and the next request; 0 where copies go straight."""
+        return sum(each.size_bytes for each in (*self.staging, self.staging_ahead))
 
     @property
     def separate_bytes(self) -> int:
@@ -232,10 +245,11 @@ class DevicePlan:
 
     @property
     def staging_parts(self) -> tuple[BudgetPart, ...]:
-        """What is staged on the host, stream by stream."""
+        """What is staged on the host, stream by stream, and for the request that is next."""
+        pieces = [(f"of stream {stream}", each) for stream, each in enumerate(self.staging)]
         return tuple(
-            BudgetPart(f"staging of stream {stream} (set by `{each.model}`)", each.size_bytes)
-            for stream, each in enumerate(self.staging)
+            BudgetPart(f"staging {what} (set by `{each.model}`)", each.size_bytes)
+            for what, each in (*pieces, ("of the next request", self.staging_ahead))
             if each.size_bytes
         )
 

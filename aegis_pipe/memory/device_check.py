@@ -120,7 +120,13 @@ def _staging(
                     f"`{name}` stages {model.staging_bytes} bytes on stream {stream}, "
                     f"which has {piece.size_bytes}"
                 )
-    total_bytes = sum(piece.size_bytes for piece in plan.staging)
+    for name, model in models.items():
+        if model.staging_ahead_bytes > plan.staging_ahead.size_bytes:
+            yield (
+                f"`{name}` stages {model.staging_ahead_bytes} bytes ahead, and there are "
+                f"{plan.staging_ahead.size_bytes}"
+            )
+    total_bytes = plan.staging_ahead.size_bytes + sum(piece.size_bytes for piece in plan.staging)
     if sum(part.size_bytes for part in plan.staging_parts) != total_bytes:
         yield "the parts of staging do not add up to its total"
     if budget_bytes is not None and total_bytes > budget_bytes:

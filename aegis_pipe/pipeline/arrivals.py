@@ -6,6 +6,7 @@ Open loop: a consumer that is late does not move later arrivals.
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -28,11 +29,14 @@ def as_fast_as_possible() -> Iterator[int]:
     return itertools.repeat(0)
 
 
-def make_arrivals(kind: str, rate_hz: float | None, seed: int) -> Iterator[int]:
-    """Return the arrival process a source declares; without a rate, as fast as possible."""
+def make_arrivals(kind: str, rate_hz: float | None, seed: int, pipeline: str = "") -> Iterator[int]:
+    """Return the arrival process a source declares; without a rate, as fast as possible.
+
+    Pipelines of different names have arrivals that are independent, though their seeds be equal.
+    """
     if rate_hz is None:
         return as_fast_as_possible()
     if kind == "poisson":
-        return poisson(rate_hz, seed)
+        return poisson(rate_hz, seed + (zlib.crc32(pipeline.encode()) << 32))
     assert kind == "periodic", kind
     return periodic(rate_hz)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aegis_pipe.clock import Clock
-from aegis_pipe.device.protocols import DeviceEvent, DeviceStream
+from aegis_pipe.device.protocols import DeviceEvent, DeviceStream, StagingAhead
 from aegis_pipe.errors import AegisError, PermanentError
 from aegis_pipe.events import CopyFinished, EventHub, EventSynchronised, SegmentFinished
 from aegis_pipe.execution.executor import Executor
@@ -96,6 +96,7 @@ class DeviceLauncher:
         notifies: bool,
         is_stamped: Callable[[int], bool],
         half_written: set[str] | None = None,
+        ahead: StagingAhead | None = None,
     ) -> None:
         self._slots = slots
         self._clock = clock
@@ -105,6 +106,17 @@ class DeviceLauncher:
         # Models with a request that has begun to write over their state.
         self._half_written = set() if half_written is None else half_written
         self.notifies = notifies
+        self._ahead = ahead
+        self.stages_ahead = ahead is not None
+        self._staged: ExecutionRequest | None = None
+        self.staged_ahead = 0
+        """Requests launched with inputs that were staged while others ran."""
+
+    def stage(self, request: ExecutionRequest) -> None:
+        """Copy a waiting request's inputs to where its stream will find them."""
+        if self._ahead is not None and request is not self._staged:
+            is_staged = self._ahead.stage(request.payload.inputs)
+            self._staged = request if is_staged else None
 
     def launch(self, request: ExecutionRequest, segment: int, stream: int) -> None:
         """Enqueue one segment of a request on a stream.
@@ -118,6 +130,8 @@ class DeviceLauncher:
             self._begin_update(request.model, segment, bound.first_update)
         if segment == 0:
             self._prepare(request, slot)
+            if self._ahead is not None and request is not self._staged:
+                self._ahead.forget()
         inputs, outputs = request.payload.inputs, request.payload.outputs
         if request.batch_size > 1:
             inputs, outputs = _rows(request, slot.discards[name])
@@ -137,6 +151,10 @@ class DeviceLauncher:
         except AegisError:
             in_flight.pop()
             raise
+        if segment == 0 and self._ahead is not None:
+            self.staged_ahead += request is self._staged
+            self._ahead.forget()
+            self._staged = None
 
     def _begin_update(self, model: str, segment: int, first_update: int) -> None:
         # Requests of such a model run one after the other: what is open when one starts stays so.

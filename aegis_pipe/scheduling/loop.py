@@ -53,6 +53,18 @@ class Launcher(Protocol):
         """Whether `OrchestrationLoop.wake` is called on completions; otherwise they are polled."""
         ...
 
+    @property
+    def stages_ahead(self) -> bool:
+        """Whether `stage` does anything."""
+        ...
+
+    def stage(self, request: ExecutionRequest) -> None:
+        """Prepare for the launch of a request that is likely to start next; there is one at most.
+
+        Called again and again for the same one.
+        """
+        ...
+
     def launch(self, request: ExecutionRequest, segment: int, stream: int) -> None:
         """Enqueue a segment on a stream, behind what is in flight there, without waiting for it.
 
@@ -239,6 +251,11 @@ class OrchestrationLoop:
         if self._gave_up:
             self._give_up(now_ns)
         self._report_finished()
+        # Last, so that nobody waits for it: the streams are busy by now.
+        if self._launcher.stages_ahead and not self._gave_up:
+            upcoming = self._scheduler.upcoming()
+            if upcoming is not None:
+                self._launcher.stage(upcoming)
 
     def _take_completions(self, now_ns: int) -> None:
         for completion in self._launcher.poll():

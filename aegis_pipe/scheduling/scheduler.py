@@ -245,6 +245,13 @@ class Scheduler(OpenRequests):
         self._decisions.clear()
         return decisions
 
+    def upcoming(self) -> ExecutionRequest | None:
+        """Return who would start now if a stream became free, if none is; decides nothing."""
+        if not self.queue.waiting or self._streams.free:
+            return None
+        now_ns = self._decided_ns
+        return self._policy.peek(now_ns, self._kept_back(now_ns))
+
     def abandon(
         self,
         now_ns: int,

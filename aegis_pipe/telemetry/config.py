@@ -75,9 +75,17 @@ class TelemetryConfig:
             ("telemetry.log.max_size", self.log_max_bytes),
         ):
             _check(value > 0, key, "is not above 0")
-        url = urlsplit(self.otlp_endpoint)
-        usable = not self.otlp_endpoint or (url.scheme in ("http", "https") and url.netloc)
-        _check(bool(usable), "telemetry.otlp.endpoint", f"`{self.otlp_endpoint}` is not a URL")
+        usable = not self.otlp_endpoint or _is_url(self.otlp_endpoint)
+        _check(usable, "telemetry.otlp.endpoint", f"`{self.otlp_endpoint}` is not a URL")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        # A port that is none is only found out when it is asked for.
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -59,6 +59,11 @@ class SimulatedLauncher:
         self.notify = notify
         self.finished: list[tuple[ExecutionRequest, RequestState, Exception | None]] = []
 
+    stages_ahead = False
+
+    def stage(self, request: ExecutionRequest) -> None:
+        """Do nothing: there are no inputs."""
+
     def launch(self, request: ExecutionRequest, segment: int, stream: int) -> None:
         """Occupy the stream for the segment's duration, once what is in flight there has ended."""
         in_flight = self._in_flight.setdefault(stream, deque())

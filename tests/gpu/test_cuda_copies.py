@@ -137,3 +137,24 @@ def test_the_staging_that_was_planned_is_enough(tmp_path: Path) -> None:
     assert max(peaks) == planned[0]
     assert statistics.allocations_after_start == 0
     assert sum(model.completed for model in statistics.models) == 1000
+
+
+def test_inputs_are_staged_while_another_request_runs(tmp_path: Path) -> None:
+    length, rng = 1 << 12, np.random.default_rng(4)
+    s = np.ones(1, np.float32)
+    manifest = _write(tmp_path, "cuda", 2048, length)
+    manifest.write_text(manifest.read_text().replace("count = 2", "count = 1"))
+    x = np.empty((8, length), np.float32)
+    with aegis_pipe.open_pipeline(manifest) as runtime:
+        assert runtime.plan.staging_ahead.size_bytes == x.nbytes
+        for _ in range(50):
+            # The very array is used again: what was staged for the last request is void.
+            rng.standard_normal(out=x, dtype=np.float32)
+            long = runtime.submit("long", {"s": s})
+            wide = runtime.submit("wide", {"x": x})
+            np.testing.assert_array_equal(
+                wide.result(timeout=60)["y"], x.max(axis=1, keepdims=True)
+            )
+            assert np.isfinite(long.result(timeout=60)["y"]).all()
+        assert runtime.statistics().staged_ahead >= 25
+        assert runtime.statistics().allocations_after_start == 0

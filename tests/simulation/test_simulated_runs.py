@@ -73,6 +73,7 @@ def times():
                 each,
                 tuple(range(sum(each) * 9 // 10, sum(each) * 13 // 10, 997)),
                 tuple(range(sum(each), sum(each) * 2, 1999)) if model == "urgent" else (),
+                (),
                 {"bulk": tuple(range(sum(each), sum(each) * 2, 2999))} if model == "pair" else {},
             )
             for model, each in medians_ns.items()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.system.running import Write, save_model, small_nodes
+import aegis_pipe
+from aegis_pipe.events import DecisionMade, Event
+from tests.system.running import CROSSING, ROOT, Write, save_model, small_nodes
 
 
 @pytest.fixture
@@ -27,3 +30,36 @@ def write_manifest(tmp_path: Path) -> Write:
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[DecisionMade]]:
+    """A run with every kind of decision; its trace file and what the scheduler told."""
+    folder = tmp_path_factory.mktemp("run")
+    model = ROOT / "manifests" / "quickstart" / "digits.onnx"
+    (folder / "m.toml").write_text(CROSSING.format(model=model))
+    made: list[DecisionMade] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, DecisionMade):
+            made.append(event)
+
+    image = {"image": np.zeros((1, 1, 8, 8), np.float32)}
+    rejected = 0
+    with aegis_pipe.open_pipeline(folder / "m.toml", listeners=[listen]) as runtime:
+        for _ in range(30):
+            futures = []
+            for number in range(14):
+                name = "urgent" if number % 3 == 0 else "patient"
+                deadline = 0 if number % 5 == 4 else None
+                try:
+                    futures.append(runtime.submit(name, image, deadline=deadline))
+                except aegis_pipe.QueueFullError:
+                    rejected += 1
+                if number % 7 == 5:
+                    futures[-1].cancel()
+            for future in futures:
+                future.exception()
+    assert rejected
+    assert {decision.kind for decision in made} >= {"start", "expire", "reject", "cancel"}
+    return folder / "traces.jsonl", made

@@ -39,6 +39,27 @@ def save_model(path: Path, nodes, initialisers=(), inputs=None, outputs=None, **
     return path
 
 
+CROSSING = """
+manifest_version = 1
+name = "crossing"
+[streams]
+count = 2
+[scheduler]
+policy = "priority"
+queue_capacity = 8
+[[models]]
+name = "urgent"
+path = "{model}"
+priority = 10
+[[models]]
+name = "patient"
+path = "{model}"
+[telemetry]
+file = "traces.jsonl"
+log = {{ path = "events.jsonl" }}
+"""
+"""Two models on two streams that get in each other's way; `{model}` is a path."""
+
 LOAD = """
 [[pipelines]]
 name = "load"

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections import defaultdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from jsonschema import Draft202012Validator
 import aegis_pipe
 from aegis_pipe.analysis.blame import CAUSES
 from aegis_pipe.cli import main
-from aegis_pipe.events import DecisionMade, Event
+from aegis_pipe.events import DecisionMade
 from aegis_pipe.telemetry import attributes as names
 from aegis_pipe.telemetry.breakdown import break_down
 from aegis_pipe.telemetry.decisions import decisions
@@ -25,65 +26,11 @@ from aegis_pipe.telemetry.spans import Span
 from aegis_pipe.telemetry.trace_file import read_runs
 from aegis_pipe.telemetry.viewer import render_page
 from aegis_pipe.testing.event_sequences import START_NS, load_events, request_events
-from tests.system.receiving import Collector, free_port, serving
-from tests.system.running import ROOT
+from tests.system.running import CROSSING, ROOT
 from tests.unit.telemetry.test_recorded import write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
-MANIFEST = """
-manifest_version = 1
-name = "crossing"
-[streams]
-count = 2
-[scheduler]
-policy = "priority"
-queue_capacity = 8
-[[models]]
-name = "urgent"
-path = "{model}"
-priority = 10
-[[models]]
-name = "patient"
-path = "{model}"
-[telemetry]
-file = "traces.jsonl"
-log = {{ path = "events.jsonl" }}
-"""
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[DecisionMade]]:
-    """A run with every kind of decision; its trace file and what the scheduler told."""
-    folder = tmp_path_factory.mktemp("run")
-    model = ROOT / "manifests" / "quickstart" / "digits.onnx"
-    (folder / "m.toml").write_text(MANIFEST.format(model=model))
-    made: list[DecisionMade] = []
-
-    def listen(event: Event) -> None:
-        if isinstance(event, DecisionMade):
-            made.append(event)
-
-    image = {"image": np.zeros((1, 1, 8, 8), np.float32)}
-    rejected = 0
-    with aegis_pipe.open_pipeline(folder / "m.toml", listeners=[listen]) as runtime:
-        for _ in range(30):
-            futures = []
-            for number in range(14):
-                name = "urgent" if number % 3 == 0 else "patient"
-                deadline = 0 if number % 5 == 4 else None
-                try:
-                    futures.append(runtime.submit(name, image, deadline=deadline))
-                except aegis_pipe.QueueFullError:
-                    rejected += 1
-                if number % 7 == 5:
-                    futures[-1].cancel()
-            for future in futures:
-                future.exception()
-    assert rejected
-    assert {decision.kind for decision in made} >= {"start", "expire", "reject", "cancel"}
-    return folder / "traces.jsonl", made
 
 
 def traces_of(path: Path) -> list[list[Span]]:
@@ -118,13 +65,15 @@ def test_all_decisions_of_a_run_are_rebuilt_from_its_trace_alone(
         assert (line["start_ns"], line["end_ns"]) == (one.start_ns, one.end_ns)
 
 
+def _why(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert main(["why", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
 def test_why_says_the_same_of_a_trace_as_of_the_log(
     recorded: tuple[Path, list[DecisionMade]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def why(*words: object) -> str:
-        assert main(["why", *map(str, words)]) == 0
-        return capsys.readouterr().out
-
+    why = partial(_why, capsys)
     trace, log = recorded[0], recorded[0].parent / "events.jsonl"
     everything = ("--worst", 10_000, "--json", "--from")
     explained = json.loads(why(*everything, trace))
@@ -162,6 +111,29 @@ def test_why_refuses_a_trace_that_lacks_what_was_not_sampled(
     assert "does not tell when its segments were launched" in capsys.readouterr().err
 
 
+def test_why_explains_the_longest_requests_that_it_can_and_names_the_others(
+    recorded: tuple[Path, list[DecisionMade]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = recorded[0].parent / "events.jsonl"
+    everything = json.loads(_why(capsys, "--worst", 10_000, "--json", "--from", log))
+    lacking = tmp_path / "lacking.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    gone = next(line for line in lines if '"schedule_decision"' in line and '"start"' in line)
+    lacking.write_text("".join(line for line in lines if line is not gone))
+    assert main(["why", "--worst", "10000", "--json", "--from", str(lacking)]) == 0
+    out, err = capsys.readouterr()
+    explained = json.loads(out)
+    named = re.search(r"(\d+) of the 10000 longest requests can not be explained: (.*)", err)
+    assert named is not None
+    assert len(explained) == len(everything) - int(named[1]) < len(everything)
+    assert all(one in everything for one in explained)
+    request = json.loads(gone)["request_id"]
+    assert request not in [one["request"] for one in explained]
+    assert "telemetry.log.keep" in err
+
+
 def test_the_parts_of_every_request_of_a_run_add_up(
     recorded: tuple[Path, list[DecisionMade]],
 ) -> None:
@@ -188,32 +160,6 @@ def test_times_of_a_run_are_monotone(recorded: tuple[Path, list[DecisionMade]]) 
         spans.sort(key=lambda span: (span.start_ns, span.end_ns))
         # A stream does one thing at a time, whoever it is for.
         assert all(a.end_ns <= b.start_ns for a, b in pairwise(spans))
-
-
-def test_a_recorded_run_is_uploaded_whole(
-    recorded: tuple[Path, list[DecisionMade]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    collector = Collector()
-    with serving(collector) as port:
-        endpoint = f"http://127.0.0.1:{port}"
-        assert main(["trace", "upload", str(recorded[0]), "--endpoint", endpoint]) == 0
-    written = {(span.trace_id, span.span_id) for trace in traces_of(recorded[0]) for span in trace}
-    arrived = {
-        (int.from_bytes(span.trace_id, "big"), int.from_bytes(span.span_id, "big"))
-        for _, span in collector.spans
-    }
-    assert arrived == written
-    assert {service for service, _ in collector.spans} == {"crossing", "crossing/cpu"}
-    assert f"{len(written)} spans" in capsys.readouterr().out
-
-
-def test_an_upload_to_nobody_fails_and_says_what_to_do(
-    recorded: tuple[Path, list[DecisionMade]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    endpoint = f"http://127.0.0.1:{free_port()}"
-    words = ["trace", "upload", str(recorded[0]), "--endpoint", endpoint, "--protocol", "http"]
-    assert main(words) == 1
-    assert "start a collector there" in capsys.readouterr().err
 
 
 def browse(page: Path, folder: Path, fragment: str = "") -> str:
@@ -316,7 +262,7 @@ def test_every_line_of_a_runs_log_keeps_to_the_schema(
 
 def test_a_callers_trace_is_continued_and_handed_on(tmp_path: Path) -> None:
     model = ROOT / "manifests" / "quickstart" / "digits.onnx"
-    (tmp_path / "m.toml").write_text(MANIFEST.format(model=model))
+    (tmp_path / "m.toml").write_text(CROSSING.format(model=model))
     image = {"image": np.zeros((1, 1, 8, 8), np.float32)}
     caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     with aegis_pipe.open_pipeline(tmp_path / "m.toml") as runtime:
@@ -384,7 +330,7 @@ SPAN_WORDS = {name.split(" ")[0].rstrip(",") for name in names.SPANS} - {"model.
 
 def test_a_ring_that_overflows_costs_events_and_no_request(tmp_path: Path) -> None:
     model = ROOT / "manifests" / "quickstart" / "digits.onnx"
-    text = MANIFEST.format(model=model).replace("queue_capacity = 8", "queue_capacity = 500")
+    text = CROSSING.format(model=model).replace("queue_capacity = 8", "queue_capacity = 500")
     (tmp_path / "m.toml").write_text(text.replace("[telemetry]", "[telemetry]\nring_capacity = 64"))
     image = {"image": np.zeros((1, 1, 8, 8), np.float32)}
     with aegis_pipe.open_pipeline(tmp_path / "m.toml") as runtime:

@@ -7,6 +7,7 @@ after it has started a request.
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -808,3 +809,56 @@ def test_a_stand_in_with_other_inputs_is_refused(
     models = (replace(manifest.models[0], late="degrade", degrade_to="small"), manifest.models[1])
     with pytest.raises(aegis_pipe.PermanentError, match="`small` can not take over its requests"):
         aegis_pipe.open_pipeline(replace(manifest, models=models))
+
+
+def _policies() -> dict[str, int]:
+    """Return how the system schedules each of this process's threads, by name."""
+    return {
+        thread.name: os.sched_getscheduler(thread.native_id or 0)
+        for thread in threading.enumerate()
+    }
+
+
+def test_what_serves_requests_runs_in_real_time_and_telemetry_does_not(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "real-time.toml"
+    path.write_text(
+        f"""
+manifest_version = 1
+name = "real-time"
+[streams]
+threads = 2
+real_time = 1
+[telemetry]
+file = "traces.jsonl"
+[[models]]
+name = "digits"
+path = "{DIGITS}"
+[[pipelines]]
+name = "read"
+source = {{ kind = "synthetic", like = "digits", rate = "100/s" }}
+stages = [{{ name = "infer", model = "digits" }}]
+"""
+    )
+    before = os.sched_getscheduler(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        os.sched_setscheduler(0, before, os.sched_param(0))
+    except PermissionError:
+        with pytest.raises(aegis_pipe.PermanentError, match="schedule in real time") as refused:
+            aegis_pipe.open_pipeline(path)
+        assert "rtprio" in refused.value.hint
+        return
+    with aegis_pipe.open_pipeline(path) as runtime:
+        runtime.start_pipelines()
+        runtime.infer("digits", {"image": np.zeros((1, 1, 8, 8), np.float32)})
+        policies = _policies()
+        tasks = [os.sched_getscheduler(int(task)) for task in os.listdir("/proc/self/task")]
+    assert os.sched_getscheduler(0) == before
+    in_real_time = {name for name, policy in policies.items() if policy == os.SCHED_FIFO}
+    assert {"aegis-cpu-stream-0", "read-source"} < in_real_time, policies
+    # A team's helpers are not Python's.
+    assert len([policy for policy in tasks if policy == os.SCHED_FIFO]) > len(in_real_time)
+    assert not [name for name in in_real_time if "telemetry" in name or name == "MainThread"]
+    assert [name for name in policies if "telemetry" in name], policies

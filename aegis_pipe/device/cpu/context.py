@@ -16,6 +16,7 @@ from aegis_pipe.clock import Clock
 from aegis_pipe.device.cpu.event import CpuEvent
 from aegis_pipe.device.cpu.graph import CpuGraph, CpuKernelCall
 from aegis_pipe.device.cpu.kernels.native import LIBRARY, NativeCall
+from aegis_pipe.device.cpu.kernels.product_endings import ENDINGS
 from aegis_pipe.device.cpu.kernels.registry import KERNELS, CpuKernel, KernelTable
 from aegis_pipe.device.cpu.machine import BlasThreads, Machine, library_versions
 from aegis_pipe.device.cpu.reference import bind_reference, choose_reference
@@ -31,6 +32,7 @@ from aegis_pipe.device.protocols import (
     DeviceStream,
     KernelCall,
     Region,
+    StagingAhead,
 )
 from aegis_pipe.errors import (
     DeviceUnavailableError,
@@ -88,6 +90,8 @@ class CpuContext:
             notifies_progress=True,
             channels_last=LIBRARY is not None,
             fused_attention=LIBRARY is not None,
+            fused_inverted_residuals=LIBRARY is not None,
+            product_endings=ENDINGS if LIBRARY is not None else (),
             steady_at_once=True,
             watches_memory=True,
         )
@@ -139,6 +143,11 @@ class CpuContext:
                 hint='leave `sm` out, or set `kind = "cuda"`',
             )
         return self._own(CpuStream(index, self._clock, self._progress, self._threads))
+
+    def reserve_staging_ahead(self, size_bytes: int) -> StagingAhead | None:
+        """Return None: copies go straight."""
+        assert not size_bytes, f"{size_bytes} bytes are to be staged where nothing is"
+        return None
 
     def create_event(self) -> DeviceEvent:
         """Make an event."""

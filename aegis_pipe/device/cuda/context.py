@@ -16,14 +16,15 @@ from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.compiler import DiskCache, KernelCompiler, cache_folder
 from aegis_pipe.device.cuda.cublaslt import CublasLt
 from aegis_pipe.device.cuda.cudnn_convolution import Cudnn
+from aegis_pipe.device.cuda.early_starts import Span
 from aegis_pipe.device.cuda.event import EVENT_STEP_NS, CudaEvent
 from aegis_pipe.device.cuda.faults import FaultWords
 from aegis_pipe.device.cuda.graph import CudaGraph, CudaKernelCall
-from aegis_pipe.device.cuda.kernels import KERNELS
+from aegis_pipe.device.cuda.kernels import KERNELS, planar_convolutions
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Machine
 from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_of
 from aegis_pipe.device.cuda.sensors import Sensors
-from aegis_pipe.device.cuda.staging import STAGING_ALIGNMENT_BYTES
+from aegis_pipe.device.cuda.staging import STAGING_ALIGNMENT_BYTES, CudaStagingAhead
 from aegis_pipe.device.cuda.stamps import Stamps
 from aegis_pipe.device.cuda.stream import CudaStream
 from aegis_pipe.device.cuda.timeline import Timeline
@@ -38,6 +39,7 @@ from aegis_pipe.device.protocols import (
     DeviceStream,
     KernelCall,
     Region,
+    StagingAhead,
 )
 from aegis_pipe.errors import PermanentError, UnsupportedOperatorError
 from aegis_pipe.kernel import KernelChoice, KernelRequest
@@ -79,6 +81,7 @@ class CudaContext:
         )
         self._stamps = Stamps(compiler)
         self._faults = FaultWords()
+        self._staging_ahead = CudaStagingAhead()
         self._sensors = Sensors(self._name, driver.pci_address(self._device))
         self._capture_stream = driver.create_stream(0)
         self._timeline = Timeline(clock, self._stamps.sample)
@@ -103,8 +106,9 @@ class CudaContext:
             stream_priorities=least - greatest + 1,
             channels_last=True,
             fused_attention=True,
-            gelu_products=True,
+            product_endings=("FastGelu",),
             half_precision=True,
+            planar_convolutions=self._machine.capability >= planar_convolutions.CAPABILITY_MIN,
             sm_partitions=self._machine.multiprocessors,
             tf32=True,
         )
@@ -158,12 +162,28 @@ class CudaContext:
         level = max(greatest, least - priority)
         if multiprocessors is None:
             handle = driver.create_stream(level)
-            return self._own(CudaStream(index, handle, self._handle, self._faults, staging_bytes))
-        partition = self._partition(index, multiprocessors)
-        handle = driver.create_partition_stream(partition.handle, level)
+            own = 0
+        else:
+            partition = self._partition(index, multiprocessors)
+            handle = driver.create_partition_stream(partition.handle, level)
+            own = partition.context
         return self._own(
-            CudaStream(index, handle, self._handle, self._faults, staging_bytes, partition.context)
+            CudaStream(
+                index,
+                handle,
+                self._handle,
+                self._faults,
+                staging_bytes,
+                partition=own,
+                ahead=self._staging_ahead,
+            )
         )
+
+    def reserve_staging_ahead(self, size_bytes: int) -> StagingAhead | None:
+        """Reserve page-locked memory for it; there is one, which this makes another size."""
+        self._assert_open()
+        self._staging_ahead.reserve(size_bytes)
+        return self._staging_ahead if size_bytes else None
 
     def create_event(self) -> DeviceEvent:
         """Make an event."""
@@ -209,7 +229,8 @@ class CudaContext:
             request.node,
             tuple(launches),
             tuple(binding.faults),
-            binding.waits_for_all,
+            tuple(_span(address, (*inputs, workspace)) for address in binding.unwaited),
+            tuple(_span(address_of(each), [each]) for each in (*outputs, workspace) if each),
         )
 
     def watch(
@@ -273,6 +294,7 @@ class CudaContext:
         self._timeline.close()
         self._stamps.close()
         self._faults.close()
+        self._staging_ahead.close()
         self._machine.close()
         driver.destroy_stream(self._capture_stream)
         while self._partitions:
@@ -384,6 +406,15 @@ class CudaContext:
             else 'export the model without this operator, run it with `kind = "cpu"`, or leave '
             "what it does to a pipeline (a source of images decodes pictures)",
         )
+
+
+def _span(address: int, regions: Sequence[Region | None]) -> Span:
+    """Return the region that an address is in, from its first address to behind its last."""
+    for region in filter(None, regions):
+        first = address_of(region)
+        if first <= address < first + region.size_bytes:
+            return first, first + region.size_bytes
+    return address, address + 1
 
 
 def _mebibytes(size_bytes: int) -> str:

@@ -11,7 +11,7 @@ within this folder; a call that fails raises an AegisError of the right category
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -408,9 +408,26 @@ def launch(
     shared_bytes: int,
     stream: int,
     arguments: Arguments,
+    *,
+    early: bool = False,
 ) -> None:
-    """Enqueue a kernel."""
-    checked(cu.cuLaunchKernel, function, *grid, *block, shared_bytes, stream, arguments.address, 0)
+    """Enqueue a kernel; `early` if it waits by itself for the kernel before it (compute 9.0)."""
+    if not early:
+        checked(
+            cu.cuLaunchKernel, function, *grid, *block, shared_bytes, stream, arguments.address, 0
+        )
+        return
+    configuration = cu.CUlaunchConfig()
+    configuration.gridDimX, configuration.gridDimY, configuration.gridDimZ = grid
+    configuration.blockDimX, configuration.blockDimY, configuration.blockDimZ = block
+    configuration.sharedMemBytes = shared_bytes
+    configuration.hStream = cu.CUstream(stream)
+    attribute = cu.CUlaunchAttribute()
+    attribute.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    configuration.attrs = [attribute]
+    configuration.numAttrs = 1
+    checked(cu.cuLaunchKernelEx, configuration, function, arguments.address, 0)
 
 
 def compile_cubin(source: str, architecture: str) -> bytes:
@@ -470,26 +487,40 @@ def captured_count(stream: int) -> int:
     return int(checked(cu.cuGraphGetNodes, graph)[1])
 
 
-def order_fully(graph: int, positions: Sequence[range]) -> None:
+def early_starts(graph: int) -> list[bool]:
+    """Return of every node of a recorded chain whether it begins before the one ahead has ended."""
+    early = int(cu.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC)
+    return [edge is not None and edge[2].type == early for edge in _chain(graph)]
+
+
+def order_fully(graph: int, positions: Collection[int]) -> None:
     """Have the nodes at these positions of a recorded chain begin only when those before ended.
 
     A kernel that was made to begin earlier is recorded with an edge that lets it.
     """
+    early = int(cu.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC)
+    for position, edge in enumerate(_chain(graph)):
+        if edge is not None and position in positions and edge[2].type == early:
+            source, target, kind = edge
+            checked(cu.cuGraphRemoveDependencies, graph, [source], [target], [kind], 1)
+            plain = [cu.CUgraphEdgeData()]
+            checked(cu.cuGraphAddDependencies, graph, [source], [target], plain, 1)
+
+
+def _chain(graph: int) -> list[tuple[Any, Any, Any] | None]:
+    """Return the edges that lead to the nodes of a chain, in order; None to the first."""
     count = int(checked(cu.cuGraphGetEdges, graph)[-1])
+    if not count:
+        return [None]
     sources, targets, kinds, _ = checked(cu.cuGraphGetEdges, graph, count)
-    following = {int(a): int(b) for a, b in zip(sources, targets, strict=True)}
-    assert len(following) == count, "a capture of one stream is a chain"
-    position_of: dict[int, int] = {}
-    node = next(iter(following.keys() - following.values()), None)
-    while node is not None:
-        position_of[node] = len(position_of)
-        node = following.get(node)
-    ordered = frozenset(position for span in positions for position in span)
-    early = cu.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
-    for a, b, kind in zip(sources, targets, kinds, strict=True):
-        if position_of[int(b)] in ordered and kind.type == int(early):
-            checked(cu.cuGraphRemoveDependencies, graph, [a], [b], [kind], 1)
-            checked(cu.cuGraphAddDependencies, graph, [a], [b], [cu.CUgraphEdgeData()], 1)
+    leaving = {int(a): (a, b, kind) for a, b, kind in zip(sources, targets, kinds, strict=True)}
+    assert len(leaving) == count, "a capture of one stream is a chain"
+    (node,) = leaving.keys() - set(map(int, targets))
+    edges: list[tuple[Any, Any, Any] | None] = [None]
+    while node in leaving:
+        edges.append(leaving[node])
+        node = int(leaving[node][1])
+    return edges
 
 
 def instantiate(graph: int) -> int:

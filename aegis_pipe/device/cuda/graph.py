@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.early_starts import RecordedKernel, Span, to_be_ordered
 from aegis_pipe.device.cuda.faults import FaultWord, FaultWords
 from aegis_pipe.device.cuda.staging import pinned_bytes
 from aegis_pipe.device.cuda.stream import CudaStream
@@ -23,6 +24,17 @@ from aegis_pipe.device.protocols import DeviceStream, KernelCall
 
 Enqueue = Callable[[int], None]
 """Puts one kernel, bound to everything it needs, on the stream with this handle."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WaitingLaunch:
+    """An `Enqueue` of a kernel of our own that may be started before the one ahead has ended."""
+
+    enqueue: Enqueue
+
+    def __call__(self, stream: int) -> None:
+        """Enqueue it."""
+        self.enqueue(stream)
 
 
 class Stamper(Protocol):
@@ -41,8 +53,10 @@ class CudaKernelCall:
     node: str
     launches: tuple[Enqueue, ...]
     faults: tuple[FaultWord, ...] = ()
-    waits_for_all: bool = False
-    """Whether everything before has to have ended, whatever the kernel was made for."""
+    unwaited: tuple[Span, ...] = ()
+    """What a library's kernel may read before it waits for the one before it, if not constant."""
+    written: tuple[Span, ...] = ()
+    """Where its results and its workspace are."""
 
 
 class CudaGraph:
@@ -130,28 +144,44 @@ class CudaGraph:
 
 def _capture(stream: int, calls: Sequence[CudaKernelCall], stamp: Callable[[int], None]) -> int:
     """Return a launchable of the calls, with `stamp` called before the first and after each."""
-    waiting = []
+    # Of every node the call and the launch that it is of; none of a stamp.
+    owners: list[tuple[CudaKernelCall, Enqueue] | None] = []
+
+    def note(owner: tuple[CudaKernelCall, Enqueue] | None) -> None:
+        owners.extend([owner] * (driver.captured_count(stream) - len(owners)))
+
     driver.begin_capture(stream)
     try:
         stamp(0)
+        note(None)
         for row, call in enumerate(calls, start=1):
-            first = driver.captured_count(stream) if call.waits_for_all else 0
             for enqueue in call.launches:
                 enqueue(stream)
-            if call.waits_for_all:
-                waiting.append(range(first, driver.captured_count(stream)))
+                note((call, enqueue))
             stamp(row)
+            note(None)
     except BaseException:
         # The capture has to end, whatever happened within.
         driver.abandon_capture(stream)
         raise
     graph = driver.end_capture(stream)
-    if waiting:
-        driver.order_fully(graph, waiting)
+    recorded = [
+        _recorded(owner, is_early)
+        for owner, is_early in zip(owners, driver.early_starts(graph), strict=True)
+    ]
+    driver.order_fully(graph, to_be_ordered(recorded))
     launchable = driver.instantiate(graph)
     driver.upload_graph(launchable, stream)
     driver.synchronise_stream(stream)
     return launchable
+
+
+def _recorded(owner: tuple[CudaKernelCall, Enqueue] | None, starts_early: bool) -> RecordedKernel:
+    if owner is None:
+        return RecordedKernel(starts_early)
+    call, enqueue = owner
+    waits = isinstance(enqueue, WaitingLaunch)
+    return RecordedKernel(starts_early, waits, () if waits else call.unwaited, call.written)
 
 
 def _own(call: KernelCall) -> CudaKernelCall:

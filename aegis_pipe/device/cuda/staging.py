@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +63,7 @@ class PinnedStaging:
         start, end = self._next, self._next + size_bytes
         copy = StagedCopy(order, self._address + start, self._memory[start:end], target)
         self._pending.append(copy)
-        self._next = -(-end // STAGING_ALIGNMENT_BYTES) * STAGING_ALIGNMENT_BYTES
+        self._next = _aligned(end)
         self.peak_bytes = max(self.peak_bytes, self._next)
         return copy
 
@@ -85,9 +86,75 @@ class PinnedStaging:
     def _reserve(self, size_bytes: int) -> None:
         if not size_bytes:
             return
-        rounded = -(-size_bytes // STAGING_ALIGNMENT_BYTES) * STAGING_ALIGNMENT_BYTES
+        rounded = _aligned(size_bytes)
         self._address = driver.allocate_pinned(rounded)
         self._memory = pinned_bytes(self._address, rounded)
+
+
+class CudaStagingAhead:
+    """Memory that holds the next request's inputs while streams are still busy with others.
+
+    The stream that the request goes to finds them here by their arrays, and the memory is in use
+    until it has passed their copies.
+    """
+
+    def __init__(self) -> None:
+        self._address = 0
+        self._memory = np.empty(0, np.uint8)
+        self._places: dict[int, tuple[np.ndarray, int]] = {}
+        self._reader: object = None
+        self._order = 0
+
+    def reserve(self, size_bytes: int) -> None:
+        """Be as large as this, from now on; nothing is on its way."""
+        assert self._reader is None, "staging memory is exchanged while it is in use"
+        self.close()
+        if size_bytes:
+            self._address = driver.allocate_pinned(size_bytes)
+            self._memory = pinned_bytes(self._address, size_bytes)
+
+    def stage(self, sources: Sequence[np.ndarray]) -> bool:
+        """Copy what `DeviceStream.copy_in` will be given; False if there is no room now."""
+        self._places.clear()
+        sizes = [_aligned(source.nbytes) for source in sources]
+        if self._reader is not None or sum(sizes) > self._memory.size:
+            return False
+        start = 0
+        for source, size_bytes in zip(sources, sizes, strict=True):
+            end = start + source.nbytes
+            np.copyto(self._memory[start:end], source.reshape(-1).view(np.uint8))
+            self._places[id(source)] = (source, self._address + start)
+            start += size_bytes
+        return True
+
+    def forget(self) -> None:
+        """Take no array for one that was staged: they may have other contents by now."""
+        self._places.clear()
+
+    def find(self, source: np.ndarray, reader: object, order: int) -> int:
+        """Return where an array's bytes are staged, for `reader` to pass at `order`; 0: nowhere."""
+        staged, address = self._places.get(id(source), (None, 0))
+        if staged is not source:
+            return 0
+        self._reader, self._order = reader, order
+        return address
+
+    def retire(self, reader: object, order: int) -> None:
+        """Have the memory back once its reader has passed the copies."""
+        if self._reader is reader and order >= self._order:
+            self._reader = None
+
+    def close(self) -> None:
+        """Give the memory back; idempotent."""
+        self._places.clear()
+        self._memory = np.empty(0, np.uint8)
+        if self._address:
+            driver.free_pinned(self._address)
+            self._address = 0
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // STAGING_ALIGNMENT_BYTES) * STAGING_ALIGNMENT_BYTES
 
 
 def pinned_bytes(address: int, size_bytes: int) -> np.ndarray:

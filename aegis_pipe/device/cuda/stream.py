@@ -11,7 +11,7 @@ from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.event import CudaEvent
 from aegis_pipe.device.cuda.faults import FaultWords
 from aegis_pipe.device.cuda.region import address_of
-from aegis_pipe.device.cuda.staging import PinnedStaging
+from aegis_pipe.device.cuda.staging import CudaStagingAhead, PinnedStaging
 from aegis_pipe.device.protocols import DeviceEvent, Region, StagingStatistics
 from aegis_pipe.errors import AegisError
 
@@ -34,8 +34,12 @@ class CudaStream:
         faults: FaultWords,
         staging_bytes: int | None = None,
         partition: int = 0,
+        ahead: CudaStagingAhead | None = None,
     ) -> None:
-        """`partition` is the context that the stream's kernels run in, if it has its own."""
+        """`partition` is the context that the stream's kernels run in, if it has its own.
+
+        `ahead`, which all streams share, is where inputs may be staged already.
+        """
         self._index = index
         self._handle = handle
         self._context = context
@@ -43,6 +47,7 @@ class CudaStream:
         self._faults = faults
         self._thread = threading.get_ident()
         self._order = 0
+        self._ahead = CudaStagingAhead() if ahead is None else ahead
         self._is_planned = staging_bytes is not None
         self._staging = PinnedStaging(
             _FIRST_STAGING_BYTES if staging_bytes is None else staging_bytes
@@ -76,11 +81,15 @@ class CudaStream:
         handle, address = self.handle, address_of(target)
         if source.nbytes == 0:
             return
-        self._make_room(source.nbytes)
+        staged = self._ahead.find(source, self, self._order + 1)
+        if not staged:
+            self._make_room(source.nbytes)
         self._order += 1
-        copy = self._staging.stage(source.nbytes, self._order, None)
-        np.copyto(copy.bytes, source.reshape(-1).view(np.uint8))
-        driver.enqueue_copy_to_device(address, copy.address, source.nbytes, handle)
+        if not staged:
+            copy = self._staging.stage(source.nbytes, self._order, None)
+            np.copyto(copy.bytes, source.reshape(-1).view(np.uint8))
+            staged = copy.address
+        driver.enqueue_copy_to_device(address, staged, source.nbytes, handle)
 
     def copy_out(self, source: Region, target: np.ndarray) -> None:
         """Enqueue a copy to the host; `target` (C-contiguous) is filled when done."""
@@ -133,6 +142,7 @@ class CudaStream:
     def reached(self, order: int) -> None:
         """Deliver what was copied out up to a position that the stream is known to have passed."""
         self._staging.retire(order)
+        self._ahead.retire(self, order)
 
     def close(self) -> None:
         """Finish what is enqueued and release; idempotent."""

@@ -6,6 +6,8 @@ Canonical form: the attributes and operands of the operator with channels first,
     aegis.NhwcAveragePool(X)                            as AveragePool; made by our own pass
     com.microsoft.NhwcFusedConv(X, W[M, C / group, kernel...], B?, Z?)
         as com.microsoft.FusedConv; Z, channels last too, is added before the activation
+    aegis.PlanarConv(X, W[M, C, kernel...], B?)         as com.microsoft.FusedConv, but that X has
+        its channels first and may be float32 where all else is of half precision; our own pass
 """
 
 from __future__ import annotations
@@ -66,8 +68,27 @@ def _lower(context: OperatorContext) -> Lowered:
     return Lowered(context.node.qualified_operator, lowered.attributes, lowered.data_inputs)
 
 
+def _planar(context: OperatorContext) -> OperatorContext:
+    """Return the context of the convolution with channels first, X in the type of the weights."""
+    data, weights = (reading.operand(context, at, name) for at, name in ((0, "X"), (1, "W")))
+    node = replace(context.node, operator="FusedConv", domain="com.microsoft")
+    inputs = (TensorSpec(weights.dtype, data.shape), *context.inputs[1:])
+    return replace(context, node=node, inputs=inputs)
+
+
+def _infer_planar(context: OperatorContext) -> list[TensorSpec]:
+    entry = _CHANNELS_FIRST["com.microsoft.FusedConv"]
+    return [channels_last(spec) for spec in entry.infer(_planar(context))]
+
+
+def _lower_planar(context: OperatorContext) -> Lowered:
+    lowered = _CHANNELS_FIRST["com.microsoft.FusedConv"].lower(_planar(context))
+    return Lowered(context.node.qualified_operator, lowered.attributes, lowered.data_inputs)
+
+
 ENTRIES: tuple[OperatorEntry, ...] = (
     OperatorEntry("com.microsoft.NhwcMaxPool", _infer, _lower),
     OperatorEntry("aegis.NhwcAveragePool", _infer, _lower),
     OperatorEntry("com.microsoft.NhwcFusedConv", _infer, _lower),
+    OperatorEntry("aegis.PlanarConv", _infer_planar, _lower_planar),
 )

@@ -6,7 +6,7 @@ run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from aegis_pipe.execution.graph import ExecutionGraph
@@ -21,8 +21,9 @@ from aegis_pipe.execution.passes import (
     fuse_dynamic_quantisation,
     fuse_gelu,
     fuse_gemm,
-    fuse_gemm_gelu,
+    fuse_inverted_residual,
     fuse_layer_normalisation,
+    fuse_planar_input,
     fuse_quantised,
     fuse_skip,
     fuse_swish,
@@ -32,6 +33,7 @@ from aegis_pipe.execution.passes import (
     reorder_rows,
     sink_transposes,
 )
+from aegis_pipe.execution.passes.fuse_product_ending import FuseProductEnding
 
 
 class Pass(Protocol):
@@ -77,9 +79,6 @@ PASSES: tuple[Pass, ...] = (
 )
 """All passes, in order. What fusing leaves behind (reshapes, for one) is cleaned up once more."""
 
-PRODUCT_PASSES: tuple[Pass, ...] = (fuse_gemm_gelu,)
-"""What comes after them for devices whose matrix products end with GELU."""
-
 ATTENTION_PASSES: tuple[Pass, ...] = (
     reorder_rows,
     fuse_attention,
@@ -100,6 +99,17 @@ CHANNELS_LAST_PASSES: tuple[Pass, ...] = (
     dead_code,
 )
 """What comes after them for devices that want channels last."""
+
+INVERTED_RESIDUAL_PASSES: tuple[Pass, ...] = (fuse_inverted_residual,)
+"""What comes after those for devices that have inverted residual blocks as one kernel."""
+
+PLANAR_PASSES: tuple[Pass, ...] = (fuse_planar_input,)
+"""What comes after half precision for devices whose convolutions read images as they come."""
+
+
+def product_passes(activations: Collection[str]) -> tuple[Pass, ...]:
+    """Return what comes after `PASSES` for devices whose matrix products end with activations."""
+    return (FuseProductEnding(activations),) if activations else ()
 
 
 def run_passes(

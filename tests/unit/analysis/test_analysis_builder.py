@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aegis_pipe.analysis.profile import Fingerprint, Profile, model_profile
-from aegis_pipe.analysis.simulation import REST_NS, MeasuredTimes, ModelTimes
+from aegis_pipe.analysis.simulation import IDLE_NS, REST_NS, MeasuredTimes, ModelTimes
 from aegis_pipe.analysis_builder import Admission, _beyond_analysis, needed_ns_of
 from aegis_pipe.manifest.conversion import manifest_from_table
 from aegis_pipe.scheduling import ExecutionRequest
@@ -26,7 +26,7 @@ def manifest(**keys):
 def profile(totals_ns):
     fingerprint = Fingerprint({}, "cpu", {}, 1, 1, 1_000_000)
     rows = [(each,) for each in totals_ns]
-    measured = model_profile("m", rows, rows, [1], (), (5,), 0.99, 0.99)
+    measured = model_profile("m", rows, rows, rows, [1], (), (5,), 0.99, 0.99)
     return Profile(fingerprint, 0.99, 0.99, {"m": measured})
 
 
@@ -60,7 +60,7 @@ def test_another_version_voids_a_profile():
 
 
 def test_a_request_upon_another_takes_other_times_than_one_after_a_rest():
-    times = MeasuredTimes({"m": ModelTimes((4, 6), (100,), (300,))}, seed=1)
+    times = MeasuredTimes({"m": ModelTimes((4, 6), (100,), (300,), (500,))}, seed=1)
 
     def lasts(number, at_ns):
         request = ExecutionRequest(number, "m", at_ns, 2, stream=0, launched_ns=at_ns)
@@ -68,7 +68,18 @@ def test_a_request_upon_another_takes_other_times_than_one_after_a_rest():
         request.launched_ns += first_ns
         return first_ns, times(request, 1, ())
 
-    assert lasts(1, 10 * REST_NS) == (120, 180)
-    assert lasts(2, 10 * REST_NS + 300) == (40, 60)
-    assert lasts(3, 11 * REST_NS + 399) == (40, 60)
-    assert lasts(4, 13 * REST_NS) == (120, 180)
+    assert lasts(1, IDLE_NS) == (200, 300)
+    assert lasts(2, IDLE_NS + 500) == (40, 60)
+    assert lasts(3, IDLE_NS + REST_NS + 599) == (40, 60)
+    assert lasts(4, IDLE_NS + 3 * REST_NS) == (120, 180)
+
+
+def test_a_request_upon_another_models_takes_the_time_of_one_after_a_rest():
+    times = MeasuredTimes({m: ModelTimes((10,), (100,), (300,)) for m in "ab"}, seed=1)
+    ends_ns = 10 * REST_NS
+    lasted = []
+    for number, model in enumerate("aabbab"):
+        request = ExecutionRequest(number, model, ends_ns, 1, stream=0, launched_ns=ends_ns)
+        lasted.append(times(request, 0, ()))
+        ends_ns += lasted[-1]
+    assert lasted == [300, 100, 300, 100, 300, 300]

@@ -13,7 +13,14 @@ import pytest
 from aegis_pipe.app import PlannedDeployment, plan_deployment
 from aegis_pipe.cli import main, plan as plan_verb
 from aegis_pipe.device.cpu.kernels.native import LIBRARY
-from aegis_pipe.execution.passes import ATTENTION_PASSES, CHANNELS_LAST_PASSES, PASSES
+from aegis_pipe.device.cpu.kernels.product_endings import ENDINGS
+from aegis_pipe.execution.passes import (
+    ATTENTION_PASSES,
+    CHANNELS_LAST_PASSES,
+    INVERTED_RESIDUAL_PASSES,
+    PASSES,
+    product_passes,
+)
 from aegis_pipe.manifest.model import Manifest
 from tests.unit.pass_driver import model_of
 
@@ -46,8 +53,9 @@ def test_passes_as_table(manifest: str, capsys: pytest.CaptureFixture[str]) -> N
 def test_passes_as_json(manifest: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", manifest, "--passes", "--json"]) == 0
     (model,) = json.loads(capsys.readouterr().out)["models"]
-    # The compiled kernels want attention whole and channels last; the NumPy ones take what comes.
-    passes = (*PASSES, *ATTENTION_PASSES, *CHANNELS_LAST_PASSES) if LIBRARY else PASSES
+    # The compiled kernels want attention and blocks whole, channels last; NumPy's take what comes.
+    own = (*product_passes(ENDINGS), *ATTENTION_PASSES, *CHANNELS_LAST_PASSES)
+    passes = (*PASSES, *own, *INVERTED_RESIDUAL_PASSES) if LIBRARY else PASSES
     assert [one["name"] for one in model["passes"]] == [one.name for one in passes]
     assert {"name": "fuse_convolution", "nodes_before": 2, "nodes_after": 1} in model["passes"]
 

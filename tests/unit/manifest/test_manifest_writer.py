@@ -33,6 +33,7 @@ devices = st.builds(
 streams = st.builds(
     model.StreamsSection,
     in_flight=st.integers(1, 16),
+    real_time=maybe(st.integers(1, 99)),
     sm=st.just(()),
     count=st.integers(1, 64),
     threads=st.integers(1, 256),

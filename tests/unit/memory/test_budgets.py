@@ -135,6 +135,20 @@ def test_a_device_stores_weights_once_and_an_arena_per_stream():
     ]
 
 
+def test_the_next_requests_inputs_are_planned_once_for_all_streams():
+    models = [
+        ModelMemory("small", {}, 0, 2 * MIB, staging_ahead_bytes=MIB),
+        ModelMemory("large", {}, 0, 8 * MIB, staging_ahead_bytes=3 * MIB),
+    ]
+    plan = DevicePlan.build(models, stream_count=2)
+    assert plan.staging_bytes == (2 * 8 + 3) * MIB
+    assert [str(part) for part in plan.staging_parts] == [
+        "staging of stream 0 (set by `large`) 8 MiB",
+        "staging of stream 1 (set by `large`) 8 MiB",
+        "staging of the next request (set by `large`) 3 MiB",
+    ]
+
+
 def test_alignment_gaps_are_counted_and_named():
     models = [ModelMemory("m", {"a": 10, "b": 10}, 100)]
     plan = DevicePlan.build(models, stream_count=1, alignment_bytes=64)

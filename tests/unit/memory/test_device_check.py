@@ -7,7 +7,7 @@ import pytest
 from aegis_pipe.memory import ArenaPlan, DevicePlan, ModelMemory, StagingPlan, check_device_plan
 
 MODELS = (
-    ModelMemory("large", {"a": 100, "b": 50}, 1000, 512),
+    ModelMemory("large", {"a": 100, "b": 50}, 1000, 512, 128),
     ModelMemory("small", {"b": 50, "c": 64}, 300, arena_group=1),
     ModelMemory("confined", {"d": 10}, 500, streams_max=1),
 )
@@ -38,6 +38,10 @@ def test_a_plan_as_it_is_made_is_sound():
             replace(PLAN, staging=(PLAN.staging[0], StagingPlan(256, "large"))),
             "`large` stages 512 bytes on stream 1, which has 256",
         ),
+        (
+            replace(PLAN, staging_ahead=StagingPlan(64, "large")),
+            "`large` stages 128 bytes ahead, and there are 64",
+        ),
         (replace(PLAN, staging=PLAN.staging[:1]), "1 streams stage copies, of 2"),
     ],
 )
@@ -50,7 +54,7 @@ def test_a_total_over_budget_is_noticed():
     assert found == [
         f"the total of {PLAN.total_bytes} exceeds the budget of {PLAN.total_bytes - 1}"
     ]
-    assert check_device_plan(PLAN, BY_NAME, None, 1024) == []
-    assert check_device_plan(PLAN, BY_NAME, None, 1023) == [
-        "staging of 1024 exceeds its budget of 1023"
+    assert check_device_plan(PLAN, BY_NAME, None, 1152) == []
+    assert check_device_plan(PLAN, BY_NAME, None, 1151) == [
+        "staging of 1152 exceeds its budget of 1151"
     ]

@@ -40,6 +40,8 @@ def test_poisson_arrivals_are_seeded_and_have_the_rate() -> None:
     first = take(make_arrivals("poisson", 200.0, 7), 20_000)
     assert first == take(make_arrivals("poisson", 200.0, 7), 20_000)
     assert first != take(make_arrivals("poisson", 200.0, 8), 20_000)
+    other = take(make_arrivals("poisson", 400.0, 7, "another pipeline"), 20_000)
+    assert abs(np.corrcoef(np.diff(first), np.diff(other))[0, 1]) < 0.05
     assert first == sorted(first)
     assert first[-1] / 1e9 == pytest.approx(100.0, rel=0.05)
 

@@ -343,10 +343,40 @@ def test_a_launcher_that_does_not_notify_is_polled():
     assert bench.clock.now_ns() == 20_000
 
 
+class StagingLauncher(SimulatedLauncher):
+    """Notes which requests it was told to prepare, and when."""
+
+    stages_ahead = True
+
+    def __init__(self, clock, durations):
+        super().__init__(clock, durations)
+        self.staged = []
+
+    def stage(self, request):
+        if request.request_id not in [number for _, number in self.staged]:
+            self.staged.append((self._clock.now_ns(), request.request_id))
+
+
+def test_the_next_request_is_prepared_while_the_streams_are_busy():
+    bench = Bench(launcher=StagingLauncher)
+    bench.submit(1, "long")
+    bench.submit(2)
+    bench.submit(3)
+    assert bench.loop.stop()
+    # The first started at once, the others when their predecessors did.
+    assert bench.launcher.staged == [(0, 2), (30, 3)]
+    bench = Bench(streams=2, launcher=StagingLauncher)
+    bench.submit(1)
+    bench.submit(2)
+    assert bench.loop.stop()
+    assert bench.launcher.staged == []
+
+
 class InstantLauncher:
     """Finishes every segment as it is launched, and checks that streams are not shared."""
 
     notifies = True
+    stages_ahead = False
 
     def __init__(self):
         self.done = []

@@ -62,18 +62,22 @@ def _choose_depthwise(request: KernelRequest) -> KernelChoice | None:
     if min(operands.integers(request, "pads")) < 0 or compiled.clip_bounds(request) is None:
         return None
     taps = math.prod(kernel)
-    packed = PackedConstant(
-        layout=f"taps.{_LANES}",
-        size_bytes=taps * compiled.round_up(groups, _LANES) * 4,
-        pack=lambda array: compiled.as_bytes(
-            compiled.in_tiles(array.reshape(groups, taps).T, _LANES)
-        ),
-    )
     return KernelChoice(
         kernel="native.conv.depthwise_channels_last",
-        packed={1: packed},
+        packed={1: packed_depthwise(groups, taps)},
         in_place=((_RESIDUAL, 0),) if operands.has_input(request, _RESIDUAL) else (),
         cost=float(operands.output_spec(request).element_count * taps),
+    )
+
+
+def packed_depthwise(channels: int, taps: int) -> PackedConstant:
+    """Return how weights [channels, 1, taps...] are wanted: [channels / 16, taps, 16]."""
+    return PackedConstant(
+        layout=f"taps.{_LANES}",
+        size_bytes=taps * compiled.round_up(channels, _LANES) * 4,
+        pack=lambda array: compiled.as_bytes(
+            compiled.in_tiles(array.reshape(channels, taps).T, _LANES)
+        ),
     )
 
 

@@ -181,21 +181,32 @@ def _choice(
     layout: str,
     tile: int,
 ) -> KernelChoice:
-    assert native.LIBRARY is not None
-    taps = math.prod(shape.kernel) * shape.depth
-    packed_floats = shape.groups * taps * compiled.round_up(shape.maps, tile)
-    packed = PackedConstant.filled(
-        layout=f"{layout}.{native.LIBRARY.name}.{shape.groups}",
-        size_bytes=packed_floats * 4,
-        fill=lambda array, packed: _pack(shape, array, tile, packed),
-    )
     return KernelChoice(
         kernel=kernel,
         workspace_bytes=workspace_floats * 4,
         in_place=_over_residual(request),
-        packed={1: packed},
+        packed={1: _packed(shape, layout, tile)},
         cost=shape.multiply_adds,
     )
+
+
+def _packed(shape: Convolution, layout: str, tile: int) -> PackedConstant:
+    assert native.LIBRARY is not None
+    taps = math.prod(shape.kernel) * shape.depth
+    packed_floats = shape.groups * taps * compiled.round_up(shape.maps, tile)
+    return PackedConstant.filled(
+        layout=f"{layout}.{native.LIBRARY.name}.{shape.groups}",
+        size_bytes=packed_floats * 4,
+        fill=lambda array, packed: _pack(shape, array, tile, packed),
+    )
+
+
+def packed_pointwise(maps: int, depth: int) -> PackedConstant:
+    """Return how 1x1 weights [maps, depth, 1, 1] are wanted, output channels in the lanes."""
+    assert native.LIBRARY is not None
+    one = (1, 1)
+    shape = Convolution(1, 1, depth, maps, one, one, one, one, one, (0, 0))
+    return _packed(shape, "columns", native.LIBRARY.panel_columns)
 
 
 def _pack(shape: Convolution, array: np.ndarray, tile: int, packed: np.ndarray) -> None:

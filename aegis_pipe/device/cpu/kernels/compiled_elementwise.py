@@ -69,7 +69,7 @@ _GELU = "com.microsoft.BiasGelu"
 """Gelu with a bias or without."""
 
 
-def _map_function(request: KernelRequest) -> tuple[str, tuple[float, float]] | None:
+def map_function(request: KernelRequest) -> tuple[str, tuple[float, float]] | None:
     """Return the function and its parameters; None if it is not known in this form."""
     if request.operator == "Clip":
         bounds = _clip_bounds(request)
@@ -105,7 +105,7 @@ def _clip_bounds(request: KernelRequest) -> tuple[float, float] | None:
 def _choose_map(request: KernelRequest) -> KernelChoice | None:
     if native.LIBRARY is None or not compiled.is_float32(request):
         return None
-    if _map_function(request) is None:
+    if map_function(request) is None:
         return None
     return KernelChoice(kernel="native.map", in_place=((0, 0),), cost=elements_moved(request))
 
@@ -118,7 +118,7 @@ def _bind_map(
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
     assert native.LIBRARY is not None
-    function = _map_function(request)
+    function = map_function(request)
     assert function is not None, request.operator
     name, parameters = function
     x, y = operands.required(inputs), operands.required(outputs)

@@ -2,6 +2,8 @@
 
 native.gemm          B known at load: packed once into panels
 native.gemm_dynamic  B computed at run time: packed into the workspace, matrix by matrix
+
+Both end with an activation if `product_endings.py` knows it: the bits are those of its own kernel.
 """
 
 from __future__ import annotations
@@ -13,8 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aegis_pipe.device.cpu.kernels import compiled, native, operands
-from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels import (
+    compiled,
+    compiled_elementwise,
+    native,
+    operands,
+    product_endings,
+)
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 
@@ -33,6 +41,7 @@ class _Gemm(ctypes.Structure):
         *((name, INTEGER) for name in ("batch", "rows", "columns", "depth")),
         *((name, INTEGER) for name in ("a_row", "a_step", "b_step", "b_column", "b_is_plain")),
         ("end", compiled.Epilogue),
+        *(("function", POINTER), ("p", FLOAT), ("q", FLOAT)),
     )
 
 
@@ -112,10 +121,15 @@ def _accepts(request: KernelRequest) -> bool:
         return False
     if _flag(request, "transBatchA") or _flag(request, "transBatchB"):
         return False
-    has_addend = operands.has_input(request, 2)
-    return compiled.clip_bounds(request) is not None and (
-        not has_addend or _addend_strides(request) is not None
-    )
+    if operands.has_input(request, 2) and _addend_strides(request) is None:
+        return False
+    return compiled.clip_bounds(request) is not None or _function(request) is not None
+
+
+def _function(request: KernelRequest) -> tuple[str, tuple[float, float]] | None:
+    """Return the function that ends the product, and its parameters; None without one."""
+    end = product_endings.ending(request)
+    return None if end is None else compiled_elementwise.map_function(end)
 
 
 def _choose_packed(request: KernelRequest) -> KernelChoice | None:
@@ -171,8 +185,7 @@ def _multiply_adds(product: _Product) -> float:
 
 def _epilogue(request: KernelRequest, addend: np.ndarray | None) -> compiled.Epilogue:
     strides = _addend_strides(request) if addend is not None else None
-    bounds = compiled.clip_bounds(request)
-    assert bounds is not None, request.operator
+    bounds = compiled.clip_bounds(request) or compiled.UNBOUNDED
     return compiled.Epilogue(
         None,
         native.address(addend),
@@ -192,7 +205,7 @@ def _bind(
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
     assert native.LIBRARY is not None
-    product = _product(request)
+    product, function = _product(request), _function(request)
     addend = operands.optional(inputs, 2)
     b_offsets = product.b_offsets
     if choice.packed:
@@ -210,6 +223,8 @@ def _bind(
         *product.b_strides,
         not choice.packed,
         _epilogue(request, addend),
+        native.LIBRARY.address_of(f"aegis_{function[0]}_rows") if function else None,
+        *(function[1] if function else (0.0, 0.0)),
     )
     kept = (*inputs, *outputs, workspace, product.a_offsets, b_offsets)
     return NativeCall(native.LIBRARY, "aegis_gemm", arguments, kept)

@@ -104,13 +104,17 @@ class NativeLibrary:
         """Bind a function to its arguments, which have to outlive the step."""
         if function not in self._functions:
             self._functions[function] = (
-                ctypes.cast(getattr(self._library, function), POINTER).value,
+                self.address_of(function),
                 self._constant(f"{function}_arguments_bytes"),
                 self._constant(f"{function}_shares"),
             )
         address, size, shares = self._functions[function]
         assert size == ctypes.sizeof(arguments), f"{function} takes {size} bytes of arguments"
         return Step(address, ctypes.addressof(arguments), shares)
+
+    def address_of(self, function: str) -> int | None:
+        """Return where a function is: for kernels that call it."""
+        return ctypes.cast(getattr(self._library, function), POINTER).value
 
     def _constant(self, name: str) -> int:
         return ctypes.c_int64.in_dll(self._library, name).value

@@ -24,6 +24,7 @@ from aegis_pipe.device.cuda.kernels import (
     library_products,
     losses,
     optimiser_steps,
+    planar_convolutions,
     product_gelu,
     products,
     quantisation,
@@ -42,6 +43,7 @@ from aegis_pipe.device.cuda.kernels import (
     state_space,
     tensor_attention,
     tensor_bytes,
+    tensor_convolutions,
     windows,
 )
 from aegis_pipe.device.cuda.kernels.registry import KernelTable
@@ -69,10 +71,12 @@ _FAMILIES = (
     library_products,
     data_dependent,
     depthwise,
+    tensor_convolutions,
     convolution_products,
     determinant,
     library_convolutions,
     optimiser_steps,
+    planar_convolutions,
     product_gelu,
     products,
     windows,

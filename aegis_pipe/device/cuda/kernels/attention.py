@@ -185,6 +185,7 @@ def _bind_fused(binding: Binding) -> Sequence[Enqueue]:
     found = attention_of(binding.request)
     assert found is not None
     addresses = addresses_of(binding, found)
+    binding.reads_unwaited(*range(len(binding.inputs)))
 
     def enqueue(stream: int) -> None:
         plan.enqueue(stream, addresses, binding.workspace)

@@ -85,6 +85,20 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
     )
 
 
+def library_microseconds(request: KernelRequest, machine: Machine) -> float | None:
+    """Return what was measured of the libraries' best way; None if they have none."""
+    convolution = convolution_of(request)
+    if convolution is None:
+        return None
+    found = _as_product(request, convolution)
+    planned = None if found is None else planned_product(machine, found.product)
+    times = [cudnn_microseconds(machine, convolution)]
+    if found is not None and planned is not None:
+        gathering = _gather_microseconds(request, machine) if found.are_patches else 0.0
+        times.append(planned.microseconds + gathering)
+    return min((each for each in times if each is not None), default=None)
+
+
 def _packed(request: KernelRequest) -> PackedConstant:
     """Return how weights [M, C, window...] become [M, window..., C]."""
     weights = required(request, 1)
@@ -160,7 +174,7 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
     assert w is not None
     assert y is not None
     bias, residual = ([*binding.inputs[2:], None, None])[:2]
-    binding.waits_for_all = found.product.residual
+    binding.reads_unwaited(1, 2, 3)
     rows = binding.workspace if found.are_patches else x
 
     def enqueue(stream: int) -> None:

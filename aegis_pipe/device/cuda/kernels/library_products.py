@@ -209,7 +209,7 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
     assert y is not None
     bias = (inputs[operands.bias] or 0) if operands.bias is not None else 0
     residual = (inputs[operands.residual] or 0) if operands.residual is not None else 0
-    binding.waits_for_all = operands.product.residual
+    binding.reads_unwaited(1, 2)
 
     def enqueue(stream: int) -> None:
         planned.plan.enqueue(

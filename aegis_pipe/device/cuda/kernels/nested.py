@@ -47,7 +47,6 @@ def bind_nested(
         workspace,
         outer.fault_words,
         outer.faults,
+        outer.unwaited,
     )
-    launches = [*kernel.bind(binding)]
-    outer.waits_for_all |= binding.waits_for_all
-    return launches
+    return [*kernel.bind(binding)]

@@ -22,11 +22,10 @@ from aegis_pipe.device.cuda.cublaslt import (
 from aegis_pipe.device.cuda.cudnn_attention import AttentionPlan, FusedAttention
 from aegis_pipe.device.cuda.cudnn_convolution import Convolution, ConvolutionPlans, Cudnn
 from aegis_pipe.device.cuda.faults import FaultWord, FaultWords
+from aegis_pipe.device.cuda.graph import Enqueue as Enqueue, WaitingLaunch
+from aegis_pipe.device.cuda.kernels.source import EARLY_CAPABILITY, WAITS
 from aegis_pipe.device.cuda.tuning import Tuner
 from aegis_pipe.kernel import KernelChoice, KernelRequest
-
-Enqueue = Callable[[int], None]
-"""Puts one kernel on the stream with this handle."""
 
 
 @dataclass(slots=True, eq=False)
@@ -92,11 +91,17 @@ class Binding:
     workspace: int
     fault_words: FaultWords
     faults: list[FaultWord] = field(default_factory=list)
-    waits_for_all: bool = False
-    """Set by a kernel that may not begin before everything ahead of it has ended, although it was
-    made to: libraries let kernels begin while the one before still runs (programmatic dependent
-    launch), wait for it before they read the operand that is multiplied, but not before they read
-    what is added."""
+    unwaited: list[int] = field(default_factory=list)
+    """Addresses that a library's kernel may read before it has waited for the kernel ahead: of
+    everything computed but the operand that is multiplied, `early_starts` says why."""
+
+    def reads_unwaited(self, *positions: int) -> None:
+        """Note those of the operands at these positions that are there and not constant."""
+        for position in positions:
+            if position < len(self.inputs) and position not in self.request.constants:
+                address = self.inputs[position]
+                if address is not None:
+                    self.unwaited.append(address)
 
     def given(self) -> list[int]:
         """Return the addresses of the operands that are there."""
@@ -121,11 +126,14 @@ class Binding:
         function = self.machine.compiler.function(source, shared_bytes)
         packed = driver.Arguments([0 if each is None else each for each in arguments])
         blocks = (grid, 1, 1) if isinstance(grid, int) else grid
+        early = self.machine.capability >= EARLY_CAPABILITY and WAITS in source
 
         def enqueue(stream: int) -> None:
-            driver.launch(function, blocks, (block, 1, 1), shared_bytes, stream, packed)
+            driver.launch(
+                function, blocks, (block, 1, 1), shared_bytes, stream, packed, early=early
+            )
 
-        return enqueue
+        return WaitingLaunch(enqueue) if early else enqueue
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -71,7 +71,21 @@ __device__ __forceinline__ float INF() { return __int_as_float(0x7f800000); }
 __device__ __forceinline__ float QNAN() { return __int_as_float(0x7fffffff); }
 template <typename A, typename B> struct Same { static const bool value = false; };
 template <typename A> struct Same<A, A> { static const bool value = true; };
+__device__ __forceinline__ void wait_for_kernels_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 """
+
+WAITS = "\n  wait_for_kernels_before();\n"
+"""In a kernel that may be started while the one before it still runs (programmatic dependent
+launch): from here on that has ended, and all it wrote is to be seen. Only now may the next one be
+started, so that of a chain no more than two run at once."""
+
+EARLY_CAPABILITY = 90
+"""The least that starts kernels early."""
 
 
 def stored(dtype: np.dtype) -> str:
@@ -87,17 +101,28 @@ def computed(dtype: np.dtype) -> str:
 
 
 def kernel_source(
-    parameters: Sequence[str], body: str, *, threads: int, extra: str = "", blocks: int = 0
+    parameters: Sequence[str],
+    body: str,
+    *,
+    threads: int,
+    extra: str = "",
+    blocks: int = 0,
+    cluster: int = 1,
+    prefetch: str = "",
 ) -> str:
     """Return a whole source with a kernel named `k`.
 
     `blocks`: how many have to fit a multiprocessor at once; 0 leaves it to the compiler, which
-    may save registers until some are spilled.
+    may save registers until some are spilled. `cluster`: so many blocks side by side may read each
+    other's shared memory. `prefetch`: statements ahead of the body that run before the kernel ahead
+    has ended, and so may read constants only.
     """
-    bounds = f"{threads}, {blocks}" if blocks else f"{threads}"
+    bounds = f"__launch_bounds__({f'{threads}, {blocks}' if blocks else threads})"
+    if cluster > 1:
+        bounds += f" __cluster_dims__({cluster}, 1, 1)"
     code = (
-        f'extern "C" __global__ void __launch_bounds__({bounds}) k({", ".join(parameters)}) {{\n'
-        f"{body}\n}}\n"
+        f'extern "C" __global__ void {bounds} k({", ".join(parameters)}) {{'
+        f"{prefetch}{WAITS}{body}\n}}\n"
     )
     small = small_types.PRELUDE if "Tiny" in code else ""
     return f"{_PRELUDE}{small}{extra}\n{code}"

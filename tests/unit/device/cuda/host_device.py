@@ -26,7 +26,7 @@ from aegis_pipe.device.cpu.graph import CpuKernelCall
 from aegis_pipe.device.cpu.region import host_bytes
 from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.faults import FaultWord
-from aegis_pipe.device.cuda.kernels import KERNELS
+from aegis_pipe.device.cuda.kernels import KERNELS, planar_convolutions
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
 from aegis_pipe.device.cuda.kernels.tensor_bytes import MULTIPLY
 from aegis_pipe.device.protocols import DeviceCapabilities, KernelCall, Region
@@ -84,6 +84,23 @@ template <typename X, typename W> static inline void multiply_bytes(
       const unsigned x = fragments[warp + lane / 4 * 4 + quarter][half * 2 + r / 2];
       const unsigned w = fragments[warp + (lane % 4 * 2 + r % 2) * 4 + quarter][4 + half];
       c[r] += (int)(X)(x >> byte) * (int)(W)(w >> byte);
+    }
+  pause_at(1); }
+// The same of sixteen deep: lane = 4 group + quarter has, of A, rows `group` and `group + 8` and
+// elements 2 quarter and 2 quarter + 1 of each half of the depth; of B likewise, by column.
+static inline float brain_to_float(unsigned short bits) {
+  unsigned b = (unsigned)bits << 16; float f; memcpy(&f, &b, 4); return f; }
+template <float (*get_half)(unsigned short)> static inline void multiply_halves(
+    float* c, const unsigned* a, const unsigned* b) {
+  memcpy(fragments[current], a, 16); memcpy(fragments[current] + 4, b, 8);
+  pause_at(1);
+  const int warp = current & ~31, lane = current & 31;
+  for (int r = 0; r < 4; ++r)
+    for (int k = 0; k < 16; ++k) {
+      const int quarter = k % 8 / 2, half = k / 8, shift = k % 2 * 16;
+      const unsigned x = fragments[warp + lane / 4 * 4 + quarter][half * 2 + r / 2];
+      const unsigned w = fragments[warp + (lane % 4 * 2 + r % 2) * 4 + quarter][4 + half];
+      c[r] += get_half((unsigned short)(x >> shift)) * get_half((unsigned short)(w >> shift));
     }
   pause_at(1); }
 static inline void __syncthreads() { pause_at(2); }
@@ -161,6 +178,11 @@ _HOST_MULTIPLY = """
 static inline void multiply(int* c, const u32* a, const u32* b) {{
   multiply_bytes<{}, {}>(c, a, b); }}
 """
+_HALVES = {"f16": "half_to_float", "bf16": "brain_to_float"}
+_HOST_MULTIPLY_HALVES = """
+static inline void multiply(float* c, const u32* a, const u32* b) {{
+  multiply_halves<{}>(c, a, b); }}
+"""
 _REPLACED = (
     ('float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x.bits)); return r;',
      "return half_to_float(x.bits);"),
@@ -197,6 +219,10 @@ def _loaded(source: str) -> ctypes.CDLL:
         source = source.replace(gpu, host)
     for kinds, gpu in MULTIPLY.items():
         source = source.replace(gpu, _HOST_MULTIPLY.format(*(_BYTES[kind] for kind in kinds)))
+    for kind, read in _HALVES.items():
+        source = source.replace(
+            planar_convolutions.MULTIPLY.replace("<kind>", kind), _HOST_MULTIPLY_HALVES.format(read)
+        )
     folder = _folder()
     whole = f'#include "host.h"\n{source}\n{_RUNTIME}'
     path = folder / f"{hashlib.sha256((_HEADER + whole).encode()).hexdigest()}.so"
@@ -256,7 +282,11 @@ class HostContext(CpuContext):
     def capabilities(self) -> DeviceCapabilities:
         """As a GPU's."""
         return DeviceCapabilities(
-            channels_last=True, fused_attention=True, gelu_products=True, half_precision=True
+            channels_last=True,
+            fused_attention=True,
+            product_endings=("FastGelu",),
+            half_precision=True,
+            planar_convolutions=True,
         )
 
     def select(self, request: KernelRequest) -> KernelChoice:

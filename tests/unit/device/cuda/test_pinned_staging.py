@@ -15,6 +15,7 @@ import pytest
 from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.faults import FaultWords
 from aegis_pipe.device.cuda.region import CudaRegion
+from aegis_pipe.device.cuda.staging import CudaStagingAhead
 from aegis_pipe.device.cuda.stream import CudaStream
 
 
@@ -138,4 +139,65 @@ def test_a_request_that_was_given_up_half_way_leaves_room_for_the_next(host: Hos
     stream.synchronise()
     assert [result.max() for result in results] == [3] * 3
     assert host.pinned_calls == 1
+    stream.close()
+
+
+@pytest.fixture
+def ahead(host: HostDriver) -> Iterator[CudaStagingAhead]:
+    ahead = CudaStagingAhead()
+    ahead.reserve(1024 + 256)
+    yield ahead
+    ahead.close()
+
+
+def test_what_was_staged_ahead_is_not_copied_again(
+    host: HostDriver, ahead: CudaStagingAhead
+) -> None:
+    places = [host.place(1000), host.place(10)]
+    stream = CudaStream(0, 1, 0, FaultWords(), 0, ahead=ahead)  # with no room of its own
+    sources = [np.full(place.bytes.size, 7, np.uint8) for place in places]
+    assert ahead.stage(sources)
+    for source, place in zip(sources, places, strict=True):
+        source.fill(8)  # and nobody looks at it any more
+        stream.copy_in(source, place.region)
+    stream.synchronise()
+    assert [place.bytes.min() for place in places] == [7, 7]
+    assert host.pinned_calls == 1
+    stream.close()
+
+
+def test_it_is_in_use_until_its_stream_has_passed(
+    host: HostDriver, ahead: CudaStagingAhead
+) -> None:
+    place = host.place(1000)
+    streams = [CudaStream(number, 1, 0, FaultWords(), 1024, ahead=ahead) for number in range(2)]
+    first, second = (np.full(1000, value, np.uint8) for value in (1, 2))
+    assert ahead.stage([first])
+    streams[0].copy_in(first, place.region)
+    assert not ahead.stage([second])
+    streams[1].synchronise()  # which is not the one that reads it
+    host._enqueued.append(lambda: None)
+    assert not ahead.stage([second])
+    streams[0].synchronise()
+    assert ahead.stage([second])
+    for stream in streams:
+        stream.close()
+
+
+def test_what_was_forgotten_or_is_another_array_is_copied(
+    host: HostDriver, ahead: CudaStagingAhead
+) -> None:
+    place = host.place(1000)
+    stream = CudaStream(0, 1, 0, FaultWords(), 1024, ahead=ahead)
+    source = np.full(1000, 1, np.uint8)
+    assert ahead.stage([source])
+    stream.copy_in(source.copy() + 1, place.region)
+    stream.synchronise()
+    assert place.bytes.min() == place.bytes.max() == 2
+    ahead.forget()
+    source.fill(3)
+    stream.copy_in(source, place.region)
+    stream.synchronise()
+    assert place.bytes.min() == place.bytes.max() == 3
+    assert not ahead.stage([source, source]), "more than it has room for"
     stream.close()

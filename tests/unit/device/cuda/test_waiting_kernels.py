@@ -1,4 +1,4 @@
-"""Library kernels that add a residual wait for all before them; found out without a driver call.
+"""What library kernels read without waiting, and who may begin early for it; no driver is called.
 
 Binding makes no call: what a library would plan on a GPU is handed in as planned already.
 """
@@ -16,7 +16,8 @@ from aegis_pipe.tensor import TensorSpec
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda import graph
 from aegis_pipe.device.cuda.cublaslt import MatrixProduct, MatrixProductAlgorithm
-from aegis_pipe.device.cuda.graph import CudaKernelCall
+from aegis_pipe.device.cuda.early_starts import RecordedKernel, to_be_ordered
+from aegis_pipe.device.cuda.graph import CudaKernelCall, WaitingLaunch
 from aegis_pipe.device.cuda.kernels import (
     convolution_products,
     library_convolutions,
@@ -32,6 +33,7 @@ from aegis_pipe.device.cuda.kernels.registry import (
     PlannedConvolution,
     PlannedProduct,
 )
+from aegis_pipe.device.cuda.kernels.source import WAITS, kernel_source
 
 HALF = np.dtype(np.float16)
 (PRODUCT,) = library_products.KERNEL_FAMILY
@@ -95,51 +97,117 @@ def bound(kernel: CudaKernel, request: KernelRequest, on: Machine) -> Binding:
     return binding
 
 
-@pytest.mark.parametrize(("c", "waits"), [((6, 16), True), ((16,), False)])
-def test_products(c: tuple[int, ...], waits: bool) -> None:
-    on, request = machine(), gemm(c=c)
-    found = library_products._operands(request)
-    assert found.product.residual is waits
-    planned(found.product, on)
-    assert bound(PRODUCT, request, on).waits_for_all is waits
+def constant(request: KernelRequest, *positions: int) -> KernelRequest:
+    """Return the request with constants at these positions."""
+    specs = request.inputs
+    arrays = {at: np.zeros(spec.shape, HALF) for at in positions if (spec := specs[at]) is not None}
+    return replace(request, constants=arrays)
+
+
+def address(position: int) -> int:
+    """Return where `binding_of` has an operand."""
+    return 4096 * (position + 1)
+
+
+@pytest.mark.parametrize("c", [(6, 16), (16,)])
+@pytest.mark.parametrize(
+    ("constants", "unwaited"), [((1, 2), []), ((1,), [2]), ((), [1, 2]), ((0, 2), [1])]
+)
+def test_products(c: tuple[int, ...], constants: tuple[int, ...], unwaited: list[int]) -> None:
+    """Of all but the operand that is multiplied, what is not constant, be it bias or residual."""
+    on, request = machine(), constant(gemm(c=c), *constants)
+    planned(library_products._operands(request).product, on)
+    assert bound(PRODUCT, request, on).unwaited == [address(at) for at in unwaited]
 
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_convolutions(residual: bool) -> None:
-    on, request = machine(), convolution(residual=residual)
+    on, request = machine(), constant(convolution(residual=residual), 1, 2)
     on.convolutions[convolution_of(request)] = PlannedConvolution(None, 0, 0)  # type: ignore[arg-type]
-    assert bound(CONVOLUTION, request, on).waits_for_all is residual
+    assert bound(CONVOLUTION, request, on).unwaited == [address(3)] * residual
 
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_convolutions_as_products(residual: bool) -> None:
-    on, request = machine(), convolution(residual=residual)
+    on, request = machine(), constant(convolution(residual=residual), 1, 2)
     planned(convolution_products._as_product(request, convolution_of(request)).product, on)
-    assert bound(PIXELS, request, on).waits_for_all is residual
+    assert bound(PIXELS, request, on).unwaited == [address(3)] * residual
 
 
-def test_a_nested_kernel_passes_it_on_and_none_takes_it_back() -> None:
+def test_a_nested_kernel_passes_it_on() -> None:
     on = machine()
-    adding, plain = gemm(c=(6, 16)), gemm(c=(16,))
+    adding, plain = constant(gemm(c=(6, 16)), 1), constant(gemm(c=(16,)), 1, 2)
     for request in (adding, plain):
         planned(library_products._operands(request).product, on)
     outer = binding_of(adding, on)
-    assert not outer.waits_for_all
     bind_nested(outer, [PRODUCT], plain, outer.inputs, outer.outputs)
-    assert not outer.waits_for_all
+    assert outer.unwaited == []
     bind_nested(outer, [PRODUCT], adding, outer.inputs, outer.outputs)
     bind_nested(outer, [PRODUCT], plain, outer.inputs, outer.outputs)
-    assert outer.waits_for_all
+    assert outer.unwaited == [address(2)]
 
 
-@pytest.mark.parametrize(("c", "waits"), [((6, 16), True), ((16,), False)])
-def test_a_product_within_another_kernel(c: tuple[int, ...], waits: bool) -> None:
+@pytest.mark.parametrize(("c", "constants"), [((6, 16), (1,)), ((16,), (1, 2))])
+def test_a_product_within_another_kernel(c: tuple[int, ...], constants: tuple[int, ...]) -> None:
     on = machine()
     request = gemm(c=c, operator="com.microsoft.FusedGemm", activation="FastGelu")
     planned(library_products._operands(gemm(c=c)).product, on)
-    binding = bound(THEN_GELU, request, on)
-    assert len(THEN_GELU.bind(binding)) == 2
-    assert binding.waits_for_all is waits
+    binding = bound(THEN_GELU, constant(request, *constants), on)
+    assert binding.unwaited == [address(2)] * (2 not in constants)
+    product, gelu = THEN_GELU.bind(binding)
+    assert not isinstance(product, WaitingLaunch)
+    assert isinstance(gelu, WaitingLaunch)
+
+
+def test_kernels_of_older_gpus_are_not_started_early() -> None:
+    binding = binding_of(gemm(c=(16,)), replace(machine(), capability=80))
+    source = kernel_source(["float* y"], "y[0] = 0;", threads=1)
+    assert not isinstance(binding.kernel(source, [64], grid=1, block=1), WaitingLaunch)
+
+
+def test_what_is_fetched_ahead_comes_before_the_wait_and_all_else_behind_it() -> None:
+    source = kernel_source(["float* y"], "y[0] = w;", threads=1, prefetch="const float w = 1;")
+    code = source.partition('extern "C"')[2]
+    ahead, behind = code.split(WAITS)
+    assert "w = 1" in ahead
+    assert "y[0]" in behind
+
+
+OWN = RecordedKernel(starts_early=True, waits=True)
+PLAIN = RecordedKernel(starts_early=False)
+LIBRARY = RecordedKernel(starts_early=True)
+ADDING = RecordedKernel(starts_early=True, unwaited=((100, 200),))
+WRITES_IT = ((150, 160),)
+WRITES_OTHER = ((200, 300),)
+
+
+@pytest.mark.parametrize(
+    ("chain", "ordered"),
+    [
+        # Ours begin early behind ours, and behind a library's that begins early itself.
+        ([OWN, OWN, OWN], []),
+        ([PLAIN, OWN, OWN], [1]),
+        ([PLAIN, LIBRARY, OWN], []),
+        # A library's kernel that reads but what it waits for.
+        ([PLAIN, LIBRARY, LIBRARY], []),
+        # What is added is complete if who comes before began when all was, or waited for it.
+        ([PLAIN, PLAIN, ADDING], []),
+        ([PLAIN, OWN, ADDING], [1]),
+        ([PLAIN, LIBRARY, OWN, ADDING], []),
+        ([PLAIN, LIBRARY, ADDING], [2]),
+        ([PLAIN, LIBRARY, ADDING, ADDING], [2]),
+        ([PLAIN, replace(PLAIN, written=WRITES_OTHER), ADDING], []),
+        # Unless that one writes it.
+        ([PLAIN, replace(PLAIN, written=WRITES_IT), ADDING], [2]),
+        ([OWN, replace(OWN, written=WRITES_IT), ADDING], [2]),
+        ([PLAIN, LIBRARY, replace(ADDING, written=WRITES_IT), ADDING], [2, 3]),
+        ([replace(ADDING, starts_early=False), PLAIN], []),
+    ],
+)
+def test_who_begins_when_all_before_has_ended(
+    chain: list[RecordedKernel], ordered: list[int]
+) -> None:
+    assert to_be_ordered(chain) == ordered
 
 
 class Capture:
@@ -147,7 +215,7 @@ class Capture:
 
     def __init__(self) -> None:
         self.nodes: list[str] = []
-        self.ordered: list[list[str]] = []
+        self.ordered: list[str] = []
 
     def begin_capture(self, stream: int) -> None:
         self.nodes.clear()
@@ -158,8 +226,11 @@ class Capture:
     def end_capture(self, stream: int) -> int:
         return 1
 
-    def order_fully(self, graph: int, positions: list[range]) -> None:
-        self.ordered = [[self.nodes[at] for at in span] for span in positions]
+    def early_starts(self, graph: int) -> list[bool]:
+        return [not node.startswith(("stamp", "plain")) for node in self.nodes]
+
+    def order_fully(self, graph: int, positions: list[int]) -> None:
+        self.ordered = [self.nodes[at] for at in positions]
 
     def instantiate(self, graph: int) -> int:
         return 2
@@ -171,22 +242,30 @@ class Capture:
         pass
 
 
-@pytest.mark.parametrize("stamps", [True, False])
-def test_the_capture_orders_exactly_the_nodes_of_kernels_that_wait(
-    monkeypatch: pytest.MonkeyPatch, stamps: bool
+@pytest.mark.parametrize(
+    ("stamps", "ordered"),
+    [(False, ["second b", "third"]), (True, ["first", "second a", "second b"])],
+)
+def test_the_capture_knows_whose_nodes_they_are(
+    monkeypatch: pytest.MonkeyPatch, stamps: bool, ordered: list[str]
 ) -> None:
     capture = Capture()
     monkeypatch.setattr(graph, "driver", capture)
 
-    def call(name: str, *nodes: str, waits: bool) -> CudaKernelCall:
-        launches = tuple(lambda stream, each=each: capture.nodes.append(each) for each in nodes)
-        return CudaKernelCall("kernel", name, launches, waits_for_all=waits)
+    def launches(*nodes: str):
+        return tuple(lambda stream, each=each: capture.nodes.append(each) for each in nodes)
 
     calls = [
-        call("first", "a", waits=False),
-        call("residual", "b fill", "b", waits=True),
-        call("plain", "c", waits=False),
-        call("last", "d", waits=True),
+        CudaKernelCall("k", "first", tuple(map(WaitingLaunch, launches("first")))),
+        # Ours, then two of a library's of one call, the latter of which adds what the former wrote.
+        CudaKernelCall(
+            "k",
+            "second",
+            (WaitingLaunch(*launches("second a")), *launches("plain", "second b")),
+            unwaited=((0, 8),),
+            written=((0, 8),),
+        ),
+        CudaKernelCall("k", "third", launches("third"), unwaited=((0, 8),)),
     ]
 
     def stamp(row: int) -> None:
@@ -194,7 +273,4 @@ def test_the_capture_orders_exactly_the_nodes_of_kernels_that_wait(
             capture.nodes.append(f"stamp {row}")
 
     assert graph._capture(7, calls, stamp) == 2
-    assert capture.ordered == [["b fill", "b"], ["d"]]
-    capture.ordered = []
-    graph._capture(7, [replace(each, waits_for_all=False) for each in calls], stamp)
-    assert capture.ordered == []
+    assert capture.ordered == ordered

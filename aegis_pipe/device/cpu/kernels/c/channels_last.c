@@ -7,6 +7,7 @@
  *       for each 16 channels
  *         for each 4 results of the row:  over the taps that lie inside the image
  */
+#include "depthwise.h"
 #include "step.h"
 
 typedef struct {
@@ -31,11 +32,6 @@ INLINE taps taps_within(int64_t start, int64_t kernel, int64_t dilation, int64_t
     int64_t first = start < low ? ceil_divide(low - start, dilation) : 0;
     int64_t last = start >= high ? 0 : smaller(kernel, ceil_divide(high - start, dilation));
     return (taps){first, larger(first, last)};
-}
-
-/* Channels that are loaded at once; `is_whole` is known to the compiler. */
-INLINE wide load_channels(const float *p, int64_t count, int is_whole) {
-    return is_whole ? wide_load(p) : wide_load_part(p, count);
 }
 
 /* `count` neighbouring results, all meeting the taps `across` of a row and `down` of a column; `start`
@@ -132,9 +128,36 @@ INLINE void channel_rows(const windows *original, worker self, purpose what, int
     }
 }
 
+/* Floats that a strip of rows reads at most: it meets one group of channels after the other. */
+enum { STRIP_FLOATS = 64 << 10 };
+
+/* Whether `depthwise.h` knows such windows. */
+INLINE int is_three_by_three(const windows *k) {
+    return k->kernel_height == 3 && k->kernel_width == 3 && k->dilation_height == 1 && k->dilation_width == 1 &&
+           k->stride_height == k->stride_width && k->stride_width <= 2;
+}
+
+static void depthwise_strips(const windows *k, worker self) {
+    int64_t stride = k->stride_width, next;
+    int64_t strip = larger(1, STRIP_FLOATS / (stride * k->width * k->channels));
+    range mine = part_of(self, k->batch * k->out_height);
+    for (int64_t unit = mine.first; unit < mine.last; unit = next) {
+        int64_t image = unit / k->out_height, row = unit % k->out_height;
+        next = smaller(mine.last, unit + smaller(strip, k->out_height - row));
+        int64_t results = unit * k->out_width * k->channels;
+        depthwise part = {.x = k->x + image * k->height * k->width * k->channels, .w = k->w, .bias = k->bias,
+                          .residual = k->residual ? k->residual + results : NULL, .y = k->y + results,
+                          .channels = k->channels, .height = k->height, .width = k->width,
+                          .out_width = k->out_width, .pad_top = k->pad_top, .pad_left = k->pad_left,
+                          .first = row, .last = row + next - unit,
+                          .low = k->low, .high = k->high, .clips = k->clips};
+        depthwise_3x3(&part, stride);
+    }
+}
+
 SHARED_KERNEL(aegis_depthwise_channels_last, windows) {
     const windows *k = arguments;
-    if (k->kernel_height == 3 && k->kernel_width == 3) channel_rows(k, self, DEPTHWISE, 3, 3);
+    if (is_three_by_three(k)) depthwise_strips(k, self);
     else channel_rows(k, self, DEPTHWISE, k->kernel_height, k->kernel_width);
 }
 

@@ -126,7 +126,7 @@ SHARED_KERNEL(aegis_conv_pixels, convolution) {
  *           for each run: accumulate;  then write it to Y (to planes: turned round)
  *
  * W is packed [maps / PANEL][kernel row][kernel column][depth][PANEL]. Workers share the pairs of block
- * and panel.
+ * and panel, and the pixels of those at which their shares meet.
  */
 
 /* Where a block's windows are read; strides in floats between rows and columns of the input. */
@@ -251,21 +251,40 @@ static block_source read_block(const convolution *c, int64_t image, int64_t firs
     return (block_source){copy, c->copy_width * c->depth, c->depth, row};
 }
 
+/* Where a worker begins: at a pixel of a block, for one panel. */
+typedef struct { int64_t unit, pixel; } place;
+
+/* The place at which so much of the work is done, counted in registers of sums of one pixel. There are
+ * few pairs of block and panel, and they do not weigh the same: a share is cut at tiles instead. */
+static place place_of(const convolution *c, int64_t work) {
+    int64_t pixels = c->out_height * c->out_width, blocks = ceil_divide(pixels, c->block);
+    int64_t panels = ceil_divide(c->maps, PANEL), registers = ceil_divide(c->maps, LANES);
+    int64_t image = work / (pixels * registers), rest = work % (pixels * registers);
+    int64_t block = rest / (c->block * registers);
+    rest -= block * c->block * registers;
+    int64_t whole = smaller(c->block, pixels - block * c->block), panel = rest / (whole * VECTORS);
+    rest -= panel * whole * VECTORS;
+    int64_t pixel = rest / smaller(VECTORS, registers - panel * VECTORS);
+    return (place){(image * blocks + block) * panels + panel, smaller(whole, ceil_divide(pixel, ROWS) * ROWS)};
+}
+
 SHARED_KERNEL(aegis_conv_channels, convolution) {
     const convolution *c = arguments;
     int64_t pixels = c->out_height * c->out_width, blocks = ceil_divide(pixels, c->block);
     int64_t panels = ceil_divide(c->maps, PANEL), read = -1;
     int64_t panel_floats = c->kernel_height * c->kernel_width * c->depth;
-    range mine = part_of(self, c->batch * c->groups * blocks * panels);
+    range mine = part_of(self, c->batch * c->groups * pixels * ceil_divide(c->maps, LANES));
+    place begin = place_of(c, mine.first), stop = place_of(c, mine.last);
     block_source from = {};
     float *kept = c->workspace + self.thread * c->workspace_floats;
-    for (int64_t unit = mine.first; unit < mine.last; unit++) {
+    for (int64_t unit = begin.unit; unit < stop.unit + (stop.pixel > 0); unit++) {
         int64_t image = unit / panels / blocks, group = image % c->groups;
-        int64_t first = unit / panels % blocks * c->block, last = smaller(first + c->block, pixels);
-        int64_t map = unit % panels * PANEL;
+        int64_t block = unit / panels % blocks * c->block, map = unit % panels * PANEL;
+        int64_t first = block + (unit == begin.unit ? begin.pixel : 0);
+        int64_t last = unit == stop.unit ? block + stop.pixel : smaller(block + c->block, pixels);
         if (unit / panels != read) {
             read = unit / panels;
-            from = read_block(c, image, first, kept + (c->chunk ? c->block * PANEL : 0));
+            from = read_block(c, image, block, kept + (c->chunk ? c->block * PANEL : 0));
         }
         epilogue end = finish(c, image, 0, 1);
         int64_t results = c->y_is_planar ? image * c->maps * pixels

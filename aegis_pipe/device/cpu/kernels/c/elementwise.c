@@ -2,6 +2,9 @@
  *
  * 16 elements at a time; a remainder goes through the same code in a padded register, so a value
  * does not depend on its place. Results may be written over an operand.
+ *
+ * `aegis_<function>_rows` is a function in place over rows that are not dense: what another kernel
+ * does to its results while they are in cache (see gemm.c), with the bits of the kernel of its own.
  */
 #include "functions.h"
 #include "step.h"
@@ -24,6 +27,11 @@ typedef struct {
             wide_store(m->y + i, name##_of(wide_load(m->x + i), p, q));                  \
         if (rest)                                                                        \
             wide_store_part(m->y + i, name##_of(wide_load_part(m->x + i, rest), p, q), rest); \
+    }                                                                                    \
+    EXPORT void aegis_##name##_rows(float *y, int64_t row, int64_t rows, int64_t columns, float p, float q) { \
+        for (int64_t r = 0; r < rows; r++, y += row)                                     \
+            for (int64_t i = 0; i < columns; i += WIDE)                                  \
+                row_store(y, i, columns, name##_of(row_load(y, i, columns), wide_of(p), wide_of(q))); \
     }
 
 MAP(relu, wide_at_least(x, wide_of(0)))

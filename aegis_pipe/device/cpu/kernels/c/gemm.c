@@ -1,4 +1,4 @@
-/* Matrix products: Y[i] = scale * A[i] B[i] + addend_scale * addend, for a batch of i.
+/* Matrix products: Y[i] = f(scale * A[i] B[i] + addend_scale * addend), for a batch of i.
  *
  * B is in panels (see tile.h): packed once at load if it is constant, else packed here, once for
  * each matrix of the batch, into the planned workspace.
@@ -10,6 +10,8 @@
  *
  * (Goto and van de Geijn 2008.) Copied, the rows of a tile are neighbours: in A they lie whole rows
  * apart, often all in the same set of the cache. Workers share the pairs of block and panel.
+ *
+ * f, if there is one, is taken of a tile that has just been stored and lies in the first-level cache.
  */
 #include "panels.h"
 #include "step.h"
@@ -23,6 +25,8 @@ typedef struct {
     int64_t b_step, b_column; /* strides of a plain B: along the depth, between columns */
     int64_t b_is_plain;
     epilogue end;
+    void (*function)(float *y, int64_t row, int64_t rows, int64_t columns, float p, float q); /* or NULL */
+    float p, q; /* its parameters */
 } gemm;
 
 /* The longest chunk; floats that a block has of A in one chunk, and of Y in one group, at most. */
@@ -73,6 +77,9 @@ static void multiply(const gemm *g, operand a, passage k, const float *panel, co
     for (int64_t row = rows.first; row < rows.last; row += tile, a.first += tile * a.row, i++) {
         const float *ahead = panel_ahead(panel, next, i);
         TILE_DISPATCH(gemm_tile, smaller(tile, rows.last - row), vectors, g, a, k, panel, ahead, y, row, column)
+        if (k.ends && g->function)
+            g->function(y + row * g->columns + column, g->columns, smaller(tile, rows.last - row),
+                        smaller(PANEL, g->columns - column), g->p, g->q);
     }
 }
 

@@ -46,6 +46,7 @@ def cases() -> dict[str, Case]:
         "last 1x1 added": _conv(
             "channels", (1, 9, 7, 24), (70, 24, 1, 1), residual=(1, 9, 7, 70), **relu
         ),
+        "last 1x1 in blocks": _conv("channels", (1, 31, 23, 96), (200, 96, 1, 1), **clip),
         "last 1x1 strided": _conv("channels", (2, 9, 7, 24), (40, 24, 1, 1), strides=two),
         "last 3x3 of colours": _conv(
             "channels", (1, 33, 40, 3), (20, 3, 3, 3), pads=one, strides=two, **clip
@@ -80,6 +81,41 @@ def cases() -> dict[str, Case]:
         ),
         "last depthwise": _conv(
             "depthwise_channels_last", (2, 11, 13, 37), (37, 1, 3, 3), group=37, pads=one, **clip
+        ),
+        "last depthwise by 2": _conv(
+            "depthwise_channels_last",
+            (2, 13, 28, 37),
+            (37, 1, 3, 3),
+            residual=(2, 7, 14, 37),
+            group=37,
+            pads=one,
+            strides=two,
+            **clip,
+        ),
+        "last depthwise in strips": _conv(
+            "depthwise_channels_last", (1, 40, 60, 50), (50, 1, 3, 3), group=50, pads=one
+        ),
+        "last depthwise narrow": _conv(
+            "depthwise_channels_last", (1, 6, 1, 16), (16, 1, 3, 3), group=16, pads=one
+        ),
+        "last depthwise narrow by 2": _conv(
+            "depthwise_channels_last",
+            (1, 2, 2, 20),
+            (20, 1, 3, 3),
+            group=20,
+            pads=[3, 3, 2, 2],
+            strides=two,
+        ),
+        "last depthwise of wide pads": _conv(
+            "depthwise_channels_last", (1, 5, 2, 20), (20, 1, 3, 3), group=20, pads=[4, 3, 2, 5]
+        ),
+        "last depthwise uneven": _conv(
+            "depthwise_channels_last",
+            (1, 9, 10, 20),
+            (20, 1, 3, 3),
+            group=20,
+            pads=one,
+            strides=[1, 2],
         ),
         "last depthwise strided": _conv(
             "depthwise_channels_last",

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from aegis_pipe.device.cpu.kernels.product_endings import ENDINGS
 from tests.unit.device.cpu.kernels import channels_last_cases
 from tests.unit.device.cpu.kernels.attention_cases import ATTENTION
 from tests.unit.device.cpu.kernels.block_cases import BLOCKS
 from tests.unit.device.cpu.kernels.case import Case, random
 from tests.unit.device.cpu.kernels.indexing_cases import INDEXING
+from tests.unit.device.cpu.kernels.inverted_residual_cases import inverted_residuals
 from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
 from tests.unit.device.cpu.kernels.recurrent_cases import RECURRENT
 from tests.unit.device.cpu.kernels.resizing_cases import RESIZING
@@ -144,8 +146,22 @@ def _gemm(trans_a: int, trans_b: int, addend: Sequence[int] | None, constant: bo
     return Case(kernel, node, values, (1,) * constant)
 
 
+def _ended(activation: str, constant: bool) -> Case:
+    """A depth of several chunks; columns that fill a panel and some that do not."""
+    known_elsewhere = activation in ("LeakyRelu", "Sigmoid", "Tanh")
+    node = make_node(
+        "FusedGemm", 3, domain="com.microsoft", activation=activation, activation_alpha=0.7
+    )
+    values = [random(13, 350) * np.float32(0.1), random(350, 75), random(75)]
+    kernel = "native.gemm" if constant else "native.gemm_dynamic"
+    return Case(kernel, node, values, (1,) * constant, like_onnxruntime=known_elsewhere)
+
+
 def products() -> dict[str, Case]:
     cases = {}
+    for activation in ENDINGS:
+        for constant in (False, True):
+            cases[f"{activation} behind gemm {constant}"] = _ended(activation, constant)
     for constant in (False, True):
         for a, b in (
             ((5, 7), (7, 9)),
@@ -354,6 +370,7 @@ CASES: dict[str, Case] = {
     **transposed_convolutions(),
     **channels_last_cases.cases(),
     **fused_convolutions(),
+    **inverted_residuals(),
     **products(),
     **elementwise(),
     **pools(),

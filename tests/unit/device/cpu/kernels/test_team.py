@@ -60,6 +60,26 @@ def image_model() -> onnx.ModelProto:
     )
 
 
+def block_model() -> onnx.ModelProto:
+    """Inverted residual blocks, wide enough to be one kernel each, of rows that no team divides."""
+    return model_of(
+        "(float[2,3,66,70] x) => (float[2,24,17,18] y) {"
+        f" s = Conv <strides=[2,2], {SAME}> (x, stem)"
+        " a = Conv (s, widen) b = Relu (a)"
+        f" c = Conv <group=72, {SAME}> (b, depthwise) d = Relu (c)"
+        " e = Conv (d, narrow) f = Add (e, s)"
+        " g = Conv (f, widen) h = Relu (g)"
+        f" i = Conv <group=72, strides=[2,2], {SAME}> (h, depthwise)"
+        " y = Conv (i, narrow) }",
+        {
+            "stem": _values(24, 3, 3, 3),
+            "widen": _values(72, 24, 1, 1),
+            "depthwise": _values(72, 1, 3, 3),
+            "narrow": _values(24, 72, 1, 1),
+        },
+    )
+
+
 def sequence_model() -> onnx.ModelProto:
     """Products of two results, normalisations, transposes."""
     return model_of(
@@ -134,7 +154,9 @@ def results(model: onnx.ModelProto, threads: int, *, runs: int = 1) -> Iterator[
             yield b"".join(found[name].tobytes() for name in sorted(found))
 
 
-@pytest.mark.parametrize("make", [image_model, sequence_model, attention_model, recurrent_model])
+@pytest.mark.parametrize(
+    "make", [image_model, block_model, sequence_model, attention_model, recurrent_model]
+)
 def test_bits_do_not_depend_on_the_number_of_threads(make) -> None:
     model = make()
     alone = next(results(model, 1))
@@ -155,7 +177,7 @@ def test_two_streams_have_teams_of_their_own() -> None:
             one.close()
 
 
-@pytest.mark.parametrize("make", [image_model, sequence_model, attention_model])
+@pytest.mark.parametrize("make", [image_model, block_model, sequence_model, attention_model])
 def test_bits_do_not_depend_on_the_instruction_set(make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole models, because the choice of a kernel must not depend on it either."""
     assert native.LIBRARY is not None

@@ -1,0 +1,1 @@
+"""The checks of a device, a file for each thing that a device has to do."""
