@@ -207,12 +207,22 @@ def make_node(
 
 
 def run_onnxruntime(
-    proto: onnx.NodeProto, values: Sequence[np.ndarray | None], opset: int
+    proto: onnx.NodeProto,
+    values: Sequence[np.ndarray | None],
+    opset: int,
+    constants: Sequence[int] = (),
 ) -> list[np.ndarray]:
     import onnxruntime
 
+    known = [
+        numpy_helper.from_array(value, proto.input[position])
+        for position in constants
+        if (value := values[position]) is not None
+    ]
     feeds: Mapping[str, np.ndarray] = {
-        name: value for name, value in zip(proto.input, values, strict=True) if name
+        name: value
+        for position, (name, value) in enumerate(zip(proto.input, values, strict=True))
+        if name and value is not None and position not in constants
     }
     inputs = [
         helper.make_tensor_value_info(
@@ -225,7 +235,9 @@ def run_onnxruntime(
     if proto.domain:
         imports.append(helper.make_opsetid(proto.domain, 1))
     model = helper.make_model(
-        helper.make_graph([proto], "one", inputs, outputs), opset_imports=imports, ir_version=9
+        helper.make_graph([proto], "one", inputs, outputs, known),
+        opset_imports=imports,
+        ir_version=9,
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

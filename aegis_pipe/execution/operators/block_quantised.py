@@ -63,6 +63,7 @@ def _lower_matmul(context: OperatorContext) -> Lowered:
     data, weights, scales, zeros, order, bias = reading.data_positions(context, 6)
     attributes = _sizes(context, 4)
     attributes["is_reordered"] = int(order >= 0)
+    attributes["accuracy_level"] = reading.integer(context, "accuracy_level", 0)
     attributes["is_prepacked"] = reading.integer(context, "weight_prepacked", 0)
     return Lowered(
         context.node.qualified_operator, attributes, (data, weights, scales, zeros, bias)

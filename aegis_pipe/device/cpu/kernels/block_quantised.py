@@ -16,6 +16,9 @@ from aegis_pipe.tensor import TensorSpec
 
 _UINT8 = np.dtype(np.uint8)
 _FOUR_BITS = (np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4))
+_BYTES_WILL_DO = 4
+"""The accuracy_level by which A may be rounded to 8 bits."""
+_LEVEL_MAX = np.float32(127)
 _TILE_ELEMENTS = 64 << 10
 
 
@@ -49,6 +52,13 @@ def _accepts_matmul(request: KernelRequest) -> bool:
     )
 
 
+def quantises_left(request: KernelRequest) -> bool:
+    """Return whether A becomes bytes, block by block, as ONNX Runtime's accuracy_level 4 has it."""
+    zeros = request.inputs[3]
+    is_wanted = operands.integer(request, "accuracy_level") == _BYTES_WILL_DO
+    return is_wanted and (zeros is None or zeros.dtype == _UINT8)
+
+
 def _matmul_scratch(request: KernelRequest) -> Sequence[TensorSpec]:
     _, columns, blocks, tile = _matmul_sizes(request)
     size = operands.integer(request, "block_size")
@@ -59,6 +69,8 @@ def _matmul_scratch(request: KernelRequest) -> Sequence[TensorSpec]:
         TensorSpec(FLOAT32, (tile, blocks, size)),
         TensorSpec(_UINT8, (columns, blocks)),
         TensorSpec(FLOAT32, (rows, tile)),
+        *([TensorSpec(FLOAT32, (rows, blocks, size))] if quantises_left(request) else []),
+        *([TensorSpec(FLOAT32, (rows, blocks, 1))] * 3 if quantises_left(request) else []),
     )
 
 
@@ -76,11 +88,15 @@ def _bind_matmul(
     depth, columns, blocks, tile = _matmul_sizes(request)
     bits = operands.integer(request, "bits")
     data = operands.required(inputs, 0).reshape(-1, depth)
+    round_left: Callable[[], None] | None = None
+    if quantises_left(request):
+        round_left = _rounding(data, *scratch[4:])
+        data = scratch[4].reshape(len(data), -1)[:, :depth]
     result = operands.required(outputs).reshape(-1, columns)
     weights = operands.required(inputs, 1).reshape(columns, blocks, -1)
     scales = operands.required(inputs, 2).reshape(columns, blocks, 1)
     given_zeros, bias = operands.optional(inputs, 3), operands.optional(inputs, 4)
-    levels, real, unpacked_zeros, product = scratch
+    levels, real, unpacked_zeros, product = scratch[:4]
     zeros: np.ndarray | int = 1 << (bits - 1)
     packed_zeros = None
     if given_zeros is not None and given_zeros.dtype == FLOAT32:
@@ -105,6 +121,8 @@ def _bind_matmul(
         )
 
     def run() -> None:
+        if round_left is not None:
+            round_left()
         if packed_zeros is not None:
             _unpack(packed_zeros, bits, unpacked_zeros)
         for packed, zero, scale, level, weight, factor, partial, target in tiles:
@@ -115,6 +133,30 @@ def _bind_matmul(
             np.copyto(target, partial)
         if bias is not None:
             np.add(result, bias, out=result)
+
+    return run
+
+
+def _rounding(
+    data: np.ndarray, blocks: np.ndarray, reach: np.ndarray, low: np.ndarray, factor: np.ndarray
+) -> Callable[[], None]:
+    """Return what writes A's blocks, each rounded to 127 levels on both sides of 0."""
+    rows, depth = data.shape
+    padded = blocks.reshape(rows, -1)
+
+    def run() -> None:
+        padded[:, depth:] = 0
+        np.copyto(padded[:, :depth], data)
+        np.maximum.reduce(blocks, axis=2, keepdims=True, out=reach)
+        np.minimum.reduce(blocks, axis=2, keepdims=True, out=low)
+        np.negative(low, out=low)
+        np.maximum(reach, low, out=reach)
+        factor.fill(0)
+        np.divide(_LEVEL_MAX, reach, out=factor, where=reach != 0)
+        np.multiply(blocks, factor, out=blocks)
+        np.rint(blocks, out=blocks)
+        np.divide(reach, _LEVEL_MAX, out=reach)
+        np.multiply(blocks, reach, out=blocks)
 
     return run
 

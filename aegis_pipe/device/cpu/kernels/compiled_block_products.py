@@ -1,23 +1,30 @@
-"""Compiled products with weights quantised in blocks to 4 or 8 bits (`c/block_products.c`).
+"""Compiled products with weights quantised in blocks to 4 or 8 bits.
 
-native.gemm.blocks  MatMulNBits; constant weights, in memory as small as they come
+native.gemm.blocks        MatMulNBits (`c/block_products.c`); constant weights, packed as they come
+native.gemm.blocks.bytes  the same with A quantised by blocks, accuracy_level 4 (`c/block_bytes.c`)
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import compiled, native, operands
+from aegis_pipe.device.cpu.kernels.block_quantised import quantises_left
 from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.planned import carve, scratch_bytes
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
+from aegis_pipe.tensor import TensorSpec
 
 _LANES = 16
 _UINT8 = np.dtype(np.uint8)
 _WORD_BYTES = 4
+_BYTES_FASTER = 4
+"""Multiply-adds of bytes in the time of one of floats."""
 
 
 class _BlockProduct(ctypes.Structure):
@@ -28,6 +35,16 @@ class _BlockProduct(ctypes.Structure):
         *((name, INTEGER) for name in ("rows", "columns", "depth", "block")),
         *((name, INTEGER) for name in ("bits", "zeros_are_floats")),
         ("zero", FLOAT),
+    )
+
+
+class _BlockProductOfBytes(ctypes.Structure):
+    """`block_product` of `c/block_bytes.c`."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("a", "words", "scales", "zeros", "bias", "y")),
+        *((name, POINTER) for name in ("levels", "a_scales", "a_sums", "place")),
+        *((name, INTEGER) for name in ("rows", "columns", "depth", "block", "bits", "zero")),
     )
 
 
@@ -129,6 +146,51 @@ def _bind(
     return NativeCall(native.LIBRARY, "aegis_block_product", arguments, kept)
 
 
+def _left_specs(request: KernelRequest) -> list[TensorSpec]:
+    """Return what A becomes: levels, and for each block a scale and the sum of its levels."""
+    rows, _, _, blocks = _sizes(request)
+    size = operands.integer(request, "block_size")
+    return [
+        TensorSpec(np.dtype(np.int8), (rows, blocks * size)),
+        TensorSpec(compiled.FLOAT32, (rows, blocks)),
+        TensorSpec(np.dtype(np.int32), (rows, blocks)),
+    ]
+
+
+def _choose_bytes(request: KernelRequest) -> KernelChoice | None:
+    choice = _choose(request) if quantises_left(request) else None
+    if choice is None:
+        return None
+    # All of a team quantise A for each other: the workspace is the team's.
+    return replace(
+        choice,
+        kernel="native.gemm.blocks.bytes",
+        workspace_bytes=scratch_bytes(_left_specs(request)),
+        cost=choice.cost / _BYTES_FASTER,
+    )
+
+
+def _bind_bytes(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    assert native.LIBRARY is not None
+    rows, columns, depth, _ = _sizes(request)
+    bits, left = operands.integer(request, "bits"), carve(workspace, _left_specs(request))
+    lines, place = native.meeting_place()
+    arguments = _BlockProductOfBytes(
+        *map(native.address, (*inputs, *outputs, *left)),
+        place,
+        *(rows, columns, depth, operands.integer(request, "block_size"), bits, 1 << (bits - 1)),
+    )
+    function, kept = "aegis_block_product_of_bytes", (*inputs, *outputs, workspace, lines)
+    return NativeCall(native.LIBRARY, function, arguments, kept)
+
+
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
+    CpuKernel(("com.microsoft.MatMulNBits",), _choose_bytes, _bind_bytes),
     CpuKernel(("com.microsoft.MatMulNBits",), _choose, _bind, shares_work=True),
 )

@@ -12,15 +12,13 @@ from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER, NativeCall
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
-_INTEGERS = frozenset({"int64", "int32", "uint64", "uint32", "uint8", "int8", "bool"})
-_OF_INTEGERS = _INTEGERS | {"float32", "float64", "float16"}
-_OF_FLOATS = _INTEGERS | {"int16", "uint16"}
-_TARGETS = {
-    **dict.fromkeys(_INTEGERS, _OF_INTEGERS),
-    "float64": _OF_FLOATS | {"float32"},
-    "float32": _OF_FLOATS | {"float64", "float16", "bfloat16"},
-    "float16": _OF_FLOATS | {"float32", "bfloat16"},
-    "bfloat16": frozenset({"float32", "float16"}),
+_INTEGERS = frozenset(
+    {"int64", "int32", "int16", "uint64", "uint32", "uint16", "uint8", "int8", "bool"}
+)
+_FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
+_TARGETS = dict.fromkeys(_INTEGERS | _FLOATS, _INTEGERS | _FLOATS) | {
+    # NumPy rounds once.
+    "float64": _INTEGERS | {"float32", "bfloat16"},
 }
 """What each is cast to; to itself, nothing is to be done."""
 

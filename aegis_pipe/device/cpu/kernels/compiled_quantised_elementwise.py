@@ -1,12 +1,9 @@
-"""Compiled elementwise work between floats and bytes (`c/quantised_elementwise.c`).
+"""Compiled elementwise work on bytes (`c/quantised_elementwise.c`).
 
-native.bytes.quantise, native.bytes.dequantise   scales for the tensor, along an axis, or for
-                                                 blocks of rows
-native.quantise_shorts, native.dequantise_shorts  the same of 16 bits
-native.dequantise_words                          the same of int32
-native.bytes.quantise_dynamically                scale and zero point from the data
-native.bytes.pair                                QLinearAdd, QLinearMul
-native.bytes.map                                 functions of one element; QLinearConcat
+native.bytes.quantise_dynamically  scale and zero point from the data
+native.bytes.pair                  QLinearAdd, QLinearMul
+native.bytes.map                   functions of one element; QLinearConcat
+native.bytes.softmax               QLinearSoftmax, over neighbouring dimensions
 """
 
 from __future__ import annotations
@@ -24,7 +21,6 @@ from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
 _RANK = broadcasting.RANK
-_SIXTEEN_BITS = (np.dtype(np.int16), np.dtype(np.uint16))
 _SHORT_RUN = 4
 """Shorter runs of the last dimension leave most lanes empty."""
 _CONCAT = "com.microsoft.QLinearConcat"
@@ -35,16 +31,6 @@ _FUNCTIONS = {
     "com.microsoft.QLinearSigmoid": 2,
 }
 """Numbers of the enumeration in `c/quantised_elementwise.c`."""
-
-
-class _Rescaling(ctypes.Structure):
-    """`rescaling` of `c/quantised_elementwise.c`."""
-
-    _fields_ = (
-        *((name, POINTER) for name in ("x", "y", "scale", "zero")),
-        *((name, INTEGER) for name in ("outer", "parts", "inner", "is_signed")),
-        *((name, FLOAT) for name in ("low", "high")),
-    )
 
 
 class _DynamicQuantisation(ctypes.Structure):
@@ -80,88 +66,20 @@ class _Map(ctypes.Structure):
     )
 
 
+class _Softmax(ctypes.Structure):
+    """`byte_softmax` of `c/quantised_elementwise.c`."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("x", "y", "x_scale", "y_scale", "y_zero")),
+        *((name, INTEGER) for name in ("outer", "count", "inner", "x_is_signed", "y_is_signed")),
+        *((name, FLOAT) for name in ("low", "high")),
+    )
+
+
 class _Maps(ctypes.Structure):
     """`byte_maps` of `c/quantised_elementwise.c`."""
 
     _fields_ = (("maps", POINTER), ("count", INTEGER))
-
-
-def _split(request: KernelRequest) -> tuple[int, int, int]:
-    """Return (outer, parts, inner): how often scales repeat, how many there are, elements each."""
-    shape = operands.input_spec(request, 0).shape
-    if operands.input_spec(request, 1).element_count == 1:
-        return 1, 1, math.prod(shape)
-    block_size = operands.integer(request, "block_size")
-    if block_size:
-        return 1, math.prod(shape) // block_size, block_size
-    axis = operands.integer(request, "axis")
-    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
-
-
-def _is_in_whole_blocks(request: KernelRequest) -> bool:
-    """Return whether each scale is that of so many neighbours, or scales do not come in blocks."""
-    block_size = operands.integer(request, "block_size")
-    shape = operands.input_spec(request, 0).shape
-    if not block_size:
-        return True
-    axis = operands.integer(request, "axis") % len(shape)
-    return math.prod(shape[axis + 1 :]) == 1 and shape[axis] % block_size == 0
-
-
-def _kernel_name(request: KernelRequest, levels: np.dtype) -> str | None:
-    is_quantise = request.operator == "QuantizeLinear"
-    if levels in byte_units.EIGHT_BITS:
-        return "bytes.quantise" if is_quantise else "bytes.dequantise"
-    if levels in _SIXTEEN_BITS:
-        return "quantise_shorts" if is_quantise else "dequantise_shorts"
-    return "dequantise_words" if levels == np.int32 and not is_quantise else None
-
-
-def _choose_rescaling(request: KernelRequest) -> KernelChoice | None:
-    is_quantise = request.operator == "QuantizeLinear"
-    source, result = operands.input_spec(request, 0), operands.output_spec(request)
-    levels, real = (result, source) if is_quantise else (source, result)
-    name = _kernel_name(request, levels.dtype)
-    if native.LIBRARY is None or name is None or not levels.element_count:
-        return None
-    if not _is_in_whole_blocks(request):
-        return None
-    if real.dtype != compiled.FLOAT32 or operands.input_spec(request, 1).dtype != real.dtype:
-        return None
-    if request.attributes.get("precision", "") not in ("", "float32"):
-        return None
-    return KernelChoice(kernel=f"native.{name}", cost=elements_moved(request))
-
-
-def _held_levels(levels: np.ndarray) -> tuple[bool, float, float]:
-    """Return whether levels are signed, and the range they are held in."""
-    if levels.dtype not in byte_units.EIGHT_BITS:
-        limits = np.iinfo(levels.dtype)
-        return limits.min < 0, limits.min, limits.max
-    low, high = byte_units.level_bounds(levels.dtype)
-    return byte_units.is_signed(levels), low, high
-
-
-def _bind_rescaling(
-    request: KernelRequest,
-    choice: KernelChoice,
-    inputs: Sequence[np.ndarray | None],
-    outputs: Sequence[np.ndarray | None],
-    workspace: np.ndarray | None,
-) -> Callable[[], None]:
-    assert native.LIBRARY is not None
-    x, y = operands.required(inputs), operands.required(outputs)
-    levels = y if request.operator == "QuantizeLinear" else x
-    arguments = _Rescaling(
-        native.address(x),
-        native.address(y),
-        native.address(operands.required(inputs, 1)),
-        native.address(operands.optional(inputs, 2)),
-        *_split(request),
-        *_held_levels(levels),
-    )
-    function = f"aegis_{choice.kernel.rpartition('.')[2]}"
-    return NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs))
 
 
 def _choose_dynamic(request: KernelRequest) -> KernelChoice | None:
@@ -295,10 +213,39 @@ def _bind_map(
     return NativeCall(native.LIBRARY, "aegis_byte_map", arguments, (*inputs, y, array))
 
 
+def _choose_softmax(request: KernelRequest) -> KernelChoice | None:
+    specs = operands.input_spec(request, 0), operands.output_spec(request)
+    if native.LIBRARY is None or not all(spec.element_count for spec in specs):
+        return None
+    if not {spec.dtype for spec in specs} <= set(byte_units.EIGHT_BITS):
+        return None
+    if not byte_units.is_single(request, 1, 2, 3, 4) or not operands.integers(request, "axes"):
+        return None
+    return KernelChoice(kernel="native.bytes.softmax", cost=4 * elements_moved(request))
+
+
+def _bind_softmax(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    assert native.LIBRARY is not None
+    x, y = operands.required(inputs), operands.required(outputs)
+    axes = operands.integers(request, "axes")
+    first, last = axes[0], axes[-1] + 1
+    arguments = _Softmax(
+        *map(native.address, (x, y, operands.required(inputs, 1), operands.required(inputs, 3))),
+        native.address(operands.optional(inputs, 4)),
+        *(math.prod(x.shape[:first]), math.prod(x.shape[first:last]), math.prod(x.shape[last:])),
+        *(byte_units.is_signed(x), byte_units.is_signed(y)),
+        *byte_units.level_bounds(y.dtype),
+    )
+    return NativeCall(native.LIBRARY, "aegis_byte_softmax", arguments, (*inputs, y))
+
+
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel(
-        ("QuantizeLinear", "DequantizeLinear"), _choose_rescaling, _bind_rescaling, shares_work=True
-    ),
     CpuKernel(("DynamicQuantizeLinear",), _choose_dynamic, _bind_dynamic),
     CpuKernel(
         ("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul"),
@@ -306,5 +253,6 @@ KERNEL_FAMILY: tuple[CpuKernel, ...] = (
         _bind_pair,
         shares_work=True,
     ),
+    CpuKernel(("com.microsoft.QLinearSoftmax",), _choose_softmax, _bind_softmax, shares_work=True),
     CpuKernel(tuple(_FUNCTIONS), _choose_map, _bind_map, shares_work=True),
 )

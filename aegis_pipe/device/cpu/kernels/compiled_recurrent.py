@@ -65,7 +65,6 @@ class _Recurrence(ctypes.Structure):
     _fields_ = (("count", INTEGER), ("directions", _Direction * 2), ("place", POINTER))
 
 
-_LINE_BYTES = 64
 _SHARED_TIME_COST_MIN = 100_000
 """Multiply-adds of one time step with R; below this the team would meet more than it multiplies."""
 _BYTES_FASTER = 4
@@ -249,9 +248,7 @@ def _bind(
         _bind_direction(request, choice, inputs, outputs, workspace, direction)
         for direction in range(sizes.directions)
     ]
-    # A line of memory to itself: all workers watch it.
-    lines = np.zeros(2 * _LINE_BYTES, np.uint8)
-    place = lines.ctypes.data + -lines.ctypes.data % _LINE_BYTES
+    lines, place = native.meeting_place()
     arguments = _Recurrence(len(directions), (_Direction * 2)(*directions), place)
     function = choice.kernel.replace("native.", "aegis_")
     call = NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs, workspace, lines))

@@ -1,12 +1,15 @@
-"""Compiled Resize along one or two neighbouring dimensions (`c/resizing.c`).
+"""Compiled Resize (`c/resizing.c`), along one or two neighbouring dimensions at once.
 
 native.resize.interpolate  float32: linear, cubic, with or without antialiasing
 native.resize.repeat       nearest, elements of 1 to 8 bytes
+
+Along others each dimension is a pass, from one part of the workspace to the next: `..._in_turn`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -14,12 +17,13 @@ import numpy as np
 
 from aegis_pipe.device.cpu.kernels import compiled, native, operands
 from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
-from aegis_pipe.device.cpu.kernels.planned import elements_moved
+from aegis_pipe.device.cpu.kernels.planned import carve, elements_moved, scratch_bytes
 from aegis_pipe.device.cpu.kernels.pointwise import FLOATS, INTEGERS
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.device.resampling import COORDINATES, AxisTaps, changing_axes
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 from aegis_pipe.record import record
+from aegis_pipe.tensor import TensorSpec
 
 _LANES = 16
 _TAPS_MAX = 64
@@ -48,6 +52,12 @@ class _Interpolation(ctypes.Structure):
         *((name, _Taps) for name in ("down", "along")),
         ("value", FLOAT),
     )
+
+
+class _Passes(ctypes.Structure):
+    """`interpolations` and `repetitions` of `c/resizing.c`."""
+
+    _fields_ = (("passes", POINTER), ("count", INTEGER), ("place", POINTER))
 
 
 class _Repetition(ctypes.Structure):
@@ -98,10 +108,40 @@ def _planes(request: KernelRequest) -> _Planes | None:
             return None
         down, along = axes
         return _Planes(before, shape[first], shape[last], down.size, along.size, inner, down, along)
+    return _planes_along(shape, axes[0])
+
+
+def _planes_along(shape: Sequence[int], taps: AxisTaps) -> _Planes:
+    """Return the tensor as planes of which one axis changes."""
+    size = shape[taps.axis]
+    before, inner = math.prod(shape[: taps.axis]), math.prod(shape[taps.axis + 1 :])
     if inner >= _LANES:
         # Whole rows are blended.
-        return _Planes(before, shape[first], inner, axes[0].size, inner, 1, axes[0], None)
-    return _Planes(before, 1, shape[first], 1, axes[0].size, inner, None, axes[0])
+        return _Planes(before, size, inner, taps.size, inner, 1, taps, None)
+    return _Planes(before, 1, size, 1, taps.size, inner, None, taps)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pass:
+    """One axis resized; the others have been, or will be."""
+
+    planes: _Planes
+    shape: tuple[int, ...]
+    """Of the result."""
+
+
+def _passes(request: KernelRequest) -> list[_Pass]:
+    shape = list(operands.input_spec(request, 0).shape)
+    passes = []
+    for taps in changing_axes(request):
+        planes = _planes_along(shape, taps)
+        shape[taps.axis] = taps.size
+        passes.append(_Pass(planes, tuple(shape)))
+    return passes
+
+
+def _is_short(planes: _Planes) -> bool:
+    return planes.columns_in * planes.inner <= _INDEX_MAX
 
 
 def _accepts(request: KernelRequest) -> bool:
@@ -126,7 +166,7 @@ def _choose_interpolation(request: KernelRequest) -> KernelChoice | None:
     if not compiled.is_float32(request) or not _accepts(request):
         return None
     planes = None if operands.text(request, "mode") == "nearest" else _planes(request)
-    if planes is None or planes.columns_in * planes.inner > _INDEX_MAX:
+    if planes is None or not _is_short(planes):
         return None
     taps = [0 if axis is None else axis.positions.shape[1] for axis in (planes.down, planes.along)]
     held = _held(planes.down)
@@ -187,7 +227,20 @@ def _bind_interpolation(
     assert native.LIBRARY is not None
     planes = _planes(request)
     assert planes is not None, request.node
-    x, y, inner = operands.required(inputs), operands.required(outputs), planes.inner
+    x, y = operands.required(inputs), operands.required(outputs)
+    arguments, kept = _interpolation(request, planes, x, y, workspace)
+    return NativeCall(native.LIBRARY, "aegis_interpolate", arguments, kept)
+
+
+def _interpolation(
+    request: KernelRequest,
+    planes: _Planes,
+    x: np.ndarray,
+    y: np.ndarray,
+    workspace: np.ndarray | None,
+) -> tuple[_Interpolation, tuple[np.ndarray | None, ...]]:
+    """Return the arguments, and what they point to."""
+    inner = planes.inner
     down, along = _row_taps(planes.down), _column_taps(planes.along, inner)
     outside = _outside(planes.along, inner)
     arguments = _Interpolation(
@@ -199,17 +252,14 @@ def _bind_interpolation(
         *(_taps_of(down), _taps_of(along)),
         operands.number(request, "extrapolation_value"),
     )
-    kept = (x, y, workspace, outside, *down, *along)
-    return NativeCall(native.LIBRARY, "aegis_interpolate", arguments, kept)
+    return arguments, (x, y, workspace, outside, *down, *along)
 
 
 def _choose_repetition(request: KernelRequest) -> KernelChoice | None:
     if not _accepts(request) or operands.text(request, "mode") != "nearest":
         return None
     planes, dtype = _planes(request), operands.input_spec(request, 0).dtype
-    if planes is None or dtype not in FLOATS | INTEGERS:
-        return None
-    if planes.columns_in * planes.inner > _INDEX_MAX:
+    if planes is None or dtype not in FLOATS | INTEGERS or not _is_short(planes):
         return None
     return KernelChoice(kernel="native.resize.repeat", cost=elements_moved(request))
 
@@ -225,6 +275,14 @@ def _bind_repetition(
     planes = _planes(request)
     assert planes is not None, request.node
     x, y = operands.required(inputs), operands.required(outputs)
+    arguments, kept = _repetition(request, planes, x, y)
+    return NativeCall(native.LIBRARY, "aegis_repeat", arguments, kept)
+
+
+def _repetition(
+    request: KernelRequest, planes: _Planes, x: np.ndarray, y: np.ndarray
+) -> tuple[_Repetition, tuple[np.ndarray | None, ...]]:
+    """Return the arguments, and what they point to."""
     down = None if planes.down is None else _row_positions(planes.down)[0]
     outside = _outside(planes.along, planes.inner)
     item, along = x.itemsize, None
@@ -250,8 +308,7 @@ def _bind_repetition(
         *(planes.bands, outside.size, item, doubles),
         int(value.view(np.uint64)[0]),
     )
-    kept = (x, y, down, along, outside)
-    return NativeCall(native.LIBRARY, "aegis_repeat", arguments, kept)
+    return arguments, (x, y, down, along, outside)
 
 
 def _moves_as_one(size_bytes: int) -> bool:
@@ -264,7 +321,70 @@ def _extrapolation(request: KernelRequest, dtype: np.dtype) -> np.ndarray:
     return value.view(np.uint8)
 
 
+def _between(request: KernelRequest) -> list[TensorSpec]:
+    """Return what lies between the passes."""
+    dtype = operands.input_spec(request, 0).dtype
+    return [TensorSpec(dtype, one.shape) for one in _passes(request)[:-1]]
+
+
+def _choose_in_turn(request: KernelRequest) -> KernelChoice | None:
+    dtype, mode = operands.input_spec(request, 0).dtype, operands.text(request, "mode")
+    if not _accepts(request) or dtype not in FLOATS | INTEGERS:
+        return None
+    passes = _passes(request)
+    is_short = all(_is_short(one.planes) for one in passes)
+    if len(passes) < 2 or _planes(request) is not None or not is_short:
+        return None
+    if mode == "nearest":
+        kernel, cost = "native.resize.repeat_in_turn", 2.0
+    else:
+        # What lies outside of the input would be blended by a later pass.
+        axes = [axis for one in passes for axis in (one.planes.down, one.planes.along) if axis]
+        is_inside = not any(axis.outside.size for axis in axes)
+        is_held = all(_held(one.planes.down) <= _TAPS_MAX for one in passes)
+        if not compiled.is_float32(request) or not is_inside or not is_held:
+            return None
+        kernel = "native.resize.interpolate_in_turn"
+        cost = float(max(axis.positions.shape[1] for axis in axes))
+    elements = sum(math.prod(one.shape) for one in passes)
+    # Passes read what other workers wrote: the workspace is the team's.
+    return KernelChoice(
+        kernel=kernel, workspace_bytes=scratch_bytes(_between(request)), cost=cost * elements
+    )
+
+
+def _bind_in_turn(
+    request: KernelRequest,
+    choice: KernelChoice,
+    inputs: Sequence[np.ndarray | None],
+    outputs: Sequence[np.ndarray | None],
+    workspace: np.ndarray | None,
+) -> Callable[[], None]:
+    assert native.LIBRARY is not None
+    arrays = [
+        operands.required(inputs),
+        *carve(workspace, _between(request)),
+        operands.required(outputs),
+    ]
+    pairs = zip(_passes(request), arrays[:-1], arrays[1:], strict=True)
+    passes: ctypes.Array[_Repetition] | ctypes.Array[_Interpolation]
+    kept: list[np.ndarray | None] = [*arrays, workspace]
+    if choice.kernel.endswith("repeat_in_turn"):
+        moved = [_repetition(request, one.planes, x, y) for one, x, y in pairs]
+        passes = (_Repetition * len(moved))(*(arguments for arguments, _ in moved))
+        kept += itertools.chain.from_iterable(tables for _, tables in moved)
+    else:
+        blended = [_interpolation(request, one.planes, x, y, None) for one, x, y in pairs]
+        passes = (_Interpolation * len(blended))(*(arguments for arguments, _ in blended))
+        kept += itertools.chain.from_iterable(tables for _, tables in blended)
+    lines, place = native.meeting_place()
+    arguments = _Passes(ctypes.addressof(passes), len(passes), place)
+    function = f"aegis_{choice.kernel.rpartition('.')[2]}"
+    return NativeCall(native.LIBRARY, function, arguments, (passes, lines, *kept))
+
+
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
     CpuKernel(("Resize",), _choose_interpolation, _bind_interpolation, shares_work=True),
     CpuKernel(("Resize",), _choose_repetition, _bind_repetition, shares_work=True),
+    CpuKernel(("Resize",), _choose_in_turn, _bind_in_turn),
 )

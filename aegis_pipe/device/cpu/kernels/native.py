@@ -30,6 +30,7 @@ _SHARED_COST_MIN = 100_000
 """Below this a kernel is over before a team of threads has met."""
 _TOGETHER_COST_MIN = 2_000_000
 """Below this a stretch of kernels is over before a sleeping thread has woken up."""
+_LINE_BYTES = 64
 HIGHEST_BYTE_UNIT = 2
 """Of the units of `c/byte_products.c`, the last one."""
 
@@ -262,6 +263,12 @@ def _raise_first(noted: Sequence[Callable[[], AegisError | None]]) -> None:
         first = first or error
     if first is not None:
         raise first
+
+
+def meeting_place() -> tuple[np.ndarray, int]:
+    """Return memory to keep, and in it where workers meet: a line to itself, as all watch it."""
+    lines = np.zeros(2 * _LINE_BYTES, np.uint8)
+    return lines, lines.ctypes.data + -lines.ctypes.data % _LINE_BYTES
 
 
 def address(array: np.ndarray | None) -> int | None:

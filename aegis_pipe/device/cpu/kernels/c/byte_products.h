@@ -35,6 +35,9 @@ typedef struct {
     int32_t *sums;         /* [rows][BYTE_BLOCK_COLUMNS] */
 } byte_block;
 
+/* Whether there is an instruction for bytes: 0 if not. */
+int64_t byte_unit(void);
+
 /* A kernel calls these before its first and after its last product. `rows` is the number of rows
  * that it has in all; blocks are then cut by `byte_block_start`. */
 int64_t begin_byte_products(int64_t rows);

@@ -9,7 +9,7 @@
  *
  * Who includes this has defined what every CAST of the lists below becomes, of CAST_RUN.
  */
-#include "vector.h"
+#include "halves.h"
 
 #define CAST_RUN(name, from, to, expression)                                                 \
     INLINE void cast_##name##_run(const from *source, to *target, int64_t count) {           \
@@ -23,33 +23,23 @@
     CAST(name##_float32, type, float, x)                 \
     CAST(name##_float64, type, double, x)                \
     CAST(name##_float16, type, _Float16, (float)x)       \
+    CAST(name##_bfloat16, type, uint16_t, to_bfloat((float)x)) \
     CAST(name##_int64, type, int64_t, x)                 \
     CAST(name##_int32, type, int32_t, x)                 \
+    CAST(name##_int16, type, int16_t, x)                 \
+    CAST(name##_uint16, type, uint16_t, x)               \
     CAST(name##_uint64, type, uint64_t, x)               \
     CAST(name##_uint32, type, uint32_t, x)               \
     CAST(name##_uint8, type, uint8_t, x)                 \
     CAST(name##_int8, type, int8_t, x)                   \
     CAST(name##_bool, type, uint8_t, x != 0)
 
-/* A bfloat16 is the upper half of a float32. */
-INLINE float from_bfloat(uint16_t upper) {
-    uint32_t bits = (uint32_t)upper << 16;
-    float x;
-    __builtin_memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-INLINE uint16_t to_bfloat(float x) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, &x, sizeof bits);
-    uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
-    return (uint16_t)(x != x ? bits >> 16 | 0x40 : rounded >> 16);
-}
-
 CASTS_OF(int64, int64_t)
 CASTS_OF(int32, int32_t)
 CASTS_OF(uint64, uint64_t)
 CASTS_OF(uint32, uint32_t)
+CASTS_OF(int16, int16_t)
+CASTS_OF(uint16, uint16_t)
 CASTS_OF(uint8, uint8_t)
 CASTS_OF(int8, int8_t)
 CASTS_OF(bool, uint8_t)
@@ -73,6 +63,7 @@ CASTS_OF(bool, uint8_t)
 CASTS_OF_FLOATS(float32, float, )
 CASTS_OF_FLOATS(float64, double, )
 CASTS_OF_FLOATS(float16, _Float16, (float))
+CASTS_OF_FLOATS(bfloat16, uint16_t, from_bfloat)
 CAST(float32_float64, float, double, x)
 CAST(float64_float32, double, float, x)
 CAST(float16_float32, _Float16, float, x)
@@ -81,3 +72,6 @@ CAST(bfloat16_float32, uint16_t, float, from_bfloat(x))
 CAST(float32_bfloat16, float, uint16_t, to_bfloat(x))
 CAST(float16_bfloat16, _Float16, uint16_t, to_bfloat((float)x))
 CAST(bfloat16_float16, uint16_t, _Float16, from_bfloat(x))
+CAST(float16_float64, _Float16, double, x)
+CAST(bfloat16_float64, uint16_t, double, from_bfloat(x))
+CAST(float64_bfloat16, double, uint16_t, to_bfloat((float)x))

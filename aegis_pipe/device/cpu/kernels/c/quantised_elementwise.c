@@ -1,135 +1,6 @@
-/* Element by element between floats and bytes, and between bytes on different scales. */
+/* Element by element between bytes on different scales, and from floats on a scale of their own. */
 #include "functions.h"
-#include "quantise.h"
-#include "step.h"
-
-/* Scales and zero points hold for the whole tensor, or for each position of an axis: x is
- * [outer][parts][inner], with one scale a part. */
-typedef struct {
-    const void *x;
-    void *y;
-    const float *scale;
-    const uint8_t *zero; /* NULL: 0 */
-    int64_t outer, parts, inner;
-    int64_t is_signed; /* the bytes */
-    float low, high;
-} rescaling;
-
-INLINE float zero_point(const uint8_t *zero, int64_t i, int64_t is_signed) {
-    if (!zero) return 0;
-    return is_signed ? (float)(int8_t)zero[i] : (float)zero[i];
-}
-
-/* A worker's part of each row of `count`, in whole registers but for the row's end. */
-INLINE range part_of_row(worker self, int64_t count) {
-    range part = part_of(self, ceil_divide(count, WIDE));
-    return (range){part.first * WIDE, smaller(count, part.last * WIDE)};
-}
-
-SHARED_KERNEL(aegis_quantise, rescaling) {
-    const rescaling *q = arguments;
-    const float *x = q->x;
-    uint8_t *y = q->y;
-    range part = part_of_row(self, q->inner);
-    for (int64_t o = 0; o < q->outer; o++)
-        for (int64_t p = 0; p < q->parts; p++, x += q->inner, y += q->inner)
-            quantise_row(x + part.first, part.last - part.first, q->scale[p],
-                         range_of_levels(zero_point(q->zero, p, q->is_signed), q->low, q->high), y + part.first);
-}
-
-typedef uint8_t wide_unsigned_bytes __attribute__((vector_size(WIDE)));
-
-INLINE wide bytes_to_wide(const uint8_t *p, int64_t is_signed) {
-    wide_bytes b;
-    __builtin_memcpy(&b, p, sizeof b);
-    return is_signed ? __builtin_convertvector(b, wide) : __builtin_convertvector((wide_unsigned_bytes)b, wide);
-}
-/* The first `count` < WIDE bytes; zeros behind them. */
-INLINE wide bytes_to_wide_part(const uint8_t *p, int64_t count, int64_t is_signed) {
-    uint8_t part[WIDE] = {0};
-    for (int64_t i = 0; i < count; i++) part[i] = p[i];
-    return bytes_to_wide(part, is_signed);
-}
-INLINE wide byte_row_load(const uint8_t *row, int64_t i, int64_t count, int64_t is_signed) {
-    return i + WIDE <= count ? bytes_to_wide(row + i, is_signed)
-                             : bytes_to_wide_part(row + i, count - i, is_signed);
-}
-
-SHARED_KERNEL(aegis_dequantise, rescaling) {
-    const rescaling *q = arguments;
-    range part = part_of_row(self, q->inner);
-    const uint8_t *x = q->x;
-    float *y = q->y;
-    for (int64_t o = 0; o < q->outer; o++)
-        for (int64_t p = 0; p < q->parts; p++, x += q->inner, y += q->inner) {
-            wide zero = wide_of(zero_point(q->zero, p, q->is_signed)), scale = wide_of(q->scale[p]);
-            for (int64_t i = part.first; i < part.last; i += WIDE)
-                row_store(y, i, q->inner, (byte_row_load(x, i, q->inner, q->is_signed) - zero) * scale);
-        }
-}
-
-/* Levels and zero points are int32: sums of products, biases. */
-SHARED_KERNEL(aegis_dequantise_words, rescaling) {
-    const rescaling *q = arguments;
-    range part = part_of_row(self, q->inner);
-    const float *x = q->x; /* their bits */
-    const int32_t *zeros = (const int32_t *)(const void *)q->zero;
-    float *y = q->y;
-    for (int64_t o = 0; o < q->outer; o++)
-        for (int64_t p = 0; p < q->parts; p++, x += q->inner, y += q->inner) {
-            wide zero = wide_of(zeros ? (float)zeros[p] : 0), scale = wide_of(q->scale[p]);
-            for (int64_t i = part.first; i < part.last; i += WIDE) {
-                wide levels = __builtin_convertvector((wide_int)row_load(x, i, q->inner), wide);
-                row_store(y, i, q->inner, (levels - zero) * scale);
-            }
-        }
-}
-
-/* Levels and zero points of two bytes. */
-typedef int16_t wide_shorts __attribute__((vector_size(WIDE * 2)));
-typedef uint16_t wide_unsigned_shorts __attribute__((vector_size(WIDE * 2)));
-
-INLINE wide shorts_to_wide(const uint16_t *p, int64_t count, int64_t is_signed) {
-    wide_shorts s = {0};
-    if (count >= WIDE) __builtin_memcpy(&s, p, sizeof s);
-    else
-        for (int64_t i = 0; i < count; i++) s[i] = (int16_t)p[i];
-    return is_signed ? __builtin_convertvector(s, wide) : __builtin_convertvector((wide_unsigned_shorts)s, wide);
-}
-
-SHARED_KERNEL(aegis_dequantise_shorts, rescaling) {
-    const rescaling *q = arguments;
-    range part = part_of_row(self, q->inner);
-    const uint16_t *x = q->x, *zeros = (const uint16_t *)(const void *)q->zero;
-    float *y = q->y;
-    for (int64_t o = 0; o < q->outer; o++)
-        for (int64_t p = 0; p < q->parts; p++, x += q->inner, y += q->inner) {
-            wide zero = wide_of(zeros ? shorts_to_wide(zeros + p, 1, q->is_signed)[0] : 0);
-            for (int64_t i = part.first; i < part.last; i += WIDE) {
-                wide levels = shorts_to_wide(x + i, q->inner - i, q->is_signed);
-                row_store(y, i, q->inner, (levels - zero) * wide_of(q->scale[p]));
-            }
-        }
-}
-
-SHARED_KERNEL(aegis_quantise_shorts, rescaling) {
-    const rescaling *q = arguments;
-    range part = part_of_row(self, q->inner);
-    const float *x = q->x;
-    const uint16_t *zeros = (const uint16_t *)(const void *)q->zero;
-    uint16_t *y = q->y;
-    for (int64_t o = 0; o < q->outer; o++)
-        for (int64_t p = 0; p < q->parts; p++, x += q->inner, y += q->inner) {
-            wide zero = wide_of(zeros ? shorts_to_wide(zeros + p, 1, q->is_signed)[0] : 0);
-            for (int64_t i = part.first; i < part.last; i += WIDE) {
-                wide level = __builtin_elementwise_roundeven(row_load(x, i, q->inner) / q->scale[p]) + zero;
-                level = wide_at_most(wide_at_least(level, wide_of(q->low)), wide_of(q->high));
-                wide_int whole = __builtin_convertvector(level, wide_int);
-                wide_unsigned_shorts bits = __builtin_convertvector(whole, wide_unsigned_shorts);
-                __builtin_memcpy(y + i, &bits, (size_t)smaller(WIDE, q->inner - i) * sizeof *y);
-            }
-        }
-}
+#include "levels.h"
 
 typedef struct {
     const float *x;
@@ -239,4 +110,74 @@ typedef struct { const byte_map *maps; int64_t count; } byte_maps;
 SHARED_KERNEL(aegis_byte_map, byte_maps) {
     const byte_maps *m = arguments;
     for (int64_t i = 0; i < m->count; i++) map_bytes(&m->maps[i], self);
+}
+
+/* Softmax of bytes: X[outer][count][inner], over the `count`. Zero points of X fall out. */
+typedef struct {
+    const uint8_t *x;
+    uint8_t *y;
+    const float *x_scale, *y_scale;
+    const uint8_t *y_zero;
+    int64_t outer, count, inner;
+    int64_t x_is_signed, y_is_signed;
+    float low, high;
+} byte_softmax;
+
+/* exp(-k scale) for each distance k of two bytes. */
+enum { DISTANCES = 256 };
+
+INLINE wide powers_at(const float *powers, wide distance) {
+    wide_int at = __builtin_convertvector(distance, wide_int);
+    wide v;
+    UNROLL for (int i = 0; i < WIDE; i++) v[i] = powers[at[i]];
+    return v;
+}
+
+/* Behind the end of a row: as far from the largest as can be, and not counted. */
+INLINE wide row_powers(const byte_softmax *s, const float *powers, const uint8_t *x, int64_t i, wide largest) {
+    wide distance = largest - byte_row_load(x, i, s->count, s->x_is_signed);
+    if (i + WIDE <= s->count) return powers_at(powers, distance);
+    distance = wide_fill_behind(distance, s->count - i, 0);
+    return wide_fill_behind(powers_at(powers, distance), s->count - i, 0);
+}
+
+static void softmax_row(const byte_softmax *s, const float *powers, level_range levels, const uint8_t *x, uint8_t *y) {
+    wide best = wide_of(-DISTANCES), sum = wide_of(0), y_scale = wide_of(*s->y_scale);
+    for (int64_t i = 0; i < s->count; i += WIDE)
+        best = wide_max(best, wide_fill_behind(byte_row_load(x, i, s->count, s->x_is_signed),
+                                               smaller(WIDE, s->count - i), -DISTANCES));
+    wide largest = wide_of(wide_largest(best));
+    for (int64_t i = 0; i < s->count; i += WIDE) sum += row_powers(s, powers, x, i, largest);
+    wide total = wide_of(wide_sum(sum));
+    for (int64_t i = 0; i < s->count; i += WIDE)
+        store_bytes(y + i, quantised_levels(row_powers(s, powers, x, i, largest) / total / y_scale, levels), s->count - i);
+}
+
+/* Up to 16 neighbouring sums. */
+static void softmax_columns(const byte_softmax *s, const float *powers, level_range levels, const uint8_t *x,
+                            uint8_t *y, int64_t columns) {
+    wide best = wide_of(-DISTANCES), sum = wide_of(0), y_scale = wide_of(*s->y_scale);
+    for (int64_t k = 0; k < s->count; k++)
+        best = wide_max(best, byte_row_load(x + k * s->inner, 0, columns, s->x_is_signed));
+    for (int64_t k = 0; k < s->count; k++)
+        sum += powers_at(powers, best - byte_row_load(x + k * s->inner, 0, columns, s->x_is_signed));
+    for (int64_t k = 0; k < s->count; k++) {
+        wide power = powers_at(powers, best - byte_row_load(x + k * s->inner, 0, columns, s->x_is_signed));
+        store_bytes(y + k * s->inner, quantised_levels(power / sum / y_scale, levels), columns);
+    }
+}
+
+SHARED_KERNEL(aegis_byte_softmax, byte_softmax) {
+    const byte_softmax *s = arguments;
+    float powers[DISTANCES];
+    const wide lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int i = 0; i < DISTANCES; i += WIDE) wide_store(powers + i, wide_exp_short(-(lane + (float)i) * *s->x_scale));
+    level_range levels = range_of_levels(zero_point(s->y_zero, 0, s->y_is_signed), s->low, s->high);
+    int64_t blocks = s->inner == 1 ? 1 : ceil_divide(s->inner, WIDE), whole = s->count * s->inner;
+    range mine = part_of(self, s->outer * blocks);
+    for (int64_t unit = mine.first; unit < mine.last; unit++) {
+        int64_t column = unit % blocks * WIDE, start = unit / blocks * whole + column;
+        if (s->inner == 1) softmax_row(s, powers, levels, s->x + start, s->y + start);
+        else softmax_columns(s, powers, levels, s->x + start, s->y + start, smaller(WIDE, s->inner - column));
+    }
 }

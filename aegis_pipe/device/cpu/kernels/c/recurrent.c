@@ -19,12 +19,9 @@
  */
 #include "byte_results.h"
 #include "functions.h"
+#include "meeting.h"
 #include "quantise.h"
-#include "step.h"
 #include "tile.h"
-
-#include <sched.h>
-#include <stdatomic.h>
 
 enum { SIGMOID, TANH, RELU, LEAKY_RELU, HARD_SIGMOID, AFFINE, SCALED_TANH, THRESHOLDED_RELU, SOFTSIGN };
 
@@ -53,9 +50,6 @@ typedef struct {
     byte_scales w_scales, r_scales; /* where W and R are bytes */
 } direction;
 
-/* Where the workers of a layer meet. At rest nobody has arrived. */
-typedef struct { _Atomic int64_t arrived, meetings; } meeting_place;
-
 typedef struct {
     int64_t count;
     direction directions[2];
@@ -81,23 +75,7 @@ typedef struct {
     range units; /* of the hidden ones: whose gates this worker computes */
 } working;
 
-enum { SPINS_BEFORE_YIELD = 2000 };
-
-/* Returns when all workers are here. Their parts are as many as the team has threads, and who waits
- * takes no other part: each is a thread of its own. */
-static void meet(const working *w) {
-    if (w->self.count == 1) return;
-    int64_t before = atomic_load(&w->place->meetings);
-    if (atomic_fetch_add(&w->place->arrived, 1) + 1 == w->self.count) {
-        atomic_store(&w->place->arrived, 0);
-        atomic_store(&w->place->meetings, before + 1);
-        return;
-    }
-    for (int64_t spins = 0; atomic_load_explicit(&w->place->meetings, memory_order_acquire) == before; spins++) {
-        if (spins < SPINS_BEFORE_YIELD) relax();
-        else sched_yield();
-    }
-}
+static void meet(const working *w) { meet_at(w->place, w->self); }
 
 /* A worker's part of a row, in whole blocks. */
 INLINE range blocks_of(worker self, int64_t count, int64_t block) {

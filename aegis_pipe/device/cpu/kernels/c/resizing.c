@@ -1,4 +1,4 @@
-/* Resize along two dimensions at most: each result is a weighted sum of a few elements (its taps).
+/* Resize along two dimensions at once, or along several in turn: each result is a weighted sum of a few elements (its taps).
  *
  *     X[planes][rows_in][columns_in]  ->  Y[planes][rows][columns]
  *
@@ -8,9 +8,10 @@
  *     for each band of result rows
  *       for each row:  rows that it needs and that are not held are stretched;  they are blended
  *
+ * Other dimensions than two neighbours are resized one after the other, and a team meets in between.
  * Taps are tables made at load. A row whose first tap is -1 lies outside of the input.
  */
-#include "step.h"
+#include "meeting.h"
 
 enum { TAPS = 64 };
 
@@ -110,8 +111,7 @@ static void make_row(const interpolation *r, const float *plane, int64_t row, fl
     else if (count > 1) blend(r, rows, row, count, y);
 }
 
-SHARED_KERNEL(aegis_interpolate, interpolation) {
-    const interpolation *r = arguments;
+static void interpolate(const interpolation *r, worker self) {
     float *ring = r->workspace + self.thread * r->held * r->columns;
     int64_t holds[TAPS];
     range mine = part_of(self, r->planes * r->bands);
@@ -127,6 +127,23 @@ SHARED_KERNEL(aegis_interpolate, interpolation) {
             make_row(r, r->x + plane * r->rows_in * r->columns_in, row, ring, holds, y);
             for (int64_t i = 0; i < r->outside_count; i++) y[r->outside[i]] = r->value;
         }
+    }
+}
+
+SHARED_KERNEL(aegis_interpolate, interpolation) { interpolate(arguments, self); }
+
+/* One after the other, each from what the one before has written. */
+typedef struct {
+    const interpolation *passes;
+    int64_t count;
+    meeting_place *place;
+} interpolations;
+
+SHARED_KERNEL(aegis_interpolate_in_turn, interpolations) {
+    const interpolations *all = arguments;
+    for (int64_t i = 0; i < all->count; i++) {
+        if (i) meet_at(all->place, self);
+        interpolate(&all->passes[i], self);
     }
 }
 
@@ -177,8 +194,7 @@ static void pick_row(const repetition *r, const char *x, char *y) {
 }
 
 /* Elements of any type, each one of the input's; what lies outside is of 8 bytes at most. */
-SHARED_KERNEL(aegis_repeat, repetition) {
-    const repetition *r = arguments;
+static void repeat(const repetition *r, worker self) {
     int64_t row_in = r->columns_in * r->item, row_out = r->columns * r->item;
     range mine = part_of(self, r->planes * r->bands);
     for (int64_t unit = mine.first; unit < mine.last; unit++) {
@@ -200,5 +216,21 @@ SHARED_KERNEL(aegis_repeat, repetition) {
             for (int64_t i = 0; i < r->outside_count; i++)
                 __builtin_memcpy(y + r->outside[i] * r->item, &r->value, (size_t)r->item);
         }
+    }
+}
+
+SHARED_KERNEL(aegis_repeat, repetition) { repeat(arguments, self); }
+
+typedef struct {
+    const repetition *passes;
+    int64_t count;
+    meeting_place *place;
+} repetitions;
+
+SHARED_KERNEL(aegis_repeat_in_turn, repetitions) {
+    const repetitions *all = arguments;
+    for (int64_t i = 0; i < all->count; i++) {
+        if (i) meet_at(all->place, self);
+        repeat(&all->passes[i], self);
     }
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 
 from tests.unit.device.cpu.kernels.case import Case, random
 from tests.unit.kernel_driver import make_node
@@ -296,6 +297,22 @@ def pairs_and_maps() -> dict[str, Case]:
             ]
             cases[f"{operator} {dtype}"] = Case(
                 "native.bytes.map", _node(operator, values), values, tolerance=1.001 / 128
+            )
+        for shape, axis, opset in (
+            ((3, 5, 40), -1, 13),
+            ((3, 5, 40), 1, 13),
+            ((2, 3, 4, 50), 2, 12),
+            ((70,), 0, 13),
+            ((9, 3), 1, 13),
+            ((6, 1000), 1, 13),
+        ):
+            values = [levels(dtype, *shape), scale(0.05), zero(dtype, 5), scale(1 / 256)]
+            values.append(zero(dtype, np.iinfo(dtype).min))
+            node = _node("QLinearSoftmax", values, axis=axis)
+            # A name that makers of nodes keep to themselves.
+            node.attribute.append(onnx.helper.make_attribute("opset", opset))
+            cases[f"QLinearSoftmax {dtype} {shape} {axis}"] = Case(
+                "native.bytes.softmax", node, values, tolerance=1.001 / 128
             )
         values = [levels(dtype, 3, 45), scale(0.05), zero(dtype, 5), scale(0.07), zero(dtype, 2)]
         clip = make_node("QLinearClip", 5, domain="aegis", levels=[2, 90])

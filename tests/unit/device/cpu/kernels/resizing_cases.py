@@ -20,11 +20,13 @@ def _resize(
     *,
     dtype: str = "float32",
     like_onnxruntime: bool = True,
+    in_turn: bool = False,
     **attributes: object,
 ) -> Case:
     data = (random(*shape) * 50).astype(dtype)
     node = make_node("Resize", ["i0", "", "", "i3"], mode=mode, **attributes)
     kernel = f"native.resize.{'repeat' if mode == 'nearest' else 'interpolate'}"
+    kernel += "_in_turn" * in_turn
     values = [data, None, None, np.array(sizes, np.int64)]
     return Case(kernel, node, values, (3,), like_onnxruntime=like_onnxruntime, tolerance=2e-5)
 
@@ -96,6 +98,38 @@ def cases() -> dict[str, Case]:
         )
         found[f"{mode} cropped last"] = _crop(
             mode, (1, 6, 8, 18), (1, 9, 5, 18), (0, -0.1, 0.3, 0, 1, 1.2, 1.3, 1)
+        )
+    for mode in ("nearest", "linear", "cubic"):
+        for before, after in (
+            ((2, 3, 4, 5, 6), (2, 3, 7, 9, 5)),
+            ((1, 2, 6, 5, 20), (1, 2, 9, 3, 33)),
+            ((2, 5, 4, 7), (2, 8, 4, 11)),
+            ((3, 2, 5, 21), (4, 2, 3, 21)),
+            ((3, 2, 5, 4), (4, 3, 6, 7)),
+        ):
+            found[f"{mode} {before} to {after}"] = _resize(
+                before,
+                after,
+                mode,
+                like_onnxruntime=mode == "nearest" or (mode == "linear" and len(before) == 5),
+                in_turn=True,
+            )
+    found["linear antialiased in turn"] = _resize(
+        (1, 2, 9, 8, 40),
+        (1, 2, 4, 5, 13),
+        "linear",
+        antialias=1,
+        like_onnxruntime=False,
+        in_turn=True,
+    )
+    for dtype in ("uint8", "float16", "int64"):
+        found[f"nearest {dtype} in turn"] = _resize(
+            (2, 6, 3, 7),
+            (2, 9, 3, 17),
+            "nearest",
+            dtype=dtype,
+            like_onnxruntime=False,
+            in_turn=True,
         )
     return found
 

@@ -9,15 +9,25 @@ import numpy as np
 import pytest
 
 from aegis_pipe.device.cpu.kernels import KERNELS, native
+from tests.unit.device.cpu.kernels.block_cases import BLOCKS
 from tests.unit.device.cpu.kernels.case import Case
 from tests.unit.device.cpu.kernels.chain_cases import CHAINS
 from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
 from tests.unit.device.cpu.kernels.recurrent_cases import RECURRENT
+from tests.unit.device.cpu.kernels.resizing_cases import RESIZING
+from tests.unit.device.cpu.kernels.value_cases import VALUES
 from tests.unit.kernel_driver import lower, operator_node
 
 pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=f"compiled kernels {native.STATUS}")
 
-CASES = {**CHAINS, **QUANTISED, **RECURRENT}
+CASES = {
+    **BLOCKS,
+    **CHAINS,
+    **QUANTISED,
+    **RECURRENT,
+    **{name: case for name, case in RESIZING.items() if case.kernel.endswith("in_turn")},
+    **{name: case for name, case in VALUES.items() if name.startswith("rescale")},
+}
 
 
 class _Worker(ctypes.Structure):

@@ -46,23 +46,26 @@ def casts() -> Iterator[tuple[str, Case]]:
     integers = {
         "int64": 7,
         "int32": 6,
+        "int16": 5,
+        "uint16": 4,
         "uint64": 13,
         "uint32": 12,
         "uint8": 2,
         "int8": 3,
         "bool": 9,
     }
-    floats = {"float32": 1, "float64": 11, "float16": 10}
+    floats = {"float32": 1, "float64": 11, "float16": 10, "bfloat16": 16}
     for source, target in itertools.product(integers, {**integers, **floats}):
         if source != target:
             node = make_node("Cast", 1, to={**integers, **floats}[target])
-            yield f"{source} to {target}", Case("native.cast", node, [_of(source, 7, 19)])
-    of_floats = {**integers, "int16": 5, "uint16": 4}
-    between = (
-        *itertools.permutations(("float32", "float16", "bfloat16"), 2),
-        *itertools.permutations(("float32", "float64"), 2),
-    )
-    for source, target in (*itertools.product(floats, of_floats), *between):
+            theirs = target != "bfloat16"
+            case = Case("native.cast", node, [_of(source, 7, 19)], like_onnxruntime=theirs)
+            yield f"{source} to {target}", case
+    many = np.random.default_rng(0).integers(-70_000, 70_000, 99, np.int32)
+    node = make_node("Cast", 1, to=16)
+    yield "int32 to rounded", Case("native.cast", node, [many], like_onnxruntime=False)
+    between = [pair for pair in itertools.permutations(floats, 2) if pair != ("float64", "float16")]
+    for source, target in (*itertools.product(floats, integers), *between):
         to = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(target))
         node, values = make_node("Cast", 1, to=to), random(7, 19) * 60
         values = np.abs(values) if target.startswith("u") else values
@@ -161,6 +164,40 @@ def blocks() -> Iterator[tuple[str, Case]]:
                 )
 
 
+def halves() -> Iterator[tuple[str, Case]]:
+    """Reals of 16 bits, and every way that scales are laid out."""
+    layouts = {
+        "tensor": ((3, 5, 37), {}, ()),
+        "axis": ((2, 4, 19), {"axis": 1}, (4,)),
+        "last": ((3, 2, 37), {"axis": 2}, (37,)),
+        "blocks of the last": ((4, 15), {"axis": 1, "block_size": 6}, (4, 3)),
+        "blocks of the first": ((7, 21), {"axis": 0, "block_size": 3}, (3, 21)),
+        "blocks in between": ((2, 40, 5), {"axis": 1, "block_size": 16}, (2, 3, 5)),
+    }
+    reals = ("float32", "float16", "bfloat16")
+    for real, levels in itertools.product(reals, ("uint8", "int8", "int16", "uint16")):
+        for name, (shape, attributes, parts) in layouts.items():
+            if real == "float32" and not name.startswith(("blocks", "last")):
+                continue
+            scale = np.asarray(np.abs(random(*parts)) + np.float32(0.1), real)
+            values = {
+                "quantise": (random(*shape) * 9).astype(real),
+                "dequantise": _of(levels, *shape),
+            }
+            for way, x in values.items():
+                kind = f"bytes.{way}" if levels.endswith("int8") else f"{way}_shorts"
+                operator = f"{way.capitalize().removesuffix('ise')}izeLinear"
+                node = make_node(operator, 3, **attributes)
+                case = Case(
+                    f"native.{kind}",
+                    node,
+                    [x, scale, _of(levels, *parts)],
+                    like_onnxruntime=real != "bfloat16",
+                    tolerance=0,
+                )
+                yield f"{way} {real} {levels} {name}", case
+
+
 def squares() -> Iterator[tuple[str, Case]]:
     for shape in ((3, 17), (1,)):
         values = [random(*shape), np.array(2, np.float32)]
@@ -177,6 +214,7 @@ VALUES: dict[str, Case] = {
         "dequantise": words(),
         "shorts": shorts(),
         "blocks": blocks(),
+        "rescale": halves(),
         "square": squares(),
     }.items()
     for name, case in cases
