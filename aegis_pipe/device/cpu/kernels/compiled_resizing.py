@@ -121,7 +121,7 @@ def _planes_along(shape: Sequence[int], taps: AxisTaps) -> _Planes:
     return _Planes(before, 1, size, 1, taps.size, inner, None, taps)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class _Pass:
     """One axis resized; the others have been, or will be."""
 
