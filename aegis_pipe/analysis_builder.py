@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from aegis_pipe.analysis import simulation
 from aegis_pipe.analysis.certificate import Certificate, Verdict, certify
@@ -59,9 +60,9 @@ def load_profile(manifest: Manifest) -> Profile:
         raise PermanentError(
             "there is no profile of this manifest's models",
             context=str(path),
-            hint=f"measure one with `aegis-pipe profile {manifest.stem or manifest.name}.toml`",
+            hint=f"measure one with `aegis-pipe profile {manifest.beside('.toml')}`",
         )
-    profile = read_profile(path.read_text(encoding="utf-8"), str(path))
+    profile = read_profile(_profile_text(path), str(path))
     missing = [model.name for model in manifest.models if model.name not in profile.models]
     if missing:
         raise PermanentError(
@@ -70,6 +71,18 @@ def load_profile(manifest: Manifest) -> Profile:
             hint="measure it anew with `aegis-pipe profile`",
         )
     return profile
+
+
+def _profile_text(path: Path) -> str:
+    try:
+        # What is no text is no JSON either, and told as that.
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise PermanentError(
+            f"it can not be read: {error.strerror}",
+            context=str(path),
+            hint="check its permissions, or measure it anew with `aegis-pipe profile`",
+        ) from error
 
 
 # --- what is to be proven -----------------------------------------------------------------------

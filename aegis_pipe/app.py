@@ -8,8 +8,11 @@ Builds, wires and hands down; decides nothing.
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,7 +42,13 @@ from aegis_pipe.deployment_builder import (
     plan_memory,
 )
 from aegis_pipe.device.protocols import DeviceDescription, StagingStatistics
-from aegis_pipe.errors import AegisError, InvalidInputError, TransientError
+from aegis_pipe.errors import (
+    AegisError,
+    InvalidInputError,
+    PermanentError,
+    RuntimeStoppedError,
+    TransientError,
+)
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.graph import ExecutionGraph
@@ -107,6 +116,7 @@ class RuntimeReport:
         return (
             any(p.failed or p.error for p in self.pipelines)
             or any(m.failed for m in self.statistics.models)
+            or any(recording.problem for recording in self.recordings)
             or self.has_broken_promise
         )
 
@@ -207,7 +217,8 @@ def plan_deployment(manifest: Manifest) -> PlannedDeployment:
 class Runtime:
     """A running manifest: models loaded, streams and scheduler at work.
 
-    Thread-safe but for `close`. Made by `open_pipeline`.
+    Thread-safe but for `close`. Made by `open_pipeline`. One that is not closed is closed at the
+    end of the interpreter. A process that is forked from this one can not use it.
     """
 
     def __init__(
@@ -230,6 +241,10 @@ class Runtime:
         self._telemetry_report: TelemetryReport | None = None
         self._is_stamped: Callable[[int], bool] = _never
         self._end_ns: int | None = None
+        self._has_pipelines = False
+        self._is_forked = False
+        self._drain_until_ns: int | None = None
+        self._gives_up = threading.Event()
         self.stamps_kernels = False
         """Whether every kernel of every request is timed, whoever listens."""
         try:
@@ -242,6 +257,7 @@ class Runtime:
             self._platform, self._gate, self._pipelines, self._requests, self._stamps
         )
         revision.installation.settle()
+        _RUNNING.add(self)
 
     def _start(
         self,
@@ -292,7 +308,8 @@ class Runtime:
     def _stop(self) -> None:
         """Stop what runs: everything is counted then, and the memory to be told of still there."""
         revision = self._gate.revision
-        drained = revision.stop()
+        drained = revision.stop(self._drain_until_ns, self._gives_up)
+        self._pipelines.finish()
         self._end_ns = self.clock.now_ns()
         self._final_statistics = self.statistics()
         if self._hub.enabled:
@@ -382,9 +399,15 @@ class Runtime:
         Keys that hold for the whole process (`name`, `device.kind`, `device.index`,
         `streams.threads`, `telemetry`, `serve`) can not change: a ManifestError names them. If the
         new manifest can not be started in spite of the checks, the one before is started again and
-        a PermanentError says so; a FatalError, if that fails too. Do not call it from a completion
-        callback. Raises RuntimeStoppedError after `close`.
+        a PermanentError says so; a FatalError, if that fails too. A completion
+        callback can not call it: a PermanentError. Raises RuntimeStoppedError after `close`.
         """
+        if self._gate.completes_here():
+            raise PermanentError(
+                "a completion callback can not wait for a reload",
+                context="reload",
+                hint="reload on a thread of your own",
+            )
         return self._reloader.reload(manifest)
 
     def submit(
@@ -434,7 +457,7 @@ class Runtime:
         traceparent: str = "",
     ) -> InferenceFuture:
         future, request_id = InferenceFuture(), next(self._request_ids)
-        future.attach(request_id, self._gate.cancel)
+        future.attach(request_id, self._gate.cancel, self._gate.completes_here)
         future.caller_traceparent = traceparent
         self._gate.submit(
             Submission(
@@ -458,8 +481,10 @@ class Runtime:
         """Set what a model keeps from request to request to zero, as at the start.
 
         Raises TransientError while requests of it wait or run, InvalidInputError for a model that
-        is not there. Nobody may hand in requests of it, or reload, meanwhile.
+        is not there, RuntimeStoppedError after `close`. Nobody may hand in requests of it, or
+        reload, meanwhile.
         """
+        self._refuse_if_closed("reset_state")
         if model not in self.models:
             raise unknown_model(model, self.models)
         pending = self._requests.pending(model)
@@ -486,7 +511,16 @@ class Runtime:
     def start_pipelines(
         self, *, on_error: Callable[[str, AegisError], None] = lambda pipeline, error: None
     ) -> None:
-        """Begin to feed the manifest's pipelines; `on_error` hears of failing items and sinks."""
+        """Begin to feed the manifest's pipelines; `on_error` hears of failing items and sinks.
+
+        Raises PermanentError if they were started before, RuntimeStoppedError after `close`.
+        """
+        self._refuse_if_closed("pipelines")
+        if self._has_pipelines:
+            raise PermanentError(
+                "they were started before", context="pipelines", hint="call start_pipelines once"
+            )
+        self._has_pipelines = True
         with real_time_threads(self.manifest.streams.real_time):
             self._pipelines.start(self.manifest, self.models, on_error)
 
@@ -497,11 +531,34 @@ class Runtime:
         """
         return self._pipelines.join(timeout_s, stop)
 
-    def close(self) -> None:
-        """Finish what is under way and release everything; idempotent."""
+    def _refuse_if_closed(self, context: str) -> None:
+        if self._end_ns is not None:
+            raise RuntimeStoppedError(
+                "the runtime has stopped", context=context, hint="open it again to go on"
+            )
+
+    def close(self, *, give_up: threading.Event | None = None) -> None:
+        """Finish what is under way and release everything; idempotent.
+
+        Requests and pipelines' items have the manifest's `drain_timeout` together. What is still
+        under way after that, or once `give_up` is set, ends with a RuntimeStoppedError; segments
+        that run on the device are waited for.
+        """
+        if self._is_forked:
+            return
         self._reloader.close()
-        self._pipelines.stop()
+        if give_up is not None:
+            self._gives_up = give_up
+        until_ns = self.clock.now_ns() + self.manifest.scheduler.drain_timeout_ns
+        self._drain_until_ns = until_ns
+        self._pipelines.stop(until_ns, self._gives_up)
         self._closing.close()
+        _RUNNING.discard(self)
+
+    def forked(self) -> None:
+        """Refuse requests, and leave closing to the parent process: what runs is its own."""
+        self._is_forked = True
+        self._gate.forked()
 
     def report(self) -> RuntimeReport:
         """Return how the run went; complete after `close`."""
@@ -531,6 +588,25 @@ class Runtime:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+_RUNNING: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+def _tell_forked() -> None:
+    for runtime in list(_RUNNING):
+        runtime.forked()
+    _RUNNING.clear()
+
+
+def _close_running() -> None:
+    for runtime in list(_RUNNING):
+        runtime.close()
+
+
+atexit.register(_close_running)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_tell_forked)
 
 
 def _never(request_id: int) -> bool:

@@ -10,11 +10,12 @@ addresses into a call that takes nothing at run time (*bind*).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import field
+from typing import Any, Self
 
 import numpy as np
 
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorSpec
 
 _Scalar = int | float | str | bytes
@@ -25,7 +26,7 @@ ReferenceFunction = Callable[[Sequence[np.ndarray | None]], Sequence[np.ndarray]
 """Evaluates an operator on the host: arrays in, newly made arrays out."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class KernelRequest:
     """One operator with everything that is known about it at load.
 
@@ -49,9 +50,11 @@ class KernelRequest:
     """Products of float32 may round their operands to ten bits of mantissa."""
     reference: ReferenceFunction | None = None
     """Host evaluation of the same operator; a device that has no kernel may offer to call it."""
+    notes: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
+    """What a device worked out about it, for the next of its kernels that is asked."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class PackedConstant:
     """A constant operand that the kernel wants in a layout of its own."""
 
@@ -77,7 +80,7 @@ class PackedConstant:
         return cls(layout, size_bytes, pack, fill)
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@record()
 class KernelChoice:
     """A device's offer to run one `KernelRequest`."""
 

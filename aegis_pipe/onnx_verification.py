@@ -320,7 +320,7 @@ class _Search:
             tensor
             for node in graph.operators
             for tensor in node.outputs
-            if tensor in named and tensor in graph.tensors
+            if tensor in named and tensor in graph.specs
         ]
         kept = tuple(dict.fromkeys((*tensors, *graph.results)))
         expected, _ = _run_references(model.with_outputs(kept), (reference,))

@@ -19,6 +19,9 @@ from aegis_pipe.pipeline_builder import PipelineBuilder, arrivals_of
 
 OnError = Callable[[str, AegisError], None]
 
+JOIN_SLICE_S = 0.02
+"""Pause between two looks at what may end a wait for a pipeline."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Definition:
@@ -212,7 +215,7 @@ class PipelineSet:
         while True:
             runners = self._runners
             for runner in runners.values():
-                while not runner.join(0.02):
+                while not runner.join(JOIN_SLICE_S):
                     if stop.is_set() or self._clock.now_ns() >= end_ns:
                         return False
             # Others may have taken their place meanwhile.
@@ -222,10 +225,22 @@ class PipelineSet:
             self._clock.wait_until(end_ns, stop)
         return bool(runners)
 
-    def stop(self) -> None:
-        """Take no more items, and finish what is under way."""
-        for runner in self._runners.values():
+    def stop(self, until_ns: int, give_up: threading.Event) -> None:
+        """Take no more items, and finish what is under way: until that instant or `give_up`.
+
+        What is still under way then is dropped once its requests have ended; `finish` follows.
+        """
+        runners = self._runners.values()
+        for runner in runners:
             runner.stop()
+        for runner in runners:
+            while not runner.join(JOIN_SLICE_S):
+                if give_up.is_set() or self._clock.now_ns() >= until_ns:
+                    runner.give_up()
+                    break
+
+    def finish(self) -> None:
+        """Wait until all items are through and the sinks closed: requests have ended by now."""
         for runner in self._runners.values():
             runner.join()
 

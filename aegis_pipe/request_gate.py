@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 
 from aegis_pipe.clock import Clock
-from aegis_pipe.errors import AegisError, QueueFullError
+from aegis_pipe.errors import AegisError, QueueFullError, RuntimeStoppedError
 from aegis_pipe.events import EventHub, RequestFinished
 from aegis_pipe.revision import Revision, Submission
 from aegis_pipe.scheduling.decision import Reason
@@ -28,12 +28,28 @@ class RequestGate:
         self._lock = threading.RLock()
         self._held: list[Submission] | None = None
         self._withdrawn: set[int] = set()
+        self._is_forked = False
+
+    def completes_here(self) -> bool:
+        """Return whether the caller is a completion callback, for which nothing else completes."""
+        return self.revision.loop.is_current_thread
+
+    def forked(self) -> None:
+        """Refuse what comes: this is a child process, and the threads stayed in its parent."""
+        self._is_forked = True
 
     def submit(self, submission: Submission) -> None:
         """Hand in a request, or have it wait; its end is told to its future.
 
         Raises InvalidInputError, QueueFullError or RuntimeStoppedError at once.
         """
+        if self._is_forked:
+            # Before the lock, which another thread may have held at the fork.
+            raise RuntimeStoppedError(
+                "this process was forked from the one that runs it",
+                context=f"model `{submission.model}`",
+                hint="open the pipeline in the process that uses it: after the fork, or by `spawn`",
+            )
         revision = self.revision
         request = revision.make_request(submission)
         # Held while handing in, so that no request comes to a revision that has been stopped.

@@ -7,6 +7,7 @@ Revisions whose models lie on the device in the same way share the `Installation
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Recording:
 
     path: Path
     journal: str
+    problem: str = ""
+    """Why it ends before the run did; empty if it is whole."""
 
 
 class Submission(NamedTuple):
@@ -121,7 +124,8 @@ class Revision:
         scheduler.record_to(writer, models)
 
         def close() -> None:
-            self.recording = Recording(writer.path, writer.close())
+            journal = writer.close()
+            self.recording = Recording(writer.path, journal, writer.problem)
 
         self._closing.callback(close)
         return scheduler
@@ -174,12 +178,18 @@ class Revision:
             traceparent=submission.traceparent,
         )
 
-    def stop(self) -> bool:
-        """Bring open requests to their end, for `drain_timeout` at most; idempotent.
+    def stop(self, until_ns: int | None = None, give_up: threading.Event | None = None) -> bool:
+        """Bring open requests to their end; idempotent.
+
+        They have until that instant, or for `drain_timeout`, and only as long as `give_up` is not
+        set.
 
         Returns whether each came to its own end.
         """
-        drained = self.loop.stop(drain=True, timeout_ns=self.manifest.scheduler.drain_timeout_ns)
+        timeout_ns = self.manifest.scheduler.drain_timeout_ns
+        if until_ns is not None:
+            timeout_ns = max(0, until_ns - self._platform.clock.now_ns())
+        drained = self.loop.stop(drain=True, timeout_ns=timeout_ns, give_up=give_up)
         self._closing.close()
         return drained
 

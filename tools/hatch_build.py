@@ -1,4 +1,4 @@
-"""Build hook: compiles CPU kernels, the planner's search and the exporter's loops with `ziglang`.
+"""Build hook: compiles CPU kernels and the loops of loader, planner and exporter with `ziglang`.
 
 Runs whenever pip builds a wheel or makes an editable install; no other compiler is needed.
 Where they can not be built the install goes on without them, and NumPy and Python do the same
@@ -18,8 +18,10 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = "aegis_pipe/device/cpu/kernels"
+LOADER = "aegis_pipe/execution/native"
 SEARCH = "aegis_pipe/memory/native"
 EXPORTER = "aegis_pipe/telemetry/native"
+ALL_FOLDERS = (KERNELS, LOADER, SEARCH, EXPORTER)
 
 GLIBC = "2.17"
 """Oldest C library they run with: manylinux2014."""
@@ -27,9 +29,9 @@ GLIBC = "2.17"
 TARGETS = {
     "x86_64": {
         **{f"{KERNELS}/lib/x86_64_v{level}.so": f"x86_64_v{level}" for level in (2, 3, 4)},
-        **{f"{folder}/lib/x86_64.so": "x86_64_v2" for folder in (SEARCH, EXPORTER)},
+        **{f"{folder}/lib/x86_64.so": "x86_64_v2" for folder in (LOADER, SEARCH, EXPORTER)},
     },
-    "aarch64": {f"{folder}/lib/aarch64.so": "generic" for folder in (KERNELS, SEARCH, EXPORTER)},
+    "aarch64": {f"{folder}/lib/aarch64.so": "generic" for folder in ALL_FOLDERS},
 }
 """By machine: each library, compiled from `../c`, and the processor it is compiled for."""
 
@@ -52,12 +54,12 @@ class KernelBuildHook(BuildHookInterface):
         problem = build()
         if problem:
             self.app.display_warning(
-                f"CPU kernels, planner and exporter are not compiled: {problem}"
+                f"CPU kernels, loader, planner and exporter are not compiled: {problem}"
             )
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{_platform_tag()}"
-        build_data["artifacts"] += [f"{folder}/lib/*.so" for folder in (KERNELS, SEARCH, EXPORTER)]
+        build_data["artifacts"] += [f"{folder}/lib/*.so" for folder in ALL_FOLDERS]
 
 
 def build() -> str:

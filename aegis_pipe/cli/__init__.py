@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from aegis_pipe.errors import AegisError, ManifestError
+from aegis_pipe.version import __version__
 
 VERBS = {
     "up": "run a manifest: load its models, feed its pipelines, report at the end",
@@ -33,11 +34,21 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit status."""
+    try:
+        return _run(_options(arguments))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; imports the verb that it names."""
     parser = argparse.ArgumentParser(
         prog="aegis-pipe",
         description="Many ONNX models on one device, inside a planned memory budget.",
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="show diagnostic messages")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     words = sys.argv[1:] if arguments is None else arguments
     for name, summary in VERBS.items():
@@ -53,13 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(levelname)s: %(message)s",
         stream=sys.stderr,
     )
-    return _run(options)
+    return options
 
 
 def _run(options: argparse.Namespace) -> int:
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status
     except ManifestError as error:
         print(error, file=sys.stderr)
@@ -67,10 +79,17 @@ def _run(options: argparse.Namespace) -> int:
     except AegisError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not an error of ours, and nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror or error}\n"
+            "  hint: make room there, or check the path and its permissions",
+            file=sys.stderr,
+        )
+        # What stdout could not take must not fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1

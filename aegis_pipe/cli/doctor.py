@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     for topic, facts in found.items():
         print(topic)
         for name, value in facts.items():
-            print(f"  {name:<20} {value}")
+            print(f"  {name:<20} {value}".replace("\n", "\n" + " " * 21))
     return 0
 
 
@@ -80,4 +80,4 @@ def _device(kind: str) -> str:
                 f"{libraries}"
             )
     except AegisError as error:
-        return "not usable: " + str(error).replace("\n", "\n" + " " * 23)
+        return f"not usable: {error}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
+import shlex
 from pathlib import Path
 
 from aegis_pipe.errors import PermanentError
@@ -19,6 +21,7 @@ from aegis_pipe.manifest.model import (
 )
 from aegis_pipe.manifest.writer import dump_manifest
 from aegis_pipe.manifest_check import inspect_model
+from aegis_pipe.output_file import replace_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,11 +43,8 @@ def run(options: argparse.Namespace) -> int:
     facts = inspect_model(options.model)
     shapes, open_dimensions = chosen_shapes(facts)
     manifest = draft(options.model, target, shapes)
-    try:
-        target.write_text(dump_manifest(manifest, schema_line=""), encoding="utf-8")
-    except OSError as error:
-        raise PermanentError(f"`{target}` can not be written: {error.strerror}") from error
-    print(f"wrote {target}; next: aegis-pipe up {target} --for 5s")
+    replace_file(target, dump_manifest(manifest, schema_line=""))
+    print(f"wrote {target}; next: aegis-pipe up {shlex.quote(str(target))} --for 5s")
     for dimension in open_dimensions:
         print(f"  look at `shapes`: {dimension}")
     return 0
@@ -63,9 +63,15 @@ def chosen_shapes(facts: ModelFacts) -> tuple[dict[str, tuple[int, ...]], list[s
     return shapes, choices
 
 
+def name_of(model: Path) -> str:
+    """Return a name as manifests have them that is close to the file's."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", model.stem).strip("-")[:100]
+    return name if re.match(r"[A-Za-z_]", name) else f"model-{name}".rstrip("-")
+
+
 def draft(model: Path, target: Path, shapes: dict[str, tuple[int, ...]]) -> Manifest:
     """Return a manifest with the model, pinned by digest, and a synthetic load for it."""
-    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in model.stem) or "model"
+    name = name_of(model)
     return Manifest(
         name=name,
         device=DeviceSection(kind="cpu"),

@@ -18,6 +18,7 @@ from aegis_pipe import units
 from aegis_pipe.cli.tables import counted
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.memory import AllocationPlan, BudgetPart, DevicePlan, TensorLifetime, WorkspaceId
+from aegis_pipe.output_file import replace_file
 
 _Scale = Callable[[float], float]
 
@@ -68,14 +69,7 @@ def write_plot(
             hint="name the file plan.svg or plan.html",
         )
     picture = draw_plan(title, arenas, device, budgets)
-    try:
-        path.write_text(_page(title, picture) if path.suffix == ".html" else picture, "utf-8")
-    except OSError as error:
-        raise PermanentError(
-            f"`{path}` can not be written: {error.strerror}",
-            context="--plot",
-            hint="name a file in a folder that exists and is writable",
-        ) from error
+    replace_file(path, _page(title, picture) if path.suffix == ".html" else picture)
 
 
 def draw_plan(

@@ -214,7 +214,7 @@ def _totals(planned: PlannedDeployment) -> list[str]:
         f"device total {size(memory.total_bytes)}{_of_budget(section.memory_budget_bytes)}:",
         *[f"  {part}" for part in memory.parts],
         f"each model on its own would take {size(memory.separate_bytes)}; "
-        f"sharing saves {size(memory.saved_bytes)}",
+        f"sharing saves {size(max(0, memory.saved_bytes))}",
         f"host staging {size(memory.staging_bytes)}{_of_budget(section.staging_budget_bytes)}"
         f"{straight}" + (":" if memory.staging_parts else ""),
         *[f"  {part}" for part in memory.staging_parts],

@@ -14,14 +14,15 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-from aegis_pipe import units
 from aegis_pipe.analysis.profile import Profile, profile_text
 from aegis_pipe.analysis.quantiles import QuantileBound, samples_needed
 from aegis_pipe.analysis_builder import PROFILE_ENDING
+from aegis_pipe.cli.arguments import duration, positive
 from aegis_pipe.cli.tables import table
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.manifest.model import Manifest
 from aegis_pipe.manifest_check import check_manifest
+from aegis_pipe.output_file import check_replaceable, replace_file
 from aegis_pipe.profiler import ProfileOptions, measure_profile
 from aegis_pipe.stamp_validation import MEDIAN_LIMIT_NS, StampComparison, validate_stamps
 
@@ -34,16 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--confidence", type=_share, default=0.99, help="how sure to be of it")
     parser.add_argument(
-        "--samples", type=int, help="requests of each model alone; default: what the bound takes"
+        "--samples",
+        type=positive,
+        help="requests of each model alone; default: what the bound takes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pair-samples", type=positive, default=300, help="requests beside each other model"
     )
     parser.add_argument(
-        "--pair-samples", type=int, default=300, help="requests beside each other model"
+        "--limit", type=duration, default=60 * 10**9, metavar="TIME", help="most time for each"
     )
     parser.add_argument(
-        "--limit", type=_duration, default=60 * 10**9, metavar="TIME", help="most time for each"
-    )
-    parser.add_argument(
-        "--pipelines", type=_duration, default=2 * 10**9, metavar="TIME",
+        "--pipelines", type=duration, default=2 * 10**9, metavar="TIME",
         help="time to run pipelines for their transforms",
     )  # fmt: skip
     parser.add_argument(
@@ -62,34 +65,28 @@ def _share(text: str) -> float:
     return value
 
 
-def _duration(text: str) -> int:
-    try:
-        return units.parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def run(options: argparse.Namespace) -> int:
     """Measure, write, and show."""
     manifest = check_manifest(options.manifest)
     if options.validate_stamps:
         return _validate(manifest, as_json=options.json)
+    path = manifest.beside(PROFILE_ENDING)
+    check_replaceable(path)
     needed = samples_needed(options.quantile, options.confidence)
     profile = measure_profile(
         manifest,
         ProfileOptions(
             options.quantile,
             options.confidence,
-            max(1, options.samples or needed),
-            max(1, options.pair_samples),
+            options.samples or needed,
+            options.pair_samples,
             options.limit,
             options.pipelines,
         ),
         lambda line: print(line, file=sys.stderr),
     )
-    path = manifest.beside(PROFILE_ENDING)
     text = profile_text(profile)
-    path.write_text(text, encoding="utf-8")
+    replace_file(path, text)
     print(text if options.json else f"{_as_text(profile)}\n\nwritten to {path}")
     return 0
 

@@ -18,6 +18,7 @@ from aegis_pipe.analysis.simulation import Prediction
 from aegis_pipe.cli.tables import table
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.manifest.conversion import manifest_from_table
+from aegis_pipe.output_file import replace_file
 from aegis_pipe.scheduler_builder import make_scheduler
 from aegis_pipe.scheduling.decision import Decision, format_decision
 from aegis_pipe.scheduling.recording import read_run
@@ -46,8 +47,7 @@ def run(options: argparse.Namespace) -> int:
     scheduler = make_scheduler(manifest, segments, needed_ns=needed_ns)
     result = replay(recorded, scheduler, keep)
     if options.decisions:
-        text = "\n".join(lines) + "\n"
-        Path(options.decisions).write_text(text, encoding="utf-8")
+        replace_file(Path(options.decisions), "\n".join(lines) + "\n")
     others: tuple[Prediction, ...] = ()
     if options.policy:
         section = dataclasses.replace(manifest.scheduler, policy=options.policy)
@@ -73,12 +73,12 @@ def run(options: argparse.Namespace) -> int:
         if others:
             print(f"\n{options.policy}, had it been in force\n{_table(others)}")
     if not same:
-        error = PermanentError(
+        difference = PermanentError(
             "the decisions are not those of the recorded run",
             context=options.run_file,
             hint="the recording may be of another version of the scheduler or the policy",
         )
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {difference}", file=sys.stderr)
     return 0 if same else 1
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from aegis_pipe import units
 from aegis_pipe.analysis_builder import load_profile
+from aegis_pipe.cli.arguments import duration, seed
 from aegis_pipe.cli.tables import table
 from aegis_pipe.manifest_check import check_manifest
 from aegis_pipe.simulator import Simulation, simulate, sweep, with_settings
@@ -21,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Take the manifest, how long, the seed, what to change, and `--json`."""
     parser.add_argument("manifest", help="path of the TOML file")
     parser.add_argument(
-        "--for", dest="duration_ns", type=_duration, default=60 * 10**9, metavar="TIME",
+        "--for", dest="duration_ns", type=duration, default=60 * 10**9, metavar="TIME",
         help='virtual time, such as "10 min" or "1h"; default: one minute',
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn")
+    parser.add_argument("--seed", type=seed, default=1, help="of everything that is drawn")
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
         help="change a key: scheduler.policy=edf, models.detector.priority=3",
@@ -36,13 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--journal", action="store_true", help="also print the hash of all decisions"
     )
     parser.add_argument("--json", action="store_true", help="print the prediction as JSON")
-
-
-def _duration(text: str) -> int:
-    try:
-        return units.parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run(options: argparse.Namespace) -> int:

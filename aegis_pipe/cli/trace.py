@@ -12,9 +12,10 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from aegis_pipe import units
+from aegis_pipe.cli.arguments import duration
 from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.errors import PermanentError, TransientError
+from aegis_pipe.output_file import replace_file
 from aegis_pipe.telemetry.breakdown import PARTS, ModelBreakdown, break_down, by_model
 from aegis_pipe.telemetry.config import PROTOCOLS
 from aegis_pipe.telemetry.perfetto import to_events
@@ -43,17 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one = verbs.add_parser("upload", help="send the traces to an OTLP collector")
     one.add_argument("--endpoint", default="http://127.0.0.1:4317", help="its address")
     one.add_argument("--protocol", choices=PROTOCOLS, default="grpc")
-    one.add_argument("--timeout", type=_duration, default="10 s", help="time a batch may take")
+    one.add_argument("--timeout", type=duration, default="10 s", help="time a batch may take")
     one.set_defaults(act=_upload)
     for action in verbs.choices.values():
         action.add_argument("file", type=Path, help="what `telemetry.file` wrote")
-
-
-def _duration(text: str) -> int:
-    try:
-        return units.parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run(options: argparse.Namespace) -> int:
@@ -117,7 +111,7 @@ def summary(models: Sequence[ModelBreakdown]) -> str:
 def _export(options: argparse.Namespace) -> int:
     events = list(to_events(_traces(options.file)))
     content = {"traceEvents": events, "displayTimeUnit": "ns"}
-    _write(options.perfetto, json.dumps(content, separators=(",", ":")))
+    replace_file(options.perfetto, json.dumps(content, separators=(",", ":")))
     print(
         f"{options.perfetto}: {counted(len(events), 'event')}; open it at https://ui.perfetto.dev"
     )
@@ -130,7 +124,7 @@ def _open(options: argparse.Namespace) -> int:
     traces = _joined(options.file, runs)
     # Files of before the ratio was told are not known to be sampled.
     ratio = min(float(run.resources.host.get(RATIO, 1)) for run in runs)
-    _write(page, render_page(options.file.name, traces, ratio))
+    replace_file(page, render_page(options.file.name, traces, ratio))
     print(page)
     if not options.no_browser and not webbrowser.open(page.resolve().as_uri()):
         print("no browser is here; open the page elsewhere, it needs no other file")
@@ -154,14 +148,3 @@ def _upload(options: argparse.Namespace) -> int:
         )
     print(f"{options.endpoint}: {counted(report.sent, 'span')}")
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise PermanentError(
-            f"can not write `{path}`: {error.strerror}",
-            context="trace",
-            hint="choose another path",
-        ) from error

@@ -24,6 +24,7 @@ from rich.live import Live
 from aegis_pipe import units
 from aegis_pipe.app import Runtime, RuntimeReport, open_pipeline
 from aegis_pipe.cli.admission import outcome_lines
+from aegis_pipe.cli.arguments import duration
 from aegis_pipe.cli.live import LiveView
 from aegis_pipe.cli.tables import SUMMARY_HEADER, counted, summary_row, table
 from aegis_pipe.errors import AegisError, FatalError
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for",
         dest="duration_ns",
-        type=_duration,
+        type=duration,
         metavar="TIME",
         help='end after this time, such as "10s" or "2 min"',
     )
@@ -52,48 +53,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print nothing but the summary")
 
 
-def _duration(text: str) -> int:
-    try:
-        return units.parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def run(options: argparse.Namespace) -> int:
     """Run to the end; 1 if a pipeline, an item or an enforced admission's promise failed."""
     signals = _Signals()
     screen = _Screen(quiet=options.quiet or options.json)
     with ExitStack() as stack:
+        stack.enter_context(signals.heeded())
         runtime = stack.enter_context(
             open_pipeline(options.manifest, listeners=screen.listeners, write_line=screen.line)
         )
-        # From here on ctrl-C ends the run in good order; before, it ends the loading.
-        stack.enter_context(signals.heeded())
+        signals.is_loaded = True
         screen.line(_headline(runtime))
         for wish in runtime.unmet_wishes:
             screen.line(f"note: {wish}")
         runtime.start_pipelines(on_error=screen.failure)
         _wait(runtime, signals, options.duration_ns, screen, options.manifest)
-        runtime.close()
+        if signals.stops:
+            screen.line("stopping: what is under way is finished; ctrl-C again gives it up")
+        runtime.close(give_up=signals.gives_up)
     report = runtime.report()
     if options.json:
         print(json.dumps(_as_json(report), indent=2, default=str))
     else:
         print(summary(report))
+    if signals.gives_up.is_set():
+        return 130
     return 1 if report.failed else 0
 
 
 class _Signals:
-    """What ctrl-C, SIGTERM and SIGHUP ask for; `news` is set by each of them."""
+    """What ctrl-C, SIGTERM and SIGHUP ask for; `news` is set by each of them.
+
+    The first ctrl-C or SIGTERM ends the loading at once, or a run in good order; the second sets
+    `gives_up`, the third ends the process. A SIGHUP that comes during the loading is heeded after.
+    """
 
     def __init__(self) -> None:
         self.news = threading.Event()
+        self.gives_up = threading.Event()
+        self.is_loaded = False
         self.stops = False
         self._reloads = False
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
-        """Take notice of signals; a second ctrl-C interrupts at once."""
+        """Take notice of signals."""
         handlers = {signal.SIGINT: self._stop, signal.SIGTERM: self._stop}
         if hasattr(signal, "SIGHUP"):
             handlers[signal.SIGHUP] = self._reload
@@ -112,9 +116,14 @@ class _Signals:
         return asked
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        if not self.is_loaded:
+            raise KeyboardInterrupt
+        if self.stops:
+            self.gives_up.set()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.stops = True
         self.news.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _reload(self, number: int, frame: FrameType | None) -> None:
         self._reloads = True
@@ -291,7 +300,8 @@ def summary(report: RuntimeReport) -> str:
         counts = ", ".join(f"{name} {count}" for name, count in report.overruns.items() if count)
         lines.append(f"profile: overrun by segments of {counts}: measure it anew")
     for recording in report.recordings:
-        lines.append(f"recorded: {recording.path}, journal {recording.journal}")
+        problem = f"; it is not whole: {recording.problem}" if recording.problem else ""
+        lines.append(f"recorded: {recording.path}, journal {recording.journal}{problem}")
     return "\n".join(lines)
 
 
@@ -309,7 +319,7 @@ def _memory_lines(report: RuntimeReport) -> list[str]:
     return [
         f"memory: {_planned(report)}",
         f"  weights {size(plan.weights_bytes)}, {counted(plan.stream_count, 'arena')} of "
-        f"{size(plan.arenas_bytes)} together; sharing saves {size(plan.saved_bytes)}",
+        f"{size(plan.arenas_bytes)} together; sharing saves {size(max(0, plan.saved_bytes))}",
         *staging,
         f"  {report.statistics.allocations_after_start} device allocations after start",
     ]

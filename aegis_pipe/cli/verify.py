@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aegis_pipe.cli.arguments import seed
 from aegis_pipe.cli.tables import table
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.deployment_builder import model_orders
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="an ONNX file, or a manifest (.toml)")
     parser.add_argument("--only", metavar="MODEL", help="this one of the manifest's models")
     parser.add_argument("--inputs", type=Path, help="a .npz file with one array per input")
-    parser.add_argument("--seed", type=int, default=0, help="of generated inputs (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of generated inputs (default 0)")
     parser.add_argument(
         "--shape",
         type=_shape,
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=_tolerance,
         help="largest difference in standard deviations of the expected output; default: "
         "0.001 for fp32, 0.01 for tf32 and fp16, 0.1 for bf16 and int8 (or a correlation of 0.95)",
     )
@@ -195,6 +196,17 @@ def _model_work(options: argparse.Namespace) -> _Work:
     path = options.path
     order = ModelOrder(path.stem, path, LoadOptions(shapes, dict(options.bind), path.stem))
     return _Work(options.device or "cpu", 0, [(order, "fp32")], inputs)
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    # Written so that a NaN is refused too.
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number from 0, found {text!r}")
+    return value
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis_pipe.analysis.blame import CAUSES, Explanation, RunLog
+from aegis_pipe.cli.arguments import positive
 from aegis_pipe.cli.tables import counted, table
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.manifest import load_manifest
@@ -27,13 +28,24 @@ _CULPRITS_SHOWN = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Take the request or `--worst`, the log, and `--json`."""
-    parser.add_argument("request", nargs="?", help="number of a request: 17 or req-17")
+    parser.add_argument(
+        "request", nargs="?", type=_request, help="number of a request: 17 or req-17"
+    )
     parser.add_argument(
         "--from", dest="source", required=True, metavar="FILE",
         help="the run's log or its traces (JSON lines), or the manifest that names them",
     )  # fmt: skip
-    parser.add_argument("--worst", type=int, metavar="N", help="the N longest requests instead")
+    parser.add_argument(
+        "--worst", type=positive, metavar="N", help="the N longest requests instead"
+    )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def _request(text: str) -> str:
+    number = text.removeprefix("req-")
+    if not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number such as 17 or req-17, found {text!r}")
+    return f"req-{int(number)}"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,6 +56,12 @@ def run(options: argparse.Namespace) -> int:
     path = _recording_of(Path(options.source))
     is_trace = _is_trace(path)
     log = RunLog(_trace_lines(path) if is_trace else _log_lines(path))
+    if not log.requests:
+        raise PermanentError(
+            "no request ended in it",
+            context=str(path),
+            hint="let the run go on for longer; of traces, those that were not sampled are gone",
+        )
     if options.worst is not None:
         explanations = _worst(log, options.worst, path, is_trace)
         if options.json:
@@ -51,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             print(_worst_text(explanations))
         return 0
-    request = f"req-{options.request.removeprefix('req-')}"
+    request = options.request
     if request not in log.requests:
         raise PermanentError(
             f"it has no end of request {request}",
@@ -156,8 +174,17 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                     yield json.loads(text)
                 except ValueError as error:
                     raise PermanentError(
-                        f"line {number} is no JSON: {error}", context=str(path)
+                        f"line {number} is no JSON: {error}",
+                        context=str(path),
+                        hint="`telemetry.log` and `telemetry.file` write such files; the last line "
+                        "of a run that was killed may be cut off: delete it",
                     ) from error
+    except UnicodeDecodeError as error:
+        raise PermanentError(
+            "this is no text, and so neither a log nor traces",
+            context=str(path),
+            hint="name the file that the manifest's `telemetry.log` or `telemetry.file` writes",
+        ) from error
     except OSError as error:
         raise PermanentError(
             f"it can not be read: {error.strerror}",

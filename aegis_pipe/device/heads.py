@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from aegis_pipe.device.requests import integers
 from aegis_pipe.kernel import KernelRequest
+from aegis_pipe.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class Heads:
     """[batch, heads, length, size] in a dense tensor of any shape; the elements of a row adjoin."""
 

@@ -18,8 +18,8 @@ only through the progress listener.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NoReturn, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -43,6 +43,8 @@ class DeviceCapabilities:
     """Kernels for images are faster with channels in the last dimension."""
     fused_attention: bool = False
     """Attention of several heads is faster as one kernel than spelled out."""
+    elementwise_chains: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Operators that one kernel runs after one another, and on which dtypes; empty: it can not."""
     fused_inverted_residuals: bool = False
     """Inverted residual blocks are faster as one kernel than as three convolutions."""
     product_endings: tuple[str, ...] = ()
@@ -57,6 +59,8 @@ class DeviceCapabilities:
     """A first launch takes as long as any other: it imports, compiles and faults in nothing."""
     watches_memory: bool = False
     """`watch` finds what kernels write outside of their places."""
+    parallel_writes: bool = False
+    """`write` may be called from several threads at once, for regions that do not overlap."""
     notifies_progress: bool = False
     """Calls the progress listener when events complete; otherwise events have to be polled."""
 

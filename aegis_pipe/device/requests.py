@@ -37,21 +37,21 @@ def integers(request: KernelRequest, name: str) -> tuple[int, ...]:
     """Return a list-of-int attribute."""
     value = request.attributes[name]
     assert isinstance(value, tuple), name
-    return tuple(int(each) for each in value)
+    return tuple(map(int, value))
 
 
 def numbers(request: KernelRequest, name: str) -> tuple[float, ...]:
     """Return a list-of-float attribute."""
     value = request.attributes[name]
     assert isinstance(value, tuple), name
-    return tuple(float(each) for each in value)
+    return tuple(map(float, value))
 
 
 def texts(request: KernelRequest, name: str) -> tuple[str, ...]:
     """Return a list-of-string attribute."""
     value = request.attributes[name]
     assert isinstance(value, tuple), name
-    return tuple(str(each) for each in value)
+    return tuple([str(each) for each in value])
 
 
 def array(request: KernelRequest, name: str) -> np.ndarray:
@@ -66,10 +66,12 @@ def in_place(
 ) -> tuple[tuple[int, int], ...]:
     """Return those of (input, output) `pairs` that are both there, and of the same spec."""
     return tuple(
-        (i, o)
-        for i, o in pairs
-        if i < len(request.inputs)
-        and o < len(request.outputs)
-        and request.inputs[i] is not None
-        and request.inputs[i] == request.outputs[o]
+        [
+            (i, o)
+            for i, o in pairs
+            if i < len(request.inputs)
+            and o < len(request.outputs)
+            and request.inputs[i] is not None
+            and request.inputs[i] == request.outputs[o]
+        ]
     )

@@ -45,9 +45,11 @@ def joins_of(
     offsets = [_stretch(whole, starts, shape) for starts, shape in cuts]
     return (
         tuple(
-            Part(results[0], operand, offset)
-            for operand, offset in zip(operands, offsets, strict=True)
-            if offset is not None
+            [
+                Part(results[0], operand, offset)
+                for operand, offset in zip(operands, offsets, strict=True)
+                if offset is not None
+            ]
         )
         if None not in offsets
         else ()

@@ -45,6 +45,7 @@ from aegis_pipe.memory import (
     content_digest,
     live_at_peak,
 )
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorId
 from aegis_pipe.units import format_size
 
@@ -54,7 +55,7 @@ STAGED_AHEAD_MAX_BYTES = 4 << 20
 """So many tensors are named where an arena is fullest."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class Weight:
     """A constant in the layout a kernel wants; stored once per device, whoever uses it."""
 
@@ -121,7 +122,7 @@ class CompiledModel:
     @property
     def updated_in_place(self) -> tuple[TensorId, ...]:
         """States whose next value is written where they lie, and not copied there at the end."""
-        return tuple(step.results[0] for step in self.steps if step.is_keep and step.in_place)
+        return tuple([step.results[0] for step in self.steps if step.is_keep and step.in_place])
 
     @property
     def first_update(self) -> int | None:
@@ -208,7 +209,7 @@ class CompiledModel:
     @property
     def reference_steps(self) -> tuple[CompiledStep, ...]:
         """Steps that run as reference kernels."""
-        return tuple(step for step in self.steps if step.choice.is_reference)
+        return tuple([step for step in self.steps if step.choice.is_reference])
 
 
 def compile_model(
@@ -234,10 +235,12 @@ def compile_model(
     with phases.phase("kernel.select", model=graph.name) as phase:
         weights = _WeightTable()
         steps = tuple(
-            _compile_step(graph, index, context, operators, reference, weights, tf32)
-            for index in range(len(graph.operators))
+            [
+                _compile_step(graph, index, context, operators, reference, weights, tf32)
+                for index in range(len(graph.operators))
+            ]
         )
-        steps += tuple(_keep(graph, name, output, context) for name, output in kept.items())
+        steps += tuple([_keep(graph, name, output, context) for name, output in kept.items()])
         constant_outputs = {
             tensor: weights.intern(tensor, graph.constants[tensor], None)
             for tensor in graph.outputs
@@ -253,10 +256,12 @@ def compile_model(
             kept,
         )
         steps = tuple(
-            replace(step, in_place=True)
-            if memory_step.moves or (step.is_keep and memory_step.views)
-            else step
-            for step, memory_step in zip(steps, analysis.steps, strict=True)
+            [
+                replace(step, in_place=True)
+                if memory_step.moves or (step.is_keep and memory_step.views)
+                else step
+                for step, memory_step in zip(steps, analysis.steps, strict=True)
+            ]
         )
         phase.attributes["kernels"] = sum(step.is_launched for step in steps)
         phase.attributes["peak_bytes"] = plan.peak_bytes
@@ -351,8 +356,8 @@ class ModelBinder:
     def _place(self) -> dict[TensorId, Region]:
         compiled, graph = self._compiled, self._compiled.graph
         regions = {
-            tensor: self._part(tensor, edge.spec.size_bytes)
-            for tensor, edge in graph.tensors.items()
+            tensor: self._part(tensor, spec.size_bytes)
+            for tensor, spec in graph.specs.items()
             if tensor in compiled.analysis.storage_of
         }
         for tensor, key in compiled.constant_outputs.items():
@@ -374,14 +379,16 @@ class ModelBinder:
 
     def launched_steps(self) -> tuple[CompiledStep, ...]:
         """Return the steps that run a kernel, in order."""
-        return tuple(step for step in self._compiled.steps if step.is_launched)
+        return tuple([step for step in self._compiled.steps if step.is_launched])
 
     def calls(self) -> tuple[KernelCall, ...]:
         """Bind every step of `launched_steps`."""
         return tuple(
-            self._bind(index, step)
-            for index, step in enumerate(self._compiled.steps)
-            if step.is_launched
+            [
+                self._bind(index, step)
+                for index, step in enumerate(self._compiled.steps)
+                if step.is_launched
+            ]
         )
 
     def _bind(self, index: int, step: CompiledStep) -> KernelCall:

@@ -12,6 +12,7 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -43,6 +44,7 @@ from aegis_pipe.execution.passes import (
     PLANAR_PASSES,
     Pass,
     PassReport,
+    chain_passes,
     product_passes,
     run_passes,
 )
@@ -57,7 +59,13 @@ from aegis_pipe.memory import (
     check_model_budget,
     check_staging_budget,
 )
+from aegis_pipe.parallel import run_all
 from aegis_pipe.tensor import TensorId
+
+_LARGE_BYTES = 128 << 10
+"""Threads that write smaller weights mostly wait for each other to leave the interpreter."""
+_PARALLEL_BYTES_MIN = 2 << 20
+"""Less is written before a thread has started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +164,9 @@ def compile_graph(
             if capabilities.planar_convolutions:
                 graph, more = _run_passes(graph, PLANAR_PASSES, phases)
                 reports = (*reports, *more)
+        last = chain_passes(capabilities.elementwise_chains)
+        graph, more = _run_passes(graph, last, phases)
+        reports = (*reports, *more)
     tf32 = precision == "tf32"
     compiled = compile_model(
         graph,
@@ -351,11 +362,28 @@ class Deployment:
             for weight in new:
                 offset_bytes = plan.weights_offsets[weight.key]
                 buffer = pool.place(weight.tensor, offset_bytes, weight.size_bytes, compiled.name)
-                self._context.write(buffer.region, weight.content())
                 regions[weight.key] = buffer.region
                 written[weight.key] = weight
+            self._fill(new, regions)
             phase.attributes["weights_written_bytes"] = sum(w.size_bytes for w in new)
             phase.attributes["weights_shared"] = len(compiled.weights) - len(new)
+
+    def _fill(self, weights: Sequence[Weight], regions: Mapping[str, Region]) -> None:
+        """Write weights to where they lie; large ones on all cores, if the device allows that."""
+
+        def write(weight: Weight) -> None:
+            self._context.write(regions[weight.key], weight.content())
+
+        threads = 1
+        if self._context.capabilities.parallel_writes:
+            threads = self._context.description.compute_units
+        large = [weight for weight in weights if weight.size_bytes >= _LARGE_BYTES]
+        if sum(weight.size_bytes for weight in large) < _PARALLEL_BYTES_MIN:
+            threads = 1
+        run_all([partial(write, weight) for weight in large], threads)
+        for weight in weights:
+            if weight.size_bytes < _LARGE_BYTES:
+                write(weight)
 
     def _bind(
         self,

@@ -157,8 +157,11 @@ def _transpose(node: OperatorNode, operands: _Operands) -> np.ndarray | None:
     return np.transpose(_first(operands), order or None)
 
 
+_ZERO = np.zeros(1, np.float32)
+
+
 def _filled(node: OperatorNode, operands: _Operands) -> np.ndarray | None:
-    value = node.attributes.get("value", np.zeros(1, np.float32))
+    value = node.attributes.get("value", _ZERO)
     if not isinstance(value, np.ndarray) or value.size != 1:
         return None
     return np.full(tuple(_first(operands).tolist()), value.reshape(()), value.dtype)

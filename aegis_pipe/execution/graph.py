@@ -11,18 +11,19 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from aegis_pipe.errors import InvalidModelError
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorId, TensorSpec
 
 NO_TENSOR = TensorId("")
 """Stands for an optional operand or result that is left out."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class Subgraph:
     """A body of `If`, `Loop` or `Scan`, kept as serialised ONNX for the reference kernel."""
 
@@ -36,7 +37,7 @@ GraphAttribute = (
 )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class OperatorNode:
     """One operator of the graph, as the model states it."""
 
@@ -52,18 +53,22 @@ class OperatorNode:
     outputs: tuple[TensorId, ...]
     reads: tuple[TensorId, ...] = field(init=False, repr=False)
     """Tensors it reads: the inputs that are there, and what its bodies capture."""
+    qualified_operator: str = field(init=False, repr=False)
+    """`Conv`, or `com.microsoft.Gelu` for other domains than ai.onnx."""
 
     def __post_init__(self) -> None:
         # Every pass asks this of every node: it is settled once.
-        inputs = self.inputs
-        if NO_TENSOR in inputs:
-            inputs = tuple([tensor for tensor in inputs if tensor])
-        object.__setattr__(self, "reads", inputs + captures_of(self))
-
-    @property
-    def qualified_operator(self) -> str:
-        """`Conv`, or `com.microsoft.Gelu` for other domains than ai.onnx."""
-        return f"{self.domain}.{self.operator}" if self.domain else self.operator
+        reads = self.inputs
+        if NO_TENSOR in reads:
+            reads = tuple([tensor for tensor in reads if tensor])
+        for value in self.attributes.values():
+            if type(value) is Subgraph:
+                reads += value.captures
+        domain, operator = self.domain, self.operator
+        object.__setattr__(self, "reads", reads)
+        object.__setattr__(
+            self, "qualified_operator", f"{domain}.{operator}" if domain else operator
+        )
 
 
 class TensorEdge(NamedTuple):
@@ -77,6 +82,13 @@ class TensorEdge(NamedTuple):
     """Indices of the operators that read it, ascending, each once."""
 
 
+class _Edges(NamedTuple):
+    """Who writes and reads the tensors of a graph, as indices of its operators."""
+
+    producers: Mapping[TensorId, int]
+    consumers: Mapping[TensorId, Sequence[int]]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ExecutionGraph:
     """Operators, tensors and their order. Build with `ExecutionGraph.build`."""
@@ -84,7 +96,7 @@ class ExecutionGraph:
     name: str
     operators: tuple[OperatorNode, ...]
     """In topological order: `topological_order` is 0..n-1."""
-    tensors: Mapping[TensorId, TensorEdge]
+    specs: Mapping[TensorId, TensorSpec]
     constants: Mapping[TensorId, np.ndarray]
     inputs: tuple[TensorId, ...]
     outputs: tuple[TensorId, ...]
@@ -92,6 +104,44 @@ class ExecutionGraph:
     metadata: Mapping[str, str] = field(default_factory=dict)
     lengths: Mapping[TensorId, Mapping[int, TensorId]] = field(default_factory=dict)
     """Outputs planned at their most: by axis, the output that holds the true length."""
+    _found: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
+    """What was asked of it before; of many a pass's result nobody asks anything."""
+
+    @property
+    def producers(self) -> Mapping[TensorId, int]:
+        """Index of the operator that writes a tensor; inputs and constants have none."""
+        return self._connected.producers
+
+    @property
+    def consumers(self) -> Mapping[TensorId, Sequence[int]]:
+        """Indices of the operators that read a tensor, ascending, each once; only if any do."""
+        return self._connected.consumers
+
+    @property
+    def tensors(self) -> Mapping[TensorId, TensorEdge]:
+        """Every tensor with its place in the graph."""
+        producers, consumers = self._connected
+        return {
+            tensor: TensorEdge(
+                tensor, spec, producers.get(tensor), tuple(consumers.get(tensor, ()))
+            )
+            for tensor, spec in self.specs.items()
+        }
+
+    @property
+    def kinds(self) -> Set[str]:
+        """The qualified operators that there are."""
+        if "kinds" not in self._found:
+            self._found["kinds"] = frozenset([node.qualified_operator for node in self.operators])
+        kinds: Set[str] = self._found["kinds"]
+        return kinds
+
+    @property
+    def _connected(self) -> _Edges:
+        if "edges" not in self._found:
+            self._found["edges"] = _connect(self.operators)
+        edges: _Edges = self._found["edges"]
+        return edges
 
     @property
     def results(self) -> tuple[TensorId, ...]:
@@ -111,7 +161,7 @@ class ExecutionGraph:
 
     def spec(self, tensor: TensorId) -> TensorSpec:
         """Return a tensor's dtype and shape."""
-        return self.tensors[tensor].spec
+        return self.specs[tensor]
 
     def without_weights(self) -> ExecutionGraph:
         """Return the graph with no constants but scalars: it can be kept without its memory."""
@@ -137,14 +187,13 @@ class ExecutionGraph:
         Raises InvalidModelError for a tensor written twice, read but never written, or a cycle.
         """
         ordered = order_operators(operators, {*inputs, *constants}, reads_of)
-        edges = _connect(ordered, specs)
-        missing = [tensor for tensor in outputs if tensor not in edges]
+        missing = [tensor for tensor in outputs if tensor not in specs]
         if missing:
             raise InvalidModelError(f"output `{missing[0]}` is written by no operator")
         return cls(
             name=name,
             operators=tuple(ordered),
-            tensors=MappingProxyType(edges),
+            specs=MappingProxyType(dict(specs)),
             constants=MappingProxyType(dict(constants)),
             inputs=tuple(inputs),
             outputs=tuple(outputs),
@@ -250,21 +299,15 @@ def reads_of(node: OperatorNode) -> tuple[TensorId, ...]:
     return node.reads
 
 
-def _connect(
-    operators: Sequence[OperatorNode], specs: Mapping[TensorId, TensorSpec]
-) -> dict[TensorId, TensorEdge]:
-    producers: dict[TensorId, int] = {}
+def _connect(operators: Sequence[OperatorNode]) -> _Edges:
+    producers = {tensor: index for index, node in enumerate(operators) for tensor in node.outputs}
+    producers.pop(NO_TENSOR, None)
     consumers: dict[TensorId, list[int]] = {}
     for index, node in enumerate(operators):
-        for tensor in node.outputs:
-            producers[tensor] = index
         for tensor in node.reads:
             readers = consumers.get(tensor)
             if readers is None:
                 consumers[tensor] = [index]
             elif readers[-1] != index:
                 readers.append(index)
-    return {
-        tensor: TensorEdge(tensor, spec, producers.get(tensor), tuple(consumers.get(tensor, ())))
-        for tensor, spec in specs.items()
-    }
+    return _Edges(producers, consumers)

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from aegis_pipe.errors import DynamicShapeError, InvalidModelError, UnsupportedOperatorError
+from aegis_pipe.execution.model_file import REEXPORT
 from aegis_pipe.execution.onnx_types import STRING
-from aegis_pipe.execution.source_model import REEXPORT, Dimension, SourceGraph, SourceValue
+from aegis_pipe.execution.source_model import Dimension, SourceGraph, SourceValue
 from aegis_pipe.tensor import TensorSpec
 
 Constant = bool | int | float | list[Any] | np.ndarray
@@ -114,7 +115,7 @@ def _symbols(free: list[SourceValue], pinned: Mapping[str, tuple[int, ...]]) -> 
                 context=context,
                 hint=f"the model declares [{', '.join(map(_shown, value.shape))}]",
             )
-        for size, dimension in zip(shape, value.shape, strict=True):
+        for axis, (size, dimension) in enumerate(zip(shape, value.shape, strict=True)):
             if size < 0:
                 raise InvalidModelError(f"`shapes` gives it the size {size}", context=context)
             expected = dimension if isinstance(dimension, int) else None
@@ -122,8 +123,9 @@ def _symbols(free: list[SourceValue], pinned: Mapping[str, tuple[int, ...]]) -> 
                 expected = symbols.setdefault(dimension, size)
             if expected is not None and expected != size:
                 raise InvalidModelError(
-                    f"`shapes` gives `{_shown(dimension)}` the size {size}, "
-                    f"but it is {expected} elsewhere",
+                    f"`shapes` gives `{dimension}` the size {size}, but it is {expected} elsewhere"
+                    if isinstance(dimension, str)
+                    else f"dimension {axis} can not be {size}: the model fixes it at {expected}",
                     context=context,
                     hint=f"the model declares [{', '.join(map(_shown, value.shape))}]",
                 )

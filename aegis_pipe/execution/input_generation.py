@@ -68,7 +68,7 @@ def _index_limit(graph: ExecutionGraph, tensor: TensorId) -> int | None:
     waiting = [tensor]
     while waiting:
         current = waiting.pop()
-        for index in graph.tensors[current].consumers:
+        for index in graph.consumers.get(current, ()):
             node = graph.operators[index]
             limits.extend(_limits(graph, node, current))
             for result in _moved(node, current):

@@ -31,7 +31,7 @@ def lower_node(
     operands = (*node.inputs, *captures_of(node))
     context = OperatorContext(
         node=node,
-        inputs=tuple(graph.spec(tensor) if tensor else None for tensor in operands),
+        inputs=tuple([graph.spec(tensor) if tensor else None for tensor in operands]),
         constants={
             position: graph.constants[tensor]
             for position, tensor in enumerate(operands)
@@ -42,7 +42,7 @@ def lower_node(
     lowered = entry.lower(context) if entry else _opaque(node, len(operands))
     return (
         _request(graph, context, lowered, reference),
-        tuple(operands[i] if i >= 0 else TensorId("") for i in lowered.data_inputs),
+        tuple([operands[i] if i >= 0 else TensorId("") for i in lowered.data_inputs]),
     )
 
 
@@ -66,7 +66,7 @@ def _request(
         node=node.name,
         attributes=lowered.attributes,
         inputs=tuple(map(spec_at, lowered.data_inputs)),
-        outputs=tuple(graph.spec(tensor) if tensor else None for tensor in node.outputs),
+        outputs=tuple([graph.spec(tensor) if tensor else None for tensor in node.outputs]),
         constants={
             canonical: context.constants[position]
             for canonical, position in enumerate(lowered.data_inputs)

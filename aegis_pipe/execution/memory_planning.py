@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 from aegis_pipe.errors import InvalidModelError
@@ -19,10 +19,11 @@ from aegis_pipe.memory import (
     MemoryStep,
     assert_plan_is_sound,
 )
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorId
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class CompiledStep:
     """One operator with the kernel that will run it."""
 
@@ -65,7 +66,7 @@ def plan_memory(
     heirs = _heirs(compiled_steps, states)
     if guard_bytes:
         # A part that lies in place has no guard of its own, and what is in no arena has none.
-        steps = tuple(replace(step, parts=(), joins=()) for step in steps)
+        steps = tuple([replace(step, parts=(), joins=()) for step in steps])
         heirs = dict.fromkeys(states, frozenset())
     sizes_bytes = sizes_of(graph, states)
     inputs = without(graph.inputs, states)
@@ -74,9 +75,12 @@ def plan_memory(
         LifetimeAnalyser(alignment_bytes), steps, sizes_bytes, inputs, outputs, states, heirs
     )
     _check_states(analysis, states, outputs)
-    plan = MemoryPlanner().plan(
-        [replace(x, size_bytes=x.size_bytes + 2 * guard_bytes) for x in analysis.lifetimes]
-    )
+    lifetimes = analysis.lifetimes
+    if guard_bytes:
+        lifetimes = tuple(
+            [replace(x, size_bytes=x.size_bytes + 2 * guard_bytes) for x in lifetimes]
+        )
+    plan = MemoryPlanner().plan(lifetimes)
     offsets = {storage: offset + guard_bytes for storage, offset in plan.offsets.items()}
     plan = replace(plan, offsets=MappingProxyType(offsets))
     assert_plan_is_sound(
@@ -140,7 +144,7 @@ def _heirs(steps: Sequence[CompiledStep], states: States) -> dict[TensorId, froz
             producers[result] = Producer(
                 step.request.operator,
                 step.operands[view[0]] if view is not None and view[1] == position else None,
-                tuple(step.operands[operand] for operand in over if step.operands[operand]),
+                tuple([step.operands[operand] for operand in over if step.operands[operand]]),
             )
     for name in states:
         producers.pop(name, None)  # the step that keeps it
@@ -183,8 +187,8 @@ def with_states(
 def sizes_of(graph: ExecutionGraph, states: States) -> dict[str, int]:
     """Return the bytes of every tensor but constants, and of the states' next values."""
     sizes_bytes: dict[str, int] = {
-        tensor: edge.spec.size_bytes
-        for tensor, edge in graph.tensors.items()
+        tensor: spec.size_bytes
+        for tensor, spec in graph.specs.items()
         if tensor not in graph.constants
     }
     return sizes_bytes | {kept_name(name): sizes_bytes[name] for name in states}
@@ -198,9 +202,11 @@ def _memory_step(step: CompiledStep) -> MemoryStep:
 
     def pairs(positions: Sequence[tuple[int, int]]) -> tuple[tuple[str, str], ...]:
         return tuple(
-            (step.operands[source], step.results[target])
-            for source, target in positions
-            if step.operands[source] and step.results[target]
+            [
+                (step.operands[source], step.results[target])
+                for source, target in positions
+                if step.operands[source] and step.results[target]
+            ]
         )
 
     return MemoryStep(

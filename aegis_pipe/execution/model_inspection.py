@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,10 +16,11 @@ from pathlib import Path
 
 from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.execution.known_operators import KNOWN_OPERATORS
+from aegis_pipe.execution.model_file import REEXPORT, mapped_file
 from aegis_pipe.execution.onnx_types import DTYPE_OF_ELEMENT_TYPE, DTYPE_OF_NAME
 from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.saved_ir import is_saved_graph, read_header
-from aegis_pipe.execution.source_model import REEXPORT, UNNAMED_SYMBOLS
+from aegis_pipe.execution.source_model import UNNAMED_SYMBOLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,7 @@ def inspect_model(path: Path) -> ModelFacts:
 
     Raises InvalidModelError if the file is missing, empty, cut short or something else.
     """
-    try:
-        with path.open("rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
-        raise InvalidModelError(
-            f"can not be read: {error}", context=str(path), hint="check the path"
-        ) from error
+    data = mapped_file(path)
     try:
         return _saved_facts(data) if is_saved_graph(data) else _onnx_facts(data)
     except InvalidModelError as error:

@@ -7,8 +7,6 @@ ONNX (opset 6 to the newest the `onnx` package knows) or this runtime's own save
 from __future__ import annotations
 
 import difflib
-import mmap
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +23,13 @@ from aegis_pipe.execution.flattening import RULES
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.input_binding import LoadOptions, fixed_inputs
 from aegis_pipe.execution.known_operators import KNOWN_OPERATORS
+from aegis_pipe.execution.model_file import REEXPORT, mapped_file
 from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.operators.table import OperatorTable
 from aegis_pipe.execution.partial_evaluation import evaluate_model
 from aegis_pipe.execution.reference_operators import arity_of, changed_until
 from aegis_pipe.execution.saved_ir import is_saved_graph, load_graph
 from aegis_pipe.execution.source_model import (
-    REEXPORT,
     SourceGraph,
     SourceModel,
     SourceNode,
@@ -61,7 +59,7 @@ class ModelFiles:
         """Look at a model's files; raises nothing, since loading them will."""
         try:
             first = _file_state(path)
-            data = _mapped(path)
+            data = mapped_file(path)
             others: frozenset[Path] = frozenset()
             if not is_saved_graph(data):
                 from aegis_pipe.execution.onnx_reader import external_files
@@ -96,7 +94,7 @@ class ModelLoader:
 
     def _load(self, path: Path, options: LoadOptions) -> ExecutionGraph:
         try:
-            data = _mapped(path)
+            data = mapped_file(path)
             if is_saved_graph(data):
                 return _load_saved(path, options)
             # Only ONNX files need `onnx`; saved graphs load without the package.
@@ -136,21 +134,6 @@ def _load_saved(path: Path, options: LoadOptions) -> ExecutionGraph:
                 hint="save the graph again with these shapes",
             )
     return graph
-
-
-def _mapped(path: Path) -> memoryview:
-    """Return a file's bytes, which are read when they are looked at."""
-    if path.is_dir():
-        raise InvalidModelError("is a directory", context=str(path), hint="name the file in it")
-    try:
-        with path.open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise InvalidModelError("the file is empty", context=str(path), hint=REEXPORT)
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise InvalidModelError(
-            f"can not be read: {error.strerror}", context=str(path), hint="check the path"
-        ) from error
 
 
 def _check_operators(graph: SourceGraph, opsets: Mapping[str, int], table: OperatorTable) -> None:

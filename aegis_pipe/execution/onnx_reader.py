@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,10 @@ from google.protobuf.message import DecodeError
 
 from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.execution.graph import GraphAttribute
+from aegis_pipe.execution.model_file import REEXPORT, mapped_file
 from aegis_pipe.execution.onnx_types import DTYPE_OF_ELEMENT_TYPE, SUB_BYTE_TYPES
 from aegis_pipe.execution.onnx_weights import without_weights
 from aegis_pipe.execution.source_model import (
-    REEXPORT,
     UNNAMED_SYMBOLS,
     Dimension,
     SourceGraph,
@@ -32,6 +31,13 @@ OLDEST_OPSET = 1
 
 ModelProto = onnx.ModelProto
 
+_FIELDS: Mapping[int, str] = {
+    onnx.TensorProto.FLOAT: "float_data",
+    onnx.TensorProto.DOUBLE: "double_data",
+    onnx.TensorProto.INT32: "int32_data",
+    onnx.TensorProto.INT64: "int64_data",
+}
+"""Where elements lie that are not raw bytes, for dtypes that a field has for itself."""
 _PLAIN_KINDS = "fiu"
 """Kinds of dtypes whose elements lie in a file as they lie in memory."""
 
@@ -221,10 +227,10 @@ def _graph(proto: onnx.GraphProto, folder: Path | None) -> SourceGraph:
         initialisers[_name(sparse.values.name)] = partial(_dense, sparse, folder)
     return SourceGraph(
         _name(proto.name),
-        tuple(_node(node, index, folder) for index, node in enumerate(proto.node)),
+        tuple([_node(node, index, folder) for index, node in enumerate(proto.node)]),
         initialisers,
         tuple(map(_value, proto.input)),
-        tuple(_name(output.name) for output in proto.output),
+        tuple([_name(output.name) for output in proto.output]),
         _DeclaredValues((*proto.value_info, *proto.output)),
     )
 
@@ -248,11 +254,11 @@ class _DeclaredValues(Mapping[str, SourceValue]):
 def _node(proto: onnx.NodeProto, index: int, folder: Path | None) -> SourceNode:
     operator = _name(proto.op_type)
     name = _name(proto.name) or f"{operator}_{index}"
-    attributes = {
-        _name(attribute.name): value
-        for attribute in proto.attribute
-        if (value := _attribute(attribute, name, folder)) is not None
-    }
+    attributes: dict[str, GraphAttribute | SourceGraph] = {}
+    for attribute in proto.attribute:
+        value = _attribute(attribute, name, folder)
+        if value is not None:
+            attributes[_name(attribute.name)] = value
     return SourceNode(
         name,
         operator,
@@ -350,7 +356,10 @@ def _array(
         return array if raw_data is None else array.copy()
     if raw_data is not None:
         proto.raw_data = bytes(raw_data)
+    field = None if data or proto.HasField("segment") else _FIELDS.get(proto.data_type)
     try:
+        if field is not None:
+            return np.array(getattr(proto, field), dtype).reshape(shape)
         array = onnx.numpy_helper.to_array(proto)
     except (ValueError, TypeError) as error:
         raise InvalidModelError(
@@ -393,17 +402,20 @@ def _map_external(tensor: str, location: str, folder: Path | None) -> memoryview
     context = f"external data of tensor `{tensor}`"
     if folder is None:
         raise InvalidModelError("a model in memory has no external data", context=context)
+    hint = "copy the data file next to the model"
     path = folder / location
+    if "\0" in location:
+        raise InvalidModelError("the name of its file is none", context=context, hint=REEXPORT)
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise InvalidModelError(f"`{location}` leads out of the model's folder", context=context)
+        what = f"`{location}` leads out of the model's folder"
+        raise InvalidModelError(what, context=context, hint=hint)
     try:
-        with path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
+        return mapped_file(path)
+    except InvalidModelError as error:
         raise InvalidModelError(
-            f"`{location}` can not be read: {error}",
+            f"`{location}` {error.message}",
             context=context,
-            hint="copy the data file next to the model",
+            hint=error.hint if path.exists() else hint,
         ) from error
 
 

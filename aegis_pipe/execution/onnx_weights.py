@@ -103,10 +103,17 @@ def _fields(data: memoryview, start: int, end: int) -> Iterator[_Field]:
     at = start
     while at < end:
         first = at
-        tag, at = _varint(data, at, end)
+        # Nearly all tags, and most lengths, are one byte.
+        tag = data[at]
+        at += 1
+        if tag >= 0x80:
+            tag, at = _varint(data, first, end)
         kind, content = tag & 7, at
         if kind == _LENGTH:
-            length, content = _varint(data, at, end)
+            length = data[at] if at < end else 0x80
+            content = at + 1
+            if length >= 0x80:
+                length, content = _varint(data, at, end)
             at = content + length
         elif kind == _VARINT:
             _, at = _varint(data, at, end)

@@ -65,8 +65,8 @@ def arithmetic_of(graph: ExecutionGraph, precision: str = "fp32") -> Arithmetic:
     for node in graph.operators:
         if node.operator.startswith(_QUANTISED):
             names.add("int8")
-    for edge in graph.tensors.values():
-        names.add(_ARITHMETIC_OF_DTYPE.get(edge.spec.dtype.name, precision))
+    for spec in graph.specs.values():
+        names.add(_ARITHMETIC_OF_DTYPE.get(spec.dtype.name, precision))
     return max((ARITHMETICS[name] for name in sorted(names)), key=_inexactness)
 
 

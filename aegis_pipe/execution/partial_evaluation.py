@@ -94,6 +94,16 @@ class Layers(ChainMap[_Key, _Value]):
                 return True
         return False
 
+    def known_at(self, keys: Sequence[_Key]) -> dict[int, _Value]:
+        """Return what is known of keys, by their positions."""
+        found: dict[int, _Value] = {}
+        for position, key in enumerate(keys):
+            for layer in self.maps:
+                if key in layer:
+                    found[position] = layer[key]
+                    break
+        return found
+
     def known(self, key: _Key) -> _Value | None:
         """Return what is known of a key, None if nothing is."""
         for layer in self.maps:
@@ -252,11 +262,7 @@ class Frame:
         context = OperatorContext(
             node,
             tuple([specs_of[tensor] if tensor else None for tensor in node.inputs]),
-            {
-                position: value
-                for position, tensor in enumerate(node.inputs)
-                if (value := values_of.known(tensor)) is not None
-            },
+            values_of.known_at(node.inputs),
         )
         known = _known_from_specs(context)
         if known is not None:
@@ -316,7 +322,7 @@ class Frame:
         """Write this frame as a body."""
         local = self.specs.maps[0]
         reads = itertools.chain(*map(reads_of, self.operators), outputs)
-        captures = tuple(t for t in dict.fromkeys(reads) if t not in local)
+        captures = tuple([t for t in dict.fromkeys(reads) if t not in local])
         serialised = serialise_body(
             name,
             {tensor: self.specs[tensor] for tensor in inputs},
@@ -342,19 +348,23 @@ class Frame:
 
     def _layers(self) -> tuple[MutableMapping[TensorId, Any], ...]:
         chains = (self.specs, self.constants, self.writers, self.lengths, self.most, self.sizes)
-        return tuple(chain.maps[0] for chain in chains)
+        return tuple([chain.maps[0] for chain in chains])
 
     def _visit(self, node: SourceNode, graph: SourceGraph, scope: Scope, path: str) -> None:
         rule = self.session.rules.get(node.qualified_operator)
         if rule is not None and rule(self, node, scope, path):
             return
         inputs = [self.tensor(scope, name, node) for name in node.inputs]
-        outputs = tuple(self.new_tensor(path, name) if name else NO_TENSOR for name in node.outputs)
+        outputs = tuple(
+            [self.new_tensor(path, name) if name else NO_TENSOR for name in node.outputs]
+        )
         self.apply(
             self.operator_node(node, inputs, outputs, path),
             [graph.declared.get(name) for name in node.outputs],
         )
-        scope.update((n, t) for n, t in zip(node.outputs, outputs, strict=True) if n)
+        for name, output in zip(node.outputs, outputs, strict=True):
+            if name:
+                scope[name] = output
 
     def operator_node(
         self,
@@ -384,7 +394,7 @@ class Frame:
             node.operator,
             node.domain,
             opset,
-            plain | dict(bodies or {}),
+            {**plain, **bodies} if bodies else plain,
             tuple(inputs),
             tuple(outputs),
         )
@@ -501,13 +511,16 @@ def is_deterministic(node: OperatorNode) -> bool:
     if node.operator in RANDOM_OPERATORS:
         return False
     # A training-mode dropout is random; which mode it is, is an operand. Bodies may be random.
-    if any(isinstance(value, Subgraph) for value in node.attributes.values()):
-        return False
+    for value in node.attributes.values():
+        if type(value) is Subgraph:
+            return False
     return node.operator != "Dropout" or len(node.inputs) < 3
 
 
 def _without_unread(node: SourceNode, read: set[str], opsets: Mapping[str, int]) -> SourceNode:
     """Leave out optional outputs that nobody reads (the mask of a Dropout, say)."""
+    if len(node.outputs) == 1 and node.outputs[0] in read:
+        return node
     outputs = list(node.outputs)
     optional = optional_outputs(node.operator, opsets.get(node.domain, 1), node.domain)
     for position in optional:

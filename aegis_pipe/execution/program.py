@@ -18,6 +18,7 @@ from aegis_pipe.execution.dependency_tracker import (
     DependencyTracker,
     Synchronisation,
 )
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorId, TensorSpec
 
 COMPUTE_LANE = 0
@@ -31,7 +32,7 @@ class WorkKind(enum.Enum):
     COPY_OUT = "copy_out"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class BoundTensor:
     """A model's input or output with its place on the device."""
 
@@ -40,7 +41,7 @@ class BoundTensor:
     region: Region
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class Work:
     """A piece of work on one lane, with the events around it."""
 
@@ -81,7 +82,7 @@ class BoundModel:
     def results(self) -> tuple[BoundTensor, ...]:
         """What a request returns: the outputs without those that hold lengths."""
         names = result_names([TensorId(tensor.name) for tensor in self.outputs], self.lengths)
-        return tuple(tensor for tensor in self.outputs if tensor.name in names)
+        return tuple([tensor for tensor in self.outputs if tensor.name in names])
 
     def named_results(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Return the results by name, each as long as it truly is."""
@@ -117,7 +118,7 @@ def result_names(
 ) -> tuple[TensorId, ...]:
     """Return what a request gets: the outputs without those that hold lengths of others."""
     counts = {length for axes in lengths.values() for length in axes.values()}
-    return tuple(name for name in outputs if name not in counts)
+    return tuple([name for name in outputs if name not in counts])
 
 
 def build_program(
@@ -138,16 +139,18 @@ def build_program(
     done = [context.create_event() for _ in kinds]
     graphs: list[DeviceGraph | None] = [None, *segments, None]
     work = tuple(
-        Work(
-            kind=kinds[i],
-            lane=lanes[i],
-            graph=graphs[i],
-            waits=tuple(done[wait.record_after] for wait in waits if wait.wait_before == i),
-            begin=context.create_event(),
-            done=done[i],
-            awaited=any(wait.record_after == i for wait in waits),
-        )
-        for i in range(len(kinds))
+        [
+            Work(
+                kind=kinds[i],
+                lane=lanes[i],
+                graph=graphs[i],
+                waits=tuple([done[wait.record_after] for wait in waits if wait.wait_before == i]),
+                begin=context.create_event(),
+                done=done[i],
+                awaited=any(wait.record_after == i for wait in waits),
+            )
+            for i in range(len(kinds))
+        ]
     )
     return BoundModel(name, tuple(inputs), tuple(outputs), work, waits, lengths or {}, first_update)
 

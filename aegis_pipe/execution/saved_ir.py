@@ -20,7 +20,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import mmap
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ import numpy as np
 
 from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.execution.graph import ExecutionGraph, GraphAttribute, OperatorNode, Subgraph
+from aegis_pipe.execution.model_file import mapped_file
 from aegis_pipe.execution.onnx_types import DTYPE_OF_NAME, STRING
 from aegis_pipe.tensor import TensorId, TensorSpec
 
@@ -58,8 +58,7 @@ def save_graph(graph: ExecutionGraph, path: Path) -> None:
             for axis, length in axes.items()
         ],
         "tensors": [
-            [tensor, edge.spec.dtype.name, list(edge.spec.shape)]
-            for tensor, edge in graph.tensors.items()
+            [tensor, spec.dtype.name, list(spec.shape)] for tensor, spec in graph.specs.items()
         ],
         "constants": [[tensor, blobs.add_array(a)] for tensor, a in graph.constants.items()],
         "operators": [_node_to_plain(node, blobs) for node in graph.operators],
@@ -79,11 +78,7 @@ def save_graph(graph: ExecutionGraph, path: Path) -> None:
 
 def load_graph(path: Path) -> ExecutionGraph:
     """Load a saved graph. Raises InvalidModelError if the file is damaged or of another format."""
-    try:
-        with path.open("rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
-        raise InvalidModelError(f"can not be read: {error}", context=str(path)) from error
+    data = mapped_file(path)
     try:
         header, first_blob = read_header(data)
         return _graph_from_plain(header, _BlobReader(data, first_blob, header["blobs"]))

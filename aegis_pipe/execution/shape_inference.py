@@ -110,7 +110,7 @@ def infer_outputs(
             raise
         return _infer_without_entry(context, declared)
     assert len(specs) >= len(context.node.outputs), f"{entry.name} infers too few outputs"
-    return tuple(s if t else None for s, t in zip(specs, context.node.outputs, strict=False))
+    return tuple([s if t else None for s, t in zip(specs, context.node.outputs, strict=False)])
 
 
 def _infer_without_entry(
@@ -118,8 +118,12 @@ def _infer_without_entry(
 ) -> tuple[TensorSpec | None, ...]:
     inferred = infer_with_onnx(context.node, context.inputs, context.constants)
     return tuple(
-        _settled(context, position, found, declared[position]) if tensor else None
-        for position, (tensor, found) in enumerate(zip(context.node.outputs, inferred, strict=True))
+        [
+            _settled(context, position, found, declared[position]) if tensor else None
+            for position, (tensor, found) in enumerate(
+                zip(context.node.outputs, inferred, strict=True)
+            )
+        ]
     )
 
 
@@ -135,12 +139,12 @@ def _settled(
 ) -> TensorSpec:
     dtype, shape = found
     if dtype is not None and shape is not None and _is_fixed(shape):
-        return TensorSpec(dtype, tuple(int(size) for size in shape if size is not None))
+        return TensorSpec(dtype, tuple([int(size) for size in shape if size is not None]))
     _require(context, SHAPE_OPERANDS.get(context.node.qualified_operator, ()))
     if declared is not None and declared.shape is not None and _is_fixed(declared.shape):
         dtype = dtype or declared.dtype
         if dtype is not None:
-            return TensorSpec(dtype, tuple(int(s) for s in declared.shape if s is not None))
+            return TensorSpec(dtype, tuple([int(s) for s in declared.shape if s is not None]))
     raise DynamicShapeError(
         f"the shape of output {position} depends on the operands' data",
         context=describe(context.node),

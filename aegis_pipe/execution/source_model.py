@@ -13,6 +13,8 @@ import numpy as np
 
 from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.execution.graph import GraphAttribute, OperatorNode, order_operators
+from aegis_pipe.execution.model_file import REEXPORT
+from aegis_pipe.record import record
 
 Dimension = int | str | None
 """A size, a symbol, or nothing known."""
@@ -21,7 +23,7 @@ UNNAMED_SYMBOLS = frozenset({"", "?", "-1", "None"})
 """What exporters write for a size they have no name for; two of them need not be equal."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class SourceValue:
     """What a file declares of a value."""
 
@@ -32,7 +34,7 @@ class SourceValue:
     shape: tuple[Dimension, ...] | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class SourceNode:
     """One node; bodies of control flow are nested graphs."""
 
@@ -46,18 +48,20 @@ class SourceNode:
     """Its nested graphs."""
     reads: tuple[str, ...] = field(init=False, repr=False)
     """Names of the enclosing graph that it reads, also inside its bodies; each once."""
+    qualified_operator: str = field(init=False, repr=False)
+    """`Conv`, or `com.microsoft.Gelu` for other domains than ai.onnx."""
 
     def __post_init__(self) -> None:
-        bodies = [value for value in self.attributes.values() if type(value) is SourceGraph]
-        captured = [name for body in bodies for name in free_names(body)]
-        reads = tuple(dict.fromkeys([*filter(None, self.inputs), *captured]))
-        object.__setattr__(self, "bodies", tuple(bodies))
-        object.__setattr__(self, "reads", reads)
-
-    @property
-    def qualified_operator(self) -> str:
-        """`Conv`, or `com.microsoft.Gelu` for other domains than ai.onnx."""
-        return f"{self.domain}.{self.operator}" if self.domain else self.operator
+        bodies = tuple([value for value in self.attributes.values() if type(value) is SourceGraph])
+        reads = dict.fromkeys(self.inputs)
+        reads.pop("", None)
+        for body in bodies:
+            reads.update(dict.fromkeys(free_names(body)))
+        domain, operator = self.domain, self.operator
+        qualified = f"{domain}.{operator}" if domain else operator
+        object.__setattr__(self, "bodies", bodies)
+        object.__setattr__(self, "reads", tuple(reads))
+        object.__setattr__(self, "qualified_operator", qualified)
 
     def body(self, attribute: str) -> SourceGraph:
         """Return a nested graph. Raises InvalidModelError if it is missing."""
@@ -92,9 +96,6 @@ class SourceModel:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-REEXPORT = "export the model again, or check it with `onnx.checker.check_model`"
-
-
 def describe(node: SourceNode | OperatorNode) -> str:
     """Name a node in a message."""
     return f"node `{node.name}` ({node.qualified_operator})"
@@ -115,7 +116,7 @@ def free_names(graph: SourceGraph) -> tuple[str, ...]:
     local = {value.name for value in graph.inputs} | set(graph.initialisers)
     local.update(name for node in graph.nodes for name in node.outputs)
     reads = (name for node in graph.nodes for name in source_reads(node))
-    return tuple(name for name in dict.fromkeys((*reads, *graph.outputs)) if name not in local)
+    return tuple([name for name in dict.fromkeys((*reads, *graph.outputs)) if name not in local])
 
 
 def nodes_in_order(graph: SourceGraph, outer: set[str]) -> tuple[SourceNode, ...]:
@@ -140,10 +141,11 @@ def nodes_in_order(graph: SourceGraph, outer: set[str]) -> tuple[SourceNode, ...
 
 
 def _needed(ordered: list[SourceNode], outputs: tuple[str, ...]) -> tuple[SourceNode, ...]:
-    wanted = set(outputs)
+    # An output that is left out has no name, and nobody wants that.
+    wanted = set(outputs) - {""}
     kept = []
     for node in reversed(ordered):
-        if wanted.intersection(filter(None, node.outputs)):
+        if not wanted.isdisjoint(node.outputs):
             kept.append(node)
-            wanted.update(source_reads(node))
+            wanted.update(node.reads)
     return tuple(reversed(kept))

@@ -47,8 +47,6 @@ class Checker:
             self._check_model(("models", index), model)
         for index, pipeline in enumerate(self.pipelines):
             self._check_pipeline(("pipelines", index), pipeline)
-        self._check_outputs()
-        self._check_addresses()
 
     @property
     def models(self) -> Sequence[Table]:
@@ -319,62 +317,6 @@ class Checker:
                 f"{channels} images have {_counted(count, 'channel')}, found {len(values)} values"
             )
             self.problems.add(path, what, f"give one number, or a list of {count}")
-
-    # --- files and addresses that are written or listened on ------------------------------------
-
-    def _check_outputs(self) -> None:
-        """Check that what is written can be written, and by one writer only."""
-        first: dict[Path, KeyPath] = {}
-        for path, text, is_folder in self._written():
-            place = self.resolve(path, text)
-            if place is None:
-                continue
-            place = Path(os.path.normpath(place))
-            earlier = first.setdefault(place, path)
-            if earlier != path:
-                line = self.problems.line_of(earlier)
-                what = f"{found(text)} is written by two, the other one on line {line}"
-                self.problems.add(path, what, "give each a path of its own")
-            else:
-                self._check_writable(path, text, place, is_folder=is_folder)
-
-    def _written(self) -> Iterable[tuple[KeyPath, str, bool]]:
-        for i, pipeline in enumerate(self.pipelines):
-            for j, sink in enumerate(pipeline.get("sinks", [])):
-                if "path" in sink:
-                    is_folder = sink.get("kind") == "npz"
-                    yield ("pipelines", i, "sinks", j, "path"), sink["path"], is_folder
-        telemetry = self.root.get("telemetry", {})
-        if "file" in telemetry:
-            yield ("telemetry", "file"), telemetry["file"], False
-        if "path" in telemetry.get("log", {}):
-            yield ("telemetry", "log", "path"), telemetry["log"]["path"], False
-
-    def _check_writable(self, path: KeyPath, text: str, place: Path, *, is_folder: bool) -> None:
-        if place.is_dir() and not is_folder:
-            self.problems.add(path, f"{found(text)} is a folder", "name a file to write to")
-            return
-        if place.exists() and not place.is_dir() and is_folder:
-            self.problems.add(path, f"{found(text)} is a file", "name a folder to write to")
-            return
-        existing = next(parent for parent in (place, *place.parents) if parent.exists())
-        if existing != place and not existing.is_dir():
-            what = f"`{existing.name}` is a file, so no folder can be made there"
-            self.problems.add(path, what, "choose a path whose folders are folders")
-        elif not os.access(existing, os.W_OK):
-            self.problems.add(
-                path, f"{found(text)} can not be written", "check the permissions of its folder"
-            )
-
-    def _check_addresses(self) -> None:
-        serve = self.root.get("serve", {})
-        for key, address in serve.items():
-            port = int(address.rpartition(":")[2])
-            if port > 65535:
-                self.problems.add(("serve", key), f"a port is at most 65535, found {port}")
-        if len(set(serve.values())) < len(serve):
-            what = "HTTP and gRPC can not listen on the same address"
-            self.problems.add(("serve", "grpc"), what, "give gRPC a port of its own")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from aegis_pipe.manifest.conversion import manifest_from_table
 from aegis_pipe.manifest.locator import Locations, locate
 from aegis_pipe.manifest.model import Manifest, ModelFacts
 from aegis_pipe.manifest.model_checks import check_models
+from aegis_pipe.manifest.output_checks import check_outputs
 from aegis_pipe.manifest.problems import ProblemList, path_text
 from aegis_pipe.manifest.validation import check_schema
 
@@ -37,6 +38,7 @@ def load_manifest(path: str | Path, *, inspect_model: InspectModel | None = None
     check_schema(table, problems)
     checker = Checker(table, file.parent, problems)
     checker.run()
+    check_outputs(checker)
     if inspect_model is not None:
         check_models(checker, inspect_model)
     problems.raise_if_any()

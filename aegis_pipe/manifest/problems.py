@@ -31,7 +31,7 @@ class ProblemList:
     """The problems of one file so far; at most one for each key, the first that was found."""
 
     def __init__(self, file: str, text: str = "", locations: Locations | None = None) -> None:
-        self._file = file
+        self.file = file
         self._lines = text.splitlines()
         self._locations = locations
         self._problems: dict[KeyPath, Problem] = {}
@@ -68,7 +68,7 @@ class ProblemList:
     def _note(self, path: KeyPath, line: int, column: int, what: str, hint: str) -> None:
         source = self._lines[line - 1].strip() if 0 < line <= len(self._lines) else ""
         problem = Problem(
-            file=self._file,
+            file=self.file,
             line=line,
             column=column,
             path=path_text(path),

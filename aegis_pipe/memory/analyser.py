@@ -102,22 +102,24 @@ class LifetimeAnalyser:
         kept: Mapping[str, Collection[str]],
     ) -> MemoryAnalysis:
         run = _Analysis(steps, sizes_bytes, inputs, outputs, kept, self._alignment_bytes)
-        taken = tuple(run.take(index, step) for index, step in enumerate(steps))
+        taken = tuple([run.take(index, step) for index, step in enumerate(steps)])
         in_arena = [each for each in run.storages.values() if each.root not in kept]
         storages = sorted(in_arena, key=lambda each: each.first)
         return MemoryAnalysis(
             steps=taken,
-            storages=tuple(self._lifetime(each, len(steps)) for each in storages),
+            storages=tuple([self._lifetime(each, len(steps)) for each in storages]),
             workspaces=tuple(
-                TensorLifetime(
-                    WorkspaceId(index),
-                    step.workspace_bytes,
-                    index,
-                    index + 1,
-                    self._alignment_bytes,
-                )
-                for index, step in enumerate(taken)
-                if step.workspace_bytes
+                [
+                    TensorLifetime(
+                        WorkspaceId(index),
+                        step.workspace_bytes,
+                        index,
+                        index + 1,
+                        self._alignment_bytes,
+                    )
+                    for index, step in enumerate(taken)
+                    if step.workspace_bytes
+                ]
             ),
             storage_of=MappingProxyType(run.storage_of),
             offset_of=MappingProxyType(run.offset_of),

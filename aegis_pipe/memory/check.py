@@ -343,11 +343,12 @@ class _Simulation:
         self, index: int, storage: Hashable, size_bytes: int, shift: int = 0
     ) -> tuple[int, int]:
         """Return the span of some of a storage's bytes, and see that it is a proper place."""
-        lifetime = TensorLifetime(
-            storage, shift + size_bytes, index, index + 1, self._alignment_bytes
-        )
-        self.violations.extend(_misplacements(lifetime, self._plan))
-        start = self._plan.offsets.get(storage, 0) + shift
+        size, alignment, plan = shift + size_bytes, self._alignment_bytes, self._plan
+        offset = plan.offsets.get(storage, -1)
+        if offset < 0 or offset % alignment or offset + size > plan.peak_bytes:
+            lifetime = TensorLifetime(storage, size, index, index + 1, alignment)
+            self.violations.extend(_misplacements(lifetime, plan))
+        start = plan.offsets.get(storage, 0) + shift
         if shift % self._alignment_bytes:
             message = f"{shift} bytes into `{storage}` is not aligned to {self._alignment_bytes}"
             self._report(index, str(storage), "", message)

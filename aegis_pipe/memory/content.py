@@ -9,6 +9,11 @@ import numpy as np
 
 from aegis_pipe.memory.native import LIBRARY
 
+_Halves = ctypes.c_uint64 * 2
+if LIBRARY is not None:
+    LIBRARY.aegis_digest.argtypes = (ctypes.c_void_p, ctypes.c_int64, _Halves)
+    LIBRARY.aegis_digest.restype = None
+
 
 def content_digest(array: np.ndarray) -> str:
     """Return 32 hexadecimal digits that differ between arrays of different bytes.
@@ -19,6 +24,6 @@ def content_digest(array: np.ndarray) -> str:
     content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     if LIBRARY is None:
         return hashlib.blake2b(content.data, digest_size=16).hexdigest()
-    halves = (ctypes.c_uint64 * 2)()
-    LIBRARY.aegis_digest(ctypes.c_void_p(content.ctypes.data), ctypes.c_int64(content.size), halves)
+    halves = _Halves()
+    LIBRARY.aegis_digest(content.ctypes.data, content.size, halves)
     return f"{halves[0]:016x}{halves[1]:016x}"

@@ -7,11 +7,12 @@ Intervals are half-open `[first, end)` over step numbers.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from aegis_pipe.record import record
 
-@dataclass(frozen=True, slots=True)
+
+@record(eq=True)
 class TensorLifetime:
     """A tensor's bytes and the steps during which they must stay."""
 
@@ -26,7 +27,7 @@ class TensorLifetime:
     """Where it has to lie; None: wherever the planner likes."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class WorkspaceId:
     """Names a step's scratch memory; never equal to a tensor's id, whatever that is."""
 
@@ -46,7 +47,7 @@ class Part(NamedTuple):
     """Where in the whole the part begins."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class MemoryStep:
     """What one step does to memory.
 

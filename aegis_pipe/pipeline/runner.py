@@ -22,6 +22,7 @@ from aegis_pipe.errors import (
     PermanentError,
     PipelineError,
     QueueFullError,
+    RuntimeStoppedError,
 )
 from aegis_pipe.events import EventHub, ItemFinished, StageFinished
 from aegis_pipe.pipeline.parts import Values
@@ -124,8 +125,9 @@ class PipelineRunner:
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._state = threading.Condition()
-        """Of the counts, and of these two."""
+        """Of the counts, and of these three."""
         self._is_paused = False
+        self._is_given_up = False
         self._open_items = 0
         self._sink_lines: tuple[str, ...] = ()
         self._error: AegisError | None = None
@@ -157,6 +159,10 @@ class PipelineRunner:
         with self._state:
             self._stopping.set()
             self._state.notify_all()
+
+    def give_up(self) -> None:
+        """Count items whose requests the end of the runtime ends as dropped; after `stop`."""
+        self._is_given_up = True
 
     def pause(self) -> None:
         """Take no item until `resume`; those under way go on to their end."""
@@ -357,13 +363,18 @@ class PipelineRunner:
         if item.error is None and self._error is None:
             self._write(item)
         if item.error is not None:
-            late_or_full = isinstance(item.error, DeadlineExceededError | QueueFullError)
-            outcome = "dropped" if late_or_full else "failed"
+            outcome = "dropped" if self._is_no_fault(item.error) else "failed"
             self._finish(item, outcome, type(item.error).__name__, item.error)
         elif self._error is not None:
             self._finish(item, "dropped", "sink_failed")
         else:
             self._finish(item, "completed", "")
+
+    def _is_no_fault(self, error: AegisError) -> bool:
+        """Return whether load or the end of the runtime, not the item or a model, is to blame."""
+        if isinstance(error, RuntimeStoppedError):
+            return self._is_given_up
+        return isinstance(error, DeadlineExceededError | QueueFullError)
 
     def _write(self, item: _Item) -> None:
         for sink in self._plan.sinks:

@@ -34,11 +34,39 @@ class InferenceFuture(Future[dict[str, np.ndarray]]):
         self.caller_traceparent = ""
         """W3C `traceparent` that the request was submitted with, or empty."""
         self._withdraw: Callable[[int], bool] | None = None
+        self._completes_here: Callable[[], bool] | None = None
 
-    def attach(self, request_id: int, withdraw: Callable[[int], bool]) -> None:
-        """Connect with the request; called once, at submission."""
+    def attach(
+        self,
+        request_id: int,
+        withdraw: Callable[[int], bool],
+        completes_here: Callable[[], bool],
+    ) -> None:
+        """Connect with the request; called once, at submission.
+
+        `completes_here` tells whether the calling thread is the one that completes requests.
+        """
         self.request_id = request_id
         self._withdraw = withdraw
+        self._completes_here = completes_here
+
+    def result(self, timeout: float | None = None) -> dict[str, np.ndarray]:
+        """Wait for the outputs; as with any future, and see `exception`."""
+        self._refuse_to_wait_for_itself()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the end. A PermanentError refuses a wait in a callback, which would not end."""
+        self._refuse_to_wait_for_itself()
+        return super().exception(timeout)
+
+    def _refuse_to_wait_for_itself(self) -> None:
+        if self._completes_here is not None and self._completes_here() and not self.done():
+            raise PermanentError(
+                "callbacks run on the thread that completes requests, so this wait would not end",
+                context=f"request {self.request_id}",
+                hint="add a callback to this future too, or wait on a thread of your own",
+            )
 
     def cancel(self) -> bool:
         """Withdraw the request; it ends at its next segment. False if it is over already."""

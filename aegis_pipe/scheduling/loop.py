@@ -36,6 +36,9 @@ from aegis_pipe.scheduling.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
 
+GIVE_UP_POLL_S = 0.02
+"""Pause between two looks at whether the drain has been given up."""
+
 
 class SegmentCompletion(NamedTuple):
     """A segment left its stream; a stream's segments leave it in the order of their launches."""
@@ -139,6 +142,11 @@ class OrchestrationLoop:
         """Return whether every accepted request has been finished."""
         return not self._open and self._scheduler.is_idle
 
+    @property
+    def is_current_thread(self) -> bool:
+        """Return whether the caller runs on the loop's thread: in a completion callback."""
+        return threading.get_ident() == self._thread.ident
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -191,12 +199,19 @@ class OrchestrationLoop:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self, *, drain: bool = True, timeout_ns: int | None = None) -> bool:
+    def stop(
+        self,
+        *,
+        drain: bool = True,
+        timeout_ns: int | None = None,
+        give_up: threading.Event | None = None,
+    ) -> bool:
         """Refuse new requests, bring the open ones to an end, and stop the thread.
 
         With `drain` the open ones are run to their end; without, they are cancelled, a running
-        segment being finished first. What is still open after `timeout_ns` is cancelled on the
-        spot; its segments may then still be on the device, so synchronise before freeing memory.
+        segment being finished first. What is still open after `timeout_ns`, or once `give_up` is
+        set, is cancelled on the spot; its segments may then still be on the device, so synchronise
+        before freeing memory.
         Without a started thread the work is done here. Called by a completion callback, it does
         not wait.
 
@@ -210,9 +225,19 @@ class OrchestrationLoop:
         self._wake.set()
         if not self._thread.ident:
             self.run()
-        elif self._thread is not threading.current_thread():
-            self._thread.join()
+        elif not self.is_current_thread:
+            self._await_end(give_up)
         return self._stopping == "drain" and not self._gave_up
+
+    def _await_end(self, give_up: threading.Event | None) -> None:
+        if give_up is None:
+            self._thread.join()
+            return
+        while self._thread.is_alive():
+            self._thread.join(GIVE_UP_POLL_S)
+            if give_up.is_set():
+                self._stop_at_ns = self._clock.now_ns()
+                self._wake.set()
 
     # The orchestration thread.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,9 +21,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 from aegis_pipe.errors import PermanentError
+from aegis_pipe.output_file import OutputFile
 from aegis_pipe.scheduling.decision import Decision, Reason, format_decision
 from aegis_pipe.scheduling.request import ExecutionRequest
 from aegis_pipe.scheduling.scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
 
 FORMAT: Final = 2
 INTERVAL_S: Final = 0.1
@@ -129,15 +133,27 @@ class Journal:
 
 
 class RunWriter:
-    """Writes facts and hashes decisions, on a thread of its own; loses nothing."""
+    """Writes facts and hashes decisions, on a thread of its own; loses nothing.
+
+    Making it raises a PermanentError if the file can not be written. One that can not be written
+    any more ends there, with a warning: `problem` says why.
+    """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path = path
         self._facts: deque[Fact | tuple[Decision, ...]] = deque()
         self._journal = Journal()
         self._last_ns = 0
-        self._file = path.open("wb")
-        self._file.write(json.dumps({"format": FORMAT, **header}).encode("utf-8") + b"\n")
+        self.problem = ""
+        try:
+            self._file = OutputFile(path)
+            self._file.write(json.dumps({"format": FORMAT, **header}).encode("utf-8") + b"\n")
+        except OSError as error:
+            raise PermanentError(
+                f"`{path}` can not be written: {error.strerror}",
+                context="scheduler.record",
+                hint="make room or make it writable, or set `record = false`",
+            ) from error
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aegis-recording", daemon=True)
         self._thread.start()
@@ -150,7 +166,7 @@ class RunWriter:
         self._thread.join()
         self._drain()
         digest = self._journal.digest()
-        self._file.write(bytes((_SEAL,)) + digest)
+        self._write(bytes((_SEAL,)) + digest)
         self._file.close()
         return digest.hex()
 
@@ -166,7 +182,21 @@ class RunWriter:
                 self._journal.add(cast("tuple[Decision, ...]", fact))
             else:
                 self._encode(cast(Fact, fact), out)
-        self._file.write(out)
+        self._write(out)
+
+    def _write(self, records: bytes | bytearray) -> None:
+        """Write, unless a gap would come before it."""
+        if self.problem:
+            return
+        try:
+            self._file.write(records)
+        except OSError as error:
+            self.problem = error.strerror or str(error)
+            _log.warning(
+                "%s: the recording ends here (%s); the run goes on: make room there",
+                self.path,
+                self.problem,
+            )
 
     def _encode(self, fact: Fact, out: bytearray) -> None:
         out.append(_CODES[type(fact)])
@@ -220,7 +250,9 @@ def read_run(path: Path) -> RecordedRun:
         ) from error
     except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
         raise PermanentError(
-            f"this is no recording: {error}",
+            "it is cut short"
+            if isinstance(error, IndexError)
+            else f"this is no recording: {error}",
             context=str(path),
             hint="give the `.run` file that a run with `record = true` wrote",
         ) from error

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from aegis_pipe.errors import PermanentError
+from aegis_pipe.output_file import OutputFile
 
 
 class LineFile:
-    """A text file, replaced when opened, flushed after each group of lines.
+    """A text file, replaced when opened; lines are there as soon as they are written, and whole.
 
     At `max_bytes` it is continued in a new file; the full ones are kept as `<path>.1` (the latest)
     to `<path>.<keep>`, and those of an earlier run are deleted at the start.
@@ -23,14 +24,12 @@ class LineFile:
         self._max_bytes = max_bytes
         """0 for no limit."""
         self._keep = keep
-        self._size_bytes = 0
         self.problem = ""
         """What the last failed write said."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = OutputFile(path)
             for place in range(1, keep + 1):
                 self._kept(place).unlink(missing_ok=True)
-            self._file = path.open("w", encoding="ascii")
         except OSError as error:
             raise PermanentError(
                 f"can not write `{path}`: {error.strerror}",
@@ -39,28 +38,28 @@ class LineFile:
             ) from error
 
     def write(self, lines: Iterable[str]) -> bool:
-        """Write lines (ASCII, without their ends) and flush; return whether that went well."""
+        """Write lines (ASCII, without their ends); return whether that went well."""
+        pending = bytearray()
         try:
             for line in lines:
-                if 0 < self._max_bytes < self._size_bytes + len(line) + 1:
+                size_bytes = self._file.size_bytes + len(pending)
+                if 0 < self._max_bytes < size_bytes + len(line) + 1:
+                    self._file.write(pending)
+                    pending.clear()
                     self._rotate()
-                self._file.write(f"{line}\n")
-                self._size_bytes += len(line) + 1
-            self._file.flush()
+                pending += line.encode("ascii") + b"\n"
+            self._file.write(pending)
         except OSError as error:
-            self.problem = error.strerror or str(error)
-            return False
-        except ValueError:
             # Another thread closes it when the time for the end is over.
-            if not self._file.closed:
-                raise
-            self.problem = "it was closed before all was written"
+            is_late = self._file.is_closed
+            reason = error.strerror or str(error)
+            self.problem = "it was closed before all was written" if is_late else reason
             return False
         return True
 
     def _rotate(self) -> None:
         """Go on in a new file. A line larger than the limit gets a file of its own."""
-        if not self._size_bytes:
+        if not self._file.size_bytes:
             return
         self._file.close()
         for place in range(self._keep, 1, -1):
@@ -68,15 +67,11 @@ class LineFile:
                 self._kept(place - 1).replace(self._kept(place))
         if self._keep:
             self._path.replace(self._kept(1))
-        self._file = self._path.open("w", encoding="ascii")
-        self._size_bytes = 0
+        self._file = OutputFile(self._path)
 
     def _kept(self, place: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{place}")
 
     def close(self) -> None:
-        """Close; idempotent. What a failed write left behind is given up."""
-        try:
-            self._file.close()
-        except OSError as error:
-            self.problem = error.strerror or str(error)
+        """Close; idempotent."""
+        self._file.close()

@@ -55,6 +55,12 @@ def _lines(path: Path) -> Iterator[list[_Service]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield _services(path, number, line)
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            f"`{path}` is no text, and so not OTLP JSON",
+            context="trace",
+            hint="name the file that the manifest's `telemetry.file` writes",
+        ) from error
     except OSError as error:
         raise PermanentError(
             f"can not read `{path}`: {error.strerror}",

@@ -24,7 +24,7 @@ from aegis_pipe.telemetry.breakdown import break_down
 from aegis_pipe.telemetry.decisions import decisions
 from aegis_pipe.telemetry.spans import Span
 from aegis_pipe.telemetry.trace_file import read_runs
-from aegis_pipe.telemetry.viewer import render_page
+from aegis_pipe.telemetry.viewer import page_data, render_page
 from aegis_pipe.testing.event_sequences import START_NS, load_events, request_events
 from tests.system.running import CROSSING, ROOT
 from tests.unit.telemetry.test_recorded import write
@@ -201,6 +201,18 @@ def test_a_page_of_a_real_run_shows_it(
     chosen = browse(page, tmp_path, f"#request={request_id}")
     assert f"request {request_id}</h2>" in chosen
     assert len(re.findall(r'class="bar"', chosen)) == 7
+
+
+def test_a_page_counts_weights_that_models_share_once(
+    recorded: tuple[Path, list[DecisionMade]],
+) -> None:
+    traces = traces_of(recorded[0])
+    loads = [span for trace in traces for span in trace if span.name.startswith("model.load")]
+    first, second = (int(str(span.attributes[names.WEIGHTS_BYTES])) for span in loads)
+    assert first == second > 0
+    at_rest = page_data("page", traces)["memory"]["value"][0]
+    # The pool's end is aligned.
+    assert first <= at_rest < 1.1 * first
 
 
 @needs_chromium

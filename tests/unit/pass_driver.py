@@ -75,20 +75,20 @@ def run_onnxruntime(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> 
 
 
 @contextmanager
-def on_cpu(graph: ExecutionGraph) -> Iterator[_OnCpu]:
+def on_cpu(graph: ExecutionGraph) -> Iterator[_OnDevice]:
     """Compile and bind a graph to the CPU device."""
     with open_device("cpu", clock=SystemClock()).context as context:
-        compiled = compile_model(
-            graph,
-            context,
-            OPERATORS,
-            reference_function,
-            PhaseRecorder(EventHub(), SystemClock()),
-        )
-        yield _OnCpu(compiled, context)
+        yield on_device(graph, context)
 
 
-class _OnCpu:
+def on_device(graph: ExecutionGraph, context: DeviceContext) -> _OnDevice:
+    """Compile and bind a graph as it is, without any passes."""
+    phases = PhaseRecorder(EventHub(), SystemClock())
+    compiled = compile_model(graph, context, OPERATORS, reference_function, phases)
+    return _OnDevice(compiled, context)
+
+
+class _OnDevice:
     """A graph in memory of its own, every storage a region of its own."""
 
     def __init__(self, compiled: CompiledModel, context: DeviceContext) -> None:

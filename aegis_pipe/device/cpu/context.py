@@ -15,6 +15,7 @@ import numpy as np
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.cpu.event import CpuEvent
 from aegis_pipe.device.cpu.graph import CpuGraph, CpuKernelCall
+from aegis_pipe.device.cpu.kernels import compiled_elementwise_chains
 from aegis_pipe.device.cpu.kernels.native import LIBRARY, NativeCall
 from aegis_pipe.device.cpu.kernels.product_endings import ENDINGS
 from aegis_pipe.device.cpu.kernels.registry import KERNELS, CpuKernel, KernelTable
@@ -42,7 +43,7 @@ from aegis_pipe.errors import (
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 from aegis_pipe.tensor import TensorSpec
 
-_UNCHECKED_BYTES_MAX = 1 << 16
+_UNCHECKED_BYTES_MAX = 2 << 20
 """Asking the machine what is free takes longer than reserving so little."""
 
 _Resource = CpuRegion | CpuStream | CpuEvent | CpuGraph
@@ -71,9 +72,6 @@ class CpuContext:
         self._resources: weakref.WeakValueDictionary[int, _Resource]
         self._resources = weakref.WeakValueDictionary()
         self._numbers = itertools.count()
-        # Whose offers are alive, so that binding does not choose again.
-        self._chosen: weakref.WeakKeyDictionary[KernelChoice, CpuKernel]
-        self._chosen = weakref.WeakKeyDictionary()
         self._blas: BlasThreads | None = BlasThreads(threads)
         self._description = _describe(self._machine, self._blas)
 
@@ -90,9 +88,11 @@ class CpuContext:
             notifies_progress=True,
             channels_last=LIBRARY is not None,
             fused_attention=LIBRARY is not None,
+            elementwise_chains=compiled_elementwise_chains.STEPS,
             fused_inverted_residuals=LIBRARY is not None,
             product_endings=ENDINGS if LIBRARY is not None else (),
             steady_at_once=True,
+            parallel_writes=True,
             watches_memory=True,
         )
 
@@ -163,7 +163,8 @@ class CpuContext:
             choice = kernel.choose(request)
             if choice is not None:
                 choice = self._for_team(kernel, choice)
-                self._chosen[choice] = kernel
+                # So that binding does not choose again.
+                request.notes["chosen"] = (choice, kernel)
                 return choice
         reference = choose_reference(request)
         if reference is None:
@@ -267,14 +268,14 @@ class CpuContext:
 
     def _for_team(self, kernel: CpuKernel, choice: KernelChoice) -> KernelChoice:
         """Give every thread a workspace, if threads share the kernel's work."""
-        if not kernel.shares_work or not choice.workspace_bytes:
+        if not kernel.shares_work or not choice.workspace_bytes or self._threads == 1:
             return choice
         return replace(choice, workspace_bytes=choice.workspace_bytes * self._threads)
 
     def _kernel_of(self, request: KernelRequest, choice: KernelChoice) -> CpuKernel:
-        chosen = self._chosen.get(choice)
-        if chosen is not None:
-            return chosen
+        offer, kernel = request.notes.get("chosen", (None, None))
+        if offer is choice and isinstance(kernel, CpuKernel):
+            return kernel
         # The choice was taken from elsewhere; choosing is pure.
         for kernel in self._kernels.candidates(request.operator):
             offer = kernel.choose(request)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from operator import length_hint
 from typing import NoReturn
 
@@ -16,9 +15,10 @@ from aegis_pipe.device.cpu.kernels.native import LIBRARY, NativeBatch, NativeCal
 from aegis_pipe.device.cpu.stream import CpuStream
 from aegis_pipe.device.protocols import DeviceStream, KernelCall
 from aegis_pipe.errors import AegisError, KernelError
+from aegis_pipe.record import record
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class CpuKernelCall:
     """A kernel bound to its operands; `run` is None for a view, which has nothing to do."""
 
@@ -54,7 +54,7 @@ class CpuGraph:
         return self._program
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class _Stretch:
     """Consecutive calls that run as one: a single one, or any number of compiled kernels."""
 
@@ -68,11 +68,13 @@ class _Program:
     """What a launch runs."""
 
     def __init__(self, calls: Sequence[CpuKernelCall], clock: Clock) -> None:
-        self._stretches = _stretches([call for call in calls if call.run is not None])
-        self._steps = tuple(stretch.run for stretch in self._stretches)
+        running = [call for call in calls if call.run is not None]
+        self._stretches = _stretches(running)
+        self._steps = tuple([stretch.run for stretch in self._stretches])
         self._is_compiled = all(stretch.batch is not None for stretch in self._stretches)
         # Views have a row of stamps like any other call, so rows match what was recorded.
-        self._stamped_stretches = _stretches(calls)
+        same = len(running) == len(calls)
+        self._stamped_stretches = self._stretches if same else _stretches(calls)
         self._now_ns = clock.now_ns
         self.finished_stamps = array("q")
         # Two buffers, so that the finished one can be read while the next launch runs.

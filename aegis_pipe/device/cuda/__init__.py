@@ -39,8 +39,8 @@ def _check_installed(index: int) -> None:
         hints.append("install an NVIDIA driver")
     packages = [name for name in _PACKAGES if not _is_installed(name)]
     if packages:
-        names = " and ".join(f"`{name}`" for name in packages)
-        missing.append(f"Python's {names} was looked for and not found")
+        names = ", ".join(f"`{name}`" for name in packages)
+        missing.append(f"Python modules that it needs were looked for and not found: {names}")
         hints.append('pip install "aegis-pipe[cuda]"')
     if missing:
         raise _unavailable(index, "; ".join(missing), " and ".join(hints))

@@ -20,7 +20,7 @@ from aegis_pipe.device.cuda.early_starts import Span
 from aegis_pipe.device.cuda.event import EVENT_STEP_NS, CudaEvent
 from aegis_pipe.device.cuda.faults import FaultWords
 from aegis_pipe.device.cuda.graph import CudaGraph, CudaKernelCall
-from aegis_pipe.device.cuda.kernels import KERNELS, planar_convolutions
+from aegis_pipe.device.cuda.kernels import KERNELS, elementwise_chains, planar_convolutions
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Machine
 from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_of
 from aegis_pipe.device.cuda.sensors import Sensors
@@ -106,6 +106,7 @@ class CudaContext:
             stream_priorities=least - greatest + 1,
             channels_last=True,
             fused_attention=True,
+            elementwise_chains=elementwise_chains.STEPS,
             product_endings=("FastGelu",),
             half_precision=True,
             planar_convolutions=self._machine.capability >= planar_convolutions.CAPABILITY_MIN,

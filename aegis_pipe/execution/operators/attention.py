@@ -9,7 +9,8 @@ Canonical form:
         `left_window_size`, `right_window_size` (-1 for unbounded), `qk_matmul_output_mode`:
         0 raw product, 1 after softcap, 2 after mask, 3 after softmax
         The softmax is taken in float32 at least. Rows that attend to nothing are 0.
-        com.microsoft.MultiHeadAttention without bias and padding mask becomes this
+        com.microsoft.MultiHeadAttention without bias and padding mask becomes this; with them, and
+        com.microsoft.Attention, the pass `expand_attention` makes it of most forms
     aegis.StridedAttention(Q, K, V, mask?)                  made by our own pass
         Attention whose operands are views of dense tensors of any shape: `q_view`, `k_view`,
         `v_view` and `y_view` are batch, heads, length, size, the strides of the first three, and

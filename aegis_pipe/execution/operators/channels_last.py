@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from aegis_pipe.execution.graph import OperatorNode
 from aegis_pipe.execution.operators import convolution, pooling, reading
 from aegis_pipe.execution.operators.table import Lowered, OperatorContext, OperatorEntry
 from aegis_pipe.tensor import TensorSpec
@@ -38,14 +39,17 @@ def as_channels_first(
     """Return the context of another operator, with these operands as channels first."""
     for position in images:
         spec = reading.optional_operand(context, position)
-        fits = spec is None or len(spec.shape) > 2
-        reading.require(fits, context, f"input {spec} is not N, spatial..., C")
+        if spec is not None and len(spec.shape) < 3:
+            raise reading.invalid(context, f"input {spec} is not N, spatial..., C")
     specs = [
         channels_first(spec) if spec is not None and position in images else spec
         for position, spec in enumerate(context.inputs)
     ]
-    node = replace(context.node, operator=operator, domain=domain)
-    return replace(context, node=node, inputs=tuple(specs))
+    old = context.node
+    node = OperatorNode(
+        old.name, operator, domain, old.opset, old.attributes, old.inputs, old.outputs
+    )
+    return OperatorContext(node, tuple(specs), context.constants)
 
 
 def _counterpart(context: OperatorContext) -> tuple[OperatorEntry, OperatorContext]:

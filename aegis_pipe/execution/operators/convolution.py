@@ -88,33 +88,32 @@ def _transposed(context: OperatorContext) -> tuple[windows.Windows, tuple[int, .
     spatial = data.shape[2:]
     output_padding = reading.integers(context, "output_padding", (0,) * len(spatial))
     full = tuple(
-        (size - 1) * stride + extra + extent
-        for size, stride, extra, extent in zip(
-            spatial, geometry.strides, output_padding, geometry.extents, strict=True
-        )
+        [
+            (size - 1) * stride + extra + extent
+            for size, stride, extra, extent in zip(
+                spatial, geometry.strides, output_padding, geometry.extents, strict=True
+            )
+        ]
     )
     auto_pad = reading.text(context, "auto_pad", "NOTSET")
     wanted = reading.integers(context, "output_shape", ())[-len(spatial) :]
     if not wanted and auto_pad.startswith("SAME"):
         wanted = tuple(
-            size * stride for size, stride in zip(spatial, geometry.strides, strict=True)
+            [size * stride for size, stride in zip(spatial, geometry.strides, strict=True)]
         )
     if wanted:
         totals = [max(0, size - want) for size, want in zip(full, wanted, strict=True)]
         more_at_end = auto_pad == "SAME_UPPER"
         return windows.with_total_pads(geometry, totals, more_at_end=more_at_end), wanted
     pads = zip(full, geometry.pads_begin, geometry.pads_end, strict=True)
-    return geometry, tuple(size - begin - end for size, begin, end in pads)
+    return geometry, tuple([size - begin - end for size, begin, end in pads])
 
 
 def _infer_conv_transpose(context: OperatorContext) -> list[TensorSpec]:
     data = reading.operand(context, 0, "X")
     weights = reading.operand(context, 1, "W")
-    reading.require(
-        weights.shape[0] == data.shape[1],
-        context,
-        f"input {data} and weights {weights} do not fit",
-    )
+    if weights.shape[0] != data.shape[1]:
+        raise reading.invalid(context, f"input {data} and weights {weights} do not fit")
     _, spatial = _transposed(context)
     maps = weights.shape[1] * reading.integer(context, "group", 1)
     return [reading.like(data, (data.shape[0], maps, *spatial))]

@@ -54,8 +54,11 @@ _CLIP_BY_OPERANDS_OPSET = 11
 
 def broadcast_shape(context: OperatorContext, specs: Sequence[TensorSpec]) -> tuple[int, ...]:
     """Return the shape that all operands broadcast to; InvalidModelError if there is none."""
+    shapes = {spec.shape for spec in specs} - {()}
+    if len(shapes) < 2:
+        return next(iter(shapes), ())
     try:
-        return np.broadcast_shapes(*(spec.shape for spec in specs))
+        return np.broadcast_shapes(*shapes)
     except ValueError:
         operands = " and ".join(map(str, specs))
         raise reading.invalid(context, f"operands {operands} do not broadcast") from None
@@ -88,7 +91,8 @@ def _infer_broadcast(count: int | None) -> Callable[[OperatorContext], list[Tens
     def infer(context: OperatorContext) -> list[TensorSpec]:
         specs = _required(context)
         reading.require(bool(specs), context, "there are no operands")
-        reading.require(count in (None, len(specs)), context, f"takes {count} operands")
+        if count not in (None, len(specs)):
+            raise reading.invalid(context, f"takes {count} operands")
         if len({spec.dtype for spec in specs}) != 1:
             raise reading.invalid(
                 context, f"operands {' and '.join(map(str, specs))} differ in dtype"
@@ -109,21 +113,18 @@ def _infer_pow(context: OperatorContext) -> list[TensorSpec]:
 
 def _infer_where(context: OperatorContext) -> list[TensorSpec]:
     specs = [reading.operand(context, i, name) for i, name in enumerate(("condition", "X", "Y"))]
-    reading.require(
-        specs[0].dtype == BOOL and specs[1].dtype == specs[2].dtype,
-        context,
-        f"operands {', '.join(map(str, specs))} are not a condition and two of one dtype",
-    )
+    if not (specs[0].dtype == BOOL and specs[1].dtype == specs[2].dtype):
+        raise reading.invalid(
+            context,
+            f"operands {', '.join(map(str, specs))} are not a condition and two of one dtype",
+        )
     return [reading.like(specs[1], broadcast_shape(context, specs))]
 
 
 def _infer_prelu(context: OperatorContext) -> list[TensorSpec]:
     data, slope = reading.operand(context, 0, "X"), reading.operand(context, 1, "slope")
-    reading.require(
-        broadcast_shape(context, [data, slope]) == data.shape,
-        context,
-        f"slope {slope} does not broadcast to {data}",
-    )
+    if broadcast_shape(context, [data, slope]) != data.shape:
+        raise reading.invalid(context, f"slope {slope} does not broadcast to {data}")
     return [data]
 
 
@@ -181,7 +182,8 @@ def _lower_clip(context: OperatorContext) -> Lowered:
 
 
 def _scalar(context: OperatorContext, name: str, value: np.ndarray) -> int | float:
-    reading.require(value.size == 1, context, f"`{name}` has to be a scalar")
+    if value.size != 1:
+        raise reading.invalid(context, f"`{name}` has to be a scalar")
     is_integer = np.issubdtype(value.dtype, np.integer)
     return int(value.reshape(())) if is_integer else float(value.reshape(()))
 

@@ -57,15 +57,19 @@ def _size_value(context: OperatorContext) -> np.ndarray:
 
 def _eye_value(context: OperatorContext) -> np.ndarray:
     like = reading.operand(context, 0, "input")
-    reading.require(len(like.shape) == 2, context, f"{like} is no matrix")
+    if len(like.shape) != 2:
+        raise reading.invalid(context, f"{like} is no matrix")
     given = "dtype" in context.node.attributes
     dtype = element_type(context, "dtype") if given else like.dtype
     rows, columns = like.shape
     return np.eye(rows, columns, reading.integer(context, "k", 0)).astype(dtype)
 
 
+_ZERO = np.zeros(1, np.float32)
+
+
 def _fill_value(context: OperatorContext) -> np.ndarray:
-    value = context.node.attributes.get("value", np.zeros(1, np.float32))
+    value = context.node.attributes.get("value", _ZERO)
     reading.require(
         isinstance(value, np.ndarray) and value.size == 1, context, "`value` has to be one element"
     )
@@ -74,7 +78,8 @@ def _fill_value(context: OperatorContext) -> np.ndarray:
 
 def _infer_fill(context: OperatorContext) -> list[TensorSpec]:
     shape = static_integers(context, 0, "input")
-    reading.require(min(shape, default=0) >= 0, context, f"{shape} is no shape")
+    if min(shape, default=0) < 0:
+        raise reading.invalid(context, f"{shape} is no shape")
     return [TensorSpec(_fill_value(context).dtype, tuple(shape))]
 
 

@@ -25,9 +25,8 @@ from aegis_pipe.tensor import TensorSpec
 
 
 def _require_integers(context: OperatorContext, indices: TensorSpec) -> None:
-    reading.require(
-        np.issubdtype(indices.dtype, np.integer), context, f"indices {indices} are no integers"
-    )
+    if not np.issubdtype(indices.dtype, np.integer):
+        raise reading.invalid(context, f"indices {indices} are no integers")
 
 
 def _axis(context: OperatorContext) -> int:
@@ -57,15 +56,14 @@ def _infer_gather_elements(context: OperatorContext) -> list[TensorSpec]:
 def _require_within(
     context: OperatorContext, data: TensorSpec, indices: TensorSpec, axis: int
 ) -> None:
-    reading.require(
+    if not (
         len(indices.shape) == len(data.shape)
         and all(
             n <= m or i == axis
             for i, (n, m) in enumerate(zip(indices.shape, data.shape, strict=False))
-        ),
-        context,
-        f"indices {indices} do not fit {data} along axis {axis}",
-    )
+        )
+    ):
+        raise reading.invalid(context, f"indices {indices} do not fit {data} along axis {axis}")
 
 
 def _lower_gather_elements(context: OperatorContext) -> Lowered:
@@ -77,13 +75,14 @@ def _infer_gather_nd(context: OperatorContext) -> list[TensorSpec]:
     _require_integers(context, indices)
     batch = reading.integer(context, "batch_dims", 0)
     depth = indices.shape[-1] if indices.shape else 0
-    reading.require(
+    if not (
         0 <= batch < max(len(indices.shape), 1)
         and 0 < depth <= len(data.shape) - batch
-        and indices.shape[:batch] == data.shape[:batch],
-        context,
-        f"indices {indices} do not fit {data} with batch_dims {batch}",
-    )
+        and indices.shape[:batch] == data.shape[:batch]
+    ):
+        raise reading.invalid(
+            context, f"indices {indices} do not fit {data} with batch_dims {batch}"
+        )
     return [reading.like(data, (*indices.shape[:-1], *data.shape[batch + depth :]))]
 
 
@@ -96,18 +95,16 @@ def _infer_scatter_elements(context: OperatorContext) -> list[TensorSpec]:
     updates = reading.operand(context, 2, "updates")
     _require_integers(context, indices)
     _require_within(context, data, indices, _axis(context))
-    reading.require(
-        updates == reading.like(data, indices.shape),
-        context,
-        f"updates {updates} do not fit indices {indices} and {data}",
-    )
+    if updates != reading.like(data, indices.shape):
+        raise reading.invalid(context, f"updates {updates} do not fit indices {indices} and {data}")
     return [data]
 
 
 def _reduction(context: OperatorContext) -> str:
     reduction = reading.text(context, "reduction", "none")
     known = ("none", "add", "mul", "max", "min")
-    reading.require(reduction in known, context, f"reduction `{reduction}` is none of {known}")
+    if reduction not in known:
+        raise reading.invalid(context, f"reduction `{reduction}` is none of {known}")
     return reduction
 
 
@@ -121,12 +118,11 @@ def _infer_scatter_nd(context: OperatorContext) -> list[TensorSpec]:
     updates = reading.operand(context, 2, "updates")
     _require_integers(context, indices)
     depth = indices.shape[-1] if indices.shape else 0
-    reading.require(
+    if not (
         0 < depth <= len(data.shape)
-        and updates == reading.like(data, (*indices.shape[:-1], *data.shape[depth:])),
-        context,
-        f"updates {updates} do not fit indices {indices} and {data}",
-    )
+        and updates == reading.like(data, (*indices.shape[:-1], *data.shape[depth:]))
+    ):
+        raise reading.invalid(context, f"updates {updates} do not fit indices {indices} and {data}")
     return [data]
 
 
@@ -141,13 +137,15 @@ def _one_hot_axis(context: OperatorContext) -> int:
 
 def _depth(context: OperatorContext) -> int:
     depth = int(reading.static_value(context, 1, "depth").reshape(-1)[0])
-    reading.require(depth >= 0, context, f"depth {depth} is negative")
+    if depth < 0:
+        raise reading.invalid(context, f"depth {depth} is negative")
     return depth
 
 
 def _infer_one_hot(context: OperatorContext) -> list[TensorSpec]:
     indices, values = reading.operand(context, 0, "indices"), reading.operand(context, 2, "values")
-    reading.require(values.shape == (2,), context, f"values {values} are not off and on")
+    if values.shape != (2,):
+        raise reading.invalid(context, f"values {values} are not off and on")
     axis = _one_hot_axis(context)
     shape = (*indices.shape[:axis], _depth(context), *indices.shape[axis:])
     return [reading.like(values, shape)]
@@ -181,9 +179,8 @@ def _compressed(context: OperatorContext) -> tuple[int | None, np.ndarray]:
     else:
         axis = _axis(context)
         size = data.shape[axis]
-    reading.require(
-        kept.size == 0 or int(kept[-1]) < size, context, f"the condition is longer than {data}"
-    )
+    if not (kept.size == 0 or int(kept[-1]) < size):
+        raise reading.invalid(context, f"the condition is longer than {data}")
     return axis, kept
 
 

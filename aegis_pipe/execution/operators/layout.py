@@ -33,7 +33,8 @@ _PAD_BY_OPERANDS_OPSET = 11
 
 def static_integers(context: OperatorContext, position: int, name: str) -> list[int]:
     """Return the integers of an operand known at load."""
-    return [int(each) for each in reading.static_value(context, position, name).reshape(-1)]
+    value = reading.static_value(context, position, name).reshape(-1)
+    return list(map(int, value.tolist()))
 
 
 def _nothing_moves() -> Lowered:
@@ -43,9 +44,8 @@ def _nothing_moves() -> Lowered:
 def _permutation(context: OperatorContext) -> tuple[int, ...]:
     rank = len(reading.operand(context, 0, "data").shape)
     perm = reading.integers(context, "perm", tuple(reversed(range(rank))))
-    reading.require(
-        sorted(perm) == list(range(rank)), context, f"perm {perm} does not permute {rank} axes"
-    )
+    if sorted(perm) != list(range(rank)):
+        raise reading.invalid(context, f"perm {perm} does not permute {rank} axes")
     return perm
 
 
@@ -67,11 +67,10 @@ def _infer_concat(context: OperatorContext) -> list[TensorSpec]:
     reading.require(bool(specs), context, "there are no operands")
     axis = reading.resolve_axis(context, reading.integer(context, "axis"), len(specs[0].shape))
     frames = {(spec.dtype, spec.shape[:axis], spec.shape[axis + 1 :]) for spec in specs}
-    reading.require(
-        len(frames) == 1 and len(specs[0].shape) > 0,
-        context,
-        f"operands {', '.join(map(str, specs))} differ beside axis {axis}",
-    )
+    if not (len(frames) == 1 and len(specs[0].shape) > 0):
+        raise reading.invalid(
+            context, f"operands {', '.join(map(str, specs))} differ beside axis {axis}"
+        )
     shape = list(specs[0].shape)
     shape[axis] = sum(spec.shape[axis] for spec in specs)
     return [reading.like(specs[0], shape)]
@@ -90,13 +89,14 @@ def _split(context: OperatorContext) -> tuple[int, tuple[int, ...]]:
     data = reading.operand(context, 0, "input")
     axis = reading.resolve_axis(context, reading.integer(context, "axis", 0), len(data.shape))
     sizes = _split_sizes(context, data.shape[axis])
-    reading.require(
+    if not (
         sum(sizes) == data.shape[axis]
         and min(sizes) >= 0
-        and len(sizes) == len(context.node.outputs),
-        context,
-        f"{data} can not be split into {list(sizes)} along axis {axis}",
-    )
+        and len(sizes) == len(context.node.outputs)
+    ):
+        raise reading.invalid(
+            context, f"{data} can not be split into {list(sizes)} along axis {axis}"
+        )
     return axis, sizes
 
 
@@ -111,7 +111,7 @@ def _split_sizes(context: OperatorContext, size: int) -> tuple[int, ...]:
         return given
     count = reading.integer(context, "num_outputs", len(context.node.outputs))
     chunk = -(-size // count)
-    return tuple(min(chunk, max(size - i * chunk, 0)) for i in range(count))
+    return tuple([min(chunk, max(size - i * chunk, 0)) for i in range(count)])
 
 
 def _infer_split(context: OperatorContext) -> list[TensorSpec]:
@@ -139,11 +139,11 @@ def _slices(context: OperatorContext) -> list[range]:
         starts, ends = static_integers(context, 1, "starts"), static_integers(context, 2, "ends")
         axes = _or(context, 3, "axes", range(len(starts)))
         steps = _or(context, 4, "steps", [1] * len(starts))
-    reading.require(
-        len(starts) == len(ends) == len(axes) == len(steps) and 0 not in steps,
-        context,
-        f"starts {starts}, ends {ends}, axes {list(axes)} and steps {list(steps)} do not fit",
-    )
+    if not (len(starts) == len(ends) == len(axes) == len(steps) and 0 not in steps):
+        raise reading.invalid(
+            context,
+            f"starts {starts}, ends {ends}, axes {list(axes)} and steps {list(steps)} do not fit",
+        )
     ranges = [range(size) for size in data.shape]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         resolved = reading.resolve_axis(context, axis, rank)
@@ -170,7 +170,7 @@ def _lower_slice(context: OperatorContext) -> Lowered:
     whole = [range(size) for size in reading.operand(context, 0, "data").shape]
     if ranges == whole:
         return _nothing_moves()
-    starts, steps = tuple(r.start for r in ranges), tuple(r.step for r in ranges)
+    starts, steps = tuple([r.start for r in ranges]), tuple([r.step for r in ranges])
     return Lowered("Slice", {"starts": starts, "steps": steps}, (0,))
 
 
@@ -193,11 +193,8 @@ def _lower_expand(context: OperatorContext) -> Lowered:
 def _repeats(context: OperatorContext) -> tuple[int, ...]:
     data = reading.operand(context, 0, "input")
     repeats = tuple(static_integers(context, 1, "repeats"))
-    reading.require(
-        len(repeats) == len(data.shape) and min(repeats, default=0) >= 0,
-        context,
-        f"repeats {list(repeats)} do not fit {data}",
-    )
+    if not (len(repeats) == len(data.shape) and min(repeats, default=0) >= 0):
+        raise reading.invalid(context, f"repeats {list(repeats)} do not fit {data}")
     return repeats
 
 
@@ -223,9 +220,8 @@ def _pads(context: OperatorContext) -> tuple[tuple[int, ...], tuple[int, ...]]:
     else:
         pads = static_integers(context, 1, "pads")
         axes = _or(context, 3, "axes", range(rank))
-    reading.require(
-        len(pads) == 2 * len(axes), context, f"pads {list(pads)} do not fit axes {list(axes)}"
-    )
+    if len(pads) != 2 * len(axes):
+        raise reading.invalid(context, f"pads {list(pads)} do not fit axes {list(axes)}")
     before, after = [0] * rank, [0] * rank
     for i, axis in enumerate(axes):
         resolved = reading.resolve_axis(context, axis, rank)
@@ -237,9 +233,8 @@ def _infer_pad(context: OperatorContext) -> list[TensorSpec]:
     data = reading.operand(context, 0, "data")
     before, after = _pads(context)
     shape = [b + n + a for b, n, a in zip(before, data.shape, after, strict=True)]
-    reading.require(
-        min(shape, default=0) >= 0, context, f"pads {before}, {after} leave nothing of {data}"
-    )
+    if min(shape, default=0) < 0:
+        raise reading.invalid(context, f"pads {before}, {after} leave nothing of {data}")
     return [reading.like(data, shape)]
 
 
@@ -264,20 +259,20 @@ def _lower_trilu(context: OperatorContext) -> Lowered:
 
 def _infer_trilu(context: OperatorContext) -> list[TensorSpec]:
     data = reading.operand(context, 0, "input")
-    reading.require(len(data.shape) >= 2, context, f"{data} is no matrix")
+    if len(data.shape) < 2:
+        raise reading.invalid(context, f"{data} is no matrix")
     return [data]
 
 
 def _infer_reverse(context: OperatorContext) -> list[TensorSpec]:
     data, lengths = reading.operand(context, 0, "input"), reading.operand(context, 1, "lengths")
     axes = _reverse_axes(context)
-    reading.require(
+    if not (
         sorted(axes.values()) == [0, 1]
         and len(data.shape) >= 2
-        and lengths.shape == (data.shape[axes["batch_axis"]],),
-        context,
-        f"lengths {lengths} do not fit {data} with {axes}",
-    )
+        and lengths.shape == (data.shape[axes["batch_axis"]],)
+    ):
+        raise reading.invalid(context, f"lengths {lengths} do not fit {data} with {axes}")
     return [data]
 
 

@@ -75,7 +75,7 @@ def _infer_fused_matmul(context: OperatorContext) -> list[TensorSpec]:
             matrix=bool(reading.integer(context, f"trans{name}", 0)) and len(spec.shape) > 1,
             batch=bool(reading.integer(context, f"transBatch{name}", 0)) and len(spec.shape) > 2,
         )
-        shapes.append(tuple(spec.shape[axis] for axis in axes))
+        shapes.append(tuple([spec.shape[axis] for axis in axes]))
     left = reading.operand(context, 0, "A")
     return [reading.like(left, _product_shape(context, shapes[0], shapes[1]))]
 

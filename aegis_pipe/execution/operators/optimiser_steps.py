@@ -66,5 +66,5 @@ def _lower(context: OperatorContext) -> Lowered:
 
 
 ENTRIES: tuple[OperatorEntry, ...] = tuple(
-    OperatorEntry(f"ai.onnx.preview.training.{name}", _infer, _lower) for name in _GROUPS
+    [OperatorEntry(f"ai.onnx.preview.training.{name}", _infer, _lower) for name in _GROUPS]
 )

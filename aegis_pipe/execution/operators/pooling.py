@@ -24,7 +24,8 @@ from aegis_pipe.tensor import TensorSpec
 
 def _geometry(context: OperatorContext) -> windows.Windows:
     data = reading.operand(context, 0, "X")
-    reading.require(len(data.shape) >= 2, context, f"input {data} has no channels")
+    if len(data.shape) < 2:
+        raise reading.invalid(context, f"input {data} has no channels")
     kernel_shape = reading.integers(context, "kernel_shape", ())
     return windows.read_windows(context, data.shape[2:], kernel_shape)
 
@@ -39,8 +40,10 @@ def _infer_pool(context: OperatorContext) -> list[TensorSpec]:
     # ONNX's own inference divides towards zero: a single window that lacks less than a stride
     # counts, with or without ceil mode. Models rely on it when they are given small images.
     spatial = tuple(
-        1 if 0 < lacking < stride else count
-        for count, lacking, stride in zip(counts, missing, geometry.strides, strict=True)
+        [
+            1 if 0 < lacking < stride else count
+            for count, lacking, stride in zip(counts, missing, geometry.strides, strict=True)
+        ]
     )
     windows.require_windows(context, data, spatial)
     pooled = reading.like(data, (*data.shape[:2], *spatial))
@@ -57,7 +60,8 @@ def _lower_pool(context: OperatorContext) -> Lowered:
 
 def _infer_global_pool(context: OperatorContext) -> list[TensorSpec]:
     data = reading.operand(context, 0, "X")
-    reading.require(len(data.shape) >= 2, context, f"input {data} has no channels")
+    if len(data.shape) < 2:
+        raise reading.invalid(context, f"input {data} has no channels")
     return [reading.like(data, (*data.shape[:2], *(1 for _ in data.shape[2:])))]
 
 

@@ -24,13 +24,12 @@ from aegis_pipe.tensor import TensorSpec
 def _check_scale(context: OperatorContext) -> dict[str, Attribute]:
     data, scale = reading.operand(context, 0, "x"), reading.operand(context, 1, "scale")
     zero_point = reading.optional_operand(context, 2)
-    reading.require(
+    if not (
         zero_point is None
         or zero_point.shape == scale.shape
-        or zero_point.element_count == scale.element_count == 1,
-        context,
-        f"zero point {zero_point} and scale {scale} differ in shape",
-    )
+        or zero_point.element_count == scale.element_count == 1
+    ):
+        raise reading.invalid(context, f"zero point {zero_point} and scale {scale} differ in shape")
     block_size = reading.integer(context, "block_size", 0)
     attributes: dict[str, Attribute] = {"axis": 0, "block_size": block_size}
     if scale.element_count == 1 and not block_size:
@@ -43,7 +42,8 @@ def _check_scale(context: OperatorContext) -> dict[str, Attribute]:
         fits = scale.shape == tuple(shape)
     else:
         fits = rank > 0 and scale.shape == (data.shape[axis],)
-    reading.require(fits, context, f"scale {scale} does not fit axis {axis} of {data}")
+    if not fits:
+        raise reading.invalid(context, f"scale {scale} does not fit axis {axis} of {data}")
     return attributes | {"axis": axis}
 
 

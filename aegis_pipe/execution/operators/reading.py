@@ -52,7 +52,7 @@ def integers(context: OperatorContext, name: str, default: Sequence[int]) -> tup
     value = context.node.attributes.get(name) or tuple(default)
     if not isinstance(value, tuple):
         raise invalid(context, f"attribute `{name}` has to be a list of integers")
-    return tuple(int(each) for each in value)
+    return tuple(map(int, value))
 
 
 def numbers(context: OperatorContext, name: str) -> tuple[float, ...]:
@@ -60,7 +60,7 @@ def numbers(context: OperatorContext, name: str) -> tuple[float, ...]:
     value = context.node.attributes.get(name, ())
     if not isinstance(value, tuple):
         raise invalid(context, f"attribute `{name}` has to be a list of numbers")
-    return tuple(float(each) for each in value)
+    return tuple(map(float, value))
 
 
 def texts(context: OperatorContext, name: str, default: Sequence[str]) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def texts(context: OperatorContext, name: str, default: Sequence[str]) -> tuple[
     value = context.node.attributes.get(name, tuple(default))
     if not isinstance(value, tuple):
         raise invalid(context, f"attribute `{name}` has to be a list of strings")
-    return tuple(_decode(context, name, each) for each in value)
+    return tuple([_decode(context, name, each) for each in value])
 
 
 def _decode(context: OperatorContext, name: str, value: object) -> str:
@@ -102,15 +102,19 @@ def static_value(context: OperatorContext, position: int, name: str) -> np.ndarr
 
 def data_positions(context: OperatorContext, count: int) -> tuple[int, ...]:
     """Return positions 0..count-1, with -1 for each operand that is left out."""
+    given = context.inputs
     return tuple(
-        position if optional_operand(context, position) is not None else -1
-        for position in range(count)
+        [
+            position if position < len(given) and given[position] is not None else -1
+            for position in range(count)
+        ]
     )
 
 
 def resolve_axis(context: OperatorContext, axis: int, rank: int) -> int:
     """Return the axis counted from the front."""
-    require(-rank <= axis < max(rank, 1), context, f"axis {axis} is outside of {rank} dimensions")
+    if not -rank <= axis < max(rank, 1):
+        raise invalid(context, f"axis {axis} is outside of {rank} dimensions")
     return axis % rank if rank else 0
 
 

@@ -79,10 +79,13 @@ def _activations(context: OperatorContext) -> dict[str, Attribute]:
     return {
         "activations": names,
         "activation_alpha": tuple(
-            next(alphas, _ALPHA[name.lower()]) if name.lower() in _ALPHA else 0.0 for name in names
+            [
+                next(alphas, _ALPHA[name.lower()]) if name.lower() in _ALPHA else 0.0
+                for name in names
+            ]
         ),
         "activation_beta": tuple(
-            next(betas, _BETA[name.lower()]) if name.lower() in _BETA else 0.0 for name in names
+            [next(betas, _BETA[name.lower()]) if name.lower() in _BETA else 0.0 for name in names]
         ),
     }
 
@@ -104,5 +107,5 @@ def _lower(context: OperatorContext) -> Lowered:
 
 
 ENTRIES: tuple[OperatorEntry, ...] = tuple(
-    OperatorEntry(name, _infer, _lower) for name in ("RNN", "GRU", "LSTM")
+    [OperatorEntry(name, _infer, _lower) for name in ("RNN", "GRU", "LSTM")]
 )

@@ -41,15 +41,16 @@ def _axes(context: OperatorContext) -> tuple[int, ...]:
     if not axes and not reading.integer(context, "noop_with_empty_axes", 0):
         return tuple(range(rank))
     resolved = sorted(reading.resolve_axis(context, axis, rank) for axis in axes)
-    reading.require(len(set(resolved)) == len(resolved), context, f"axes {axes} repeat")
+    if len(set(resolved)) != len(resolved):
+        raise reading.invalid(context, f"axes {axes} repeat")
     # A scalar may name axis 0, which it has not.
     return tuple(resolved) if rank else ()
 
 
 def _reduced(spec: TensorSpec, axes: Sequence[int], keepdims: int) -> tuple[int, ...]:
     if keepdims:
-        return tuple(1 if i in axes else n for i, n in enumerate(spec.shape))
-    return tuple(n for i, n in enumerate(spec.shape) if i not in axes)
+        return tuple([1 if i in axes else n for i, n in enumerate(spec.shape)])
+    return tuple([n for i, n in enumerate(spec.shape) if i not in axes])
 
 
 def _infer_reduce(context: OperatorContext) -> list[TensorSpec]:
@@ -71,9 +72,8 @@ def _axis(context: OperatorContext, default: int) -> int:
 def _infer_arg(context: OperatorContext) -> list[TensorSpec]:
     data = reading.operand(context, 0, "data")
     axis = _axis(context, 0)
-    reading.require(
-        len(data.shape) > 0 and data.shape[axis] > 0, context, f"axis {axis} of {data} is empty"
-    )
+    if not (len(data.shape) > 0 and data.shape[axis] > 0):
+        raise reading.invalid(context, f"axis {axis} of {data} is empty")
     keepdims = reading.integer(context, "keepdims", 1)
     return [TensorSpec(INT64, _reduced(data, (axis,), keepdims))]
 
@@ -103,11 +103,8 @@ def _k(context: OperatorContext) -> int:
     by_operand = context.node.opset >= _TOP_K_BY_OPERAND_OPSET
     k = static_integers(context, 1, "K")[0] if by_operand else reading.integer(context, "k")
     axis = _axis(context, -1)
-    reading.require(
-        len(data.shape) > 0 and 0 <= k <= data.shape[axis],
-        context,
-        f"axis {axis} of {data} has not {k} elements",
-    )
+    if not (len(data.shape) > 0 and 0 <= k <= data.shape[axis]):
+        raise reading.invalid(context, f"axis {axis} of {data} has not {k} elements")
     return k
 
 

@@ -27,22 +27,18 @@ def _infer_reshape(context: OperatorContext) -> list[TensorSpec]:
     rest = math.prod(size for size in shape if size != -1)
     if len(unknown) == 1 and rest:
         shape[unknown[0]] = data.element_count // rest
-    reading.require(
-        min(shape, default=0) >= 0 and math.prod(shape) == data.element_count,
-        context,
-        f"{data} can not be reshaped to {wanted}",
-    )
+    if not (min(shape, default=0) >= 0 and math.prod(shape) == data.element_count):
+        raise reading.invalid(context, f"{data} can not be reshaped to {wanted}")
     return [reading.like(data, shape)]
 
 
 def _resolve_zeros(context: OperatorContext, data: TensorSpec, wanted: Sequence[int]) -> list[int]:
     if reading.integer(context, "allowzero", 0):
         return list(wanted)
-    reading.require(
-        all(size != 0 or axis < len(data.shape) for axis, size in enumerate(wanted)),
-        context,
-        f"a 0 in {list(wanted)} copies a dimension that {data} has not",
-    )
+    if not all(size != 0 or axis < len(data.shape) for axis, size in enumerate(wanted)):
+        raise reading.invalid(
+            context, f"a 0 in {list(wanted)} copies a dimension that {data} has not"
+        )
     return [data.shape[axis] if size == 0 else size for axis, size in enumerate(wanted)]
 
 
@@ -57,7 +53,8 @@ def _axes(context: OperatorContext, rank: int) -> tuple[int, ...] | None:
     else:
         axes = [int(axis) for axis in reading.static_value(context, 1, "axes").reshape(-1)]
     resolved = sorted(reading.resolve_axis(context, axis, rank) for axis in axes)
-    reading.require(len(set(resolved)) == len(resolved), context, f"axes {axes} repeat")
+    if len(set(resolved)) != len(resolved):
+        raise reading.invalid(context, f"axes {axes} repeat")
     return tuple(resolved)
 
 
@@ -65,10 +62,9 @@ def _infer_squeeze(context: OperatorContext) -> list[TensorSpec]:
     data = reading.operand(context, 0, "data")
     axes = _axes(context, len(data.shape))
     if axes is None:
-        axes = tuple(axis for axis, size in enumerate(data.shape) if size == 1)
-    reading.require(
-        all(data.shape[axis] == 1 for axis in axes), context, f"axes {axes} of {data} are not all 1"
-    )
+        axes = tuple([axis for axis, size in enumerate(data.shape) if size == 1])
+    if not all(data.shape[axis] == 1 for axis in axes):
+        raise reading.invalid(context, f"axes {axes} of {data} are not all 1")
     return [reading.like(data, [size for i, size in enumerate(data.shape) if i not in axes])]
 
 
@@ -89,7 +85,8 @@ def _infer_flatten(context: OperatorContext) -> list[TensorSpec]:
     data = reading.operand(context, 0, "input")
     axis = reading.integer(context, "axis", 1)
     rank = len(data.shape)
-    reading.require(-rank <= axis <= rank, context, f"axis {axis} is outside of {data}")
+    if not (-rank <= axis <= rank):
+        raise reading.invalid(context, f"axis {axis} is outside of {data}")
     axis = axis + rank if axis < 0 else axis
     return [reading.like(data, (math.prod(data.shape[:axis]), math.prod(data.shape[axis:])))]
 

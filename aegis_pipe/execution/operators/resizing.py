@@ -44,7 +44,7 @@ def _given_floats(context: OperatorContext, position: int, name: str) -> list[fl
 def _axes(context: OperatorContext) -> tuple[int, ...]:
     rank = len(reading.operand(context, 0, "X").shape)
     axes = reading.integers(context, "axes", range(rank))
-    return tuple(reading.resolve_axis(context, axis, rank) for axis in axes)
+    return tuple([reading.resolve_axis(context, axis, rank) for axis in axes])
 
 
 def _target(context: OperatorContext) -> _Target:
@@ -66,8 +66,8 @@ def _target(context: OperatorContext) -> _Target:
     if sizes:
         return _target_of_sizes(context, data, axes, sizes)
     of_axis = dict(zip(axes, scales, strict=True))
-    every = tuple(of_axis.get(axis, 1.0) for axis in range(len(data.shape)))
-    results = tuple(int(n * scale) for n, scale in zip(data.shape, every, strict=True))
+    every = tuple([of_axis.get(axis, 1.0) for axis in range(len(data.shape))])
+    results = tuple([int(n * scale) for n, scale in zip(data.shape, every, strict=True)])
     return _Target(every, results)
 
 
@@ -83,7 +83,7 @@ def _target_of_sizes(
         sizes = [math.floor(common * data.shape[axis] + 0.5) for axis in axes]
     of_axis = dict(zip(axes, zip(ratios, sizes, strict=True), strict=True))
     pairs = [of_axis.get(axis, (1.0, size)) for axis, size in enumerate(data.shape)]
-    return _Target(tuple(ratio for ratio, _ in pairs), tuple(size for _, size in pairs))
+    return _Target(tuple([ratio for ratio, _ in pairs]), tuple([size for _, size in pairs]))
 
 
 def _roi(context: OperatorContext) -> tuple[float, ...]:

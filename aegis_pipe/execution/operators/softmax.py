@@ -30,5 +30,5 @@ def _lower(context: OperatorContext) -> Lowered:
 
 
 ENTRIES: tuple[OperatorEntry, ...] = tuple(
-    OperatorEntry(name, _infer, _lower) for name in ("Softmax", "LogSoftmax", "Hardmax")
+    [OperatorEntry(name, _infer, _lower) for name in ("Softmax", "LogSoftmax", "Hardmax")]
 )

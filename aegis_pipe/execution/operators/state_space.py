@@ -83,7 +83,7 @@ def _lower_attention(context: OperatorContext) -> Lowered:
     heads, kv_heads, size, _ = _heads(context)
     rule = reading.text(context, "update_rule", "gated_delta")
     positions = reading.data_positions(context, 6)
-    given = tuple(position >= 0 for position in positions[4:])
+    given = tuple([position >= 0 for position in positions[4:]])
     fits = _RULES.get(rule) == given
     reading.require(fits, context, f"update_rule `{rule}` does not fit the operands given")
     attributes: dict[str, Attribute] = {

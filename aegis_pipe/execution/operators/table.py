@@ -15,10 +15,11 @@ import numpy as np
 
 from aegis_pipe.execution.graph import OperatorNode
 from aegis_pipe.kernel import Attribute
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorSpec
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class OperatorContext:
     """An operator node with what is known of its operands."""
 
@@ -29,7 +30,7 @@ class OperatorContext:
     """Values by position, for operands known at load."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class Lowered:
     """An operator in canonical form: see `aegis_pipe.kernel.KernelRequest`."""
 

@@ -8,15 +8,15 @@ Canonical form of every windowed operator (all tuples run over the spatial dimen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from aegis_pipe.execution.operators import reading
 from aegis_pipe.execution.operators.table import OperatorContext
 from aegis_pipe.kernel import Attribute
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorSpec
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class Windows:
     """Where the windows of an operator lie; one entry a spatial dimension."""
 
@@ -30,7 +30,7 @@ class Windows:
     def extents(self) -> tuple[int, ...]:
         """Elements from a window's first tap to its last."""
         return tuple(
-            (k - 1) * d + 1 for k, d in zip(self.kernel_shape, self.dilations, strict=True)
+            [(k - 1) * d + 1 for k, d in zip(self.kernel_shape, self.dilations, strict=True)]
         )
 
     def attributes(self) -> dict[str, Attribute]:
@@ -49,19 +49,23 @@ class Windows:
         padding before it.
         """
         return tuple(
-            _window_count(size + begin, extent, stride, end, ceil_mode)
-            for size, extent, stride, begin, end in zip(
-                spatial, self.extents, self.strides, self.pads_begin, self.pads_end, strict=True
-            )
+            [
+                _window_count(size + begin, extent, stride, end, ceil_mode)
+                for size, extent, stride, begin, end in zip(
+                    spatial, self.extents, self.strides, self.pads_begin, self.pads_end, strict=True
+                )
+            ]
         )
 
     def missing(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """Return how many elements the first window reaches beyond input and pads, or 0."""
         return tuple(
-            max(0, extent - size - begin - end)
-            for size, extent, begin, end in zip(
-                spatial, self.extents, self.pads_begin, self.pads_end, strict=True
-            )
+            [
+                max(0, extent - size - begin - end)
+                for size, extent, begin, end in zip(
+                    spatial, self.extents, self.pads_begin, self.pads_end, strict=True
+                )
+            ]
         )
 
 
@@ -91,12 +95,10 @@ def read_windows(
     dilations = reading.integers(context, "dilations", (1,) * rank)
     pads = reading.integers(context, "pads", (0,) * (2 * rank))
     fits = len(kernel_shape) == len(strides) == len(dilations) == rank and len(pads) == 2 * rank
-    reading.require(fits, context, f"strides, dilations or pads do not fit {rank} dimensions")
-    reading.require(
-        min((*strides, *dilations, *kernel_shape), default=1) > 0,
-        context,
-        "kernel_shape, strides and dilations have to be positive",
-    )
+    if not fits:
+        raise reading.invalid(context, f"strides, dilations or pads do not fit {rank} dimensions")
+    if min((*strides, *dilations, *kernel_shape), default=1) <= 0:
+        raise reading.invalid(context, "kernel_shape, strides and dilations have to be positive")
     windows = Windows(tuple(kernel_shape), strides, dilations, pads[:rank], pads[rank:])
     return _resolve_auto_pad(context, spatial, windows)
 
@@ -118,7 +120,7 @@ def _resolve_auto_pad(
 
 def with_total_pads(windows: Windows, totals: Sequence[int], *, more_at_end: bool) -> Windows:
     """Return the windows with these total pads, split in halves."""
-    small = tuple(total // 2 for total in totals)
-    large = tuple(total - half for total, half in zip(totals, small, strict=True))
+    small = tuple([total // 2 for total in totals])
+    large = tuple([total - half for total, half in zip(totals, small, strict=True)])
     begin, end = (small, large) if more_at_end else (large, small)
     return Windows(windows.kernel_shape, windows.strides, windows.dilations, begin, end)

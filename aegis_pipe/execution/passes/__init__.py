@@ -6,7 +6,7 @@ run.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from aegis_pipe.execution.graph import ExecutionGraph
@@ -15,6 +15,7 @@ from aegis_pipe.execution.passes import (
     common_subexpressions,
     constant_folding,
     dead_code,
+    expand_attention,
     fold_batch_normalisation,
     fuse_attention,
     fuse_convolution,
@@ -33,6 +34,7 @@ from aegis_pipe.execution.passes import (
     reorder_rows,
     sink_transposes,
 )
+from aegis_pipe.execution.passes.fuse_elementwise import FuseElementwise
 from aegis_pipe.execution.passes.fuse_product_ending import FuseProductEnding
 
 
@@ -62,6 +64,7 @@ PASSES: tuple[Pass, ...] = (
     # Before the weights it computes with are folded into floats.
     fuse_quantised,
     fuse_dynamic_quantisation,
+    expand_attention,
     constant_folding,
     common_subexpressions,
     fuse_layer_normalisation,
@@ -110,6 +113,11 @@ PLANAR_PASSES: tuple[Pass, ...] = (fuse_planar_input,)
 def product_passes(activations: Collection[str]) -> tuple[Pass, ...]:
     """Return what comes after `PASSES` for devices whose matrix products end with activations."""
     return (FuseProductEnding(activations),) if activations else ()
+
+
+def chain_passes(steps: Mapping[str, frozenset[str]]) -> tuple[Pass, ...]:
+    """Return what comes last of all, for devices that run these steps in one kernel."""
+    return (FuseElementwise(steps),) if steps else ()
 
 
 def run_passes(

@@ -22,6 +22,8 @@ Polynomial = Mapping[tuple[int, int], float]
 X: Polynomial = {(1, 0): 1.0}
 U: Polynomial = {(0, 1): 1.0}
 
+_OPERATORS = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Neg", "Sum"})
+"""What polynomials are made of."""
 _DEPTH_MAX = 6
 _STEPS_MAX = 4
 
@@ -67,7 +69,7 @@ class Expression:
         return result
 
     def _operation(self, node: OperatorNode, depth: int) -> Polynomial | None:
-        if node.operator not in ("Add", "Sub", "Mul", "Div", "Pow", "Neg", "Sum"):
+        if node.operator not in _OPERATORS:
             return None
         terms = [self.polynomial(tensor, depth) for tensor in node.inputs]
         first, *others = [term for term in terms if term is not None] or [{}]
@@ -98,6 +100,9 @@ def find(graph: ExecutionGraph, function: OperatorNode, formula: Formula) -> Mat
 
     Only if nothing else needs a tensor in between, and all have x's dtype, one of `EPSILON`.
     """
+    reader = only_reader(graph, function.outputs[0])
+    if reader is None or reader.domain or reader.operator not in _OPERATORS:
+        return None
     for x in _arguments(graph, function.inputs[0]):
         inside = Expression(graph, x)
         inner = inside.polynomial(function.inputs[0])
@@ -167,7 +172,7 @@ def _is_closed(
     """Return whether only the last one's result is needed elsewhere, and x broadcasts nowhere."""
     names = {node.name for node in nodes}
     inner = [tensor for node in nodes[:-1] for tensor in node.outputs]
-    readers = {graph.operators[i].name for tensor in inner for i in graph.tensors[tensor].consumers}
+    readers = {graph.operators[i].name for tensor in inner for i in graph.consumers.get(tensor, ())}
     return (
         readers <= names
         and not set(inner).intersection(graph.outputs)

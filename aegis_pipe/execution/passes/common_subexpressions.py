@@ -15,8 +15,10 @@ from aegis_pipe.tensor import TensorId
 
 name = "common_subexpressions"
 
+_COMPARED_BYTES = 8 << 10
+"""Constants up to this size are compared at once."""
 _SAMPLE_BYTES = 256
-"""Bytes of a constant that are looked at before all of them are."""
+"""Bytes of a larger one that are looked at before all of them are."""
 
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
@@ -33,11 +35,11 @@ def run(graph: ExecutionGraph) -> ExecutionGraph:
         if earlier is None:
             others.append(renamed_node)
         if earlier is None or not outputs.isdisjoint(node.outputs):
-            kept.append(node)
+            kept.append(renamed_node)
             continue
         pairs = zip(node.outputs, earlier.outputs, strict=True)
         renamed |= {later: final_name(one, renamed) for later, one in pairs if later}
-    return rewritten(graph, kept, renamed=renamed)
+    return rewritten(graph, kept)
 
 
 def _equal_one(node: OperatorNode, others: Sequence[OperatorNode]) -> OperatorNode | None:
@@ -56,10 +58,10 @@ def _equal_constants(graph: ExecutionGraph) -> dict[TensorId, TensorId]:
     for tensor, array in graph.constants.items():
         if kinds[array.dtype, array.shape] == 1:
             continue
-        flat = _bytes(array)
-        step = max(1, len(flat) // _SAMPLE_BYTES)
-        earlier = alike.setdefault((array.dtype, array.shape, flat[::step].tobytes()), [])
-        if step == 1:
+        is_whole = array.nbytes <= _COMPARED_BYTES
+        sample = array.tobytes() if is_whole else _sample(array)
+        earlier = alike.setdefault((array.dtype, array.shape, sample), [])
+        if is_whole:
             same = next(iter(earlier), None)
         else:
             same = next((t for t in earlier if _is_same(graph.constants[t], array)), None)
@@ -68,6 +70,11 @@ def _equal_constants(graph: ExecutionGraph) -> dict[TensorId, TensorId]:
         elif tensor not in graph.outputs:
             renamed[tensor] = same
     return renamed
+
+
+def _sample(array: np.ndarray) -> bytes:
+    flat = _bytes(array)
+    return flat[:: len(flat) // _SAMPLE_BYTES].tobytes()
 
 
 def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
@@ -80,7 +87,7 @@ def _bytes(array: np.ndarray) -> np.ndarray:
 
 def _key(node: OperatorNode) -> Hashable:
     attributes = tuple(sorted((key, _attribute_key(v)) for key, v in node.attributes.items()))
-    wanted = tuple(bool(tensor) for tensor in node.outputs)
+    wanted = tuple([bool(tensor) for tensor in node.outputs])
     return node.qualified_operator, node.opset, attributes, node.inputs, wanted
 
 

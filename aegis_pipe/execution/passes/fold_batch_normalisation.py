@@ -9,11 +9,12 @@ following a BatchNormalization that stays, part of its parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph, OperatorNode
+from aegis_pipe.execution.native import scaled_rows
 from aegis_pipe.execution.passes.matching import (
     attribute,
     only_reader,
@@ -21,15 +22,17 @@ from aegis_pipe.execution.passes.matching import (
     per_channel,
 )
 from aegis_pipe.execution.passes.rewriting import GraphEdit
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorId
 
 name = "fold_batch_normalisation"
 
+_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "BatchNormalization"})
 _DTYPES = frozenset(map(np.dtype, (np.float32, np.float64)))
 """In half precision, weights would be rounded where the model did not round them."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class _Affine:
     """x * scale + shift, each float64[channels]."""
 
@@ -46,13 +49,15 @@ class _Affine:
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Fold every run of such operators into the linear operator before it."""
+    if graph.kinds.isdisjoint(_LINEAR):
+        return graph
     edit = GraphEdit(graph)
     for node in graph.operators:
         if edit.is_replaced(node) or not _is_foldable(graph, node):
             continue
         affine, followers = _following(graph, node)
-        arrays = _folded(graph, node, affine) if followers else {}
-        if arrays and all(np.isfinite(array).all() for array in arrays.values()):
+        arrays = _folded(graph, node, affine) if followers else None
+        if arrays:
             edit.replace((node, *followers), _with_operands(edit, node, arrays, followers[-1]))
     return edit.result()
 
@@ -74,7 +79,7 @@ def _with_operands(
 
 
 def _is_foldable(graph: ExecutionGraph, node: OperatorNode) -> bool:
-    if node.qualified_operator not in ("Conv", "ConvTranspose", "Gemm", "BatchNormalization"):
+    if node.qualified_operator not in _LINEAR:
         return False
     data = graph.spec(node.inputs[0])
     if data.dtype not in _DTYPES or len(data.shape) < 2:
@@ -150,8 +155,13 @@ def _bias(graph: ExecutionGraph, node: OperatorNode) -> np.ndarray | None:
     return None if columns is None else columns * attribute(node, "beta", 1.0)
 
 
-def _folded(graph: ExecutionGraph, node: OperatorNode, affine: _Affine) -> Mapping[int, np.ndarray]:
-    """Return the new constant operands by position; weights only where they change."""
+def _folded(
+    graph: ExecutionGraph, node: OperatorNode, affine: _Affine
+) -> Mapping[int, np.ndarray] | None:
+    """Return the new constant operands by position; None if one is not finite.
+
+    Weights only where they change.
+    """
     dtype = graph.spec(node.inputs[0]).dtype
     with np.errstate(over="ignore", invalid="ignore"):
         if node.operator == "BatchNormalization":
@@ -163,17 +173,24 @@ def _folded(graph: ExecutionGraph, node: OperatorNode, affine: _Affine) -> Mappi
             arrays = {}
             if len(node.inputs) > 2 or affine.shift.any():
                 arrays[2] = before * affine.scale + affine.shift
-            if not (affine.scale == 1).all():
-                arrays[1] = _scaled_weights(graph, node, affine.scale)
-        return {position: array.astype(dtype, copy=False) for position, array in arrays.items()}
+        folded = {position: array.astype(dtype, copy=False) for position, array in arrays.items()}
+        if not all(np.isfinite(array).all() for array in folded.values()):
+            return None
+        if node.operator == "BatchNormalization" or (affine.scale == 1).all():
+            return folded
+        weights = _scaled_weights(graph, node, affine.scale)
+        return None if weights is None else {**folded, 1: weights}
 
 
-def _scaled_weights(graph: ExecutionGraph, node: OperatorNode, scale: np.ndarray) -> np.ndarray:
+def _scaled_weights(
+    graph: ExecutionGraph, node: OperatorNode, scale: np.ndarray
+) -> np.ndarray | None:
+    """Return weights that make results so much larger; None if one is not finite."""
     weights = graph.constants[node.inputs[1]]
-    if node.operator == "Conv":
-        factors = scale.reshape(-1, *(1,) * (weights.ndim - 1))
-    elif node.operator == "Gemm":
-        factors = scale[:, None] if node.attributes.get("transB", 0) else scale
+    if node.operator == "Conv" or (node.operator == "Gemm" and node.attributes.get("transB", 0)):
+        return scaled_rows(weights, scale)
+    if node.operator == "Gemm":
+        factors = scale
     else:
         # ConvTranspose: [group * inputs, maps, kernel...] with maps of its own for each group.
         groups = int(attribute(node, "group", 1))
@@ -182,4 +199,4 @@ def _scaled_weights(graph: ExecutionGraph, node: OperatorNode, scale: np.ndarray
     # Products of float64, rounded once, without a copy of the weights in float64.
     scaled = np.empty_like(weights)
     np.multiply(weights, factors, out=scaled, casting="same_kind")
-    return scaled
+    return scaled if np.isfinite(scaled).all() else None

@@ -1,6 +1,7 @@
-"""Attention of several heads, spelled out, as one operator.
+"""Attention of several heads, spelled out or not, as one operator.
 
     softmax(q k^T * scale + mask) v                                aegis.StridedAttention
+    Attention(q, k, v, mask)
 
 (Vaswani et al. 2017). The heads are split off from [batch, length, hidden], or from queries, keys
 and values side by side, by reshapes, transposes and slices; the one operator reads and writes them
@@ -9,7 +10,7 @@ where they are, by strides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import numpy as np
 
@@ -23,7 +24,8 @@ from aegis_pipe.execution.passes.matching import (
     scalar,
 )
 from aegis_pipe.execution.passes.rewriting import GraphEdit
-from aegis_pipe.execution.passes.views import View, views, written_through
+from aegis_pipe.execution.passes.views import View, dense, views, written_through
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorId
 
 name = "fuse_attention"
@@ -34,7 +36,7 @@ _KEYS_MAX = 4096
 """More than these no kernel is sure to take."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Attention:
     """A formula around a softmax; views are [batch, heads, length, size]."""
 
@@ -50,9 +52,17 @@ class _Attention:
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Replace every such formula."""
+    if graph.kinds.isdisjoint(("Softmax", "Attention")):
+        return graph
     edit = GraphEdit(graph)
     for node in graph.operators:
-        found = _match(graph, node) if node.qualified_operator == "Softmax" else None
+        match node.qualified_operator:
+            case "Softmax":
+                found = _match(graph, node)
+            case "Attention":
+                found = _match_operator(graph, node)
+            case _:
+                continue
         if found is not None and not edit.is_replaced(*found.nodes):
             edit.replace(found.nodes, _fused(graph, found))
     return edit.result()
@@ -90,6 +100,63 @@ def _match(graph: ExecutionGraph, softmax: OperatorNode) -> _Attention | None:
         scale * query.factor * key.factor,
         [product, *nodes, weighted, *after],
     )
+
+
+def _match_operator(graph: ExecutionGraph, node: OperatorNode) -> _Attention | None:
+    """Match an operator that has no past, and hides nothing but by its mask."""
+    mask = node.inputs[3] if len(node.inputs) > 3 else TensorId("")
+    if any(node.inputs[4:]) or any(node.outputs[1:]) or not _is_plain(node):
+        return None
+    specs = [graph.spec(tensor) for tensor in node.inputs if tensor]
+    # In bfloat16 the operator is specified to round at each step.
+    if specs[0].dtype.kind != "f" or len({spec.dtype for spec in specs}) > 1:
+        return None
+    heads = int(attribute(node, "q_num_heads", 0)), int(attribute(node, "kv_num_heads", 0))
+    query = _split(graph, node.inputs[0], heads[0])
+    key, value = (_split(graph, tensor, heads[1]) for tensor in node.inputs[1:3])
+    if query is None or key is None or value is None or not _fit(query, key, value):
+        return None
+    keys = key.shape[2]
+    if keys > _KEYS_MAX or (mask and graph.spec(mask).shape[-1:] != (keys,)):
+        return None
+    result = graph.spec(node.outputs[0])
+    if not result.element_count:
+        return None
+    if len(result.shape) == 4:
+        written, after = written_through(graph, node.outputs[0])
+    else:
+        written, after = _with_heads(dense(graph, node.outputs[0]), heads[0]), []
+    scale = attribute(node, "scale", 1 / math.sqrt(query.shape[3]))
+    return _Attention(
+        query, key, value, written, mask, scale * query.factor * key.factor, [node, *after]
+    )
+
+
+def _is_plain(node: OperatorNode) -> bool:
+    return (
+        not attribute(node, "is_causal", 0)
+        and not attribute(node, "softcap", 0.0)
+        and attribute(node, "left_window_size", -1) < 0
+        and attribute(node, "right_window_size", -1) < 0
+    )
+
+
+def _split(graph: ExecutionGraph, tensor: TensorId, heads: int) -> View | None:
+    """Return an operand's heads as the farthest view whose rows lie dense."""
+    found = [view for view in views(graph, tensor) if view.strides[-1:] == (1,)]
+    rank = len(graph.spec(tensor).shape)
+    found = [view for view in found if len(view.shape) == rank]
+    return _with_heads(found[-1], heads) if found else None
+
+
+def _with_heads(view: View, heads: int) -> View:
+    """Return a view [batch, length, heads * size] as one of heads."""
+    if len(view.shape) == 4:
+        return view
+    batch, length, width = view.shape
+    size = width // heads
+    strides = (view.strides[0], size, *view.strides[1:])
+    return view._replace(shape=(batch, heads, length, size), strides=strides)
 
 
 def _heads(graph: ExecutionGraph, tensor: TensorId, *, transposed: bool = False) -> View | None:

@@ -26,6 +26,8 @@ _Parameters = tuple[float, ...]
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Replace every such chain; of two convolutions that are added, the later one adds."""
+    if "Conv" not in graph.kinds:
+        return graph
     edit = GraphEdit(graph)
     for node in reversed(graph.operators):
         if not _is_fusible(graph, node):

@@ -7,8 +7,6 @@ operators it replaces.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph, OperatorNode
@@ -20,12 +18,13 @@ from aegis_pipe.execution.passes.matching import (
     producer,
 )
 from aegis_pipe.execution.passes.rewriting import GraphEdit
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorId
 
 name = "fuse_dynamic_quantisation"
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Product:
     """A product of integers with what makes floats of it."""
 
@@ -38,6 +37,8 @@ class _Product:
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Replace every such chain; what nobody reads any more goes."""
+    if "MatMulInteger" not in graph.kinds:
+        return dead_code.run(graph)
     edit = GraphEdit(graph)
     for node in graph.operators:
         if node.qualified_operator == "MatMulInteger":

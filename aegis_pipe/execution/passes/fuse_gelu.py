@@ -24,6 +24,8 @@ _FORMULAS = {
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Replace every such formula."""
+    if _FORMULAS.keys().isdisjoint(graph.kinds):
+        return graph
     edit = GraphEdit(graph)
     for node in graph.operators:
         operator, formula = _FORMULAS.get(node.qualified_operator, (None, None))

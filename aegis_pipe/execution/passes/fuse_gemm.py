@@ -7,7 +7,6 @@ only change the view.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph, OperatorNode
 from aegis_pipe.execution.passes.matching import (
@@ -17,12 +16,13 @@ from aegis_pipe.execution.passes.matching import (
     other_operand,
 )
 from aegis_pipe.execution.passes.rewriting import GraphEdit
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorId, TensorSpec
 
 name = "fuse_gemm"
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Chain:
     """A product and the operators after it that one Gemm can do."""
 
@@ -38,6 +38,8 @@ class _Chain:
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Replace every such chain; of two products that are added, the later one adds."""
+    if graph.kinds.isdisjoint(("MatMul", "Gemm")):
+        return graph
     edit = GraphEdit(graph)
     for node in reversed(graph.operators):
         chain = _chain(graph, node)

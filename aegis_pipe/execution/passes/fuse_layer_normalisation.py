@@ -47,6 +47,8 @@ class _Core:
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Replace every such formula."""
+    if "Sqrt" not in graph.kinds:
+        return graph
     edit = GraphEdit(graph)
     for node in graph.operators:
         core = _core(graph, node) if node.qualified_operator == "Sqrt" else None
@@ -214,7 +216,7 @@ def _is_closed(graph: ExecutionGraph, nodes: Sequence[OperatorNode]) -> bool:
     """Return whether only the last one's result is needed elsewhere."""
     names = {node.name for node in nodes}
     inner = [tensor for node in nodes[:-1] for tensor in node.outputs]
-    readers = {graph.operators[i].name for tensor in inner for i in graph.tensors[tensor].consumers}
+    readers = {graph.operators[i].name for tensor in inner for i in graph.consumers.get(tensor, ())}
     return readers <= names and not set(inner).intersection(graph.outputs)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from aegis_pipe.execution.passes.matching import (
     producer,
 )
 from aegis_pipe.execution.passes.rewriting import GraphEdit
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorId
 
 name = "fuse_quantised"
@@ -50,7 +50,7 @@ _BIAS_TOLERANCE = 1e-4
 """How far a bias' scale may be from the product of the other two, and be meant so."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Quantised:
     """A quantised tensor and its grid; `axis` says along which axis scales differ, if any."""
 
@@ -60,7 +60,7 @@ class _Quantised:
     axis: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _End:
     """How a float result goes on: perhaps through an activation, then quantised."""
 
@@ -76,6 +76,8 @@ _Made = tuple[str, tuple[TensorId, ...], dict[str, GraphAttribute]]
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Replace every operator whose neighbours allow it; what nobody reads any more goes."""
+    if "DequantizeLinear" not in graph.kinds:
+        return dead_code.run(graph)
     edit = GraphEdit(graph)
     fuser = _Fuser(graph, edit)
     for node in graph.operators:
@@ -213,7 +215,7 @@ def _bounds(graph: ExecutionGraph, node: OperatorNode) -> tuple[float, float] | 
 
 
 def _parameters(*grids: _Quantised) -> tuple[TensorId, ...]:
-    return tuple(tensor for grid in grids for tensor in (grid.tensor, grid.scale, grid.zero))
+    return tuple([tensor for grid in grids for tensor in (grid.tensor, grid.scale, grid.zero)])
 
 
 def _convolution(fuser: _Fuser, node: OperatorNode) -> None:

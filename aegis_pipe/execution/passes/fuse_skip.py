@@ -21,6 +21,8 @@ _FUSED = {
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Replace every such pair."""
+    if graph.kinds.isdisjoint(_FUSED):
+        return graph
     edit = GraphEdit(graph)
     for node in graph.operators:
         operator = None if node.domain else _FUSED.get(node.operator)
@@ -50,7 +52,7 @@ def _fused(
     graph: ExecutionGraph, operator: str, adder: OperatorNode, node: OperatorNode
 ) -> OperatorNode:
     total = adder.outputs[0]
-    is_needed = len(graph.tensors[total].consumers) > 1 or total in graph.outputs
+    is_needed = len(graph.consumers.get(total, ())) > 1 or total in graph.outputs
     further = (NO_TENSOR, NO_TENSOR, total) if is_needed else ()
     return OperatorNode(
         node.name,

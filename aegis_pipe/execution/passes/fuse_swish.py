@@ -23,6 +23,8 @@ _HARD_SWISH_OPSET = 14
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Replace every such formula."""
+    if graph.kinds.isdisjoint(("Sigmoid", "HardSigmoid", "Clip")):
+        return graph
     edit = GraphEdit(graph)
     for node in graph.operators:
         formula = _formula(graph, node)

@@ -14,6 +14,8 @@ _RESHAPING = frozenset({"Cast", "CastLike", "Expand", "Flatten", "Reshape", "Squ
 _JOINING = frozenset({"Concat", "Max", "Mean", "Min", "Sum"})
 """Identities of a single operand."""
 
+_CANDIDATES = _RESHAPING | _JOINING | {"Identity", "Dropout", "Transpose"}
+
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Drop identities; readers of the result read the operand instead.
@@ -21,6 +23,8 @@ def run(graph: ExecutionGraph) -> ExecutionGraph:
     Where the result is an output of the graph, its writer takes over the output's name, or the
     identity stays if there is no writer (an input or a constant that is also an output).
     """
+    if graph.kinds.isdisjoint(_CANDIDATES):
+        return graph
     renamed: dict[TensorId, TensorId] = {}
     written = {tensor for node in graph.operators for tensor in node.outputs}
     kept = []
@@ -40,7 +44,9 @@ def run(graph: ExecutionGraph) -> ExecutionGraph:
 
 def is_identity(graph: ExecutionGraph, node: OperatorNode) -> bool:
     """Return whether the node's only wanted result equals its first operand."""
-    if node.domain or not node.inputs or any(node.outputs[1:]) or not node.outputs[0]:
+    if node.operator not in _CANDIDATES or node.domain or not node.inputs:
+        return False
+    if any(node.outputs[1:]) or not node.outputs[0]:
         return False
     if graph.spec(node.inputs[0]) != graph.spec(node.outputs[0]):
         return False

@@ -25,13 +25,13 @@ EPSILON = {
 
 def producer(graph: ExecutionGraph, tensor: TensorId) -> OperatorNode | None:
     """Return the operator that writes a tensor; None for inputs, constants and left-out ones."""
-    edge = graph.tensors.get(tensor)
-    return None if edge is None or edge.producer is None else graph.operators[edge.producer]
+    index = graph.producers.get(tensor)
+    return None if index is None else graph.operators[index]
 
 
 def only_reader(graph: ExecutionGraph, tensor: TensorId) -> OperatorNode | None:
     """Return the one operator that reads a tensor, once, if nothing else needs it."""
-    consumers = graph.tensors[tensor].consumers
+    consumers = graph.consumers.get(tensor, ())
     if len(consumers) != 1 or tensor in graph.outputs:
         return None
     reader = graph.operators[consumers[0]]
@@ -63,7 +63,8 @@ def per_channel(array: np.ndarray, shape: Sequence[int], axis: int = 1) -> np.nd
     channels = shape[axis]
     if aligned.size not in (1, channels) or aligned.shape[axis] != aligned.size:
         return None
-    return np.broadcast_to(aligned.reshape(-1).astype(np.float64), (channels,))
+    values = aligned.reshape(-1).astype(np.float64)
+    return values if values.size == channels else np.broadcast_to(values, (channels,))
 
 
 def attribute(node: OperatorNode, name: str, default: float) -> float:

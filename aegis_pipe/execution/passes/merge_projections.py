@@ -24,6 +24,8 @@ _VIEWS = ("q_view", "k_view", "v_view")
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Merge what can be merged."""
+    if "aegis.StridedAttention" not in graph.kinds:
+        return graph
     edit = GraphEdit(graph)
     for node in graph.operators:
         if node.qualified_operator != "aegis.StridedAttention":
@@ -113,7 +115,7 @@ def _merge(
             width = _width(graph, products[tensor])[0]
             attributes[view] = _moved(node.attributes[view], width, total, starts[tensor])
     projection = replace(first, inputs=tuple(inputs), outputs=(result,))
-    operands = tuple(result if tensor in products else tensor for tensor in node.inputs)
+    operands = tuple([result if tensor in products else tensor for tensor in node.inputs])
     edit.replace(
         (*products.values(), node),
         projection,

@@ -90,14 +90,18 @@ class _Conversion:
         entry = OPERATORS.get(node.qualified_operator)
         static = entry.static_inputs if entry else ()
         inputs = tuple(
-            self._narrow(tensor) if position not in static else tensor
-            for position, tensor in enumerate(node.inputs)
+            [
+                self._narrow(tensor) if position not in static else tensor
+                for position, tensor in enumerate(node.inputs)
+            ]
         )
         outputs = tuple(
-            self._result(tensor)
-            if position not in _STATISTICS or node.qualified_operator not in _NORMALISATIONS
-            else tensor
-            for position, tensor in enumerate(node.outputs)
+            [
+                self._result(tensor)
+                if position not in _STATISTICS or node.qualified_operator not in _NORMALISATIONS
+                else tensor
+                for position, tensor in enumerate(node.outputs)
+            ]
         )
         self._nodes.append(replace(node, inputs=inputs, outputs=outputs))
 
@@ -110,7 +114,7 @@ class _Conversion:
     def _form(self, tensor: TensorId) -> TensorId:
         """Return the name of a tensor's half-precision form, which is to be made."""
         name = f"{tensor}.{self._half.name}"
-        while name in self._graph.tensors or name in self._specs:
+        while name in self._graph.specs or name in self._specs:
             name += "_"
         form = TensorId(name)
         self._halves[tensor] = form

@@ -31,6 +31,8 @@ _CAPABLE = frozenset((*_CONVOLUTIONS, *_PAIRS, *_POOLS, *_MAPS, _CONCAT, "MaxPoo
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Turn every convolution and what follows from it."""
+    if graph.kinds.isdisjoint(_CONVOLUTIONS):
+        return dead_code.run(graph)
     edit = GraphEdit(graph)
     turner = _Turner(graph, edit)
     for node in graph.operators:
@@ -86,7 +88,7 @@ class _Turner:
         self._made.add(result)
         turned = replace(
             _with_channels_last(node),
-            inputs=tuple(twins.get(tensor, tensor) for tensor in node.inputs),
+            inputs=tuple([twins.get(tensor, tensor) for tensor in node.inputs]),
             outputs=(self._twins[result],),
         )
         back = self._transpose(self._twins[result], result, _TO_FIRST)
@@ -101,7 +103,7 @@ class _Turner:
 
     def _twin(self, tensor: TensorId) -> TensorId:
         spec = self._graph.spec(tensor)
-        shape = tuple(spec.shape[axis] for axis in _TO_LAST)
+        shape = tuple([spec.shape[axis] for axis in _TO_LAST])
         return self._edit.tensor(f"{tensor}.channels_last", TensorSpec(spec.dtype, shape))
 
     def _transpose(self, source: TensorId, target: TensorId, axes: tuple[int, ...]) -> OperatorNode:

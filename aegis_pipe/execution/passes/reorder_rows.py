@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Move the transposes if that helps."""
-    if not any(node.qualified_operator == "Softmax" for node in graph.operators):
+    if "Softmax" not in graph.kinds:
         return graph
     moved = _raised(_lowered(graph))
     if moved is graph or _transposes_left(moved) >= _transposes_left(graph):
@@ -117,7 +117,7 @@ def _keeps_last(graph: ExecutionGraph, node: OperatorNode) -> bool:
 def _axes(node: OperatorNode) -> Shape:
     axes = node.attributes.get("perm", ())
     assert isinstance(axes, tuple), f"{node.name}: perm is {axes!r}"
-    return tuple(int(str(axis)) for axis in axes)
+    return tuple([int(str(axis)) for axis in axes])
 
 
 class _Chain:
@@ -144,7 +144,7 @@ class _Chain:
 
     def transpose(self, axes: Shape) -> None:
         """Transpose what was written last."""
-        shape = tuple(self._shape[axis] for axis in axes)
+        shape = tuple([self._shape[axis] for axis in axes])
         target = self._tensor(shape)
         name = self._edit.node_name(f"{self._node.name}.reordered")
         attributes = {"perm": axes}

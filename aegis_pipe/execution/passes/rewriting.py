@@ -32,9 +32,12 @@ def rewritten(
         return graph
     names = renamed or {}
     kept = [rename(node, names) for node in operators] if names else operators
-    known = {**graph.constants, **(constants or {})}
-    all_specs = {tensor: edge.spec for tensor, edge in graph.tensors.items()}
-    all_specs |= {tensor: TensorSpec(a.dtype, a.shape) for tensor, a in (constants or {}).items()}
+    known_before = graph.constants
+    known = {**known_before, **(constants or {})}
+    all_specs = dict(graph.specs)
+    for tensor, array in (constants or {}).items():
+        if known_before.get(tensor) is not array:
+            all_specs[tensor] = TensorSpec(array.dtype, array.shape)
     all_specs |= specs or {}
     written = set(itertools.chain.from_iterable([node.outputs for node in kept])) - {NO_TENSOR}
     used = set(itertools.chain.from_iterable([node.reads for node in kept]))
@@ -60,11 +63,16 @@ class GraphEdit:
         self._replaced: dict[str, tuple[OperatorNode, ...]] = {}
         self._constants: dict[TensorId, np.ndarray] = {}
         self._specs: dict[TensorId, TensorSpec] = {}
-        self._names = {node.name for node in graph.operators}
+        self._names: set[str] = set()
+        """All that are taken, once anybody wants another one."""
 
     def is_replaced(self, *nodes: OperatorNode) -> bool:
         """Return whether one of the nodes is to be replaced already."""
-        return any(node.name in self._replaced for node in nodes)
+        replaced = self._replaced
+        for node in nodes:  # noqa: SIM110 - `any` costs more, and this is asked of every node
+            if node.name in replaced:
+                return True
+        return False
 
     def replace(self, old: Sequence[OperatorNode], *new: OperatorNode) -> None:
         """Put new nodes in the place of the last old one; the old ones go."""
@@ -84,13 +92,15 @@ class GraphEdit:
 
     def tensor(self, name: str, spec: TensorSpec) -> TensorId:
         """Add a tensor; return its final name."""
-        while name in self._graph.tensors or name in self._specs:
+        while name in self._graph.specs or name in self._specs:
             name += "_"
         self._specs[TensorId(name)] = spec
         return TensorId(name)
 
     def node_name(self, name: str) -> str:
         """Return a name for one more node."""
+        if not self._names:
+            self._names = {node.name for node in self._graph.operators}
         while name in self._names:
             name += "_"
         self._names.add(name)
@@ -105,8 +115,15 @@ class GraphEdit:
 
     def result(self) -> ExecutionGraph:
         """Return the new graph."""
-        nodes = self._graph.operators
-        operators = [new for node in nodes for new in self._replaced.get(node.name, (node,))]
+        replaced = self._replaced
+        if not (replaced or self._constants or self._specs):
+            return self._graph
+        operators: list[OperatorNode] = []
+        for node in self._graph.operators:
+            if node.name in replaced:
+                operators += replaced[node.name]
+            else:
+                operators.append(node)
         return rewritten(self._graph, operators, constants=self._constants, specs=self._specs)
 
 
@@ -118,7 +135,7 @@ def rename(node: OperatorNode, names: Mapping[TensorId, TensorId]) -> OperatorNo
     attributes = node.attributes
     if len(node.reads) > len(node.inputs) - node.inputs.count(NO_TENSOR):
         attributes = {
-            key: Subgraph(value.serialised, tuple(final_name(t, names) for t in value.captures))
+            key: Subgraph(value.serialised, tuple([final_name(t, names) for t in value.captures]))
             if isinstance(value, Subgraph)
             else value
             for key, value in attributes.items()

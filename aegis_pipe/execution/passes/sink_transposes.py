@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from aegis_pipe.execution.graph import ExecutionGraph, OperatorNode
 from aegis_pipe.execution.passes import dead_code
 from aegis_pipe.execution.passes.matching import producer
 from aegis_pipe.execution.passes.rewriting import GraphEdit
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorId, TensorSpec
 
 name = "sink_transposes"
@@ -25,6 +26,7 @@ _ROUNDS_MAX = 64
 """Each round moves a transpose by one operator."""
 
 _RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+_MOVERS = _RESHAPES | {"Transpose"}
 _NAMES = """
 Abs Acos Acosh Add And Asin Asinh Atan Atanh Cast Ceil Celu Clip Cos Cosh Div Elu Equal Erf Exp
 Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish LeakyRelu Less LessOrEqual Log Max Mean
@@ -37,6 +39,8 @@ ELEMENTWISE = frozenset(_NAMES.split())
 
 def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Repeat until nothing moves."""
+    if graph.kinds.isdisjoint(_MOVERS):
+        return graph
     for _ in range(_ROUNDS_MAX):
         edit = GraphEdit(graph)
         if not _round(graph, edit):
@@ -81,7 +85,7 @@ def _permutation(graph: ExecutionGraph, node: OperatorNode) -> tuple[int, ...]:
     rank = len(graph.spec(node.inputs[0]).shape)
     axes = node.attributes.get("perm") or tuple(range(rank))[::-1]
     assert isinstance(axes, tuple), f"{node.name}: perm is {axes!r}"
-    return tuple(int(axis) for axis in axes)
+    return tuple(map(int, axes))
 
 
 def _simplify(graph: ExecutionGraph, edit: GraphEdit, node: OperatorNode) -> bool:
@@ -95,12 +99,12 @@ def _simplify(graph: ExecutionGraph, edit: GraphEdit, node: OperatorNode) -> boo
     if before is None or before.qualified_operator != "Transpose":
         return False
     first = _permutation(graph, before)
-    perm = tuple(first[axis] for axis in axes)
+    perm = tuple([first[axis] for axis in axes])
     edit.replace((node,), replace(node, inputs=before.inputs, attributes={"perm": perm}))
     return True
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Operands:
     """Operands of an elementwise operator whose results could be transposed instead."""
 
@@ -117,11 +121,14 @@ def _sink(graph: ExecutionGraph, edit: GraphEdit, node: OperatorNode) -> bool:
     first = operands.transposes[0]
     inverse = tuple(np.argsort(operands.axes).tolist())
     spec = graph.spec(node.outputs[0])
-    shape = tuple(spec.shape[axis] for axis in inverse)
+    shape = tuple([spec.shape[axis] for axis in inverse])
     inner = edit.tensor(f"{node.outputs[0]}.untransposed", TensorSpec(spec.dtype, shape))
     sources = {one.outputs[0]: one.inputs[0] for one in operands.transposes}
     inputs = tuple(
-        sources.get(tensor) or _untransposed(graph, edit, tensor, inverse) for tensor in node.inputs
+        [
+            sources.get(tensor) or _untransposed(graph, edit, tensor, inverse)
+            for tensor in node.inputs
+        ]
     )
     edit.replace(
         (*operands.transposes, node),
@@ -151,7 +158,7 @@ def _operands(
         if before is None or before.qualified_operator != "Transpose":
             return None
         # A node that reads it twice is one reader all the same.
-        is_shared = len(graph.tensors[tensor].consumers) > 1 or tensor in graph.outputs
+        is_shared = len(graph.consumers.get(tensor, ())) > 1 or tensor in graph.outputs
         if is_shared or len(graph.spec(tensor).shape) != rank:
             return None
         transposes[before.name] = before
@@ -165,7 +172,7 @@ def _meets_another(graph: ExecutionGraph, node: OperatorNode, axes: Sequence[int
     """Return whether a transpose that sinks through `node` reaches another one below."""
     while True:
         tensor = node.outputs[0]
-        consumers = graph.tensors[tensor].consumers
+        consumers = graph.consumers.get(tensor, ())
         if len(consumers) != 1 or tensor in graph.outputs:
             return False
         node = graph.operators[consumers[0]]

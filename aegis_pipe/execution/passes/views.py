@@ -56,14 +56,19 @@ def views(graph: ExecutionGraph, tensor: TensorId) -> list[View]:
             return found
 
 
+def dense(graph: ExecutionGraph, tensor: TensorId) -> View:
+    """Return a tensor as a view of itself."""
+    itself = _played(graph, tensor, [], 1.0)
+    assert itself is not None
+    return itself
+
+
 def written_through(graph: ExecutionGraph, tensor: TensorId) -> tuple[View, list[OperatorNode]]:
     """Return where a tensor's elements end up behind transposes, and the operators up to there.
 
     Only operators count that read what nobody else reads; reshapes only with one more transpose.
     """
-    itself = _played(graph, tensor, [], 1.0)
-    assert itself is not None
-    best: tuple[View, list[OperatorNode]] = (itself, [])
+    best: tuple[View, list[OperatorNode]] = (dense(graph, tensor), [])
     chain: list[OperatorNode] = []
     last = tensor
     while True:
@@ -103,7 +108,7 @@ class _Loops(NamedTuple):
 
     def transposed(self, axes: Sequence[int]) -> _Loops:
         """Reorder the dimensions."""
-        return self._replace(dimensions=tuple(self.dimensions[axis] for axis in axes))
+        return self._replace(dimensions=tuple([self.dimensions[axis] for axis in axes]))
 
     def reshaped(self, shape: Sequence[int]) -> _Loops | None:
         """Regroup the loops; None if their extents do not fit."""
@@ -229,7 +234,7 @@ def _gathered(graph: ExecutionGraph, node: OperatorNode, loops: _Loops) -> _Loop
 def _permutation(node: OperatorNode, rank: int) -> tuple[int, ...]:
     axes = node.attributes.get("perm") or tuple(range(rank))[::-1]
     assert isinstance(axes, tuple), f"{node.name}: perm is {axes!r}"
-    return tuple(int(axis) for axis in axes)
+    return tuple(map(int, axes))
 
 
 def _factor(graph: ExecutionGraph, node: OperatorNode) -> tuple[TensorId, float] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis_pipe.errors import PipelineError
+from aegis_pipe.output_file import OutputFile
 from aegis_pipe.pipeline.parts import Values
 
 
@@ -22,8 +23,7 @@ class JsonlSink:
         self._path = path
         self._count = 0
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a" if append else "w", encoding="utf-8")
+            self._file = OutputFile(path, append=append)
         except OSError as error:
             raise PipelineError(
                 f"`{path}` can not be written: {error.strerror}",
@@ -35,7 +35,7 @@ class JsonlSink:
         """Write one line."""
         line = {"item": item} | {name: _plain(values[name].tolist()) for name in self._inputs}
         try:
-            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.write(json.dumps(line, allow_nan=False).encode("ascii") + b"\n")
         except OSError as error:
             raise PipelineError(
                 f"`{self._path}` can not be written: {error.strerror}", context="sink `jsonl`"
@@ -43,13 +43,8 @@ class JsonlSink:
         self._count += 1
 
     def close(self) -> str:
-        """Flush and close."""
-        try:
-            self._file.close()
-        except OSError as error:
-            raise PipelineError(
-                f"`{self._path}` can not be written: {error.strerror}", context="sink `jsonl`"
-            ) from error
+        """Close, and return how many lines there are."""
+        self._file.close()
         return f"jsonl: {self._count} lines in {self._path}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,15 @@ class NpzSink:
             raise self._failure(error) from error
 
     def write(self, item: int, values: Values) -> None:
-        """Write one file."""
+        """Write one file: whole, or not at all."""
+        part = self._path / f".{item:06d}.part"
         try:
-            with (self._path / f"{item:06d}.npz").open("wb") as file:
+            with part.open("wb") as file:
                 np.savez(file, allow_pickle=False, **{name: values[name] for name in self._inputs})
+            part.replace(self._path / f"{item:06d}.npz")
         except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
             raise self._failure(error) from error
         self._count += 1
 

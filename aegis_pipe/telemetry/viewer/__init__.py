@@ -42,7 +42,8 @@ def page_data(title: str, traces: Sequence[Sequence[Span]], ratio: float = 1.0) 
     models = sorted({request.model for request in requests})
     labels, nodes = _Table(), _Table()
     depth = _waiting(requests, origin_ns)
-    memory = _memory(requests, _sizes(traces), origin_ns)
+    sizes = _sizes(traces)
+    memory = _memory(requests, sizes, _weights_bytes(traces, sizes), origin_ns)
     streams = _streams(traces, labels, nodes, origin_ns)
     return {
         "title": title,
@@ -154,10 +155,12 @@ def _waiting(requests: Iterable[RequestBreakdown], origin_ns: int) -> _Series:
 
 
 def _memory(
-    requests: Iterable[RequestBreakdown], sizes: dict[str, tuple[int, int]], origin_ns: int
+    requests: Iterable[RequestBreakdown],
+    sizes: dict[str, tuple[int, int]],
+    weights_bytes: int,
+    origin_ns: int,
 ) -> _Series:
     """Return weights, and the arenas' parts that running requests use, at each instant."""
-    weights = sum(weights for weights, _ in sizes.values())
     changes = []
     for request in requests:
         arena = sizes.get(request.model, (0, 0))[1]
@@ -165,7 +168,7 @@ def _memory(
             end_ns = request.start_unix_ns + request.total_ns
             changes.append((_begin_ns(request) - origin_ns, arena))
             changes.append((end_ns - origin_ns, -arena))
-    return _summed(weights, changes)
+    return _summed(weights_bytes, changes)
 
 
 def _summed(start: int, changes: list[tuple[int, int]]) -> _Series:
@@ -191,3 +194,18 @@ def _sizes(traces: Iterable[Sequence[Span]]) -> dict[str, tuple[int, int]]:
         for span in trace
         if names.ARENA_BYTES in span.attributes and names.MODEL in span.attributes
     }
+
+
+def _weights_bytes(traces: Iterable[Sequence[Span]], sizes: dict[str, tuple[int, int]]) -> int:
+    """Return the size of the weights' pool, where those that models share lie once.
+
+    Without the trace of the start, the sum of what each model has.
+    """
+    pools = [
+        int(str(span.attributes[f"{names.PHASE_PREFIX}size_bytes"]))
+        for trace in traces
+        for span in trace
+        if span.attributes.get(f"{names.PHASE_PREFIX}pool") == "weights"
+        and f"{names.PHASE_PREFIX}size_bytes" in span.attributes
+    ]
+    return max(pools, default=sum(weights for weights, _ in sizes.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from aegis_pipe.analysis.replay import replay, what_if
 from aegis_pipe.analysis.simulation import Load, Loads, StageLoad, poisson, run
 from aegis_pipe.errors import PermanentError
+from aegis_pipe.output_file import OutputFile
 from aegis_pipe.scheduling.policies import make_policy
-from aegis_pipe.scheduling.recording import RecordingScheduler, RunWriter, read_run
+from aegis_pipe.scheduling.recording import RecordingScheduler, RunWriter, Submitted, read_run
 from aegis_pipe.scheduling.scheduler import Scheduler
 from aegis_pipe.scheduling.stream_pool import StreamPool
 
@@ -86,3 +88,34 @@ def test_what_is_no_recording_is_told(tmp_path):
             read_run(tmp_path / "x.run")
     with pytest.raises(PermanentError, match="can not be read"):
         read_run(tmp_path / "nothing.run")
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_run(tmp_path, monkeypatch, caplog):
+    write = OutputFile.write
+    records = []
+
+    def full(self, record):
+        records.append(bytes(record))
+        if len(records) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, record)
+
+    monkeypatch.setattr(OutputFile, "write", full)
+    writer = RunWriter(tmp_path / "x.run", {"models": MODELS})
+    for number in range(3):
+        writer.take(Submitted(number, number, 0, 1, 0, -1, number))
+        writer._drain()
+    assert len(writer.close()) == 64
+    assert writer.problem == "No space left on device"
+    assert "the recording ends here" in caplog.text
+    # Nothing after the gap, and what is there can be read.
+    recorded = read_run(tmp_path / "x.run")
+    assert recorded.facts == ()
+    assert recorded.journal == ""
+
+
+def test_a_recording_that_can_not_be_written_is_told_at_once(tmp_path):
+    (tmp_path / "x.run").mkdir()
+    with pytest.raises(PermanentError, match="can not be written: Is a directory") as caught:
+        RunWriter(tmp_path / "x.run", {"models": MODELS})
+    assert caught.value.hint

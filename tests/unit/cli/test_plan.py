@@ -12,6 +12,7 @@ import pytest
 
 from aegis_pipe.app import PlannedDeployment, plan_deployment
 from aegis_pipe.cli import main, plan as plan_verb
+from aegis_pipe.device.cpu.kernels import compiled_elementwise_chains
 from aegis_pipe.device.cpu.kernels.native import LIBRARY
 from aegis_pipe.device.cpu.kernels.product_endings import ENDINGS
 from aegis_pipe.execution.passes import (
@@ -19,6 +20,7 @@ from aegis_pipe.execution.passes import (
     CHANNELS_LAST_PASSES,
     INVERTED_RESIDUAL_PASSES,
     PASSES,
+    chain_passes,
     product_passes,
 )
 from aegis_pipe.manifest.model import Manifest
@@ -55,7 +57,11 @@ def test_passes_as_json(manifest: str, capsys: pytest.CaptureFixture[str]) -> No
     (model,) = json.loads(capsys.readouterr().out)["models"]
     # The compiled kernels want attention and blocks whole, channels last; NumPy's take what comes.
     own = (*product_passes(ENDINGS), *ATTENTION_PASSES, *CHANNELS_LAST_PASSES)
-    passes = (*PASSES, *own, *INVERTED_RESIDUAL_PASSES) if LIBRARY else PASSES
+    passes = (
+        *PASSES,
+        *((*own, *INVERTED_RESIDUAL_PASSES) if LIBRARY else ()),
+        *chain_passes(compiled_elementwise_chains.STEPS),
+    )
     assert [one["name"] for one in model["passes"]] == [one.name for one in passes]
     assert {"name": "fuse_convolution", "nodes_before": 2, "nodes_after": 1} in model["passes"]
 

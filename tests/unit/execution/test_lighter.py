@@ -85,7 +85,7 @@ def test_half_precision_is_tried_where_the_device_is_made_for_it(tmp_path, conte
 
 def test_the_step_and_the_tensors_are_named(tmp_path):
     message, _ = refusal(tmp_path, 8)
-    assert "fullest at step 0 (" in message
+    assert "fullest at step 1 (`Sub_3`) with `x`" in message
 
 
 BATCHED = """

@@ -7,7 +7,6 @@ repeated. Masked scores are -inf; a row with nothing to attend to becomes 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from aegis_pipe.device.cpu.kernels.planned import FLOAT16, planned_kernel
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.errors import KernelError
 from aegis_pipe.kernel import KernelRequest
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorSpec
 
 _SCORE_ELEMENTS = 256 << 10
@@ -26,7 +26,7 @@ _MASK, _PAST_KEY, _PAST_VALUE, _VALID_LENGTHS = 3, 4, 5, 6
 _PRESENT_KEY, _PRESENT_VALUE, _SCORES = 1, 2, 3
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Sizes:
     batch: int
     heads: int

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from aegis_pipe.record import record
 
 RANK = 4
 """Dimensions that the compiled kernels loop over; neighbours walked through alike are merged."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class Broadcast:
     """The result's shape and both operands' strides in elements, each of rank `RANK`."""
 
@@ -28,23 +29,23 @@ def _strides(shape: Sequence[int], result: Sequence[int]) -> list[int]:
 
 
 def walk(
-    result: Sequence[int], shapes: Sequence[Sequence[int]]
+    result: Sequence[int], shapes: Sequence[Sequence[int]], rank: int = RANK
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Return the result's shape and each operand's strides in elements, all of rank `RANK`.
+    """Return the result's shape and each operand's strides in elements, all of the same `rank`.
 
-    Dimensions that all operands walk through alike are merged; None if more than `RANK` stay, or
+    Dimensions that all operands walk through alike are merged; None if more than `rank` stay, or
     an operand takes longer steps than 1 along the last one.
     """
     merged: list[tuple[int, ...]] = []
     for size, *strides in zip(result, *(_strides(shape, result) for shape in shapes), strict=True):
         if size == 1:
             continue
-        if merged and merged[-1][1:] == tuple(stride * size for stride in strides):
+        if merged and merged[-1][1:] == tuple([stride * size for stride in strides]):
             size *= merged.pop()[0]
         merged.append((size, *strides))
-    if len(merged) > RANK:
+    if len(merged) > rank:
         return None
-    merged = [(1, *(0 for _ in shapes))] * (RANK - len(merged)) + merged
+    merged = [(1, *(0 for _ in shapes))] * (rank - len(merged)) + merged
     return None if max(merged[-1][1:]) > 1 else tuple(zip(*merged, strict=True))
 
 

@@ -45,7 +45,7 @@ def _inner_request(request: KernelRequest) -> KernelRequest:
     return replace(
         request,
         operator=operator,
-        inputs=tuple(_turned(s) if i in images else s for i, s in enumerate(request.inputs)),
+        inputs=tuple([_turned(s) if i in images else s for i, s in enumerate(request.inputs)]),
         outputs=tuple(map(_turned, request.outputs)),
         constants={},
         reference=None,

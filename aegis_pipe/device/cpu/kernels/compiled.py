@@ -18,8 +18,10 @@ UNBOUNDED = (-math.inf, math.inf)
 
 def is_float32(request: KernelRequest) -> bool:
     """Return whether all operands and results are float32 and none is empty."""
-    specs = [spec for spec in (*request.inputs, *request.outputs) if spec is not None]
-    return all(spec.dtype == FLOAT32 and spec.element_count > 0 for spec in specs)
+    for spec in (*request.inputs, *request.outputs):
+        if spec is not None and (spec.dtype != FLOAT32 or 0 in spec.shape):
+            return False
+    return True
 
 
 def clip_bounds(request: KernelRequest) -> tuple[float, float] | None:
@@ -58,10 +60,14 @@ def round_up(value: int, multiple: int) -> int:
 
 def in_tiles(matrices: np.ndarray, width: int) -> np.ndarray:
     """Cut the last axis into tiles: [..., depth, n] to [..., n / width, depth, width], padded."""
-    padding = -matrices.shape[-1] % width
-    padded = np.pad(matrices, [(0, 0)] * (matrices.ndim - 1) + [(0, padding)])
-    tiles = padded.reshape(*matrices.shape[:-1], -1, width)
-    return np.ascontiguousarray(np.moveaxis(tiles, -2, -3))
+    *batch, depth, n = matrices.shape
+    whole = n // width
+    tiles = np.zeros((*batch, -(-n // width), depth, width), matrices.dtype)
+    within = matrices[..., : whole * width].reshape(*batch, depth, whole, width)
+    tiles[..., :whole, :, :] = within.swapaxes(-2, -3)
+    if n % width:
+        tiles[..., whole, :, : n % width] = matrices[..., whole * width :]
+    return tiles
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, Native
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.device.heads import Heads
 from aegis_pipe.kernel import KernelChoice, KernelRequest
+from aegis_pipe.record import record
 
 _STRIDED = "aegis.StridedAttention"
 _MASK = 3
@@ -21,7 +21,7 @@ _MASK = 3
 class _Strides(ctypes.Structure):
     """`head_strides` of `c/attention.c`."""
 
-    _fields_ = tuple((name, INTEGER) for name in ("batch", "head", "row"))
+    _fields_ = tuple([(name, INTEGER) for name in ("batch", "head", "row")])
 
 
 class _Attention(ctypes.Structure):
@@ -36,7 +36,7 @@ class _Attention(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Layout:
     """Where the heads of Q, K, V and Y are, and the mask's strides."""
 

@@ -18,7 +18,7 @@ from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
 _RANK = broadcasting.RANK
-_COMPARISONS = {
+COMPARISONS = {
     "Equal": "equal",
     "Greater": "greater",
     "Less": "less",
@@ -28,7 +28,7 @@ _COMPARISONS = {
     "Or": "or",
     "Xor": "xor",
 }
-_NUMBERS = frozenset({"float32", "int64", "int32", "uint8", "int8"})
+NUMBERS = frozenset({"float32", "int64", "int32", "uint8", "int8"})
 _OF_TRUTH = frozenset({"Equal", "And", "Or", "Xor"})
 """What truth values are compared by; the last three take nothing else."""
 
@@ -62,7 +62,7 @@ def _walk(request: KernelRequest) -> tuple[tuple[int, ...], ...] | None:
 
 def _choose_comparison(request: KernelRequest) -> KernelChoice | None:
     dtype, result = operands.input_spec(request, 0).dtype.name, operands.output_spec(request)
-    is_known = request.operator in _OF_TRUTH if dtype == "bool" else dtype in _NUMBERS
+    is_known = request.operator in _OF_TRUTH if dtype == "bool" else dtype in NUMBERS
     if native.LIBRARY is None or not is_known or not result.element_count:
         return None
     return None if _walk(request) is None else _choice(request, "native.compare")
@@ -78,6 +78,13 @@ def _choose_selection(request: KernelRequest) -> KernelChoice | None:
 
 def _choice(request: KernelRequest, kernel: str) -> KernelChoice:
     return KernelChoice(kernel=kernel, cost=elements_moved(request))
+
+
+def function(request: KernelRequest) -> str:
+    """Return the function by operator and dtype."""
+    if request.operator == "Where":
+        return f"select_{operands.output_spec(request).dtype.itemsize}"
+    return f"{COMPARISONS[request.operator]}_{operands.input_spec(request, 0).dtype.name}"
 
 
 def _bind(
@@ -96,15 +103,11 @@ def _bind(
         *(native.address(array) for array in (*inputs, result)),
         *((INTEGER * _RANK)(*values) for values in walk),
     )
-    if request.operator == "Where":
-        function = f"aegis_select_{result.itemsize}"
-    else:
-        dtype = operands.input_spec(request, 0).dtype.name
-        function = f"aegis_{_COMPARISONS[request.operator]}_{dtype}"
-    return NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs))
+    name = f"aegis_{function(request)}"
+    return NativeCall(native.LIBRARY, name, arguments, (*inputs, *outputs))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel(tuple(_COMPARISONS), _choose_comparison, _bind, shares_work=True),
+    CpuKernel(tuple(COMPARISONS), _choose_comparison, _bind, shares_work=True),
     CpuKernel(("Where",), _choose_selection, _bind, shares_work=True),
 )

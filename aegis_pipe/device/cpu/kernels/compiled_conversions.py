@@ -42,6 +42,11 @@ def _choose(request: KernelRequest) -> KernelChoice | None:
     return KernelChoice(kernel="native.cast", cost=2.0 * count)
 
 
+def function(request: KernelRequest) -> str:
+    """Return the function by both dtypes."""
+    return f"cast_{'_'.join(_names(request))}"
+
+
 def _bind(
     request: KernelRequest,
     choice: KernelChoice,
@@ -52,8 +57,7 @@ def _bind(
     assert native.LIBRARY is not None
     x, y = operands.required(inputs), operands.required(outputs)
     arguments = _Conversion(native.address(x), native.address(y), x.size)
-    function = f"aegis_cast_{'_'.join(_names(request))}"
-    return NativeCall(native.LIBRARY, function, arguments, (x, y))
+    return NativeCall(native.LIBRARY, f"aegis_{function(request)}", arguments, (x, y))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (CpuKernel(("Cast",), _choose, _bind, shares_work=True),)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from aegis_pipe.device.cpu.kernels import compiled, native, operands
 from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
+from aegis_pipe.record import record
 
 _PLANAR = ("Conv", "com.microsoft.FusedConv")
 CHANNELS_LAST = "com.microsoft.NhwcFusedConv"
@@ -62,7 +63,7 @@ class _Arguments(ctypes.Structure):
 _Pair = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class Convolution:
     """Sizes; pairs are (height, width). A group has `depth` input and `maps` output channels."""
 
@@ -135,6 +136,15 @@ def _pair(values: Sequence[int], filler: int) -> _Pair:
 
 def read_convolution(request: KernelRequest) -> Convolution:
     """Return a request's sizes; where rows do not matter, as one long row."""
+    # Several kernels are asked about each convolution, and the one that is taken binds it.
+    found = request.notes.get("convolution")
+    if found is None:
+        found = request.notes["convolution"] = _read_convolution(request)
+    assert isinstance(found, Convolution), found
+    return found
+
+
+def _read_convolution(request: KernelRequest) -> Convolution:
     data, weights = operands.input_spec(request, 0).shape, operands.input_spec(request, 1).shape
     is_planar = request.operator in _PLANAR
     image = slice(2, None) if is_planar else slice(1, -1)
@@ -308,7 +318,7 @@ def _choose_channels(request: KernelRequest) -> KernelChoice | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Block:
     """How many pixels are done together, and the copy of what they read."""
 

@@ -38,7 +38,7 @@ class _PairArguments(ctypes.Structure):
     )
 
 
-_MAPS: dict[str, tuple[str, tuple[str, ...]]] = {
+MAPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Relu": ("relu", ()),
     "LeakyRelu": ("leaky_relu", ("alpha",)),
     "Sigmoid": ("sigmoid", ()),
@@ -55,7 +55,7 @@ _MAPS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """By operator: the function, and the attributes that are its parameters."""
 
-_PAIRS = {
+PAIRS = {
     "Add": "add",
     "Sub": "subtract",
     "Mul": "multiply",
@@ -70,7 +70,7 @@ _GELU = "com.microsoft.BiasGelu"
 
 
 def map_function(request: KernelRequest) -> tuple[str, tuple[float, float]] | None:
-    """Return the function and its parameters; None if it is not known in this form."""
+    """Return the function of one operand and its parameters; None if this form has none."""
     if request.operator == "Clip":
         bounds = _clip_bounds(request)
         return None if bounds is None else ("clip", bounds)
@@ -81,7 +81,7 @@ def map_function(request: KernelRequest) -> tuple[str, tuple[float, float]] | No
         return ("square", (0.0, 0.0)) if is_two and has_shape else None
     if request.operator == _GELU:
         return None if operands.has_input(request, 1) else (_gelu(request), (0.0, 0.0))
-    name, parameters = _MAPS[request.operator]
+    name, parameters = MAPS[request.operator]
     values = (*(operands.number(request, parameter) for parameter in parameters), 0.0, 0.0)
     return name, (values[0], values[1])
 
@@ -141,9 +141,15 @@ def _choose_pair(request: KernelRequest) -> KernelChoice | None:
     if broadcast is None or broadcast.shape[-1] < min(_SHORT_RUN, result.element_count):
         return None
     in_place = tuple(
-        (position, 0) for position, spec in enumerate(request.inputs) if spec == result
+        [(position, 0) for position, spec in enumerate(request.inputs) if spec == result]
     )
     return KernelChoice(kernel="native.pair", in_place=in_place, cost=elements_moved(request))
+
+
+def pair_function(request: KernelRequest) -> str:
+    """Return the function of two operands."""
+    is_gelu = request.operator == _GELU
+    return f"bias_{_gelu(request)}" if is_gelu else PAIRS[request.operator]
 
 
 def _bind_pair(
@@ -163,12 +169,11 @@ def _bind_pair(
             for values in (broadcast.shape, broadcast.a_strides, broadcast.b_strides)
         ),
     )
-    is_gelu = request.operator == _GELU
-    name = f"bias_{_gelu(request)}" if is_gelu else _PAIRS[request.operator]
-    return NativeCall(native.LIBRARY, f"aegis_{name}", arguments, (*inputs, *outputs))
+    name = f"aegis_{pair_function(request)}"
+    return NativeCall(native.LIBRARY, name, arguments, (*inputs, *outputs))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (
-    CpuKernel((*_MAPS, "Clip", "Pow", _GELU), _choose_map, _bind_map),
-    CpuKernel((*_PAIRS, _GELU), _choose_pair, _bind_pair),
+    CpuKernel((*MAPS, "Clip", "Pow", _GELU), _choose_map, _bind_map),
+    CpuKernel((*PAIRS, _GELU), _choose_pair, _bind_pair),
 )

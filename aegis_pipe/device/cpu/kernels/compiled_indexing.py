@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from aegis_pipe.device.cpu.kernels.planned import elements_moved
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.errors import AegisError
 from aegis_pipe.kernel import KernelChoice, KernelRequest
+from aegis_pipe.record import record
 
 _RANK = 6
 """`RANK` of `c/indexing.c`."""
@@ -48,7 +48,7 @@ class _ElementGathering(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Rows:
     """What a gather of rows does: each tuple of indices means `row` elements."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from aegis_pipe.device.cpu.kernels import (
 from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
+from aegis_pipe.record import record
 
 _OPERATORS = ("MatMul", "com.microsoft.FusedMatMul", "Gemm", "com.microsoft.FusedGemm")
 _PACKING_PAYS_ROWS = 4
@@ -45,7 +45,7 @@ class _Gemm(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Product:
     """A batch of products Y[i] = A[i] B[i]; offsets and strides in elements."""
 
@@ -98,6 +98,8 @@ def _product(request: KernelRequest) -> _Product:
 
 def _batch_offsets(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return where each product's A and B begin, in elements; batch dimensions broadcast."""
+    if len(left) == len(right) == 2:
+        return np.zeros(1, np.int64), np.zeros(1, np.int64)
     batch = np.broadcast_shapes(left[:-2], right[:-2])
     offsets = []
     for shape in (left, right):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from aegis_pipe.device.cpu.kernels import byte_units, compiled, native, operands
 from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER, NativeCall
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
+from aegis_pipe.record import record
 
 CHANNELS_LAST = "com.microsoft.QLinearConv"
 _OPERATORS = ("QLinearConv", CHANNELS_LAST, "ConvInteger")
@@ -26,7 +27,7 @@ _EXACT_TAPS_MAX = 256
 _Pair = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Positions:
     """Where an operator has its operands; beyond the end if it has them not."""
 
@@ -62,7 +63,7 @@ class _Arguments(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Convolution:
     """Sizes; pairs are (height, width). A group has `depth` input and `maps` output channels."""
 

@@ -125,7 +125,7 @@ def _choose_pair(request: KernelRequest) -> KernelChoice | None:
         return None
     return KernelChoice(
         kernel="native.bytes.pair",
-        in_place=tuple((i, 0) for i in (0, 3) if request.inputs[i] == result),
+        in_place=tuple([(i, 0) for i in (0, 3) if request.inputs[i] == result]),
         cost=elements_moved(request),
     )
 

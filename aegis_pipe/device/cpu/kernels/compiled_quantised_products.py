@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from aegis_pipe.device.cpu.kernels import byte_units, compiled, native, operands
 from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER, NativeCall
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorSpec
 
 _PACKING_PAYS_ROWS = 4
@@ -27,7 +27,7 @@ _NOWHERE = 99
 """Position of an operand that an operator does not have."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Positions:
     """Where an operator has its operands."""
 
@@ -62,7 +62,7 @@ class _Gemm(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Product:
     """A batch of products Y[i] = A[i] B[i]."""
 

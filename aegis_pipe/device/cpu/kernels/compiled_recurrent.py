@@ -183,7 +183,7 @@ def _float_panels(request: KernelRequest, position: int) -> PackedConstant:
     parts = (sizes.width,) if position == _W else sizes.parts
     size_bytes = 4 * sizes.directions * sizes.depth(position) * sum(map(_in_panels, parts))
     layout = f"recurrent.{native.LIBRARY.name}.{len(parts)}"
-    return PackedConstant(layout, size_bytes, _packing(parts))
+    return PackedConstant.filled(layout, size_bytes, _packing(parts))
 
 
 def _byte_panels(request: KernelRequest, position: int) -> PackedConstant:
@@ -202,17 +202,22 @@ def _in_panels(columns: int) -> int:
     return compiled.round_up(columns, native.LIBRARY.panel_columns)
 
 
-def _packing(parts: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
-    def pack(array: np.ndarray) -> np.ndarray:
-        assert native.LIBRARY is not None
-        bounds = np.cumsum(parts)[:-1]
-        tiles = [
-            compiled.in_tiles(part, native.LIBRARY.panel_columns).reshape(len(array), -1)
-            for part in np.split(array.transpose(0, 2, 1), bounds, axis=2)
-        ]
-        return compiled.as_bytes(np.concatenate(tiles, axis=1))
+def _packing(parts: Sequence[int]) -> Callable[[np.ndarray, np.ndarray], None]:
+    """Return what turns [directions, rows, depth] into panels: of so many rows, one part each."""
 
-    return pack
+    def fill(array: np.ndarray, packed: np.ndarray) -> None:
+        assert native.LIBRARY is not None
+        plain = np.ascontiguousarray(array, dtype=np.float32)
+        depth = plain.shape[2]
+        row, target = plain.ctypes.data, packed.ctypes.data
+        for columns in (*parts,) * len(plain):
+            native.LIBRARY.pack_panels(row, 1, depth, depth, columns, target)
+            row += 4 * columns * depth
+            target += 4 * _in_panels(columns) * depth
+        assert row == plain.ctypes.data + plain.nbytes, f"{parts} of {plain.shape}"
+        assert target == packed.ctypes.data + packed.nbytes, f"{parts} into {packed.nbytes} bytes"
+
+    return fill
 
 
 def _activations(request: KernelRequest, direction: int, directions: int) -> Sequence[_Activation]:

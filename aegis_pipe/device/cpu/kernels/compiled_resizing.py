@@ -12,7 +12,6 @@ import ctypes
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from aegis_pipe.device.cpu.kernels.pointwise import FLOATS, INTEGERS
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.device.resampling import COORDINATES, AxisTaps, changing_axes
 from aegis_pipe.kernel import KernelChoice, KernelRequest
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorSpec
 
 _LANES = 16
@@ -71,7 +71,7 @@ class _Repetition(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Planes:
     """The tensor as [planes, rows, columns, inner]; an axis that does not change has no taps."""
 
@@ -121,7 +121,7 @@ def _planes_along(shape: Sequence[int], taps: AxisTaps) -> _Planes:
     return _Planes(before, 1, size, 1, taps.size, inner, None, taps)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class _Pass:
     """One axis resized; the others have been, or will be."""
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -35,6 +34,7 @@ from aegis_pipe.device.cpu.kernels.requantise import (
 )
 from aegis_pipe.device.cpu.kernels.windows import AxisWindows, taps, window_axes, window_view
 from aegis_pipe.kernel import KernelRequest, PackedConstant
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorSpec
 
 _COLUMN_BYTES = 2 << 20
@@ -48,7 +48,7 @@ _CONVS = ("Conv", "com.microsoft.FusedConv")
 _Epilogue = Callable[[np.ndarray], None]
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Convolution:
     """Sizes of a convolution; a group has `depth` input channels and `maps` output channels."""
 
@@ -189,7 +189,7 @@ def _bind_pointwise(
     return run
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Phases:
     """Padded planes of a depthwise convolution, split by position modulo stride.
 

@@ -92,8 +92,10 @@ def _slice(
     result = operands.required(outputs)
     starts, steps = operands.integers(request, "starts"), operands.integers(request, "steps")
     index = tuple(
-        _steps(start, step, count)
-        for start, step, count in zip(starts, steps, result.shape, strict=True)
+        [
+            _steps(start, step, count)
+            for start, step, count in zip(starts, steps, result.shape, strict=True)
+        ]
     )
     return [(result, inputs[0][index])]
 
@@ -129,13 +131,17 @@ def _pad(
     source, result = inputs[0], operands.required(outputs)
     before, after = operands.integers(request, "before"), operands.integers(request, "after")
     core = tuple(
-        slice(max(b, 0), size - max(a, 0))
-        for b, a, size in zip(before, after, result.shape, strict=True)
+        [
+            slice(max(b, 0), size - max(a, 0))
+            for b, a, size in zip(before, after, result.shape, strict=True)
+        ]
     )
     cropped = source[
         tuple(
-            slice(max(-b, 0), size - max(-a, 0))
-            for b, a, size in zip(before, after, source.shape, strict=True)
+            [
+                slice(max(-b, 0), size - max(-a, 0))
+                for b, a, size in zip(before, after, source.shape, strict=True)
+            ]
         )
     ]
     value = inputs[1] if len(inputs) > 1 else np.array(request.attributes["value"], source.dtype)

@@ -22,13 +22,9 @@ _Dimension = tuple[int, int, int]
 """Size, stride of the target, stride of the source."""
 
 
-class _Move(ctypes.Structure):
-    """`move` of `c/moves.c`."""
-
-    _fields_ = (
-        *((name, POINTER) for name in ("to", "source")),
-        *((name, INTEGER * _RANK) for name in ("shape", "to_strides", "from_strides")),
-    )
+_Move = tuple[int, ...]
+"""`move` of `c/moves.c` as its words: two addresses, then shape and strides of both."""
+_MOVE_WORDS = 2 + 3 * _RANK
 
 
 class _Moving(ctypes.Structure):
@@ -57,12 +53,19 @@ def _compiled(copies: Copies, in_order: bool) -> NativeCall | None:
         return None
     moves: list[_Move] = []
     for target, source in copies:
-        dimensions = _dimensions(target, np.broadcast_to(source, target.shape))
+        if source.shape != target.shape:
+            source = np.broadcast_to(source, target.shape)
+        dimensions = _dimensions(target, source)
         if len(dimensions) > _RANK or source.dtype != target.dtype:
             return None
         moves += _moves(target.ctypes.data, source.ctypes.data, dimensions, target.itemsize)
-    table = (_Move * len(moves))(*moves)
-    arguments = _Moving(ctypes.addressof(table), len(moves), copies[0][0].itemsize)
+    if not in_order:
+        # A thread then writes one stretch of the results, made of what it computed itself: rows are
+        # shared the same way by the kernels around.
+        moves.sort(key=lambda move: move[0])
+    table = np.array(moves, np.int64)
+    assert table.shape == (len(moves), _MOVE_WORDS), table.shape
+    arguments = _Moving(native.address(table), len(moves), copies[0][0].itemsize)
     function = "aegis_move_in_order" if in_order else "aegis_move_apart"
     call = NativeCall(library, function, arguments, [array for pair in copies for array in pair])
     call.keep(table)
@@ -71,14 +74,12 @@ def _compiled(copies: Copies, in_order: bool) -> NativeCall | None:
 
 def _dimensions(target: np.ndarray, source: np.ndarray) -> list[_Dimension]:
     """Return the dimensions, the target's longest steps first, neighbours merged where they can."""
-    dimensions = sorted(
-        (
-            (size, to, of)
-            for size, to, of in zip(target.shape, target.strides, source.strides, strict=True)
-            if size > 1
-        ),
-        key=lambda one: -abs(one[1]),
-    )
+    dimensions = [
+        (size, to, of)
+        for size, to, of in zip(target.shape, target.strides, source.strides, strict=True)
+        if size > 1
+    ]
+    dimensions.sort(key=lambda one: -abs(one[1]))
     merged: list[_Dimension] = []
     for size, to, of in dimensions:
         if merged and merged[-1][1:] == (to * size, of * size):
@@ -118,5 +119,4 @@ def _cut(to: int, of: int, dimensions: list[_Dimension], block: int) -> list[_Mo
 def _move(to: int, of: int, dimensions: list[_Dimension]) -> _Move:
     padded = [(1, 0, 0)] * (_RANK - len(dimensions)) + dimensions
     shape, to_strides, from_strides = zip(*padded, strict=True)
-    numbers = INTEGER * _RANK
-    return _Move(to, of, numbers(*shape), numbers(*to_strides), numbers(*from_strides))
+    return (to, of, *shape, *to_strides, *from_strides)

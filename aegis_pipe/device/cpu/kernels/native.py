@@ -236,7 +236,7 @@ class NativeBatch:
             for step in self._steps:
                 step.shares = 0
         self._address = ctypes.addressof(self._steps)
-        self._noted = tuple(call.noted for call in calls if call and call.noted)
+        self._noted = tuple([call.noted for call in calls if call and call.noted])
         self._run = library.run
 
     def __len__(self) -> int:

@@ -76,8 +76,8 @@ def _bind_crop(
 ) -> Callable[[], None]:
     data, result = operands.required(inputs), operands.required(outputs)
     pairs = list(zip(data.shape, result.shape, strict=True))
-    source = data[tuple(_middle(size, wanted) for size, wanted in pairs)]
-    target = result[tuple(_middle(wanted, size) for size, wanted in pairs)]
+    source = data[tuple([_middle(size, wanted) for size, wanted in pairs])]
+    target = result[tuple([_middle(wanted, size) for size, wanted in pairs])]
 
     def run() -> None:
         if target.size < result.size:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +18,7 @@ from aegis_pipe.device.cpu.kernels.planned import carve, scratch_bytes
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.device.cpu.kernels.tiles import tile_size, tile_views
 from aegis_pipe.kernel import KernelChoice, KernelRequest
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorSpec
 
 Dtypes = frozenset[np.dtype]
@@ -35,7 +35,7 @@ INTEGERS: Dtypes = SIGNED | UNSIGNED
 NUMBERS: Dtypes = FLOATS | INTEGERS
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record()
 class Pointwise:
     """An elementwise function `compute(*operands, result, *scratch)` over tiles."""
 

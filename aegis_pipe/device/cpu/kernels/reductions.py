@@ -7,7 +7,6 @@ Sums run in the operand's dtype (half precision in float32). What is mapped befo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.device.cpu.kernels.scratch import kernel_with_scratch
 from aegis_pipe.device.cpu.kernels.tiles import TILE
 from aegis_pipe.kernel import KernelRequest
+from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorSpec
 
 
@@ -75,7 +75,7 @@ def _plain_kernel(operator: str) -> CpuKernel:
     return planned_kernel(operator, (operator,), bind, accepts=_accepts(dtypes))
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class _Sum:
     """What a sum maps before, and does to the result after."""
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from aegis_pipe.device.cpu.kernels import operands
 from aegis_pipe.kernel import KernelRequest
+from aegis_pipe.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record(eq=True)
 class AxisWindows:
     """Windows along one spatial dimension; `source` elements, `count` windows."""
 
@@ -66,17 +66,19 @@ def window_axes(
     pads = operands.integers(request, "pads")
     rank = len(source)
     return tuple(
-        AxisWindows(*each)
-        for each in zip(
-            operands.integers(request, "kernel_shape"),
-            operands.integers(request, "strides"),
-            operands.integers(request, "dilations"),
-            pads[:rank],
-            pads[rank:],
-            source,
-            count,
-            strict=True,
-        )
+        [
+            AxisWindows(*each)
+            for each in zip(
+                operands.integers(request, "kernel_shape"),
+                operands.integers(request, "strides"),
+                operands.integers(request, "dilations"),
+                pads[:rank],
+                pads[rank:],
+                source,
+                count,
+                strict=True,
+            )
+        ]
     )
 
 
@@ -86,17 +88,17 @@ def taps(
     """Yield (tap index, windows it serves, elements it meets) for taps that meet any element."""
     for index in itertools.product(*(range(axis.kernel) for axis in axes)):
         pairs = [axis.tap(i) for axis, i in zip(axes, index, strict=True)]
-        windows = tuple(window for window, _ in pairs)
+        windows = tuple([window for window, _ in pairs])
         if all(window.stop > window.start for window in windows):
-            yield index, windows, tuple(source for _, source in pairs)
+            yield index, windows, tuple([source for _, source in pairs])
 
 
 def window_view(padded: np.ndarray, axes: Sequence[AxisWindows]) -> np.ndarray:
     """Return a view [lead..., kernel..., count...] of [lead..., padded spatial...]."""
     lead = padded.ndim - len(axes)
     strides = padded.strides[lead:]
-    kernel_strides = tuple(s * axis.dilation for s, axis in zip(strides, axes, strict=True))
-    count_strides = tuple(s * axis.stride for s, axis in zip(strides, axes, strict=True))
+    kernel_strides = tuple([s * axis.dilation for s, axis in zip(strides, axes, strict=True)])
+    count_strides = tuple([s * axis.stride for s, axis in zip(strides, axes, strict=True)])
     shape = (
         *padded.shape[:lead],
         *(axis.kernel for axis in axes),

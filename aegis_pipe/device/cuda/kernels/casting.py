@@ -13,7 +13,8 @@ from aegis_pipe.device.cuda.kernels.source import ALL, BOOL, FLOATS, INTEGERS, s
 from aegis_pipe.kernel import KernelRequest
 
 
-def _cast(request: KernelRequest) -> Pointwise | None:
+def cast(request: KernelRequest) -> Pointwise | None:
+    """Pick the expression of a cast."""
     source, target = required(request).dtype, result(request).dtype
     if POWER_OF_TWO in (source, target):
         return _power_of_two(request, source, target)
@@ -59,4 +60,4 @@ def _power_of_two(request: KernelRequest, source: np.dtype, target: np.dtype) ->
     return None
 
 
-KERNEL_FAMILY: tuple[CudaKernel, ...] = (pointwise_kernel("Cast", _cast, name="cast"),)
+KERNEL_FAMILY: tuple[CudaKernel, ...] = (pointwise_kernel("Cast", cast, name="cast"),)

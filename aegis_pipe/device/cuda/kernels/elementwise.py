@@ -62,7 +62,6 @@ template <typename T> __device__ __forceinline__ T gelu_tanh(T x) {
 """
 
 _UNARY: Mapping[str, tuple[str, Dtypes]] = {
-    "Abs": ("({0} < 0 ? -{0} : {0})", INTEGERS),
     "Neg": ("-{0}", NUMBERS),
     "Sign": ("({0} != {0} ? {0} : ({0} > 0) - ({0} < 0))", NUMBERS),
     "Floor": ("floor({0})", FLOATS),
@@ -285,22 +284,26 @@ def _bias_gelu(request: KernelRequest) -> Pointwise | None:
     return Pointwise(f"{function}({argument})", extra=_FUNCTIONS)
 
 
-KERNEL_FAMILY: tuple[CudaKernel, ...] = (
-    *(pointwise_kernel(name, _simple(*each)) for name, each in _UNARY.items() if name != "Abs"),
-    *(pointwise_kernel(name, _simple(*each)) for name, each in _BINARY.items()),
-    *(pointwise_kernel(name, define) for name, define in _PARAMETRIC.items()),
-    pointwise_kernel("Abs", _abs),
-    pointwise_kernel("Div", _div),
-    pointwise_kernel("Mod", _mod),
-    pointwise_kernel("Pow", _pow),
-    pointwise_kernel("BitShift", _shift),
-    pointwise_kernel("Max", _variadic("vmax(<a>, <b>)", NUMBERS)),
-    pointwise_kernel("Min", _variadic("vmin(<a>, <b>)", NUMBERS)),
-    pointwise_kernel("Sum", _variadic("<a> + <b>", FLOATS)),
-    pointwise_kernel("Mean", _variadic("<a> + <b>", FLOATS, scale=True)),
-    pointwise_kernel("Clip", _clip),
-    pointwise_kernel("PRelu", _prelu),
-    pointwise_kernel("Where", _where),
-    pointwise_kernel("IsInf", _is_inf),
-    pointwise_kernel("com.microsoft.BiasGelu", _bias_gelu),
+DEFINES: Mapping[str, Define] = {
+    **{name: _simple(*each) for name, each in (*_UNARY.items(), *_BINARY.items())},
+    **_PARAMETRIC,
+    "Abs": _abs,
+    "Div": _div,
+    "Mod": _mod,
+    "Pow": _pow,
+    "BitShift": _shift,
+    "Max": _variadic("vmax(<a>, <b>)", NUMBERS),
+    "Min": _variadic("vmin(<a>, <b>)", NUMBERS),
+    "Sum": _variadic("<a> + <b>", FLOATS),
+    "Mean": _variadic("<a> + <b>", FLOATS, scale=True),
+    "Clip": _clip,
+    "PRelu": _prelu,
+    "Where": _where,
+    "IsInf": _is_inf,
+    "com.microsoft.BiasGelu": _bias_gelu,
+}
+"""What picks an operator's expression."""
+
+KERNEL_FAMILY: tuple[CudaKernel, ...] = tuple(
+    pointwise_kernel(name, define) for name, define in DEFINES.items()
 )

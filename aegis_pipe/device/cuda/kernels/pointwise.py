@@ -40,6 +40,8 @@ class Pointwise:
     """Device functions it calls."""
     written: str = ""
     """C type of what is written, where it is not just that of the result."""
+    statements: str = ""
+    """What comes before the expression, over the same operands."""
 
 
 Define = Callable[[KernelRequest], Pointwise | None]
@@ -138,6 +140,7 @@ def mapping_source(mapping: Mapping) -> tuple[str, int]:
     types = mapping.function.types or tuple(computed(read.dtype) for read in mapping.reads)
     arguments = [f"(({kind}){value})" for kind, value in zip(types, values, strict=True)]
     expression = mapping.function.expression.format(*arguments)
+    statements = mapping.function.statements.format(*arguments)
     kind = mapping.function.written or stored(mapping.written)
     place = "i"
     if is_scattered:
@@ -150,7 +153,8 @@ def mapping_source(mapping: Mapping) -> tuple[str, int]:
   {"".join(loads)}
   Pack<{kind}, {pack}> out;
   #pragma unroll
-  for (int j = 0; j < {pack}; ++j) out.v[j] = To<{kind}>::of({expression});
+  for (int j = 0; j < {pack}; ++j) {{
+    {statements}out.v[j] = To<{kind}>::of({expression}); }}
   *(Pack<{kind}, {pack}>*)(y{start} + {place}) = out;"""
     parameters = [
         f"const {stored(read.dtype)}* x{position}" for position, read in enumerate(mapping.reads)

@@ -6,7 +6,7 @@ import threadpoolctl
 
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.cpu.context import CpuContext
-from aegis_pipe.device.cpu.kernels import native
+from aegis_pipe.device.cpu.kernels import compiled_elementwise_chains, native
 from aegis_pipe.device.cpu.kernels.product_endings import ENDINGS
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel, KernelTable
 from aegis_pipe.device.cpu.region import host_bytes
@@ -195,10 +195,12 @@ def test_description_and_capabilities() -> None:
             notifies_progress=True,
             channels_last=native.LIBRARY is not None,
             fused_attention=native.LIBRARY is not None,
+            elementwise_chains=compiled_elementwise_chains.STEPS,
             fused_inverted_residuals=native.LIBRARY is not None,
             product_endings=ENDINGS if native.LIBRARY is not None else (),
             steady_at_once=True,
             watches_memory=True,
+            parallel_writes=True,
         )
 
 

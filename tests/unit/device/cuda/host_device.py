@@ -27,6 +27,7 @@ from aegis_pipe.device.cpu.region import host_bytes
 from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.faults import FaultWord
 from aegis_pipe.device.cuda.kernels import KERNELS, planar_convolutions
+from aegis_pipe.device.cuda.kernels.elementwise_chains import SETTLE, STEPS
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
 from aegis_pipe.device.cuda.kernels.tensor_bytes import MULTIPLY
 from aegis_pipe.device.protocols import DeviceCapabilities, KernelCall, Region
@@ -217,6 +218,7 @@ def _loaded(source: str) -> ctypes.CDLL:
     for gpu, host in _REPLACED:
         assert gpu in source, "the prelude changed"
         source = source.replace(gpu, host)
+    source = source.replace(SETTLE, "")
     for kinds, gpu in MULTIPLY.items():
         source = source.replace(gpu, _HOST_MULTIPLY.format(*(_BYTES[kind] for kind in kinds)))
     for kind, read in _HALVES.items():
@@ -284,6 +286,7 @@ class HostContext(CpuContext):
         return DeviceCapabilities(
             channels_last=True,
             fused_attention=True,
+            elementwise_chains=STEPS,
             product_endings=("FastGelu",),
             half_precision=True,
             planar_convolutions=True,

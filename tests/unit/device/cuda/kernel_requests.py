@@ -13,6 +13,7 @@ from onnx.backend.test.case.node import collect_testcases
 from aegis_pipe.errors import AegisError
 from aegis_pipe.kernel import KernelRequest
 from aegis_pipe.tensor import TensorSpec
+from tests.unit.device.cpu.kernels.chain_cases import CHAINS
 from tests.unit.kernel_driver import lower, make_node, operator_node
 
 Example = tuple[KernelRequest, list[np.ndarray | None]]
@@ -202,6 +203,8 @@ def _internal() -> Iterator[Example]:
     windows = {"kernel_shape": (2, 2), "strides": (2, 2), "dilations": (1, 1), "pads": (0,) * 4}
     yield own("aegis.NhwcAveragePool", [_random(1, 4, 4, 3)], (pooled,), **windows,
               count_include_pad=0)  # fmt: skip
+    chained = CHAINS["chain gates"]
+    yield _example(chained.node, chained.values, chained.opset)
     yield own("Identity", [data], (spec,))
     yield own("ConstantOfShape", [], (spec,), value=np.array(2, np.float32))
     start, delta = np.float32(1), np.float32(0.5)

@@ -18,6 +18,7 @@ from aegis_pipe.tensor import TensorSpec
 from tests.unit.pass_driver import feeds_of, graph_of, model_of
 
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
+from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.kernels import planar_convolutions
 from tests.unit.device.cuda import host_device
 from tests.unit.device.cuda.test_on_host import Bound
@@ -102,6 +103,14 @@ def test_results(name: str) -> None:
     expected = expected_of(asked, x, bias)
     near = 2.0 ** (-7 if asked.outputs[0].dtype == BRAIN else -10)
     np.testing.assert_allclose(got.astype(np.float64), expected, rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_sources_compile(name: str) -> None:
+    asked = REQUESTS[name]
+    source = planar_convolutions._source(asked, planar_convolutions._planar_of(asked))
+    for architecture in ("sm_80", "sm_90", "sm_100"):
+        assert driver.compile_cubin(source, architecture)
 
 
 @pytest.mark.skipif(host_device.COMPILER is None, reason="no g++")

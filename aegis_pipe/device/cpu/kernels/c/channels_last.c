@@ -3,7 +3,7 @@
  * Channels lie in the lanes, 16 at a time (see vector.h), so neighbouring pixels are `channels` floats
  * apart, no tap needs a shuffle, and padding is a matter of leaving taps out.
  *
- *     for each output row (workers share them)
+ *     for each output row (workers share them, or the channels if rows are few)
  *       for each 16 channels
  *         for each 4 results of the row:  over the taps that lie inside the image
  */
@@ -111,12 +111,17 @@ INLINE void channel_rows(const windows *original, worker self, purpose what, int
     windows k = *original;
     k.kernel_height = kernel_height, k.kernel_width = kernel_width;
     int64_t count = kernel_height * kernel_width;
-    range mine = part_of(self, k.batch * k.out_height);
+    int64_t rows = k.batch * k.out_height;
+    range mine = part_of(self, rows), channels = {0, k.channels};
+    if (rows < self.count) {
+        range groups = part_of(self, ceil_divide(k.channels, WIDE));
+        mine = (range){0, rows}, channels = (range){groups.first * WIDE, smaller(k.channels, groups.last * WIDE)};
+    }
     for (int64_t unit = mine.first; unit < mine.last; unit++) {
         int64_t image = unit / k.out_height, row = unit % k.out_height;
         const float *x = k.x + image * k.height * k.width * k.channels;
         int64_t results = unit * k.out_width * k.channels;
-        for (int64_t channel = 0; channel < k.channels; channel += WIDE) {
+        for (int64_t channel = channels.first; channel < channels.last; channel += WIDE) {
             int64_t lanes = smaller(WIDE, k.channels - channel);
             const float *w = what == DEPTHWISE ? k.w + channel * count : NULL;
             wide bias = k.bias ? row_load(k.bias, channel, k.channels) : wide_of(0);

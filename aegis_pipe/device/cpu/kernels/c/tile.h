@@ -52,7 +52,7 @@ typedef struct {
 INLINE void tile_accumulate(vec sums[ROWS][VECTORS], int rows, int vectors, const float *const a[ROWS],
                             int64_t a_step, const float *b, int64_t b_step, int64_t depth,
                             const float *ahead) {
-    for (int64_t k = 0; k < depth; k++, b += b_step, ahead += b_step) {
+    UNROLL_FOUR for (int64_t k = 0; k < depth; k++, b += b_step, ahead += b_step) {
         if (vectors > 1) __builtin_prefetch(ahead, 0, 2);
         vec b_row[VECTORS];
         UNROLL for (int v = 0; v < vectors; v++) b_row[v] = vec_load(b + v * LANES);

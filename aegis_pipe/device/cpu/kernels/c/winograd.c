@@ -27,6 +27,7 @@ typedef struct {
     int64_t clips;
 } winograd;
 
+enum { FEW = 4 }; /* register tiles a worker */
 enum { POINTS_MAX = 6, SKEW = 16 }; /* SKEW: planes of V and M shall not meet in the same cache set */
 
 INLINE void into_points(const wide d[POINTS_MAX], wide t[POINTS_MAX], int m) {
@@ -144,9 +145,11 @@ INLINE void convolve(const winograd *original, worker self, int m) {
     float *zeros = c->workspace + self.thread * c->workspace_floats;
     float *v = zeros + ceil_divide(c->depth, WIDE) * WIDE, *sums = v + points * v_plane;
     for (int64_t i = 0; i < c->depth; i++) zeros[i] = 0;
-    range groups = part_of(self, ceil_divide(tiles, ROWS));
-    int64_t end = smaller(tiles, groups.last * ROWS);
-    for (int64_t first = groups.first * ROWS; first < end; first += c->block) {
+    /* Of many tiles a worker takes whole register tiles; few are shared one by one. */
+    int64_t group = tiles < FEW * ROWS * self.count ? 1 : ROWS;
+    range groups = part_of(self, ceil_divide(tiles, group));
+    int64_t end = smaller(tiles, groups.last * group);
+    for (int64_t first = groups.first * group; first < end; first += c->block) {
         int64_t count = smaller(c->block, end - first), tile_rows = even_tile(count);
         for (int64_t t = 0; t < count; t++) transform_input(c, first + t, zeros, v + t * c->depth, v_plane, m);
         for (int64_t p = 0; p < panels; p++) {
@@ -179,6 +182,24 @@ EXPORT int64_t aegis_winograd_workspace(int64_t m, int64_t depth, int64_t block)
 
 typedef double weights_row __attribute__((vector_size(LANES * 8)));
 
+/* x / divisor, correctly rounded, for a divisor of 3 times a power of two.
+
+   A product with the reciprocal, put right by what it leaves over, has the bits of a division (Markstein
+   1990): the reciprocal of 3 is rounded by a third of its last place only, so that the product is the
+   quotient or next to it. A quotient that is exact (a zero keeps its sign) or not finite stays. */
+INLINE weights_row over(weights_row x, double divisor) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    typedef int64_t masks __attribute__((vector_size(sizeof(weights_row))));
+    weights_row reciprocal = (weights_row){} + 1 / divisor, quotient = x * reciprocal;
+    weights_row left = __builtin_elementwise_fma(-quotient, (weights_row){} + divisor, x);
+    weights_row right = __builtin_elementwise_fma(left, reciprocal, quotient);
+    masks inexact = (left < 0) | (left > 0);
+    return (weights_row)(((masks)right & inexact) | ((masks)quotient & ~inexact));
+#else
+    return x / divisor;
+#endif
+}
+
 /* One row of G w, for 3 weights of as many maps as there are lanes. */
 INLINE void weights_into_points(const weights_row w[3], weights_row g[POINTS_MAX], int64_t m) {
     if (m == 2) {
@@ -186,10 +207,10 @@ INLINE void weights_into_points(const weights_row w[3], weights_row g[POINTS_MAX
         return;
     }
     g[0] = w[0] / 4;
-    g[1] = -(w[0] + w[1] + w[2]) / 6;
-    g[2] = -(w[0] - w[1] + w[2]) / 6;
-    g[3] = w[0] / 24 + w[1] / 12 + w[2] / 6;
-    g[4] = w[0] / 24 - w[1] / 12 + w[2] / 6;
+    g[1] = over(-(w[0] + w[1] + w[2]), 6);
+    g[2] = over(-(w[0] - w[1] + w[2]), 6);
+    g[3] = over(w[0], 24) + over(w[1], 12) + over(w[2], 6);
+    g[4] = over(w[0], 24) - over(w[1], 12) + over(w[2], 6);
     g[5] = w[2];
 }
 
@@ -199,10 +220,14 @@ EXPORT void aegis_pack_winograd(const float *w, int64_t maps, int64_t depth, int
     for (int64_t first = 0; first < maps; first += PANEL, u += points * depth * PANEL)
         for (int64_t k = 0; k < depth; k++)
             for (int64_t c = 0; c < PANEL; c += LANES) {
-                weights_row taps[9] = {}, rows[3][POINTS_MAX], point[POINTS_MAX];
+                weights_row taps[9], rows[3][POINTS_MAX], point[POINTS_MAX];
+                /* Through memory: a lane of a register takes several times as long to write. */
+                float gathered[9][LANES] = {};
                 for (int64_t lane = 0; lane < LANES && first + c + lane < maps; lane++)
                     for (int tap = 0; tap < 9; tap++)
-                        taps[tap][lane] = w[((first + c + lane) * depth + k) * 9 + tap];
+                        gathered[tap][lane] = w[((first + c + lane) * depth + k) * 9 + tap];
+                for (int tap = 0; tap < 9; tap++)
+                    taps[tap] = __builtin_convertvector(vec_load(gathered[tap]), weights_row);
                 for (int i = 0; i < 3; i++) weights_into_points(taps + i * 3, rows[i], m);
                 for (int64_t j = 0; j < m + 2; j++) {
                     weights_row column[3] = {rows[0][j], rows[1][j], rows[2][j]};

@@ -11,6 +11,7 @@ from tests.unit.device.cpu.kernels import channels_last_cases
 from tests.unit.device.cpu.kernels.attention_cases import ATTENTION
 from tests.unit.device.cpu.kernels.block_cases import BLOCKS
 from tests.unit.device.cpu.kernels.case import Case, random
+from tests.unit.device.cpu.kernels.chain_cases import CHAINS
 from tests.unit.device.cpu.kernels.indexing_cases import INDEXING
 from tests.unit.device.cpu.kernels.inverted_residual_cases import inverted_residuals
 from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
@@ -171,6 +172,9 @@ def products() -> dict[str, Case]:
             ((1, 4, 5, 6), (3, 1, 6, 17)),
             ((300, 500), (500, 70)),
             ((140, 1500), (1500, 70)),
+            # Two blocks of rows, two stretches of the depth.
+            ((370, 1300), (1300, 200)),
+            ((50, 512), (512, 200)),
             ((2, 7, 1030), (2, 1030, 5)),
         ):
             cases[f"matmul {a} {b} {constant}"] = _matmul(a, b, constant)
@@ -377,6 +381,7 @@ CASES: dict[str, Case] = {
     **normalisations(),
     **ATTENTION,
     **BLOCKS,
+    **CHAINS,
     **INDEXING,
     **QUANTISED,
     **RECURRENT,

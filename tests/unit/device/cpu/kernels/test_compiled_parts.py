@@ -11,6 +11,7 @@ import pytest
 from aegis_pipe.device.cpu.kernels import KERNELS, native
 from tests.unit.device.cpu.kernels.block_cases import BLOCKS
 from tests.unit.device.cpu.kernels.case import Case
+from tests.unit.device.cpu.kernels.chain_cases import CHAINS
 from tests.unit.device.cpu.kernels.quantised_cases import QUANTISED
 from tests.unit.device.cpu.kernels.recurrent_cases import RECURRENT
 from tests.unit.device.cpu.kernels.resizing_cases import RESIZING
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=f"compiled kernel
 
 CASES = {
     **BLOCKS,
+    **CHAINS,
     **QUANTISED,
     **RECURRENT,
     **{name: case for name, case in RESIZING.items() if case.kernel.endswith("in_turn")},
