@@ -98,14 +98,14 @@ def _moves(to: int, of: int, dimensions: list[_Dimension], item: int) -> list[_M
     for size, _, _ in dimensions:
         total *= size
     if len(dimensions) in (1, 2) and total > _LARGE_BYTES:
-        return _cut(to, of, dimensions)
+        return _cut(to, of, dimensions, 16 if item == 1 else 8)
     return [_move(to, of, dimensions)]
 
 
-def _cut(to: int, of: int, dimensions: list[_Dimension]) -> list[_Move]:
-    """Cut the first dimension, in whole blocks of eight."""
+def _cut(to: int, of: int, dimensions: list[_Dimension], block: int) -> list[_Move]:
+    """Cut the first dimension, in whole blocks as they are turned round."""
     (size, to_step, of_step), *rest = dimensions
-    part = max(8, -(-size // _PARTS) // 8 * 8)
+    part = max(block, -(-size // _PARTS) // block * block)
     return [
         _move(
             to + start * to_step,

@@ -35,6 +35,12 @@ INLINE void transpose_sixteen(sixteen_bytes a[16]) {
     interleave_rows(b, a);
 }
 
+/* The first `count` of 16. */
+INLINE void few_store(uint8_t *p, sixteen_bytes v, int64_t count) {
+    if (count == 8) __builtin_memcpy(p, &v, 8);
+    else for (int64_t i = 0; i < count; i++) p[i] = v[i];
+}
+
 /* Turns [rows][columns] round to [columns][rows], bytes changed by `moved`. */
 static inline void turn_bytes(const uint8_t *from, int64_t from_row, int64_t rows, int64_t columns, uint8_t moved,
                               uint8_t *to, int64_t to_row) {
@@ -42,11 +48,23 @@ static inline void turn_bytes(const uint8_t *from, int64_t from_row, int64_t row
         for (int64_t column = 0; column < columns; column += 16) {
             const uint8_t *corner = from + row * from_row + column;
             uint8_t *target = to + column * to_row + row;
+            sixteen_bytes a[16];
             if (row + 16 <= rows && column + 16 <= columns) {
-                sixteen_bytes a[16];
                 UNROLL for (int i = 0; i < 16; i++) a[i] = sixteen_load(corner + i * from_row) ^ moved;
                 transpose_sixteen(a);
                 UNROLL for (int i = 0; i < 16; i++) sixteen_store(target + i * to_row, a[i]);
+                continue;
+            }
+            if (column + 16 <= columns) {
+                int64_t count = rows - row;
+                UNROLL for (int i = 0; i < 16; i++) a[i] = (i < count ? sixteen_load(corner + i * from_row) : (sixteen_bytes){}) ^ moved;
+                transpose_sixteen(a);
+                /* Whole registers as long as what they write too far lies in the rows behind. */
+                int overlaps = to_row == count && column + 32 <= columns;
+                UNROLL for (int i = 0; i < 16; i++) {
+                    if (overlaps) sixteen_store(target + i * to_row, a[i]);
+                    else few_store(target + i * to_row, a[i], count);
+                }
                 continue;
             }
             for (int64_t c = 0; c < smaller(16, columns - column); c++)

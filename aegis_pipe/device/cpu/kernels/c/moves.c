@@ -5,8 +5,10 @@
  *     rows      if the last dimension is contiguous on both sides
  *     blocks    of 8 x 8 floats, turned round in registers, if the target is contiguous along the last
  *               dimension and the source along the one before
+ *               (bytes by 16 x 16)
  *     elements  otherwise
  */
+#include "byte_images.h"
 #include "images.h"
 #include "step.h"
 
@@ -76,6 +78,8 @@ INLINE void copy_plane(const move *m, char *to, const char *from, int64_t item) 
         for (int64_t r = 0; r < rows; r++) copy_row(to + r * to_row, from + r * from_row, columns * item);
     } else if (item == 4 && to_step == 4 && from_row == 4 && is_aligned) {
         turn_round((float *)to, to_row / 4, (const float *)from, from_step / 4, rows, columns);
+    } else if (item == 1 && to_step == 1 && from_row == 1) {
+        turn_bytes((const uint8_t *)from, from_step, columns, rows, 0, (uint8_t *)to, to_row);
     } else {
         for (int64_t r = 0; r < rows; r++)
             copy_elements(to + r * to_row, from + r * from_row, columns, to_step, from_step, item);

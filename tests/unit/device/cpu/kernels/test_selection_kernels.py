@@ -111,6 +111,28 @@ DTYPES = [np.bool_, np.int8, np.float16, np.float64, np.complex64, ml_dtypes.bfl
 DTYPES += [ml_dtypes.float8_e5m2, ml_dtypes.int4]
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (24, 196),
+        (40, 49),
+        (3, 150),
+        (3, 33),
+        (5, 9),
+        (17, 33),
+        (16, 16),
+        (1, 40),
+        (8, 64),
+        (900, 96),
+    ],
+)
+def test_bytes_are_turned_round(shape):
+    """Whole blocks, what is left of them, and rows shorter than a register."""
+    data = RANDOM.integers(0, 256, (2, *shape), np.uint8)
+    turned = _drive("Transpose", [data], perm=[0, 2, 1]).outputs[0]
+    assert turned.tobytes() == data.swapaxes(1, 2).tobytes()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moving_takes_every_dtype(dtype):
     data = RANDOM.integers(0, 2, (3, 4)).astype(dtype)
