@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 
@@ -23,11 +25,16 @@ def test_same_bits_as_the_steps_alone(context: DeviceContext, name: str, precisi
     fused = FuseElementwise(context.capabilities.elementwise_chains).run(plain)
     assert count(fused)[CHAIN] > 0
     feeds = feeds_of(model)
-    bound = [on_device(graph, context) for graph in (plain, fused)]
-    alone, together = (one.run(feeds) for one in bound)
+    with (
+        closing(on_device(plain, context)) as separate,
+        closing(on_device(fused, context)) as chained,
+    ):
+        alone, together = separate.run(feeds), chained.run(feeds)
     for one, other in zip(alone, together, strict=True):
+        # All NaNs are one: a sum gives its own for whatever came in.
+        is_number = one == one
         np.testing.assert_array_equal(one, other)
-        assert one.tobytes() == other.tobytes()
+        assert one[is_number].tobytes() == other[is_number].tobytes()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -35,7 +42,8 @@ def test_as_the_cpu(context: DeviceContext, name: str) -> None:
     model = model_of(MODELS[name], CONSTANTS)
     plain, feeds = graph_of(model), feeds_of(model)
     fused = FuseElementwise(context.capabilities.elementwise_chains).run(plain)
-    bound = on_device(fused, context)
-    for found, wanted in zip(bound.run(feeds), run_on_cpu(plain, feeds), strict=True):
+    with closing(on_device(fused, context)) as bound:
+        results = bound.run(feeds)
+    for found, wanted in zip(results, run_on_cpu(plain, feeds), strict=True):
         near = 1e-5 * float(np.nanmax(np.abs(wanted.astype(np.float64))))
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=near)

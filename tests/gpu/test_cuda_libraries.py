@@ -229,7 +229,9 @@ def test_early_starts_are_taken_back(memory: Memory) -> None:
         last = driver.captured_count(stream)
         graph = driver.end_capture(stream)
         found += early(graph)
-        assert driver.early_starts(graph)[first:last].count(True) == early(graph)
+        starts = driver.early_starts(graph)
+        assert starts is not None
+        assert starts[first:last].count(True) == early(graph)
         driver.order_fully(graph, range(first, last))
         assert early(graph) == 0
         driver.destroy_graph(driver.instantiate(graph))

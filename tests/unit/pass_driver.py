@@ -118,6 +118,11 @@ class _OnDevice:
             self._context.read(bound.region, result)
         return results
 
+    def close(self) -> None:
+        regions = [region for kept in self._regions for region in kept.values()]
+        for each in (self._graph, self._stream, *regions):
+            each.close()
+
 
 def run_on_cpu(graph: ExecutionGraph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     with on_cpu(graph) as bound:

@@ -487,40 +487,70 @@ def captured_count(stream: int) -> int:
     return int(checked(cu.cuGraphGetNodes, graph)[1])
 
 
-def early_starts(graph: int) -> list[bool]:
-    """Return of every node of a recorded chain whether it begins before the one ahead has ended."""
-    early = int(cu.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC)
-    return [edge is not None and edge[2].type == early for edge in _chain(graph)]
+def early_starts(graph: int) -> list[bool] | None:
+    """Return of every node of a recorded chain whether it begins before the one ahead has ended.
+
+    None if the nodes are no chain: libraries may fork, and what follows a kernel that began early
+    may wait for the one before that as well.
+    """
+    chain = _chain(_edges(graph))
+    if chain is None:
+        return None
+    return [edge is not None and _is_early(edge) for edge in chain]
 
 
-def order_fully(graph: int, positions: Collection[int]) -> None:
+def order_fully(graph: int, positions: Collection[int] | None) -> None:
     """Have the nodes at these positions of a recorded chain begin only when those before ended.
 
-    A kernel that was made to begin earlier is recorded with an edge that lets it.
+    A kernel that was made to begin earlier is recorded with an edge that lets it. None: all nodes,
+    of whatever has been recorded.
     """
-    early = int(cu.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC)
-    for position, edge in enumerate(_chain(graph)):
-        if edge is not None and position in positions and edge[2].type == early:
+    edges = _edges(graph)
+    if positions is not None:
+        chain = _chain(edges)
+        assert chain is not None, "nodes have positions in a chain"
+        edges = [edge for at, edge in enumerate(chain) if at in positions and edge is not None]
+    for edge in edges:
+        if _is_early(edge):
             source, target, kind = edge
             checked(cu.cuGraphRemoveDependencies, graph, [source], [target], [kind], 1)
             plain = [cu.CUgraphEdgeData()]
             checked(cu.cuGraphAddDependencies, graph, [source], [target], plain, 1)
 
 
-def _chain(graph: int) -> list[tuple[Any, Any, Any] | None]:
-    """Return the edges that lead to the nodes of a chain, in order; None to the first."""
+Edge = tuple[Any, Any, Any]
+"""The nodes that it leads from and to, and what kind it is."""
+
+
+def _is_early(edge: Edge) -> bool:
+    programmatic = cu.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
+    return bool(edge[2].type == int(programmatic))
+
+
+def _edges(graph: int) -> list[Edge]:
     count = int(checked(cu.cuGraphGetEdges, graph)[-1])
     if not count:
-        return [None]
+        return []
     sources, targets, kinds, _ = checked(cu.cuGraphGetEdges, graph, count)
-    leaving = {int(a): (a, b, kind) for a, b, kind in zip(sources, targets, kinds, strict=True)}
-    assert len(leaving) == count, "a capture of one stream is a chain"
-    (node,) = leaving.keys() - set(map(int, targets))
-    edges: list[tuple[Any, Any, Any] | None] = [None]
-    while node in leaving:
-        edges.append(leaving[node])
-        node = int(leaving[node][1])
-    return edges
+    return list(zip(sources, targets, kinds, strict=True))
+
+
+def _chain(edges: Sequence[Edge]) -> list[Edge | None] | None:
+    """Return the edges that lead to the nodes of a chain, in order, None to the first.
+
+    None if they are those of no chain.
+    """
+    leaving = {int(edge[0]): edge for edge in edges}
+    reached = {int(edge[1]) for edge in edges}
+    first = leaving.keys() - reached
+    if len(leaving) != len(edges) or len(reached) != len(edges) or len(first) > 1:
+        return None
+    chain: list[Edge | None] = [None]
+    for node in first:
+        while node in leaving:
+            chain.append(leaving[node])
+            node = int(leaving[node][1])
+    return chain
 
 
 def instantiate(graph: int) -> int:

@@ -165,11 +165,13 @@ def _capture(stream: int, calls: Sequence[CudaKernelCall], stamp: Callable[[int]
         driver.abandon_capture(stream)
         raise
     graph = driver.end_capture(stream)
-    recorded = [
-        _recorded(owner, is_early)
-        for owner, is_early in zip(owners, driver.early_starts(graph), strict=True)
-    ]
-    driver.order_fully(graph, to_be_ordered(recorded))
+    early = driver.early_starts(graph)
+    if early is None:
+        # Who reads what before whom has ended is known of chains only.
+        driver.order_fully(graph, None)
+    else:
+        recorded = [_recorded(*each) for each in zip(owners, early, strict=True)]
+        driver.order_fully(graph, to_be_ordered(recorded))
     launchable = driver.instantiate(graph)
     driver.upload_graph(launchable, stream)
     driver.synchronise_stream(stream)

@@ -14,7 +14,7 @@ from aegis_pipe.kernel import KernelChoice, KernelRequest
 from aegis_pipe.tensor import TensorSpec
 
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
-from aegis_pipe.device.cuda import graph
+from aegis_pipe.device.cuda import driver, graph
 from aegis_pipe.device.cuda.cublaslt import MatrixProduct, MatrixProductAlgorithm
 from aegis_pipe.device.cuda.early_starts import RecordedKernel, to_be_ordered
 from aegis_pipe.device.cuda.graph import CudaKernelCall, WaitingLaunch
@@ -229,8 +229,10 @@ class Capture:
     def early_starts(self, graph: int) -> list[bool]:
         return [not node.startswith(("stamp", "plain")) for node in self.nodes]
 
-    def order_fully(self, graph: int, positions: list[int]) -> None:
-        self.ordered = [self.nodes[at] for at in positions]
+    def order_fully(self, graph: int, positions: list[int] | None) -> None:
+        self.ordered = list(
+            self.nodes if positions is None else map(self.nodes.__getitem__, positions)
+        )
 
     def instantiate(self, graph: int) -> int:
         return 2
@@ -274,3 +276,36 @@ def test_the_capture_knows_whose_nodes_they_are(
 
     assert graph._capture(7, calls, stamp) == 2
     assert capture.ordered == ordered
+
+
+class Forked(Capture):
+    """A capture with a node that waits for two."""
+
+    def early_starts(self, graph: int) -> None:
+        return None
+
+
+def test_nothing_begins_early_in_what_is_no_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = Forked()
+    monkeypatch.setattr(graph, "driver", capture)
+    launches = tuple(
+        WaitingLaunch(lambda stream, each=each: capture.nodes.append(each)) for each in "ab"
+    )
+    graph._capture(1, [CudaKernelCall("k", "call", launches)], lambda row: None)
+    assert capture.ordered == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("edges", "chain"),
+    [
+        ([], [None]),
+        ([(1, 2)], [None, (1, 2)]),
+        ([(2, 3), (1, 2)], [None, (1, 2), (2, 3)]),
+        ([(1, 2), (2, 3), (1, 3)], None),
+        ([(1, 2), (1, 3)], None),
+        ([(1, 3), (2, 3)], None),
+        ([(1, 2), (3, 4)], None),
+    ],
+)
+def test_chains_are_told_from_other_recordings(edges, chain) -> None:
+    assert driver._chain(edges) == chain
