@@ -6,9 +6,12 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from aegis_pipe.device.cuda import driver
+from aegis_pipe.parallel import run_all
 
 ENTRY = "k"
 """The name of the kernel in a source, unless it says another."""
@@ -43,28 +46,47 @@ class DiskCache:
             os.replace(name, self._folder / key)
 
 
+def _key(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
 class KernelCompiler:
     """Compiles and loads sources; every image is unloaded at `close`."""
 
     def __init__(self, architecture: str, cache: DiskCache) -> None:
         self._architecture = architecture
         self._cache = cache
+        self._images: dict[str, bytes] = {}
         self._functions: dict[str, int] = {}
         self._libraries: list[int] = []
 
     def function(self, source: str, shared_bytes: int = 0, entry: str = ENTRY) -> int:
         """Return the loaded kernel of a source, where it is called `entry`."""
-        key = hashlib.sha256(source.encode()).hexdigest()
+        key = _key(source)
         if key not in self._functions:
-            library = driver.load_library(self._image(source, key))
+            image = self._images.pop(key, None) or self._image(source, key)
+            library = driver.load_library(image)
             self._libraries.append(library)
             self._functions[key] = driver.kernel_function(library, entry)
             if shared_bytes > 48 << 10:
                 driver.allow_shared_memory(self._functions[key], shared_bytes)
         return self._functions[key]
 
+    def prepare(self, sources: Sequence[str]) -> None:
+        """Compile sources that are about to be asked for, side by side on the machine's cores."""
+        missing = {_key(source): source for source in sources}
+        for key in missing.keys() & (self._functions.keys() | self._images.keys()):
+            del missing[key]
+
+        def compile_one(key: str, source: str) -> None:
+            self._images[key] = self._image(source, key)
+
+        tasks = [partial(compile_one, key, source) for key, source in missing.items()]
+        run_all(tasks, os.cpu_count() or 1)
+
     def close(self) -> None:
         """Unload everything; idempotent."""
+        self._images.clear()
         self._functions.clear()
         while self._libraries:
             driver.unload_library(self._libraries.pop())

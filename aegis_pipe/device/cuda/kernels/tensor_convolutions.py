@@ -457,6 +457,7 @@ def _fastest(machine: Machine, p: TensorConvolution) -> tuple[Tiling, float] | N
     what = f"{p} of {found}"
     known = machine.tuner.remembered(what, "own kernels")
     if known is None:
+        machine.compiler.prepare([source_of(p, tiling) for tiling in found])
         ways = (_way(machine, p, tiling) for tiling in found)
         best = machine.tuner.fastest(ways, _sizes(p), result=_RESULT, weights=_WEIGHTS)
         assert best is not None, "sums are added up in one order"

@@ -1,0 +1,67 @@
+"""Sources are compiled once each, those that are asked for soon side by side."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cuda.bindings.nvrtc", reason="no CUDA bindings")
+pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
+from aegis_pipe.device.cuda import compiler, driver
+from aegis_pipe.device.cuda.compiler import DiskCache, KernelCompiler
+
+SOURCES = [f'extern "C" __global__ void k(int* y) {{ *y = {n}; }}' for n in range(4)]
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What was compiled, and by which thread; libraries are not loaded, as that needs a GPU."""
+    done: list[tuple[str, str]] = []
+    compile_cubin = driver.compile_cubin
+
+    def noting(source: str, architecture: str) -> bytes:
+        done.append((source, threading.current_thread().name))
+        return compile_cubin(source, architecture)
+
+    monkeypatch.setattr(driver, "compile_cubin", noting)
+    monkeypatch.setattr(driver, "load_library", lambda image: len(image))
+    monkeypatch.setattr(driver, "kernel_function", lambda library, entry: library)
+    monkeypatch.setattr(driver, "unload_library", lambda library: None)
+    return done
+
+
+def test_what_was_prepared_is_not_compiled_again(
+    tmp_path: Path, compiled: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler.os, "cpu_count", lambda: 4)
+    # No folder can be made there: nothing is kept on disk.
+    (tmp_path / "file").touch()
+    kernels = KernelCompiler("sm_90", DiskCache(tmp_path / "file" / "cache"))
+    kernels.function(SOURCES[0])
+    kernels.prepare(SOURCES)
+    assert sorted(source for source, _ in compiled) == SOURCES
+    assert len({thread for _, thread in compiled}) > 1
+    functions = [kernels.function(source) for source in SOURCES]
+    kernels.prepare(SOURCES)
+    assert len(compiled) == len(SOURCES)
+    assert all(functions)
+    kernels.close()
+
+
+def test_another_start_finds_the_images(tmp_path: Path, compiled: list[tuple[str, str]]) -> None:
+    for _ in range(2):
+        kernels = KernelCompiler("sm_90", DiskCache(tmp_path))
+        kernels.prepare(SOURCES)
+        kernels.close()
+    assert len(compiled) == len(SOURCES)
+
+
+def test_a_source_that_does_not_compile_is_told(
+    tmp_path: Path, compiled: list[tuple[str, str]]
+) -> None:
+    kernels = KernelCompiler("sm_90", DiskCache(tmp_path))
+    with pytest.raises(AssertionError, match="does not compile"):
+        kernels.prepare([*SOURCES, "not a kernel"])
+    kernels.close()
