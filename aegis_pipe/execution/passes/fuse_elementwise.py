@@ -149,8 +149,8 @@ class _Groups:
 
     def _producers(self, index: int) -> list[int]:
         """Return, negated and as a heap, which candidates write what an operator reads."""
-        tensors = self._graph.tensors
-        writers = {tensors[tensor].producer for tensor in self._candidates[index].operands}
+        producers = self._graph.producers
+        writers = {producers.get(tensor) for tensor in self._candidates[index].operands}
         known = [-one for one in writers if one is not None and one in self._candidates]
         heapq.heapify(known)
         return known
@@ -160,7 +160,7 @@ class _Groups:
         return (
             self._candidates[index].result.shape == self._candidates[root].result.shape
             and result not in self._outputs
-            and group.issuperset(self._graph.tensors[result].consumers)
+            and group.issuperset(self._graph.consumers.get(result, ()))
         )
 
     def _fits(self, group: list[int]) -> bool:
