@@ -71,17 +71,6 @@ class OperatorNode:
         )
 
 
-class TensorEdge(NamedTuple):
-    """A tensor with its place in the graph."""
-
-    tensor_id: TensorId
-    spec: TensorSpec
-    producer: int | None
-    """Index of the operator that writes it; None for inputs and constants."""
-    consumers: tuple[int, ...]
-    """Indices of the operators that read it, ascending, each once."""
-
-
 class _Edges(NamedTuple):
     """Who writes and reads the tensors of a graph, as indices of its operators."""
 
@@ -116,17 +105,6 @@ class ExecutionGraph:
     def consumers(self) -> Mapping[TensorId, Sequence[int]]:
         """Indices of the operators that read a tensor, ascending, each once; only if any do."""
         return self._connected.consumers
-
-    @property
-    def tensors(self) -> Mapping[TensorId, TensorEdge]:
-        """Every tensor with its place in the graph."""
-        producers, consumers = self._connected
-        return {
-            tensor: TensorEdge(
-                tensor, spec, producers.get(tensor), tuple(consumers.get(tensor, ()))
-            )
-            for tensor, spec in self.specs.items()
-        }
 
     @property
     def kinds(self) -> Set[str]:

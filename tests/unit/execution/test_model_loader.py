@@ -51,7 +51,7 @@ def test_shape_arithmetic_folds_away() -> None:
 def test_loading_is_deterministic() -> None:
     one, other = (load(FLATTENING, shapes={"x": (2, 3, 4)}) for _ in range(2))
     assert [n.name for n in one.operators] == [n.name for n in other.operators]
-    assert list(one.tensors) == list(other.tensors)
+    assert list(one.specs) == list(other.specs)
     assert list(one.constants) == list(other.constants)
 
 

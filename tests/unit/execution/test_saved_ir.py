@@ -50,10 +50,9 @@ def plain(graph: ExecutionGraph) -> object:
         dict(graph.metadata),
         graph.inputs,
         graph.outputs,
-        {
-            tensor: (edge.spec, edge.producer, edge.consumers)
-            for tensor, edge in graph.tensors.items()
-        },
+        dict(graph.specs),
+        dict(graph.producers),
+        {tensor: tuple(readers) for tensor, readers in graph.consumers.items()},
         {tensor: (a.dtype, a.shape, a.tobytes()) for tensor, a in graph.constants.items()},
         [
             (node.name, node.operator, node.domain, node.opset, node.inputs, node.outputs)

@@ -7,6 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+# Whole, before a test takes the library away: its modules would keep what they found then.
+import aegis_pipe.device.cpu.context  # noqa: F401
 from aegis_pipe.device.cpu.kernels import compiled_elementwise_chains, native
 from aegis_pipe.device.elementwise_chains import CHAIN, STEPS_MAX
 from aegis_pipe.execution.passes import PASSES, run_passes
