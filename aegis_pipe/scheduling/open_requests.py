@@ -59,8 +59,10 @@ class OpenRequests:
         self._requests: dict[int, ExecutionRequest] = {}
         # Streams whose holder is paused, waiting for `decide`.
         self._boundaries: set[int] = set()
-        # Streams that can take one more segment of their holder.
+        # Streams that can take one more segment: of their holder's, or of who comes next.
         self._hungry: set[int] = set()
+        # Per stream who has given it on while its last segments are still in flight there.
+        self._leaving: list[ExecutionRequest | None] = [None] * streams.count
         # Per stream the requests that were preempted there; the last one goes on first.
         self._suspended: list[list[ExecutionRequest]] = [[] for _ in range(streams.count)]
         self._to_cancel: list[ExecutionRequest] = []
@@ -198,8 +200,11 @@ class OpenRequests:
                 rules = self._rules[request.model]
                 if rules.limit is not None:
                     self._count_started(rules, -1)
-            # Running, it holds its stream.
-            self._give_stream_back(stream)
+            # Running, it holds its stream, unless it has given it on.
+            if self._leaving[stream] is request:
+                self._leaving[stream] = None
+            else:
+                self._give_stream_back(stream)
             if self._hears_ends:
                 self._policy.ended(request)
             del self._requests[request.request_id]
@@ -217,9 +222,10 @@ class OpenRequests:
                 self._finish(member, _COMPLETED, _completion(member), now_ns)
                 continue
             # Its result is not wanted any more: `decide` says so.
-            if member is request:
-                assert request.stream is not None
-                self._boundaries.add(request.stream)
+            stream = request.stream
+            assert stream is not None
+            if member is request and self._leaving[stream] is not request:
+                self._boundaries.add(stream)
             self._stop(member, request.next_segment)
 
     def _fail(self, request: ExecutionRequest, now_ns: int) -> None:
@@ -282,6 +288,8 @@ class OpenRequests:
         if self._streams.holder(stream) is request:
             self._boundaries.discard(stream)
             self._give_stream_back(stream)
+        elif self._leaving[stream] is request:
+            self._leaving[stream] = None
         else:
             self._suspended[stream].remove(request)
 
@@ -293,6 +301,15 @@ class OpenRequests:
             self._boundaries.add(stream)
         else:
             self._streams.release(stream)
+
+    def _in_flight_on(self, stream: int) -> int:
+        """Return how many segments are on a stream that is held."""
+        holder, leaving = self._streams.holder(stream), self._leaving[stream]
+        assert holder is not None
+        count = holder.launched_segments - holder.next_segment
+        if leaving is not None:
+            count += leaving.launched_segments - leaving.next_segment
+        return count
 
     def _hand_lead_over(self, request: ExecutionRequest, stream: int) -> None:
         leader = hand_lead_over(request)

@@ -7,12 +7,16 @@ to carry it out. The same facts at the same instants give the same decisions, by
 
     queued --start--> running --segment_finished--> paused --continue--> running ... completed
 
-Up to `in_flight` segments of a request are on its stream at once; it can be stopped when they are
+Up to `in_flight` segments are on a stream at once, and a request can be stopped when its own are
 done. A paused request stands at such a boundary and still holds its stream. With preemption, the
 policy may let a waiting request take the stream there; the paused one is then *suspended* on that
 stream and goes on when the stream is given back. It never moves to another stream, because its
 intermediate tensors lie in that stream's memory; for the same reason nobody can preempt a request
 of its own model.
+
+A request whose segments are all launched *leaves*: once there is room behind them the stream goes to
+whoever is next, whose segments come after in the stream's order. So it need not idle between two
+requests. One leaves at a time: there are at most two requests on a stream.
 
 Requests of a model that batches may run along with another: it *leads* them, holds the stream and
 is what the launcher sees; `segment_finished` for the leader moves them all. Each of them can be
@@ -60,7 +64,8 @@ class Scheduler(OpenRequests):
                   degraded, while its deadline is still ahead.
     concurrency   most requests (or batches) of a model that have started and are not over.
     batching      which models batch, and how.
-    in_flight     most segments on a stream at once: what an urgent arrival may have to wait for.
+    in_flight     most segments on a stream at once, be they of one request or of two: what an
+                  urgent arrival may have to wait for.
     preemption    whether the policy may preempt at segment boundaries. Of models that `memory_of`
                   gives the same value, whose intermediate tensors share memory on a stream, none
                   preempts another.
@@ -203,11 +208,13 @@ class Scheduler(OpenRequests):
         request.busy_since_ns = now_ns
         if error is not None and request.error is None:
             request.error = error
+        if self._in_flight > 1:
+            assert request.stream is not None
+            self._make_way(request, request.stream, now_ns)
         if finished < launched:
             # It can not leave before what is in flight has.
-            assert request.stream is not None
-            self._hungry.add(request.stream)
-        elif request.error is not None:
+            return
+        if request.error is not None:
             self._fail(request, now_ns)
         elif finished == request.segment_count:
             self._complete(request, now_ns)
@@ -234,9 +241,7 @@ class Scheduler(OpenRequests):
                 self._pass_boundary(stream, now_ns)
             self._boundaries.clear()
         if self._hungry:
-            for stream in sorted(self._hungry):
-                self._feed(stream, now_ns)
-            self._hungry.clear()
+            self._hungry = {each for each in sorted(self._hungry) if self._feed(each, now_ns)}
         if deadlines.newest:
             deadlines.settle()
         if not self._decisions:
@@ -279,6 +284,7 @@ class Scheduler(OpenRequests):
         self._requests.clear()
         self._boundaries.clear()
         self._hungry.clear()
+        self._leaving = [None] * len(self._leaving)
         self._suspended = [[] for _ in self._suspended]
         return self._take_decisions()
 
@@ -382,21 +388,51 @@ class Scheduler(OpenRequests):
         self._streams.hand_over(stream, request)
         self._start(request, stream, reason, now_ns, depth, candidates)
 
-    def _feed(self, stream: int, now_ns: int) -> None:
-        """Keep the stream supplied, unless its holder is to be stopped at the next boundary."""
-        running = self._streams.holder(stream)
-        while (
-            running is not None
-            and running.launched_segments < running.segment_count
-            and running.launched_segments - running.next_segment < self._in_flight
-            and self._goes_on(running, now_ns)
-        ):
+    def _feed(self, stream: int, now_ns: int) -> bool:
+        """Keep the stream supplied, unless its holder is to be stopped at the next boundary.
+
+        Returns whether there is room behind what is launched, and nobody to take it yet.
+        """
+        while (running := self._streams.holder(stream)) is not None:
+            if self._in_flight_on(stream) >= self._in_flight:
+                return False
+            if running.launched_segments == running.segment_count:
+                if self._leaving[stream] is not None:
+                    return False
+                if not self._follow(running, stream, now_ns):
+                    return True
+                continue
+            if not self._goes_on(running, now_ns):
+                return False
             skip = self._models_that_can_not_preempt(stream, running, now_ns)
             if self._is_preempted(running, now_ns, skip):
-                return
+                return False
             running.launched_ns = now_ns
             running.launched_segments += 1
             self._decide(_CONTINUE, running, _NEXT_SEGMENT, now_ns)
+        return False
+
+    def _follow(self, leaving: ExecutionRequest, stream: int, now_ns: int) -> bool:
+        """Let the stream go on with whoever is next, behind what is in flight of its holder's."""
+        suspended = self._suspended[stream]
+        if suspended:
+            self._leaving[stream] = leaving
+            self._streams.hand_over(stream, suspended.pop())
+            self._pass_boundary(stream, now_ns)
+            return True
+        if not self.queue.waiting:
+            return False
+        skip = NO_MODELS
+        if self._holds_back:
+            skip = self._streams.models_barred_from(stream) | self._kept_back(now_ns)
+        if self._policy.peek(now_ns, skip) is None:
+            return False
+        candidates, depth = self._candidates(now_ns, skip), self.queue.waiting
+        request, reason = self.queue.pop(now_ns, skip)
+        self._leaving[stream] = leaving
+        self._streams.hand_over(stream, request)
+        self._start(request, stream, reason, now_ns, depth, candidates)
+        return True
 
     def _start(
         self,
@@ -458,6 +494,15 @@ class Scheduler(OpenRequests):
                 self._takeovers.add(now_ns, stream, request.request_id)
         self._run(request, now_ns)
         self._decide(_CONTINUE, request, _NEXT_SEGMENT, now_ns, None, candidates, blocked_by)
+
+    def _make_way(self, request: ExecutionRequest, stream: int, now_ns: int) -> None:
+        """Have the stream supplied anew, now that one of its segments is done."""
+        self._hungry.add(stream)
+        if self._leaving[stream] is request:
+            # Only now the stream works on what its holder has launched.
+            holder = self._streams.holder(stream)
+            if holder is not None:
+                holder.busy_since_ns = now_ns
 
     # What the above need to know.
 

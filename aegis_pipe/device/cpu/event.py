@@ -37,10 +37,12 @@ class Mark:
 class CpuEvent:
     """A point in a CPU stream, reusable."""
 
-    __slots__ = ("__weakref__", "_is_open", "_mark")
+    __slots__ = ("__weakref__", "_is_open", "_mark", "request")
 
     def __init__(self) -> None:
         self._is_open = True
+        self.request = 0
+        """Which of its stream's requests the latest record belongs to; set by the stream."""
         self._mark: Mark | None = None
 
     def renew(self) -> Mark:
