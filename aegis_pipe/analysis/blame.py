@@ -293,7 +293,9 @@ class RunLog:
         self, request: str, priority: int, stream: str, arrival_ns: int, end_ns: int
     ) -> list[Piece]:
         # Behind its own last segment others follow, for whom it does not wait.
-        own = [line["launch_ns"] for line in self._on_stream[stream] if line["request_id"] == request]
+        own = [
+            line["launch_ns"] for line in self._on_stream[stream] if line["request_id"] == request
+        ]
         until_ns = max(own, default=end_ns)
         return [
             Piece(

@@ -417,7 +417,9 @@ class Deployment:
             steps = binder.launched_steps()
             watched = None
             if compiled.guard_bytes:
-                watched = arena.place("all of it", base_bytes, compiled.plan.peak_bytes, name).region
+                watched = arena.place(
+                    "all of it", base_bytes, compiled.plan.peak_bytes, name
+                ).region
             bound = self.slots[index][name] = self._record(compiled, binder, watched, index)
             # Whoever has a state runs one request at a time.
             if bound.segment_count < self._in_flight and not compiled.states:

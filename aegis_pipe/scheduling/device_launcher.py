@@ -1,8 +1,8 @@
 """Carries out the scheduler's decisions on real streams, and tells what has finished.
 
-One slot per stream. Several segments can be in flight there, of one request, or the last ones of one
-and the first ones of the next: the stream's order is what makes one arena per stream sound. Used by
-the orchestration thread only, except for `payload` building.
+One slot per stream. Several segments can be in flight there, of one request, or the last ones of
+one and the first ones of the next: the stream's order is what makes one arena per stream sound.
+Used by the orchestration thread only, except for `payload` building.
 """
 
 from __future__ import annotations

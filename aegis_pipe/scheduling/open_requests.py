@@ -19,6 +19,7 @@ from aegis_pipe.scheduling.model_rules import ModelRules, RuleBook, StandIn
 from aegis_pipe.scheduling.policy import NO_MODELS, Candidates, KeyedPolicy, SchedulingPolicy
 from aegis_pipe.scheduling.queue import BoundedQueue
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
+from aegis_pipe.scheduling.statistics import SchedulerStatistics
 from aegis_pipe.scheduling.stream_pool import StreamPool
 from aegis_pipe.scheduling.takeovers import Takeovers
 
@@ -74,6 +75,7 @@ class OpenRequests:
         self._running = self._paused = 0
         self._final_counts = {state: 0 for state in RequestState if state.is_final}
         self._started = self._batched = self._degraded = self._deadline_missed = 0
+        self._submitted = self._preempted = self._queue_depth_max = 0
 
     @property
     def running(self) -> int:
@@ -107,6 +109,32 @@ class OpenRequests:
         finished = tuple(self._finished)
         self._finished.clear()
         return finished
+
+    def statistics(self) -> SchedulerStatistics:
+        """Return counts of what happened and of where requests stand.
+
+        From another thread the counts may be of slightly different moments.
+        """
+        counts = self._final_counts
+        suspended = sum(1 + len(each.companions) for stack in self._suspended for each in stack)
+        return SchedulerStatistics(
+            waiting=self.queue.places_taken,
+            running=self._running,
+            paused=self._paused - suspended,
+            suspended=suspended,
+            submitted=self._submitted,
+            started=self._started,
+            preempted=self._preempted,
+            batched=self._batched,
+            degraded=self._degraded,
+            completed=counts[RequestState.COMPLETED],
+            failed=counts[RequestState.FAILED],
+            expired=counts[RequestState.EXPIRED],
+            cancelled=counts[RequestState.CANCELLED],
+            rejected=self.queue.refusals,
+            deadline_missed=self._deadline_missed,
+            queue_depth_max=self._queue_depth_max,
+        )
 
     # Moves of one request, with those that run along with it.
 

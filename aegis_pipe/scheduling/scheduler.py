@@ -14,9 +14,9 @@ stream and goes on when the stream is given back. It never moves to another stre
 intermediate tensors lie in that stream's memory; for the same reason nobody can preempt a request
 of its own model.
 
-A request whose segments are all launched *leaves*: once there is room behind them the stream goes to
-whoever is next, whose segments come after in the stream's order. So it need not idle between two
-requests. One leaves at a time: there are at most two requests on a stream.
+A request whose segments are all launched *leaves*: once there is room behind them the stream goes
+to whoever is next, whose segments come after in the stream's order. So it need not idle between
+two requests. One leaves at a time: there are at most two requests on a stream.
 
 Requests of a model that batches may run along with another: it *leads* them, holds the stream and
 is what the launcher sees; `segment_finished` for the leader moves them all. Each of them can be
@@ -35,7 +35,6 @@ from aegis_pipe.scheduling.open_requests import OpenRequests
 from aegis_pipe.scheduling.policy import NO_MODELS, Candidates, SchedulingPolicy
 from aegis_pipe.scheduling.queue import BoundedQueue
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
-from aegis_pipe.scheduling.statistics import SchedulerStatistics
 from aegis_pipe.scheduling.stream_pool import StreamPool
 
 CANDIDATES_MAX = 4
@@ -108,7 +107,6 @@ class Scheduler(OpenRequests):
         # Whether there can be models that may not start though a stream is free.
         self._holds_back = bool(rules.batching or rules.limited or streams.confines)
         self._decided_ns = -1
-        self._submitted = self._preempted = self._queue_depth_max = 0
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.policy_name}: {self.queue!r} {self._streams!r}>"
@@ -297,32 +295,6 @@ class Scheduler(OpenRequests):
         # Those in the past wait for a stream, not for the clock.
         ahead = [at_ns for at_ns in instants if at_ns is not None and at_ns > self._decided_ns]
         return min(ahead if timer_ns is None else (*ahead, timer_ns), default=None)
-
-    def statistics(self) -> SchedulerStatistics:
-        """Return counts of what happened and of where requests stand.
-
-        From another thread the counts may be of slightly different moments.
-        """
-        counts = self._final_counts
-        suspended = sum(1 + len(each.companions) for stack in self._suspended for each in stack)
-        return SchedulerStatistics(
-            waiting=self.queue.places_taken,
-            running=self._running,
-            paused=self._paused - suspended,
-            suspended=suspended,
-            submitted=self._submitted,
-            started=self._started,
-            preempted=self._preempted,
-            batched=self._batched,
-            degraded=self._degraded,
-            completed=counts[RequestState.COMPLETED],
-            failed=counts[RequestState.FAILED],
-            expired=counts[RequestState.EXPIRED],
-            cancelled=counts[RequestState.CANCELLED],
-            rejected=self.queue.refusals,
-            deadline_missed=self._deadline_missed,
-            queue_depth_max=self._queue_depth_max,
-        )
 
     # What `decide` does, in its order.
 

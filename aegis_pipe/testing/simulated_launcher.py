@@ -70,7 +70,9 @@ class SimulatedLauncher:
         others = {id(each): each for each in in_flight if each is not request}
         for other in others.values():
             # Nothing of it may come after this.
-            assert other.launched_segments == other.segment_count, f"{other} is not over on {stream}"
+            assert other.launched_segments == other.segment_count, (
+                f"{other} is not over on {stream}"
+            )
         assert len(others) < 2, f"stream {stream} runs three requests"
         start_ns = max(self._clock.now_ns(), self._busy_until_ns.get(stream, 0))
         end_ns = start_ns + self._durations(request, segment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from types import ModuleType
@@ -285,7 +286,7 @@ def test_requests_that_follow_within_the_segments_in_flight(folder: Path, max_bl
             if number + 1 in first
         )
         segments.sort(key=lambda each: each.start_ns)
-        for one, other in zip(segments, segments[1:], strict=False):
+        for one, other in itertools.pairwise(segments):
             assert one.end_ns <= other.start_ns + 5_000
     assert results[2] == results[1]
     assert results[4] == results[1]

@@ -54,9 +54,7 @@ class FaultWords:
         cell = self._cells[position : position + 1]
         return FaultWord(self._blocks[-1] + 4 * position, cell, node, kernel)
 
-    def launched(
-        self, stream: int, graph: int, words: tuple[FaultWord, ...], order: int
-    ) -> None:
+    def launched(self, stream: int, graph: int, words: tuple[FaultWord, ...], order: int) -> None:
         """Note that a graph with these words runs at a position of a stream."""
         self._launched.setdefault(stream, {})[graph] = (order, words)
 

@@ -54,7 +54,7 @@ class CudaStream:
         self._is_planned = staging_bytes is not None
         if staging_bytes is None:
             staging_bytes = staging_parts * _FIRST_STAGING_BYTES
-        # Requests use them in turns: what one copies stays while the next one's copies are under way.
+        # Requests use them in turns: what one copied stays while the next one's copies are made.
         self._parts = deque(
             PinnedStaging(staging_bytes // staging_parts) for _ in range(staging_parts)
         )
@@ -111,7 +111,7 @@ class CudaStream:
         driver.enqueue_copy_to_host(copy.address, address, target.nbytes, handle)
 
     def begin_request(self) -> None:
-        """Have what follows staged in the other part, if there are two; kernels go on regardless."""
+        """Have what follows staged in the other part, if there are two; kernels go on anyway."""
         self._parts.rotate()
         self._staging = self._parts[0]
 

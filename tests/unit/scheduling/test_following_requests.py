@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -84,9 +85,11 @@ def run(
     with open_pipeline(path, listeners=[events.append], boundaries=cut) as runtime:
         runtime.stamps_kernels = stamped
         for future in [runtime.submit("net", each) for each in wanted]:
-            try:
-                results.append(future.result(60)["y"].tobytes())
-            except KernelError as error:
+            error = future.exception(60)
+            if error is None:
+                results.append(future.result()["y"].tobytes())
+            else:
+                assert isinstance(error, KernelError)
                 assert "look_up" in str(error)
                 results.append(None)
         assert runtime.statistics().allocations_after_start == 0
@@ -111,13 +114,11 @@ def test_each_request_has_its_own_result_and_error(
     segments = [event for event in events if isinstance(event, SegmentFinished)]
     first = {each.request_id: each.launch_ns for each in segments if each.segment == 0}
     last = {each.request_id: each.end_ns for each in segments}
-    followed = sum(
-        first[number + 1] < last[number] for number in first if number + 1 in first
-    )
+    followed = sum(first[number + 1] < last[number] for number in first if number + 1 in first)
     assert followed > 0, "no request was launched behind another"
     # What a stream runs does not overlap, whoever it belongs to.
     segments.sort(key=lambda each: each.start_ns)
-    for one, other in zip(segments, segments[1:], strict=False):
+    for one, other in itertools.pairwise(segments):
         assert one.end_ns <= other.start_ns
 
 
