@@ -35,8 +35,8 @@ class Signal(Protocol):
 class Wake:
     """As `threading.Event`, for one thread that waits and clears: woken in two thirds of the time.
 
-    It is a bare lock. Anybody may set it. A wait may also end early after it was set, cleared and set again in haste;
-    it is never lost that it was set.
+    It is a bare lock. Anybody may set it. A wait may also end early after it was set, cleared and
+    set again in haste; it is never lost that it was set.
     """
 
     __slots__ = ("_gate", "_is_set")
