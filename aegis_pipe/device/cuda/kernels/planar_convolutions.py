@@ -34,8 +34,6 @@ _ROWS, _COLUMNS = 8, 16
 """Pixels of a block; a warp has two rows, and all filters or half of them."""
 _FILTERS_MAX = 32
 """Of a warp, if that leaves it whole packs."""
-_BLOCKS = 2
-"""At once on a multiprocessor; each goes on to further tiles, whose pixels it has asked for."""
 _CHANNELS = 4
 """Of a pixel in shared memory; those there are not are zero."""
 _SHARED_BYTES_MAX = 46 << 10
@@ -49,7 +47,7 @@ __device__ __forceinline__ void multiply(float* c, const u32* a, const u32* b) {
 """
 """c[16, 8] += a[16, 16] b[16, 8] of a warp."""
 
-_NARROW = "if (there) *(u32*)(y + place * <filters> + (first + n) * 8 + quarter * 2) = two[0];"
+_NARROW = "if (there) *(u32*)(y + pixel * <filters> + (first + n) * 8 + quarter * 2) = two[0];"
 _WIDE = """
         // Four lanes have two channels each of four eights: turn that into one eight each.
         #pragma unroll
@@ -62,7 +60,7 @@ _WIDE = """
               if (is_upper) two[k] = other; else two[k + aside] = other;
             }
         if (there)
-          *(uint4*)(y + place * <filters> + (first + n + quarter) * 8)
+          *(uint4*)(y + pixel * <filters> + (first + n + quarter) * 8)
               = make_uint4(two[0], two[1], two[2], two[3]);"""
 """How a lane writes what it has of a pixel."""
 
@@ -87,16 +85,6 @@ class _Planar:
     def threads(self) -> int:
         """Of a block."""
         return 32 * math.prod(self.warps)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Tiles of an image, down and across."""
-        return blocks_for(self.result[0], _ROWS), blocks_for(self.result[1], _COLUMNS)
-
-    @property
-    def tiles(self) -> int:
-        """Of all images."""
-        return self.batch * math.prod(self.grid)
 
     @property
     def wide(self) -> int:
@@ -184,7 +172,6 @@ def _source(request: KernelRequest, p: _Planar) -> str:
     rows, columns = p.patch
     has_bias = operand(request, 2) is not None
     threads, (_, across) = p.threads, p.warps
-    high, wide = p.grid
     tiles = p.filters // 8 // across
     packs = p.filters * p.depth // 8
     brought, read = blocks_for(packs, threads), blocks_for(p.channels * rows * columns, threads)
@@ -215,36 +202,33 @@ def _source(request: KernelRequest, p: _Planar) -> str:
   for (int r = 0; r < {brought}; ++r)
     if (t + r * {threads} < {packs}) brought[r] = ((const Pack<T, 8>*)w)[t + r * {threads}];"""
     body = f"""
-  // All of a tile is on its way before the first is needed.
-  S pixel[{read}];
-  auto ask = [&](int tile) {{
-    const int top = tile / {wide} % {high} * {_ROWS * p.strides[0]} - {p.pads[0]};
-    const int left = tile % {wide} * {_COLUMNS * p.strides[1]} - {p.pads[1]};
-    const S* image = x + (long long)(tile / {wide * high}) * {p.channels * height * width};
-    #pragma unroll
-    for (int r = 0; r < {read}; ++r) {{
-      const int e = t + r * {threads}, c = e / {rows * columns}, place = e % {rows * columns};
-      const int h = top + place / {columns}, v = left + place % {columns};
-      const bool there = c < {p.channels} && (unsigned)h < {height}u && (unsigned)v < {width}u;
-      pixel[r] = there ? image[(c * {height} + h) * {width} + v] : S();
-    }} }};
-  ask(blockIdx.x);
+  const int down = blockIdx.y * {_ROWS}, across = blockIdx.x * {_COLUMNS};
+  const int top = down * {p.strides[0]} - {p.pads[0]}, left = across * {p.strides[1]} - {p.pads[1]};
+  const long long image = (long long)blockIdx.z * {p.channels * height * width};
+  // All of it is on its way before the first is needed.
+  T pixel[{read}];
+  #pragma unroll
+  for (int r = 0; r < {read}; ++r) {{
+    const int e = t + r * {threads}, c = e / {rows * columns}, place = e % {rows * columns};
+    const int h = top + place / {columns}, v = left + place % {columns};
+    const bool there = c < {p.channels} && (unsigned)h < {height}u && (unsigned)v < {width}u;
+    pixel[r] = To<T>::of(
+        there ? get(x[image + (c * {height} + h) * {width} + v]) : 0.0f);
+  }}
   #pragma unroll
   for (int r = 0; r < {brought}; ++r) {{
     const int e = t + r * {threads};
     if (e < {packs})
       *(Pack<T, 8>*)(weights + e / {p.depth // 8} * {p.line} + e % {p.depth // 8} * 8) = brought[r];
   }}
-  for (int e = t; e < {rows * columns}; e += {threads})
-    for (int c = {p.channels}; c < {_CHANNELS}; ++c) patch[e * {_CHANNELS} + c] = To<T>::of(0.0f);
-  for (int tile = blockIdx.x; tile < {p.tiles}; tile += gridDim.x) {{
   #pragma unroll
   for (int r = 0; r < {read}; ++r) {{
     const int e = t + r * {threads}, c = e / {rows * columns}, place = e % {rows * columns};
-    if (c < {p.channels}) patch[place * {_CHANNELS} + c] = To<T>::of(get(pixel[r]));
+    if (c < {p.channels}) patch[place * {_CHANNELS} + c] = pixel[r];
   }}
+  for (int e = t; e < {rows * columns}; e += {threads})
+    for (int c = {p.channels}; c < {_CHANNELS}; ++c) patch[e * {_CHANNELS} + c] = To<T>::of(0.0f);
   __syncthreads();
-  if (tile + gridDim.x < {p.tiles}) ask(tile + gridDim.x);
   const u32* pixels = (const u32*)patch;
   const u32* filters = (const u32*)weights;
   const int row = t / 32 / {across} * 2, first = t / 32 % {across} * {tiles};
@@ -278,31 +262,26 @@ def _source(request: KernelRequest, p: _Planar) -> str:
   for (int m = 0; m < 2; ++m)
     #pragma unroll
     for (int r = 0; r < 2; ++r) {{
-      const int i = tile / {wide} % {high} * {_ROWS} + row + m;
-      const int j = tile % {wide} * {_COLUMNS} + group + r * 8;
+      const int i = down + row + m, j = across + group + r * 8;
       const bool there = i < {p.result[0]} && j < {p.result[1]};
-      const long long place
-          = ((long long)(tile / {wide * high}) * {p.result[0]} + i) * {p.result[1]} + j;
+      const long long pixel = ((long long)blockIdx.z * {p.result[0]} + i) * {p.result[1]} + j;
       {store}
-    }}
-  __syncthreads();
-  }}"""
+    }}"""
     names = ["const T* w", *(["const T* b"] if has_bias else [])]
     half = "f16" if required(request, 1).dtype == FLOAT16 else "bf16"
-    types = f"typedef {kind} T; typedef {source} S; typedef float A;\n"
     return kernel_source(
-        ["const S* x", *names, "T* y"],
+        [f"const {source}* x", *names, "T* y"],
         body,
         threads=threads,
         prefetch=prefetch,
-        extra=types + MULTIPLY.replace("<kind>", half),
+        extra=f"typedef {kind} T; typedef float A;\n{MULTIPLY.replace('<kind>', half)}",
     )
 
 
 def _bind(binding: Binding) -> Sequence[Enqueue]:
     p = _planar_of(binding.request)
     assert p is not None
-    grid = min(p.tiles, _BLOCKS * binding.machine.multiprocessors)
+    grid = (blocks_for(p.result[1], _COLUMNS), blocks_for(p.result[0], _ROWS), p.batch)
     arguments = [*binding.given(), binding.outputs[0]]
     code = _source(binding.request, p)
     return [binding.kernel(code, arguments, grid=grid, block=p.threads)]
