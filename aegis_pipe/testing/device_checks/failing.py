@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def check_error_of_one_request(device: DeviceContext) -> None:
             second.synchronise()
             for event, does_fail in zip((first, second), fails, strict=True):
                 if does_fail and failing is not None:
-                    assert_raises(KernelError, lambda event=event: stream.check(event))
+                    assert_raises(KernelError, partial(stream.check, event))
                 else:
                     stream.check(event)
             stream.check()
