@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final, Protocol
 
 from aegis_pipe.errors import PermanentError
@@ -54,9 +54,11 @@ class Wake:
     def set(self) -> None:
         """Let the thread go on that waits, or will."""
         self._is_set = True
-        # Another thread may have been quicker, which is as good.
-        with suppress(RuntimeError):
+        # Not `suppress`, which takes twice as long: every request comes by here.
+        try:  # noqa: SIM105
             self._gate.release()
+        except RuntimeError:
+            pass  # Another thread was quicker, which is as good.
 
     def clear(self) -> None:
         """Have the next wait last until it is set again."""
