@@ -116,7 +116,12 @@ class OpenRequests:
         From another thread the counts may be of slightly different moments.
         """
         counts = self._final_counts
-        suspended = sum(1 + len(each.companions) for stack in self._suspended for each in stack)
+        suspended = sum(
+            1 + len(each.companions)
+            for stack in self._suspended
+            for each in stack
+            if each.state is _PAUSED
+        )
         return SchedulerStatistics(
             waiting=self.queue.places_taken,
             running=self._running,
@@ -196,8 +201,13 @@ class OpenRequests:
         member.state = _RUNNING
 
     def _pause(self, request: ExecutionRequest) -> None:
-        assert request.stream is not None
-        self._boundaries.add(request.stream)
+        stream = request.stream
+        assert stream is not None
+        if self._leaving[stream] is request:
+            # Suspended already, with its last segments in flight.
+            self._leaving[stream] = None
+        else:
+            self._boundaries.add(stream)
         self._stop(request, request.next_segment)
         for member in request.companions:
             self._stop(member, request.next_segment)
@@ -316,17 +326,24 @@ class OpenRequests:
         if self._streams.holder(stream) is request:
             self._boundaries.discard(stream)
             self._give_stream_back(stream)
-        elif self._leaving[stream] is request:
+            return
+        if self._leaving[stream] is request:
             self._leaving[stream] = None
-        else:
+        if request in self._suspended[stream]:
             self._suspended[stream].remove(request)
 
     def _give_stream_back(self, stream: int) -> None:
         """Free a stream whose holder is gone, or let the one go on that was preempted last."""
         suspended = self._suspended[stream]
         if suspended:
-            self._streams.hand_over(stream, suspended.pop())
-            self._boundaries.add(stream)
+            latest = suspended.pop()
+            self._streams.hand_over(stream, latest)
+            if self._leaving[stream] is latest:
+                # It has not left yet: who was to run in its place could not be launched.
+                self._leaving[stream] = None
+                self._hungry.add(stream)
+            else:
+                self._boundaries.add(stream)
         else:
             self._streams.release(stream)
 

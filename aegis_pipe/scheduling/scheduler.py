@@ -14,9 +14,10 @@ stream and goes on when the stream is given back. It never moves to another stre
 intermediate tensors lie in that stream's memory; for the same reason nobody can preempt a request
 of its own model.
 
-A request whose segments are all launched *leaves*: once there is room behind them the stream goes
-to whoever is next, whose segments come after in the stream's order. So it need not idle between
-two requests. One leaves at a time: there are at most two requests on a stream.
+A request whose segments are all launched, or that is preempted while some are in flight, *leaves*:
+once there is room behind them the stream goes to whoever is next, whose segments come after in the
+stream's order. So it need not idle between two requests. One leaves at a time: there are at most
+two requests on a stream.
 
 Requests of a model that batches may run along with another: it *leads* them, holds the stream and
 is what the launcher sees; `segment_finished` for the leader moves them all. Each of them can be
@@ -349,19 +350,23 @@ class Scheduler(OpenRequests):
             self._continue(paused, stream, now_ns, ())
             return
         skip = self._models_that_can_not_preempt(stream, paused, now_ns)
-        candidates = self._candidates(now_ns, skip)
         if not self._is_preempted(paused, now_ns, skip):
-            self._continue(paused, stream, now_ns, candidates)
+            self._continue(paused, stream, now_ns, self._candidates(now_ns, skip))
             return
-        depth = self.queue.waiting
+        self._preempt(paused, stream, now_ns, skip)
+
+    def _preempt(
+        self, preempted: ExecutionRequest, stream: int, now_ns: int, skip: frozenset[str]
+    ) -> None:
+        candidates, depth = self._candidates(now_ns, skip), self.queue.waiting
         request, reason = self.queue.pop(now_ns, skip)
-        self._suspended[stream].append(paused)
+        self._suspended[stream].append(preempted)
         self._preempted += 1
         self._streams.hand_over(stream, request)
         self._start(request, stream, reason, now_ns, depth, candidates)
 
     def _feed(self, stream: int, now_ns: int) -> bool:
-        """Keep the stream supplied, unless its holder is to be stopped at the next boundary.
+        """Keep the stream supplied, with its holder or with who is to run in its place.
 
         Returns whether there is room behind what is launched, and nobody to take it yet.
         """
@@ -378,7 +383,11 @@ class Scheduler(OpenRequests):
                 return False
             skip = self._models_that_can_not_preempt(stream, running, now_ns)
             if self._is_preempted(running, now_ns, skip):
-                return False
+                if self._leaving[stream] is not None:
+                    return False
+                self._leaving[stream] = running
+                self._preempt(running, stream, now_ns, skip)
+                continue
             running.launched_ns = now_ns
             running.launched_segments += 1
             self._decide(_CONTINUE, running, _NEXT_SEGMENT, now_ns)

@@ -266,7 +266,9 @@ def test_requests_that_follow_within_the_segments_in_flight(folder: Path, max_bl
     for in_flight in (1, 2, 4):
         path = folder / f"following-{in_flight}.toml"
         text = MANIFEST.format(kind="cuda", precision="fp16", streams=1)
-        text = text.replace("[streams]", f"[streams]\nin_flight = {in_flight}")
+        text = text.replace(
+            "[streams]", f"[scheduler]\nqueue_capacity = 400\n[streams]\nin_flight = {in_flight}"
+        )
         path.write_text(text.replace('max_block = "20 us"', f'max_block = "{max_block}"'))
         events: list[object] = []
         with aegis_pipe.open_pipeline(path, listeners=[events.append]) as runtime:
@@ -310,7 +312,9 @@ def test_bad_data_fails_its_own_request(tmp_path: Path, cuts: tuple[int, ...]) -
     onnx.save(model, tmp_path / "net.onnx")
     path = tmp_path / "faults.toml"
     text = MANIFEST.format(kind="cuda", precision="fp32", streams=1)
-    path.write_text(text.replace("[streams]", "[streams]\nin_flight = 2"))
+    path.write_text(
+        text.replace("[streams]", "[scheduler]\nqueue_capacity = 400\n[streams]\nin_flight = 2")
+    )
     with aegis_pipe.open_pipeline(path, boundaries={"net": cuts}) as runtime:
         futures = [
             runtime.submit("net", {"row": np.full(16, 99 if number % 3 == 1 else number % 64)})

@@ -344,7 +344,10 @@ class CheckedLauncher(SimulatedLauncher):
             still_open = [each for each in before if is_open(each)]
             assert all(map(has_all_launched, still_open)), "memory of one that is not over yet"
             on_stream = {id(each): each for each in self._in_flight.get(stream, ())}
-            assert all(map(has_all_launched, on_stream.values())), "a request in another's middle"
+            for each in on_stream.values():
+                memory = self.run.memory_of.get(each.model, each.model)
+                assert has_all_launched(each) or memory != place[1], "in another one's middle"
+                assert has_all_launched(each) or self.run.preemption, "nobody is preempted"
             self.occupants[place] = members
         else:
             assert set(map(id, members)) <= set(map(id, before)), "another one's memory"

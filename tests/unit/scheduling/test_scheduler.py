@@ -308,13 +308,59 @@ def test_segments_go_out_ahead_and_an_urgent_one_waits_for_no_more_than_those():
     assert [each.segment for each in scheduler.decide(10)] == [2]
     submit(scheduler, 2, model="urgent", at_ns=11, priority=9)
     assert scheduler.decide(11) == ()
+    # As soon as there is room it goes out, behind what is still in flight.
     scheduler.segment_finished(1, 20)
-    assert scheduler.decide(20) == ()
-    scheduler.segment_finished(1, 30)
+    assert brief(scheduler.decide(20)) == [("start", 2, 0)]
+    assert scheduler.statistics().suspended == 0
     # Behind the urgent one, who needs nothing more, the stream goes on with the one preempted.
-    assert brief(scheduler.decide(30)) == [("start", 2, 0), ("continue", 1, 0)]
+    scheduler.segment_finished(1, 30)
+    assert scheduler.statistics().suspended == 1
+    assert brief(scheduler.decide(30)) == [("continue", 1, 0)]
     scheduler.segment_finished(2, 40)
     assert [each.segment for each in scheduler.decide(40)] == [4]
+    for at_ns in (50, 60):
+        scheduler.segment_finished(1, at_ns)
+    assert outcomes(scheduler) == [(2, "completed"), (1, "completed")]
+
+
+def preempted_in_flight():
+    """Return a scheduler whose request 1 has a segment in flight, with urgent 2 behind it."""
+    scheduler = make_scheduler(in_flight=2, preemption=True)
+    submit(scheduler, 1, segments=5)
+    scheduler.decide(0)
+    submit(scheduler, 2, model="urgent", at_ns=1, segments=3, priority=9)
+    scheduler.segment_finished(1, 10)
+    assert brief(scheduler.decide(10)) == [("start", 2, 0)]
+    return scheduler
+
+
+def test_one_preempted_in_flight_fails_or_is_cancelled_by_itself():
+    for error in (ValueError("segment"), None):
+        scheduler = preempted_in_flight()
+        if error is None:
+            scheduler.cancel(1)
+        scheduler.segment_finished(1, 20, error)
+        decisions = scheduler.decide(20)
+        assert outcomes(scheduler) == [(1, "failed" if error else "cancelled")]
+        assert brief(decisions)[-1] == ("continue", 2, 0)
+        for at_ns in (30, 40):
+            scheduler.segment_finished(2, at_ns)
+            scheduler.decide(at_ns)
+        scheduler.segment_finished(2, 50)
+        assert outcomes(scheduler) == [(2, "completed")]
+        assert scheduler.is_idle
+
+
+def test_one_preempted_in_flight_goes_on_if_the_urgent_one_can_not_be_launched():
+    scheduler = preempted_in_flight()
+    scheduler.segment_finished(2, 11, ValueError("launch"))
+    assert outcomes(scheduler) == [(2, "failed")]
+    assert [(each.request_id, each.segment) for each in scheduler.decide(11)] == [(1, 2)]
+    for at_ns in (20, 30, 40, 50):
+        scheduler.segment_finished(1, at_ns)
+        scheduler.decide(at_ns)
+    assert outcomes(scheduler) == [(1, "completed")]
+    assert scheduler.is_idle
 
 
 def test_the_next_request_starts_while_the_last_segment_of_the_one_before_is_in_flight():
