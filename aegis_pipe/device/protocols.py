@@ -26,6 +26,10 @@ import numpy as np
 
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
+Fork = tuple[tuple[int, ...], ...]
+"""A stretch of calls by their positions, in branches that may run side by side: each keeps its
+order, all begin when everything before has ended, and what follows when all of them have."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceCapabilities:
@@ -61,6 +65,8 @@ class DeviceCapabilities:
     """`watch` finds what kernels write outside of their places."""
     parallel_writes: bool = False
     """`write` may be called from several threads at once, for regions that do not overlap."""
+    parallel_branches: bool = False
+    """Recorded graphs run the branches of their forks side by side, and may be quicker for it."""
     notifies_progress: bool = False
     """Calls the progress listener when events complete; otherwise events have to be polled."""
 
@@ -374,12 +380,17 @@ class DeviceContext(Protocol):
         ...
 
     def record(
-        self, calls: Sequence[KernelCall], stream: DeviceStream | None = None
+        self,
+        calls: Sequence[KernelCall],
+        stream: DeviceStream | None = None,
+        forks: Sequence[Fork] = (),
     ) -> DeviceGraph:
         """Make one launchable unit out of bound calls, to run in this order.
 
         Calls of views cost nothing; each keeps its row in `kernel_times`. What runs on a stream
-        with multiprocessors of its own has to be recorded for that `stream`.
+        with multiprocessors of its own has to be recorded for that `stream`. Branches of `forks`,
+        which are in ascending order, write to nothing that another one reads or writes; without
+        the capability `parallel_branches` they run like everything else.
         """
         ...
 

@@ -6,13 +6,13 @@ Compiling (`compile_model`) touches no device memory: `aegis-pipe plan` stops th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
-from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, KernelCall, Region
+from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, Fork, KernelCall, Region
 from aegis_pipe.events import PhaseRecorder
 from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph
 from aegis_pipe.execution.lowering import ReferenceFactory, lower_node
@@ -99,6 +99,8 @@ class CompiledModel:
     """Bytes left free before and after everything planned, for `memory_debug`."""
     states: States = field(default_factory=dict)
     """Inputs that stay from request to request, and the output that each becomes."""
+    forks: tuple[Fork, ...] = ()
+    """Stretches of steps whose branches run side by side."""
     variant_of: str = ""
     """The model that it runs several requests of; empty for a model itself."""
     rows: int = 1
@@ -248,21 +250,9 @@ def compile_model(
         }
         phase.attributes["reference_kernels"] = sum(step.choice.is_reference for step in steps)
     with phases.phase("memory.plan", model=graph.name) as phase:
-        analysis, plan = plan_memory(
-            graph,
-            steps,
-            context.description.alignment_bytes,
-            guard_bytes,
-            kept,
-        )
-        steps = tuple(
-            [
-                replace(step, in_place=True)
-                if memory_step.moves or (step.is_keep and memory_step.views)
-                else step
-                for step, memory_step in zip(steps, analysis.steps, strict=True)
-            ]
-        )
+        alignment_bytes = context.description.alignment_bytes
+        analysis, plan = plan_memory(graph, steps, alignment_bytes, guard_bytes, kept)
+        steps = _placed(steps, analysis)
         phase.attributes["kernels"] = sum(step.is_launched for step in steps)
         phase.attributes["peak_bytes"] = plan.peak_bytes
         phase.attributes["lower_bound_bytes"] = plan.lower_bound_bytes
@@ -277,6 +267,32 @@ def compile_model(
         plan,
         guard_bytes=guard_bytes,
         states=kept,
+    )
+
+
+def fork_model(
+    compiled: CompiledModel, forks: Sequence[Fork], alignment_bytes: int
+) -> CompiledModel:
+    """Return the model with these forks, its memory planned anew."""
+    analysis, plan = plan_memory(
+        compiled.graph,
+        compiled.steps,
+        alignment_bytes,
+        compiled.guard_bytes,
+        compiled.states,
+        forks,
+    )
+    steps = _placed(compiled.steps, analysis)
+    return replace(compiled, steps=steps, analysis=analysis, plan=plan, forks=tuple(forks))
+
+
+def _placed(steps: Sequence[CompiledStep], analysis: MemoryAnalysis) -> tuple[CompiledStep, ...]:
+    """Return the steps, marked where the plan has their bytes where they have to come to."""
+    return tuple(
+        [
+            replace(step, in_place=memory_step.moves or (step.is_keep and bool(memory_step.views)))
+            for step, memory_step in zip(steps, analysis.steps, strict=True)
+        ]
     )
 
 
@@ -380,6 +396,18 @@ class ModelBinder:
     def launched_steps(self) -> tuple[CompiledStep, ...]:
         """Return the steps that run a kernel, in order."""
         return tuple([step for step in self._compiled.steps if step.is_launched])
+
+    def forks(self) -> tuple[Fork, ...]:
+        """Return the model's forks as positions in `launched_steps`."""
+        launched = [at for at, step in enumerate(self._compiled.steps) if step.is_launched]
+        position = {step: call for call, step in enumerate(launched)}
+        found = []
+        for fork in self._compiled.forks:
+            calls = [tuple([position[x] for x in branch if x in position]) for branch in fork]
+            branches = tuple(filter(None, calls))
+            if len(branches) > 1:
+                found.append(branches)
+        return tuple(found)
 
     def calls(self) -> tuple[KernelCall, ...]:
         """Bind every step of `launched_steps`."""

@@ -412,7 +412,8 @@ class Deployment:
                 whole_arena = arena.place("all of it", base_bytes, compiled.plan.peak_bytes, name)
                 calls = watch_calls(compiled, calls, whole_arena.region, self._context)
             capture = GraphCapture(self._context, self._streams[index])
-            segments = capture.record(calls, self._boundaries.get(name, ()))
+            cuts = self._boundaries.get(name, ())
+            segments = capture.record(calls, cuts, binder.forks())
             bound = self._program(compiled, binder, segments)
             if not self._context.capabilities.steady_at_once:
                 self._warm_up(bound, self._streams[index])

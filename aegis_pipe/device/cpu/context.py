@@ -31,6 +31,7 @@ from aegis_pipe.device.protocols import (
     DeviceGraph,
     DeviceReadings,
     DeviceStream,
+    Fork,
     KernelCall,
     Region,
     StagingAhead,
@@ -212,7 +213,10 @@ class CpuContext:
         return watched(call, host_bytes(memory), guards=guards, written=written, blame=blame)
 
     def record(
-        self, calls: Sequence[KernelCall], stream: DeviceStream | None = None
+        self,
+        calls: Sequence[KernelCall],
+        stream: DeviceStream | None = None,
+        forks: Sequence[Fork] = (),
     ) -> DeviceGraph:
         """Make one launchable unit out of bound calls, to run in this order."""
         self._assert_open()

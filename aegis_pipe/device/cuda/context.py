@@ -37,6 +37,7 @@ from aegis_pipe.device.protocols import (
     DeviceGraph,
     DeviceReadings,
     DeviceStream,
+    Fork,
     KernelCall,
     Region,
     StagingAhead,
@@ -112,6 +113,7 @@ class CudaContext:
             planar_convolutions=self._machine.capability >= planar_convolutions.CAPABILITY_MIN,
             sm_partitions=self._machine.multiprocessors,
             tf32=True,
+            parallel_branches=True,
         )
 
     @property
@@ -251,9 +253,12 @@ class CudaContext:
         )
 
     def record(
-        self, calls: Sequence[KernelCall], stream: DeviceStream | None = None
+        self,
+        calls: Sequence[KernelCall],
+        stream: DeviceStream | None = None,
+        forks: Sequence[Fork] = (),
     ) -> DeviceGraph:
-        """Capture bound calls as one CUDA graph, to run in this order."""
+        """Capture bound calls as one CUDA graph, to run in this order but for forks."""
         self._assert_open()
         # A graph keeps to the multiprocessors of the stream that it was captured on.
         partition = stream.partition if isinstance(stream, CudaStream) else 0
@@ -264,7 +269,7 @@ class CudaContext:
             self._enter(partition)
         try:
             graph = CudaGraph(
-                calls, capture_stream, self._stamps.enqueue, self._timeline, self._faults
+                calls, capture_stream, self._stamps.enqueue, self._timeline, self._faults, forks
             )
         finally:
             if partition:
