@@ -7,6 +7,7 @@ them have. Within a branch steps keep their order, and outside of forks everythi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -111,7 +112,7 @@ class _Parts:
         """How long each part lasts, but for those in which no kernel runs."""
         self._busy_ns = 0.0
         self._total_ns = 0.0
-        self._launch_ns = 0.0
+        self._launch_ns = math.inf
 
     def add(self, step: Work, writer: dict[TensorId, int]) -> None:
         """Add the step behind the last."""
@@ -119,9 +120,9 @@ class _Parts:
         self._parent.append(at)
         if step.duration_ns:
             self.lasts[at] = step.duration_ns
+            self._launch_ns = min(self._launch_ns, step.launch_ns)
         self._busy_ns += step.busy_ns
         self._total_ns += step.duration_ns
-        self._launch_ns = max(self._launch_ns, step.launch_ns)
         for tensor in step.reads:
             source = writer.get(tensor, -1)
             if self._first <= source < at:
