@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol, Self, runtime_checkable
+from typing import Any, NoReturn, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -278,6 +278,18 @@ class KernelTracer(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
+class DeviceChoices(Protocol):
+    """What was measured once on this model of device, and is kept from process to process."""
+
+    def remembered(self, what: str) -> Mapping[str, Any] | None:
+        """Return what was chosen before for the same `what`, if anything."""
+        ...
+
+    def remember(self, what: str, choice: Mapping[str, Any]) -> None:
+        """Keep a choice, of values that JSON knows."""
+        ...
+
+
 class DeviceContext(Protocol):
     """An open device. Owns what it makes: closing it closes everything, in order."""
 
@@ -294,6 +306,11 @@ class DeviceContext(Protocol):
     @property
     def allocation_count(self) -> int:
         """Device allocations since the context was opened; must not move after start-up."""
+        ...
+
+    @property
+    def choices(self) -> DeviceChoices | None:
+        """What was chosen by measurement; None if the device measures nothing."""
         ...
 
     def allocate(self, size_bytes: int) -> Region:

@@ -54,17 +54,20 @@ def find_forks(steps: Sequence[Work], fork_ns: float) -> tuple[Fork, ...]:
     """Of every end the first step of the fork that ends there, if one does."""
     # From behind: what stretches that begin at a step save, and the best of what follows.
     for first in range(len(steps) - 1, -1, -1):
-        best, until = ends[first + 1], None
+        best = ends[first + 1]
+        until: int | None = None
         for end, saved_ns in _savings(steps, writer, first, fork_ns):
             if saved_ns > 0 and saved_ns + ends[end] > best:
                 best, until = saved_ns + ends[end], end
         ends[first], taken[first] = best, until
     forks, at = [], 0
     while at < len(steps):
-        end = taken[at]
-        if end is not None:
-            forks.append(_branches(steps, writer, at, end))
-        at = at + 1 if end is None else end
+        until = taken[at]
+        if until is None:
+            at += 1
+        else:
+            forks.append(_branches(steps, writer, at, until))
+            at = until
     return tuple(forks)
 
 

@@ -81,6 +81,20 @@ class Weight:
         return np.array_equal(mine.view(np.uint8), theirs.view(np.uint8))
 
 
+@record()
+class Branching:
+    """What was decided about a model's branches on a device that runs them side by side."""
+
+    possible: int
+    """How many forks may pay, by what the steps have to do."""
+    taken: int
+    """How many were measured to pay, and do not make the arena larger."""
+    chain_ns: int = 0
+    """How long the kernels take one behind the other; 0 if the arena had room for no fork."""
+    forked_ns: int = 0
+    """And with the forks that pay by themselves, taken or not; 0 if none does."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CompiledModel:
     """A model with chosen kernels and planned memory, not yet on the device."""
@@ -100,7 +114,9 @@ class CompiledModel:
     states: States = field(default_factory=dict)
     """Inputs that stay from request to request, and the output that each becomes."""
     forks: tuple[Fork, ...] = ()
-    """Stretches of steps whose branches run side by side."""
+    """Stretches of launched steps whose branches run side by side."""
+    branching: Branching | None = None
+    """Why these; None where nothing may run side by side."""
     variant_of: str = ""
     """The model that it runs several requests of; empty for a model itself."""
     rows: int = 1
@@ -283,7 +299,16 @@ def fork_model(
         forks,
     )
     steps = _placed(compiled.steps, analysis)
-    return replace(compiled, steps=steps, analysis=analysis, plan=plan, forks=tuple(forks))
+    # What lies in place now is launched no more.
+    launched = [[[at for at in part if steps[at].is_launched] for part in fork] for fork in forks]
+    taken = [tuple([tuple(part) for part in fork if part]) for fork in launched]
+    return replace(
+        compiled,
+        steps=steps,
+        analysis=analysis,
+        plan=plan,
+        forks=tuple([fork for fork in taken if len(fork) > 1]),
+    )
 
 
 def _placed(steps: Sequence[CompiledStep], analysis: MemoryAnalysis) -> tuple[CompiledStep, ...]:
@@ -401,13 +426,12 @@ class ModelBinder:
         """Return the model's forks as positions in `launched_steps`."""
         launched = [at for at, step in enumerate(self._compiled.steps) if step.is_launched]
         position = {step: call for call, step in enumerate(launched)}
-        found = []
-        for fork in self._compiled.forks:
-            calls = [tuple([position[x] for x in branch if x in position]) for branch in fork]
-            branches = tuple(filter(None, calls))
-            if len(branches) > 1:
-                found.append(branches)
-        return tuple(found)
+        return tuple(
+            [
+                tuple([tuple([position[step] for step in branch]) for branch in fork])
+                for fork in self._compiled.forks
+            ]
+        )
 
     def calls(self) -> tuple[KernelCall, ...]:
         """Bind every step of `launched_steps`."""

@@ -31,6 +31,7 @@ from aegis_pipe.execution.compiler import (
     compile_model,
 )
 from aegis_pipe.execution.executor import Executor
+from aegis_pipe.execution.forking import branched
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.guarding import watch_calls
 from aegis_pipe.execution.memory_planning import CompiledStep
@@ -178,7 +179,7 @@ def compile_graph(
         guard_bytes=context.description.alignment_bytes if watched else 0,
         states=states,
     )
-    return replace(compiled, passes=reports)
+    return branched(replace(compiled, passes=reports), context, phases)
 
 
 def _check_watching(watched: bool, context: DeviceContext) -> None:

@@ -1,14 +1,69 @@
-"""Which branches of a model run side by side: on devices that can, where it was seen to pay."""
+"""Which branches of a model run side by side: on devices that can, where it was measured to pay.
+
+What may pay follows from what the steps have to do (`branches.py`). Of that, forks are taken as
+long as the arena grows no larger for them: memory is planned before anything is measured, and
+nobody's budget shall pay for what may be given up again. The model is then bound to memory of its
+own for a moment, and each fork, then all that pay, are measured beside the same calls as a chain.
+The device remembers what was chosen, so that it is measured once. The same kernels run either way,
+and so results are the same bits.
+"""
 
 from __future__ import annotations
 
-from aegis_pipe.device.protocols import Fork
+import contextlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, Fork, Region
+from aegis_pipe.errors import KernelError
+from aegis_pipe.events import PhaseRecorder
 from aegis_pipe.execution.branches import Work, find_forks
-from aegis_pipe.execution.compiler import CompiledModel
-from aegis_pipe.execution.segments import CostModel
+from aegis_pipe.execution.compiler import Branching, CompiledModel, ModelBinder, fork_model
+from aegis_pipe.execution.segments import CostModel, cost_model
 
 _FORK_NS = 1_000
 """What a fork costs: kernels begin early neither where branches part nor where they meet."""
+_METHOD = "each with a neighbour on either side, then the whole"
+"""How is measured; part of what choices are kept by."""
+_CALLS = 32
+"""A graph that is measured has at least so many calls: fewer are recorded several times over."""
+_LAUNCHES, _TURNS = 8, 5
+_FORK_GAIN, _MODEL_GAIN = 0.98, 0.99
+"""Of the chain's time; less is taken for noise."""
+
+
+def branched(
+    compiled: CompiledModel, context: DeviceContext, phases: PhaseRecorder
+) -> CompiledModel:
+    """Return the model with the forks that pay, or as it is where there are none."""
+    choices = context.choices
+    if choices is None or not context.capabilities.parallel_branches or compiled.guard_bytes:
+        return compiled
+    possible = possible_forks(compiled, cost_model(context.description))
+    if not possible:
+        return compiled
+    with phases.phase("branches", model=compiled.name) as phase:
+        alignment_bytes = context.description.alignment_bytes
+        model = within_peak(compiled, possible, alignment_bytes)
+        report = Branching(len(possible), len(model.forks))
+        if model.forks:
+            what = _described(model)
+            choice = _Choice.read(choices.remembered(what))
+            if choice is None:
+                choice = _measure(model, context)
+                choices.remember(what, choice._asdict())
+            pay = [model.forks[at] for at in choice.taken]
+            model = within_peak(compiled, pay, alignment_bytes)
+            report = Branching(len(possible), len(model.forks), choice.chain_ns, choice.forked_ns)
+        phase.attributes.update(
+            possible=report.possible,
+            taken=report.taken,
+            chain_ns=report.chain_ns,
+            forked_ns=report.forked_ns,
+        )
+    return replace(model, branching=report)
 
 
 def possible_forks(compiled: CompiledModel, costs: CostModel) -> tuple[Fork, ...]:
@@ -26,3 +81,143 @@ def possible_forks(compiled: CompiledModel, costs: CostModel) -> tuple[Fork, ...
         ],
         _FORK_NS,
     )
+
+
+def within_peak(
+    compiled: CompiledModel, forks: Sequence[Fork], alignment_bytes: int
+) -> CompiledModel:
+    """Return the model with those forks for which its arena grows no larger than without any.
+
+    All of them, or else one after the other, in order.
+    """
+    if not forks:
+        return compiled
+    limit_bytes = compiled.plan.peak_bytes
+    forked = fork_model(compiled, forks, alignment_bytes)
+    if forked.plan.peak_bytes <= limit_bytes:
+        return forked
+    best = compiled
+    for fork in forks:
+        forked = fork_model(compiled, [*best.forks, fork], alignment_bytes)
+        if forked.plan.peak_bytes <= limit_bytes:
+            best = forked
+    return best
+
+
+class _Choice(NamedTuple):
+    """What the device remembers."""
+
+    taken: list[int]
+    """Positions of the forks that pay."""
+    chain_ns: int
+    """How long the model takes as a chain."""
+    forked_ns: int
+    """And with those of its forks that pay by themselves, taken or not; 0 if none does."""
+
+    @classmethod
+    def read(cls, remembered: Mapping[str, Any] | None) -> _Choice | None:
+        """Return what was remembered, if it was something of this kind."""
+        return cls(**remembered) if remembered and remembered.keys() == set(cls._fields) else None
+
+
+def _measure(model: CompiledModel, context: DeviceContext) -> _Choice:
+    """Return which forks pay: each by itself, and all of those together."""
+    with ExitStack() as stack:
+        trial = _Trial(model, context, stack)
+        count = len(trial.calls)
+        taken = []
+        for number, fork in enumerate(trial.forks):
+            first = max(0, min(map(min, fork)) - 1)
+            end = min(count, max(map(max, fork)) + 2)
+            chain_ns, forked_ns = trial.durations_ns(first, end, [fork])
+            if forked_ns < _FORK_GAIN * chain_ns:
+                taken.append(number)
+        chain_ns, forked_ns = trial.durations_ns(0, count, [trial.forks[at] for at in taken])
+        if not taken:
+            return _Choice([], chain_ns, 0)
+        return _Choice(taken if forked_ns < _MODEL_GAIN * chain_ns else [], chain_ns, forked_ns)
+
+
+def _described(model: CompiledModel) -> str:
+    """Return all that the choice depends on: kernels, sizes, who reads what of whom, and forks."""
+    numbers: dict[str, int] = {}
+    steps = [
+        (
+            step.choice.kernel,
+            [str(spec) for spec in (*step.request.inputs, *step.request.outputs)],
+            [numbers.setdefault(each, len(numbers)) for each in (*step.operands, *step.results)],
+        )
+        for step in model.steps
+    ]
+    return f"forks {model.forks} of {steps}, {_METHOD}"
+
+
+class _Trial:
+    """A model bound to memory of its own, whose calls are timed in graphs of them."""
+
+    def __init__(self, model: CompiledModel, context: DeviceContext, stack: ExitStack) -> None:
+        self._context = context
+        self._stream = context.create_stream(0)
+        stack.callback(self._stream.close)
+        self._events = (context.create_event(), context.create_event())
+        for event in self._events:
+            stack.callback(event.close)
+        alignment_bytes = context.description.alignment_bytes
+
+        def scratch(sizes: Mapping[str, int]) -> dict[str, Region]:
+            """Return so many bytes for each, side by side."""
+            if not sizes:
+                return {}
+            offsets, end = {}, 0
+            for name, size_bytes in sizes.items():
+                offsets[name] = end
+                end += -(-size_bytes // alignment_bytes) * alignment_bytes
+            whole = context.allocate(end)
+            stack.callback(whole.close)
+            return {name: whole.view(at, sizes[name]) for name, at in offsets.items()}
+
+        weights = scratch({key: each.size_bytes for key, each in model.weights.items()})
+        kept = scratch(model.state_bytes)
+        arena = context.allocate(model.plan.peak_bytes)
+        stack.callback(arena.close)
+        storages = {
+            each.tensor_id: arena.view(model.plan.offsets[each.tensor_id], each.size_bytes)
+            for each in model.analysis.lifetimes
+        }
+        states = {name: kept[name] for name in model.states}
+        binder = ModelBinder(model, context, weights, storages, states)
+        self.calls = binder.calls()
+        self.forks = binder.forks()
+
+    def durations_ns(self, first: int, end: int, forks: Sequence[Fork]) -> tuple[int, int]:
+        """Return how long these calls take as a chain and with forks: the best of some turns."""
+        calls = self.calls[first:end]
+        times = -(-_CALLS // len(calls))
+        shifted = [
+            tuple([tuple([at - first + n * len(calls) for at in part]) for part in fork])
+            for n in range(times)
+            for fork in forks
+        ]
+        graphs = [self._context.record(calls * times, self._stream, each) for each in ((), shifted)]
+        try:
+            for graph in graphs:
+                self._elapsed_ns(graph)
+            turns = [[self._elapsed_ns(graph) for graph in graphs] for _ in range(_TURNS)]
+        finally:
+            for graph in graphs:
+                graph.close()
+        chain_ns, forked_ns = (
+            min(each) // (times * _LAUNCHES) for each in zip(*turns, strict=True)
+        )
+        return chain_ns, forked_ns
+
+    def _elapsed_ns(self, graph: DeviceGraph) -> int:
+        first, last = self._events
+        self._stream.record(first)
+        for _ in range(_LAUNCHES):
+            graph.launch(self._stream)
+        self._stream.record(last)
+        # Zeros may be bad data for a kernel (an index): it takes its time all the same.
+        with contextlib.suppress(KernelError):
+            self._stream.synchronise()
+        return last.completed_ns() - first.completed_ns()

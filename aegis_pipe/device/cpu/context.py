@@ -102,6 +102,11 @@ class CpuContext:
         """Calls of `allocate` since the context was opened."""
         return self._allocation_count
 
+    @property
+    def choices(self) -> None:
+        """None: nothing is chosen by measurement."""
+        return None
+
     def allocate(self, size_bytes: int) -> CpuRegion:
         """Reserve zeroed memory; PermanentError if the machine has not that much to give."""
         self._assert_open()

@@ -29,7 +29,7 @@ from aegis_pipe.device.cuda.stamps import Stamps
 from aegis_pipe.device.cuda.stream import CudaStream
 from aegis_pipe.device.cuda.timeline import Timeline
 from aegis_pipe.device.cuda.tracing import KernelTracer
-from aegis_pipe.device.cuda.tuning import Tuner
+from aegis_pipe.device.cuda.tuning import Choices, Tuner
 from aegis_pipe.device.protocols import (
     DeviceCapabilities,
     DeviceDescription,
@@ -90,6 +90,8 @@ class CudaContext:
         self._multiprocessors: driver.Multiprocessors | None = None
         self._partitions: dict[tuple[int, int], driver.Partition] = {}
         self._description = self._describe()
+        assert self._machine.tuner is not None
+        self._choices = Choices(self._machine.tuner, repr(self._description.library_versions))
         self._is_open = True
 
     @property
@@ -120,6 +122,11 @@ class CudaContext:
     def allocation_count(self) -> int:
         """Calls of `allocate` since the context was opened."""
         return self._allocation_count
+
+    @property
+    def choices(self) -> Choices:
+        """Those that are kept on disk, by GPU and versions of its libraries."""
+        return self._choices
 
     def allocate(self, size_bytes: int) -> CudaRegion:
         """Reserve zeroed memory; PermanentError if the device has not that much to give."""
