@@ -49,17 +49,17 @@ def find_forks(steps: Sequence[Work], fork_ns: float) -> tuple[Fork, ...]:
     the one with fewer forked steps is taken.
     """
     writer = {tensor: at for at, step in enumerate(steps) for tensor in step.writes}
-    ends = [0.0] * (len(steps) + 1)
+    saves = [0.0] * (len(steps) + 1)
     taken: list[int | None] = [None] * (len(steps) + 1)
-    """Of every end the first step of the fork that ends there, if one does."""
+    """Of every step where the fork ends that begins there, if one does."""
     # From behind: what stretches that begin at a step save, and the best of what follows.
     for first in range(len(steps) - 1, -1, -1):
-        best = ends[first + 1]
+        best = saves[first + 1]
         until: int | None = None
         for end, saved_ns in _savings(steps, writer, first, fork_ns):
-            if saved_ns > 0 and saved_ns + ends[end] > best:
-                best, until = saved_ns + ends[end], end
-        ends[first], taken[first] = best, until
+            if saved_ns > 0 and saved_ns + saves[end] > best:
+                best, until = saved_ns + saves[end], end
+        saves[first], taken[first] = best, until
     forks, at = [], 0
     while at < len(steps):
         until = taken[at]

@@ -81,18 +81,22 @@ class Weight:
         return np.array_equal(mine.view(np.uint8), theirs.view(np.uint8))
 
 
-@record()
+@record(eq=True)
 class Branching:
     """What was decided about a model's branches on a device that runs them side by side."""
 
     possible: int
     """How many forks may pay, by what the steps have to do."""
     taken: int
-    """How many were measured to pay, and do not make the arena larger."""
+    """How many were measured to pay, and the arena may grow for."""
     chain_ns: int = 0
-    """How long the kernels take one behind the other; 0 if the arena had room for no fork."""
+    """How long the kernels take one behind the other; 0 if the arena may grow for no fork."""
     forked_ns: int = 0
     """And with the forks that pay by themselves, taken or not; 0 if none does."""
+    grown_bytes: int = 0
+    """By how much the arena is larger for the forks that are taken."""
+    given_up: str = ""
+    """Why forks that pay were not taken after all."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,6 +121,8 @@ class CompiledModel:
     """Stretches of launched steps whose branches run side by side."""
     branching: Branching | None = None
     """Why these; None where nothing may run side by side."""
+    chain: CompiledModel | None = None
+    """The same without forks, if it has any."""
     variant_of: str = ""
     """The model that it runs several requests of; empty for a model itself."""
     rows: int = 1

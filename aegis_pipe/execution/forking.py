@@ -1,11 +1,11 @@
 """Which branches of a model run side by side: on devices that can, where it was measured to pay.
 
-What may pay follows from what the steps have to do (`branches.py`). Of that, forks are taken as
-long as the arena grows no larger for them: memory is planned before anything is measured, and
-nobody's budget shall pay for what may be given up again. The model is then bound to memory of its
-own for a moment, and each fork, then all that pay, are measured beside the same calls as a chain.
-The device remembers what was chosen, so that it is measured once. The same kernels run either way,
-and so results are the same bits.
+What may pay follows from what the steps have to do (`branches.py`). Branches that run side by side
+share no memory, so that the arena may grow; forks are taken as long as it grows by no more than a
+small part of what the model takes. The model is then bound to memory of its own for a moment, and
+each fork, then all that pay, are measured beside the same calls as a chain. The device remembers
+what was chosen, so that it is measured once. The same kernels run either way, and so results are
+the same bits. Where a budget has no room for it, models run as chains (`as_chain`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from aegis_pipe.execution.segments import CostModel, cost_model
 
 _FORK_NS = 1_000
 """What a fork costs: kernels begin early neither where branches part nor where they meet."""
+GROWTH_MIN_BYTES, GROWTH_DIVISOR = 1 << 20, 8
+"""The arena may grow by a MiB, or by this part of weights and arena together."""
 _METHOD = "each with a neighbour on either side, then the whole"
 """How is measured; part of what choices are kept by."""
 _CALLS = 32
@@ -46,7 +48,7 @@ def branched(
         return compiled
     with phases.phase("branches", model=compiled.name) as phase:
         alignment_bytes = context.description.alignment_bytes
-        model = within_peak(compiled, possible, alignment_bytes)
+        model = within_allowance(compiled, possible, alignment_bytes)
         report = Branching(len(possible), len(model.forks))
         if model.forks:
             what = _described(model)
@@ -55,15 +57,30 @@ def branched(
                 choice = _measure(model, context)
                 choices.remember(what, choice._asdict())
             pay = [model.forks[at] for at in choice.taken]
-            model = within_peak(compiled, pay, alignment_bytes)
+            model = within_allowance(compiled, pay, alignment_bytes)
             report = Branching(len(possible), len(model.forks), choice.chain_ns, choice.forked_ns)
+        report = replace(report, grown_bytes=model.plan.peak_bytes - compiled.plan.peak_bytes)
         phase.attributes.update(
             possible=report.possible,
             taken=report.taken,
             chain_ns=report.chain_ns,
             forked_ns=report.forked_ns,
         )
-    return replace(model, branching=report)
+    return replace(model, branching=report, chain=compiled if model.forks else None)
+
+
+def as_chain(compiled: CompiledModel, reason: str) -> CompiledModel:
+    """Return the model without its forks and the memory that they take, if it has any."""
+    if compiled.chain is None:
+        return compiled
+    assert compiled.branching is not None
+    branching = replace(compiled.branching, taken=0, grown_bytes=0, given_up=reason)
+    return replace(
+        compiled.chain,
+        branching=branching,
+        variant_of=compiled.variant_of,
+        rows=compiled.rows,
+    )
 
 
 def possible_forks(compiled: CompiledModel, costs: CostModel) -> tuple[Fork, ...]:
@@ -83,16 +100,18 @@ def possible_forks(compiled: CompiledModel, costs: CostModel) -> tuple[Fork, ...
     )
 
 
-def within_peak(
+def within_allowance(
     compiled: CompiledModel, forks: Sequence[Fork], alignment_bytes: int
 ) -> CompiledModel:
-    """Return the model with those forks for which its arena grows no larger than without any.
+    """Return the model with as many forks as its arena may grow for.
 
     All of them, or else one after the other, in order.
     """
     if not forks:
         return compiled
-    limit_bytes = compiled.plan.peak_bytes
+    peak_bytes = compiled.plan.peak_bytes
+    share_bytes = (compiled.weight_bytes + peak_bytes) // GROWTH_DIVISOR
+    limit_bytes = peak_bytes + max(GROWTH_MIN_BYTES, share_bytes)
     forked = fork_model(compiled, forks, alignment_bytes)
     if forked.plan.peak_bytes <= limit_bytes:
         return forked

@@ -16,6 +16,7 @@ from aegis_pipe.events import EventHub, PhaseRecorder
 from aegis_pipe.execution.collector import collector_paused
 from aegis_pipe.execution.deployment import Deployment, LoadedModel, compile_graph, plan_models
 from aegis_pipe.execution.executor import Executor, check_inputs
+from aegis_pipe.execution.forking import as_chain
 from aegis_pipe.execution.graph import ExecutionGraph
 
 
@@ -31,11 +32,15 @@ class StandaloneGraph:
         precision: str = "fp32",
         *,
         watched: bool = False,
+        chain: bool = False,
     ) -> None:
+        """With `chain`, no branches run side by side."""
         hub = EventHub()
         phases = PhaseRecorder(hub, clock)
         with collector_paused():
             compiled = compile_graph(graph, context, phases, precision, watched=watched)
+            if chain:
+                compiled = as_chain(compiled, "a chain was asked for")
         loaded = LoadedModel(compiled, phases.begin("model.load"))
         self._stream = stream
         self._context = context
