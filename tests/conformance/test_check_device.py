@@ -124,7 +124,7 @@ def _forget_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _reverse_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     record = CpuContext.record
-    monkeypatch.setattr(CpuContext, "record", lambda self, calls: record(self, calls[::-1]))
+    monkeypatch.setattr(CpuContext, "record", lambda self, calls, **rest: record(self, calls[::-1]))
 
 
 def _stamp_in_the_past(monkeypatch: pytest.MonkeyPatch) -> None:

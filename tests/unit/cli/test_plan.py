@@ -147,7 +147,7 @@ def test_branches_that_are_over_a_budget_run_as_a_chain(
     (wide,) = json.loads(capsys.readouterr().out)["models"]
     chain_bytes = wide["activations_bytes"] - wide["branches"]["grown_bytes"]
     budget_bytes = wide["weights_bytes"] + chain_bytes
-    forked.write_text(MANIFEST.replace(where, f"{where}\nmemory_budget = \"{budget_bytes} B\""))
+    forked.write_text(MANIFEST.replace(where, f'{where}\nmemory_budget = "{budget_bytes} B"'))
     assert main(["plan", str(forked), "--check"]) == 0
     out = capsys.readouterr().out
     assert "branches of 0 of 2 forks run side by side" in out
