@@ -69,7 +69,7 @@ def branched(
     return replace(model, branching=report, chain=compiled if model.forks else None)
 
 
-def as_chain(compiled: CompiledModel, reason: str) -> CompiledModel:
+def as_chain(compiled: CompiledModel, reason: str = "a chain was asked for") -> CompiledModel:
     """Return the model without its forks and the memory that they take, if it has any."""
     if compiled.chain is None:
         return compiled
