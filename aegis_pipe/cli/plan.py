@@ -279,7 +279,7 @@ def _branch_line(model: CompiledModel) -> str:
     if found.grown_bytes > 0:
         line += f", for {units.format_size(found.grown_bytes)} more"
     if not found.chain_ns:
-        return f"{line}: the arena would grow too large"
+        return f"{line}: {found.given_up or 'the arena would grow too large'}"
     one = units.format_duration(found.chain_ns)
     if not found.forked_ns:
         return f"{line}: none is faster than as a chain; the model takes {one}"

@@ -96,13 +96,13 @@ def _branches(steps: Sequence[Work], writer: dict[TensorId, int], first: int, en
         if steps[at].duration_ns:
             members.setdefault(parts.root(at), []).append(at)
     # The longest first, each to who has least so far.
-    lanes: list[list[int]] = [[] for _ in range(min(BRANCHES_MAX, len(members)))]
-    loads = [0.0] * len(lanes)
+    branches: list[list[int]] = [[] for _ in range(min(BRANCHES_MAX, len(members)))]
+    loads = [0.0] * len(branches)
     for root in sorted(members, key=lambda each: (-parts.lasts[each], each)):
-        lane = loads.index(min(loads))
-        loads[lane] += parts.lasts[root]
-        lanes[lane] += members[root]
-    return tuple(sorted(tuple(sorted(lane)) for lane in lanes))
+        least = loads.index(min(loads))
+        loads[least] += parts.lasts[root]
+        branches[least] += members[root]
+    return tuple(sorted(tuple(sorted(branch)) for branch in branches))
 
 
 class _Parts:

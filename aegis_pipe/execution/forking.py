@@ -14,10 +14,10 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, Fork, Region
-from aegis_pipe.errors import KernelError
+from aegis_pipe.errors import KernelError, PermanentError
 from aegis_pipe.events import PhaseRecorder
 from aegis_pipe.execution.branches import Work, find_forks
 from aegis_pipe.execution.compiler import Branching, CompiledModel, ModelBinder, fork_model
@@ -34,6 +34,9 @@ _CALLS = 32
 _LAUNCHES, _TURNS = 8, 5
 _FORK_GAIN, _MODEL_GAIN = 0.98, 0.99
 """Of the chain's time; less is taken for noise."""
+
+
+_NO_MEMORY = "the device has no memory left to measure them in"
 
 
 def branched(
@@ -55,10 +58,14 @@ def branched(
             choice = _Choice.read(choices.remembered(what))
             if choice is None:
                 choice = _measure(model, context)
-                choices.remember(what, choice._asdict())
-            pay = [model.forks[at] for at in choice.taken]
-            model = within_allowance(compiled, pay, alignment_bytes)
-            report = Branching(len(possible), len(model.forks), choice.chain_ns, choice.forked_ns)
+                if choice is not None:
+                    choices.remember(what, choice._asdict())
+            if choice is None:
+                model, report = compiled, Branching(len(possible), 0, given_up=_NO_MEMORY)
+            else:
+                pay = [model.forks[at] for at in choice.taken]
+                model = within_allowance(compiled, pay, alignment_bytes)
+                report = Branching(len(possible), len(model.forks), *choice[1:])
         report = replace(report, grown_bytes=model.plan.peak_bytes - compiled.plan.peak_bytes)
         phase.attributes.update(
             possible=report.possible,
@@ -139,10 +146,35 @@ class _Choice(NamedTuple):
         return cls(**remembered) if remembered and remembered.keys() == set(cls._fields) else None
 
 
-def _measure(model: CompiledModel, context: DeviceContext) -> _Choice:
-    """Return which forks pay: each by itself, and all of those together."""
+_ARENA: Final = "the arena"
+_END: Final = "the end"
+
+
+def _offsets(model: CompiledModel, context: DeviceContext) -> dict[object, int]:
+    """Return where weights, states and arena lie side by side, and where they end."""
+    sizes_bytes: dict[object, int] = {key: each.size_bytes for key, each in model.weights.items()}
+    sizes_bytes |= {(name,): size_bytes for name, size_bytes in model.state_bytes.items()}
+    sizes_bytes |= {_ARENA: model.plan.peak_bytes, _END: 0}
+    alignment_bytes = context.description.alignment_bytes
+    offsets, end = {}, 0
+    for name, size_bytes in sizes_bytes.items():
+        offsets[name] = end
+        end += -(-size_bytes // alignment_bytes) * alignment_bytes
+    return offsets
+
+
+def _measure(model: CompiledModel, context: DeviceContext) -> _Choice | None:
+    """Return which forks pay: each by itself, and all of those together.
+
+    None if the device has no memory left for it: a reload measures beside what runs.
+    """
     with ExitStack() as stack:
-        trial = _Trial(model, context, stack)
+        try:
+            memory = context.allocate(_offsets(model, context)[_END])
+        except PermanentError:
+            return None
+        stack.callback(memory.close)
+        trial = _Trial(model, context, memory, stack)
         count = len(trial.calls)
         taken = []
         for number, fork in enumerate(trial.forks):
@@ -174,37 +206,32 @@ def _described(model: CompiledModel) -> str:
 class _Trial:
     """A model bound to memory of its own, whose calls are timed in graphs of them."""
 
-    def __init__(self, model: CompiledModel, context: DeviceContext, stack: ExitStack) -> None:
+    def __init__(
+        self, model: CompiledModel, context: DeviceContext, memory: Region, stack: ExitStack
+    ) -> None:
         self._context = context
-        self._stream = context.create_stream(0)
+        # Of no pool: what its kernels refuse is nobody's fault.
+        self._stream = context.create_stream(-1)
         stack.callback(self._stream.close)
         self._events = (context.create_event(), context.create_event())
         for event in self._events:
             stack.callback(event.close)
-        alignment_bytes = context.description.alignment_bytes
+        offsets = _offsets(model, context)
 
-        def scratch(sizes: Mapping[str, int]) -> dict[str, Region]:
-            """Return so many bytes for each, side by side."""
-            if not sizes:
-                return {}
-            offsets, end = {}, 0
-            for name, size_bytes in sizes.items():
-                offsets[name] = end
-                end += -(-size_bytes // alignment_bytes) * alignment_bytes
-            whole = context.allocate(end)
-            stack.callback(whole.close)
-            return {name: whole.view(at, sizes[name]) for name, at in offsets.items()}
+        def place(name: object, size_bytes: int) -> Region:
+            return memory.view(offsets[name], size_bytes)
 
-        weights = scratch({key: each.size_bytes for key, each in model.weights.items()})
-        kept = scratch(model.state_bytes)
-        arena = context.allocate(model.plan.peak_bytes)
-        stack.callback(arena.close)
-        storages = {
-            each.tensor_id: arena.view(model.plan.offsets[each.tensor_id], each.size_bytes)
-            for each in model.analysis.lifetimes
-        }
-        states = {name: kept[name] for name in model.states}
-        binder = ModelBinder(model, context, weights, storages, states)
+        arena = place(_ARENA, model.plan.peak_bytes)
+        binder = ModelBinder(
+            model,
+            context,
+            {key: place(key, each.size_bytes) for key, each in model.weights.items()},
+            {
+                each.tensor_id: arena.view(model.plan.offsets[each.tensor_id], each.size_bytes)
+                for each in model.analysis.lifetimes
+            },
+            {name: place((name,), model.state_bytes[name]) for name in model.states},
+        )
         self.calls = binder.calls()
         self.forks = binder.forks()
 

@@ -11,6 +11,7 @@ import pytest
 
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.cpu.context import CpuContext
+from aegis_pipe.errors import PermanentError
 from aegis_pipe.events import EventHub, PhaseRecorder
 from aegis_pipe.execution import forking
 from aegis_pipe.execution.compiler import CompiledModel, fork_model
@@ -93,6 +94,22 @@ def test_a_model_as_a_chain_has_neither_forks_nor_their_memory(device: ForkingCp
     assert again.branching is not None
     assert (again.branching.taken, again.branching.given_up) == (0, "no room")
     assert as_chain(again, "anything") is again
+
+
+def test_without_memory_to_measure_in_a_model_is_a_chain_and_nothing_is_remembered(
+    device: ForkingCpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = compiled(device)
+
+    def refuse(size_bytes: int) -> None:
+        assert size_bytes > chain.plan.peak_bytes
+        raise PermanentError("full")
+
+    monkeypatch.setattr(device.context, "allocate", refuse)
+    model = branched(chain, device, phases())
+    assert (model.forks, model.plan) == ((), chain.plan)
+    assert model.branching == forking.Branching(2, 0, given_up=forking._NO_MEMORY)
+    assert not device.choices.kept
 
 
 def test_a_device_that_measures_nothing_or_has_no_branches_leaves_models_alone(
