@@ -159,3 +159,18 @@ def test_branches_in_another_order_give_the_same_bits(device: ForkingCpu) -> Non
             found.append(graph.run(inputs)["y"].tobytes())
             assert bool(graph.compiled.forks) == (context is device)
     assert found[0] == found[1]
+
+
+def test_a_state_is_kept_behind_all_branches(device: ForkingCpu) -> None:
+    text = (
+        "g (float[8, 8] x, float[8, 8] s) => (float[8, 8] y, float[8, 8] t) { "
+        f"{products('xsa sxb xxc')} d = Sum(a, b, c) {products('dxe dsf')} "
+        "y = Sum(e, f) t = MatMul(f, x) }"
+    )
+    chain = compile_graph(load(text), device.context, phases(), states={"s": "t"})
+    model = branched(chain, device, phases())
+    assert sizes(model) == [[1, 1, 1]]
+    kept = [at for at, step in enumerate(model.steps) if step.is_keep]
+    assert kept
+    assert not {step for fork in model.forks for branch in fork for step in branch} & set(kept)
+    assert not model.violations(device.context.description.alignment_bytes)
