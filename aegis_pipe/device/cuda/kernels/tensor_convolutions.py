@@ -454,10 +454,9 @@ def _fastest(machine: Machine, p: TensorConvolution) -> tuple[Tiling, float] | N
     found = tilings(p, machine.multiprocessors)
     if not found:
         return None
-    what = f"{p} of {found}"
+    what = _what(p, found)
     known = machine.tuner.remembered(what, "own kernels")
     if known is None:
-        machine.compiler.prepare([source_of(p, tiling) for tiling in found])
         ways = (_way(machine, p, tiling) for tiling in found)
         best = machine.tuner.fastest(ways, _sizes(p), result=_RESULT, weights=_WEIGHTS)
         assert best is not None, "sums are added up in one order"
@@ -466,11 +465,33 @@ def _fastest(machine: Machine, p: TensorConvolution) -> tuple[Tiling, float] | N
     return found[int(str(known["tiling"]))], float(str(known["microseconds"]))
 
 
-def _chosen(request: KernelRequest, machine: Machine) -> tuple[TensorConvolution, Tiling] | None:
-    """Return how it is done where that is faster than what the libraries have."""
+def _what(p: TensorConvolution, found: Sequence[Tiling]) -> str:
+    """Return what a choice is remembered by."""
+    return f"{p} of {found}"
+
+
+def _offered(request: KernelRequest, machine: Machine) -> TensorConvolution | None:
+    """Return what is to be computed if there is a library to be faster than, and a way to tell."""
     if machine.capability < EARLY_CAPABILITY or machine.tuner is None or machine.cudnn is None:
         return None
-    p = _convolution_of(request)
+    return _convolution_of(request)
+
+
+def _sources(request: KernelRequest, machine: Machine) -> list[str]:
+    """Return the kernels that choosing will measure; none if it was chosen before."""
+    p = _offered(request, machine)
+    if p is None:
+        return []
+    assert machine.tuner is not None
+    found = tilings(p, machine.multiprocessors)
+    if machine.tuner.remembered(_what(p, found), "own kernels") is not None:
+        return []
+    return [source_of(p, tiling) for tiling in found]
+
+
+def _chosen(request: KernelRequest, machine: Machine) -> tuple[TensorConvolution, Tiling] | None:
+    """Return how it is done where that is faster than what the libraries have."""
+    p = _offered(request, machine)
     found = None if p is None else _fastest(machine, p)
     if p is None or found is None:
         return None
@@ -506,5 +527,5 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
 
 
 KERNEL_FAMILY: tuple[CudaKernel, ...] = (
-    CudaKernel(("com.microsoft.NhwcFusedConv",), _choose, _bind),
+    CudaKernel(("com.microsoft.NhwcFusedConv",), _choose, _bind, _sources),
 )
