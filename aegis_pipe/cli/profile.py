@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=duration, default=60 * 10**9, metavar="TIME", help="most time for each"
     )
     parser.add_argument(
-        "--pipelines", type=duration, default=2 * 10**9, metavar="TIME",
-        help="time to run pipelines for their transforms",
+        "--pipelines", type=duration, default=30 * 10**9, metavar="TIME",
+        help="time to run the manifest's pipelines, for times in place; default: 30 s",
     )  # fmt: skip
     parser.add_argument(
         "--validate-stamps",

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from aegis_pipe.analysis.execution_times import MeasuredTimes, ModelTimes
+from aegis_pipe.analysis.in_place import IDLE_NS, REST_NS
 from aegis_pipe.analysis.profile import Fingerprint, Profile, model_profile
-from aegis_pipe.analysis.simulation import IDLE_NS, REST_NS, MeasuredTimes, ModelTimes
 from aegis_pipe.analysis_builder import Admission, _beyond_analysis, needed_ns_of
 from aegis_pipe.manifest.conversion import manifest_from_table
 from aegis_pipe.scheduling import ExecutionRequest
