@@ -5,9 +5,9 @@
 Each manifest is profiled and run for a while with its pipelines, several times in turns, so that
 what else the machine does falls upon both alike. What is compared is every model's p99 from
 arrival to result, over all rounds: each round is simulated with the arrivals that it had, many
-times over, with the times of all profiles. Beside that stand a p99's standard deviation from one such
-simulation to the next, and the p99 of an hour with other arrivals. Give it a quiet machine, or at
-least real-time priority (`chrt -f 20`). Exit status 1 if a p99 is off by more than a tenth.
+times over, with the times of all profiles. Beside that stand a p99's standard deviation from one
+such simulation to the next, and the p99 of an hour with other arrivals. Give it a quiet machine, or
+at least real-time priority (`chrt -f 20`). Exit status 1 if a p99 is off by more than a tenth.
 
     camera     one model at a steady rate: nothing but its own times
     priority   an urgent model at random instants beside a long one, cut into segments
@@ -40,7 +40,7 @@ from aegis_pipe.analysis.simulation import Tally
 from aegis_pipe.events import Event, RequestFinished
 from aegis_pipe.manifest import load_manifest
 from aegis_pipe.profiler import ProfileOptions, measure_profile
-from aegis_pipe.simulator import simulate
+from aegis_pipe.simulator import simulate, simulate_again
 
 LIGHT = "package://onnx/backend/test/data/light"
 HEAD = """
