@@ -131,10 +131,13 @@ def _overlaps(piece: _Held, others: Sequence[_Held]) -> bool:
     return number > 0 and others[number - 1].end_ns > piece.start_ns
 
 
+_Times = tuple[int, ...]
+
+
 class InPlaceTimes(NamedTuple):
     """Distributions in place, and how requests were placed in them, one after the other."""
 
-    totals_ns: dict[str, tuple[tuple[int, ...], ...]]
+    totals_ns: dict[str, tuple[_Times, _Times, _Times]]
     """Per model with `ENOUGH` times: ascending totals `UPON`, `RESTED` and `IDLE`."""
     ranks: tuple[float, ...]
     """Of each request in its distribution, 0 to 1, in the order of their starts."""
@@ -153,7 +156,8 @@ def in_place_times(holds: Iterable[Hold]) -> InPlaceTimes:
     for total_ns, number, hold in placed:
         own[hold.model, hold.before].append((total_ns, number))
         pooled[hold.model].append((total_ns, number))
-    totals_ns, ranks = {}, {}
+    totals_ns: dict[str, tuple[_Times, _Times, _Times]] = {}
+    ranks: dict[int, float] = {}
     for model, every in pooled.items():
         if len(every) < ENOUGH:
             continue
@@ -163,5 +167,6 @@ def in_place_times(holds: Iterable[Hold]) -> InPlaceTimes:
             chosen.append(mine if len(mine) >= ENOUGH else every)
             ordered = {number: place for place, (_, number) in enumerate(chosen[-1])}
             ranks |= {number: ordered[number] / len(chosen[-1]) for _, number in mine}
-        totals_ns[model] = tuple(tuple(total for total, _ in each) for each in chosen)
+        upon, rested, idle = (tuple(total_ns for total_ns, _ in each) for each in chosen)
+        totals_ns[model] = (upon, rested, idle)
     return InPlaceTimes(totals_ns, tuple(rank for _, rank in sorted(ranks.items())))
