@@ -361,6 +361,13 @@ class DeviceContext(Protocol):
         """Make an event."""
         ...
 
+    def prepare(self, requests: Sequence[KernelRequest]) -> None:
+        """Begin what choosing kernels for these will wait for, such as compiling candidates.
+
+        Returns at once, and chooses nothing: what `select` offers does not depend on it.
+        """
+        ...
+
     def select(self, request: KernelRequest) -> KernelChoice:
         """Offer a kernel; UnsupportedOperatorError names node, operator and alternatives."""
         ...

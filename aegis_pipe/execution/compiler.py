@@ -14,7 +14,7 @@ import numpy as np
 
 from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, Fork, KernelCall, Region
 from aegis_pipe.events import PhaseRecorder
-from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph
+from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph, OperatorNode
 from aegis_pipe.execution.lowering import ReferenceFactory, lower_node
 from aegis_pipe.execution.memory_planning import (
     CompiledStep,
@@ -33,7 +33,7 @@ from aegis_pipe.execution.recurrence import (
     states_of,
     without,
 )
-from aegis_pipe.kernel import PackedConstant
+from aegis_pipe.kernel import KernelRequest, PackedConstant
 from aegis_pipe.memory import (
     AllocationPlan,
     MemoryAnalysis,
@@ -258,10 +258,14 @@ def compile_model(
     kept = states_of(graph, states or {})
     with phases.phase("kernel.select", model=graph.name) as phase:
         weights = _WeightTable()
+        lowered = [lower_node(graph, node, operators, reference) for node in graph.operators]
+        if tf32:
+            lowered = [(replace(request, tf32=True), operands) for request, operands in lowered]
+        context.prepare([request for request, _ in lowered])
         steps = tuple(
             [
-                _compile_step(graph, index, context, operators, reference, weights, tf32)
-                for index in range(len(graph.operators))
+                _compile_step(node, request, operands, context, weights)
+                for node, (request, operands) in zip(graph.operators, lowered, strict=True)
             ]
         )
         steps += tuple([_keep(graph, name, output, context) for name, output in kept.items()])
@@ -347,18 +351,12 @@ class _WeightTable:
 
 
 def _compile_step(
-    graph: ExecutionGraph,
-    index: int,
+    node: OperatorNode,
+    request: KernelRequest,
+    operands: tuple[TensorId, ...],
     context: DeviceContext,
-    operators: OperatorTable,
-    reference: ReferenceFactory | None,
     weights: _WeightTable,
-    tf32: bool,
 ) -> CompiledStep:
-    node = graph.operators[index]
-    request, operands = lower_node(graph, node, operators, reference)
-    if tf32:
-        request = replace(request, tf32=True)
     choice = context.select(request)
     return CompiledStep(
         node=node.name,

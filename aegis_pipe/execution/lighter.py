@@ -73,7 +73,7 @@ def _compile_with(
 ) -> dict[str, CompiledModel]:
     """Compile a lighter model, and each of its variants anew from it, all as chains.
 
-    As chains they all were over a budget, or none would be lighter.
+    As such they are compared with others: over a budget, all models are chains.
     """
     (model,) = compile_models([order], context, phases)
     compiled = {order.name: model.compiled}

@@ -160,6 +160,9 @@ class CpuContext:
         self._assert_open()
         return self._own(CpuEvent())
 
+    def prepare(self, requests: Sequence[KernelRequest]) -> None:
+        """Do nothing: kernels are compiled when this package is built."""
+
     def select(self, request: KernelRequest) -> KernelChoice:
         """Offer the first kernel that takes the request, else its reference function.
 

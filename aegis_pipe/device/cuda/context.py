@@ -200,6 +200,17 @@ class CudaContext:
         self._assert_open()
         return self._own(CudaEvent(self._timeline))
 
+    def prepare(self, requests: Sequence[KernelRequest]) -> None:
+        """Begin to compile the candidates that choosing will measure, on the machine's cores."""
+        self._machine.compiler.prepare(
+            [
+                source
+                for request in requests
+                for kernel in KERNELS.candidates(request.operator)
+                for source in kernel.sources(request, self._machine)
+            ]
+        )
+
     def select(self, request: KernelRequest) -> KernelChoice:
         """Offer the first kernel that takes the request.
 

@@ -45,9 +45,6 @@ class Recorded:
     """What the call it belongs to writes."""
 
 
-EARLY_ACROSS = False
-
-
 class Edge(NamedTuple):
     """A recorded node that waits for another one."""
 
@@ -136,7 +133,6 @@ def wanted_edges(
     members: list[list[int]] = [[] for _ in strands]
     for at, each in enumerate(launches):
         members[each.strand].append(at)
-    programmatic = next((edge.kind for edge in edges if edge.kind is not None), None)
     for strand, own in zip(strands, members, strict=True):
         before = [node for each in strand.after for node in tails[each]]
         for number, at in enumerate(own):
@@ -144,20 +140,12 @@ def wanted_edges(
             heads = [node for node in span if node not in has_before]
             if heads:
                 may_be_early = number > 0 and len(heads) == len(before) == 1
-                for source in before:
-                    for target in heads:
-                        kept: Edge | None = None
-                        if may_be_early:
-                            kept = across.get((source, target))
-                        elif (
-                            EARLY_ACROSS
-                            and number == 0
-                            and len(heads) == 1
-                            and launches[at].waits
-                            and launches[owner[source]].waits
-                        ):
-                            kept = Edge(ordered[source], ordered[target], programmatic)
-                        wanted.append(kept or Edge(ordered[source], ordered[target]))
+                wanted += [
+                    (across.get((source, target)) if may_be_early else None)
+                    or Edge(ordered[source], ordered[target])
+                    for source in before
+                    for target in heads
+                ]
                 before = [node for node in span if node not in has_behind]
         tails.append(before)
     return _without_unsafe(wanted, ordered, bounds, launches, members)

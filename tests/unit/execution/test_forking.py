@@ -11,9 +11,11 @@ import pytest
 
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.cpu.context import CpuContext
+from aegis_pipe.device.protocols import Fork
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.events import EventHub, PhaseRecorder
 from aegis_pipe.execution import forking
+from aegis_pipe.execution.capture import forks_within
 from aegis_pipe.execution.compiler import CompiledModel, fork_model
 from aegis_pipe.execution.deployment import compile_graph
 from aegis_pipe.execution.forking import as_chain, branched, within_allowance
@@ -174,3 +176,20 @@ def test_a_state_is_kept_behind_all_branches(device: ForkingCpu) -> None:
     assert kept
     assert not {step for fork in model.forks for branch in fork for step in branch} & set(kept)
     assert not model.violations(device.context.description.alignment_bytes)
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "within"),
+    [
+        (0, 9, [((1, 2), (3, 4)), ((6,), (7,))]),
+        (1, 5, [((0, 1), (2, 3))]),
+        (2, 4, [((0,), (1,))]),
+        # Of one branch alone there is no fork left.
+        (1, 3, []),
+        (4, 7, []),
+        (4, 8, [((2,), (3,))]),
+    ],
+)
+def test_a_fork_that_is_cut_is_what_is_left_of_it(first: int, end: int, within: list[Fork]) -> None:
+    forks = (((1, 2), (3, 4)), ((6,), (7,)))
+    assert forks_within(forks, first, end) == tuple(within)
