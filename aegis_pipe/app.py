@@ -455,6 +455,7 @@ class Runtime:
         priority: int | None,
         deadline_ns: int | None,
         traceparent: str = "",
+        is_patient: bool = False,
     ) -> InferenceFuture:
         future, request_id = InferenceFuture(), next(self._request_ids)
         future.attach(request_id, self._gate.cancel, self._gate.completes_here)
@@ -469,6 +470,7 @@ class Runtime:
                 self.clock.now_ns(),
                 traceparent,
                 future,
+                is_patient,
             )
         )
         return future
