@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
+import tomllib
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import aegis_pipe
+from aegis_pipe.manifest.conversion import manifest_from_table
+from aegis_pipe.scheduling.recording import read_run
 from tests.unit.app.small_models import WAIT_S, WEIGHT, Latch, Open, row
 
 
@@ -74,3 +79,17 @@ def test_full_collections_pass_over_what_a_runtime_is_made_of(opened: Open, prod
     assert gc.get_freeze_count() > 10_000
     runtime.close()
     assert gc.get_freeze_count() == 0
+
+
+def test_a_recording_keeps_what_a_replay_needs_and_no_access_token(
+    opened: Open, product: str, tmp_path: Path
+) -> None:
+    otlp = 'endpoint = "http://127.0.0.1:9", headers = { authorization = "Bearer SECRET" }'
+    lines = ("[scheduler]", "record = true", "[telemetry]", f"otlp = {{ {otlp} }}")
+    runtime = opened(*lines, m=product)
+    runtime.infer("m", {"x": row()})
+    runtime.close()
+    (recording,) = runtime.report().recordings
+    header = read_run(recording.path).header
+    assert "SECRET" not in json.dumps(header)
+    assert manifest_from_table(tomllib.loads(header["manifest"]), tmp_path).models
