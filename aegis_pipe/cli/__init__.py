@@ -35,7 +35,7 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit status."""
-    standard_streams.fill_gaps()
+    standard_streams.prepare()
     try:
         return _run(_options(arguments))
     except KeyboardInterrupt:
@@ -72,8 +72,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> int:
     try:
         status: int = options.run(options)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return status
     except ManifestError as error:
         tell(str(error))
@@ -84,6 +83,12 @@ def _run(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not an error of ours, and nobody to tell.
         standard_streams.drop(1)
+        return 1
+    except UnicodeEncodeError as error:
+        tell(
+            f"error: `{error.object}` can not be written in {error.encoding}\n"
+            "  hint: choose a locale with UTF-8, or set PYTHONUTF8=1"
+        )
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

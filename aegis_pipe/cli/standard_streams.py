@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from contextlib import suppress
+from typing import TextIO
 
 
-def fill_gaps() -> None:
-    """Have closed ones lead nowhere: a file of ours would get their number, and others write to it.
+def prepare() -> None:
+    """Have closed ones lead nowhere, and open ones take any text.
 
-    Does nothing for those that are open.
+    A file of ours would get the number of a closed one, and others would write to it; what is
+    printed on an error stream that is None comes out on standard output.
     """
     for number in range(3):
         try:
@@ -18,6 +21,16 @@ def fill_gaps() -> None:
         except OSError:
             # The lowest number that is free: this one.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names and paths have characters that some terminals' encodings lack.
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def drop(number: int) -> None:

@@ -195,6 +195,9 @@ class Checker:
             self.problems.add(path, f"{found(text)} is a folder, not a {noun} file", hint)
         elif not file.exists():
             self._say_missing(path, text, file)
+        elif not file.is_file():
+            hint = "name a file; pipes and devices are not read"
+            self.problems.add(path, f"{found(text)} is no regular file", hint)
         elif not os.access(file, os.R_OK):
             self.problems.add(path, f"{found(text)} can not be read", "check its permissions")
         else:

@@ -77,3 +77,21 @@ def test_no_file_of_a_run_becomes_standard_error(folder: Path) -> None:
     )
     shell(folder, f"'{sys.executable}' -c \"{code}\" <&- >&- 2>&-")
     assert (folder / "found").read_text() == "/dev/null /dev/null /dev/null"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_names_are_shown_in_whatever_encoding_there_is(encoding: str, folder: Path) -> None:
+    text = MANIFEST.replace("out.jsonl", "\N{GREEK SMALL LETTER PI}.jsonl")
+    (folder / "m.toml").write_text(text, encoding="utf-8")
+    ended = shell(folder, f"PYTHONIOENCODING={encoding} $me up m.toml")
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)
+    assert "\\u03c0.jsonl" in ended.stdout
+    assert (folder / "\N{GREEK SMALL LETTER PI}.jsonl").exists()
+
+
+def test_a_name_that_the_file_system_can_not_have_is_one_error(folder: Path) -> None:
+    text = MANIFEST.replace("out.jsonl", "\N{GREEK SMALL LETTER PI}.jsonl")
+    (folder / "m.toml").write_text(text, encoding="utf-8")
+    ended = shell(folder, "LC_ALL=POSIX PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 $me up m.toml")
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
+    assert "can not be written in ascii" in ended.stderr
