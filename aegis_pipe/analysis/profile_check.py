@@ -9,6 +9,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from aegis_pipe.analysis.in_place import IDLE, RESTED, UPON
+
 MAX_NS: Final = 2**63 - 1
 _DISTRIBUTIONS: Final = ("totals_ns", "rested_ns", "idle_ns", "wakes_ns")
 
@@ -38,6 +40,11 @@ def check_profile(values: Mapping[str, Any]) -> None:
         )
     for name, times_ns in values["host_ns"].items():
         _check_distribution(f"host_ns.{name}", times_ns)
+    for index, (model, before, total_ns) in enumerate(values["in_place"]):
+        key = f"in_place[{index}]"
+        _check(model in values["models"], f"{key}[0]", model, "is no model of this profile")
+        _check(before in (UPON, RESTED, IDLE), f"{key}[1]", before, "is none of 0, 1 and 2")
+        _check_whole(f"{key}[2]", total_ns)
 
 
 def _check_model(key: str, model: Mapping[str, Any]) -> None:

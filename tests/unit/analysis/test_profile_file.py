@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from aegis_pipe.analysis.in_place import Hold
 from aegis_pipe.analysis.profile import (
     Fingerprint,
     Profile,
@@ -21,8 +22,9 @@ def measured():
     wakes = [5, 6, 7]
     model = model_profile("m", rows, rows, rows, wakes, (2,), (4, 6, 20), 0.99, 0.99)
     fingerprint = Fingerprint({"m": "digest"}, "cpu", {"numpy": "2"}, 2, 1, 10**6)
+    holds = (Hold("m", 0, 30), Hold("m", 2, 25))
     pair = pair_profile("m", "m", rows, 0.99, 0.99)
-    return Profile(fingerprint, 0.99, 0.99, {"m": model}, (pair,), {"p/source": (1, 2)})
+    return Profile(fingerprint, 0.99, 0.99, {"m": model}, (pair,), {"p/source": (1, 2)}, holds)
 
 
 def changed(path, value):
@@ -58,6 +60,9 @@ def test_a_profile_is_read_as_it_was_written():
         (("pairs", 0, "beside"), "z", "`pairs[0].beside`: 'z' is no model of this profile"),
         (("pairs", 0, "total_median_ns"), -1, "`pairs[0].total_median_ns`: -1 is not"),
         (("host_ns", "p/source"), [2, 1], "`host_ns.p/source[1]`: 1 is less than the one before"),
+        (("in_place", 1, 2), -25, "`in_place[1][2]`: -25 is not a whole number from 0"),
+        (("in_place", 1, 1), 3, "`in_place[1][1]`: 3 is none of 0, 1 and 2"),
+        (("in_place", 0, 0), "z", "`in_place[0][0]`: 'z' is no model of this profile"),
         (("quantile",), 1, "`quantile`: 1 is not between 0 and 1"),
         (("confidence",), math.nan, "`confidence`: nan is not between 0 and 1"),
         (("fingerprint", "threads"), 0, "`fingerprint.threads`: 0 is not a whole number from 1"),
