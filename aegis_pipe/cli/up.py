@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.live import Live
 
 from aegis_pipe import units
-from aegis_pipe.app import Runtime, RuntimeReport, open_pipeline
+from aegis_pipe.app import Runtime, open_pipeline
 from aegis_pipe.cli import standard_streams
 from aegis_pipe.cli.admission import outcome_lines
 from aegis_pipe.cli.arguments import duration
@@ -32,6 +32,7 @@ from aegis_pipe.cli.live import LiveView
 from aegis_pipe.cli.tables import SUMMARY_HEADER, counted, summary_row, table
 from aegis_pipe.errors import AegisError, FatalError
 from aegis_pipe.events import Listener
+from aegis_pipe.runtime_report import RuntimeReport
 from aegis_pipe.telemetry import TelemetryReport
 
 REFRESH_S = 0.5
