@@ -13,7 +13,7 @@ import numpy as np
 
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.cpu.event import CpuEvent, Mark
-from aegis_pipe.device.cpu.kernels.native import LIBRARY
+from aegis_pipe.device.cpu.kernels import native
 from aegis_pipe.device.cpu.region import host_bytes
 from aegis_pipe.device.protocols import DeviceEvent, Region, StagingStatistics
 
@@ -58,14 +58,15 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         """Work until told to stop, with a team of helpers for the compiled kernels."""
-        if LIBRARY is not None:
-            self._team_memory = LIBRARY.open_team(self._threads)
+        library = native.LIBRARY
+        if library is not None:
+            self._team_memory = library.open_team(self._threads)
         # Infinities and NaNs are results like any other; NumPy keeps this setting per thread.
         with np.errstate(all="ignore"):
             while self._step():
                 pass
-        if LIBRARY is not None:
-            LIBRARY.close_team()
+        if library is not None:
+            library.close_team()
 
     def _step(self) -> bool:
         # One frame per list, so that nothing of it stays referenced while the thread waits.
