@@ -221,7 +221,8 @@ class Runtime:
                 opened = open_manifest_device(manifest, clock)
             context = self._closing.enter_context(opened.context)
             self.device = context.description
-            self._platform = platform = Platform(context, clock, hub, phases)
+            lull = None if self._telemetry is None else self._telemetry.lull
+            self._platform = platform = Platform(context, clock, hub, phases, lull)
             if self._telemetry is not None:
                 self._telemetry.observe_device(self.device.name, context.read_sensors)
             with phases.phase("admission") as admission_phase:

@@ -144,7 +144,11 @@ class Revision:
             half_written=self.installation.half_written,
             ahead=self.installation.staging_ahead,
         )
-        loop = OrchestrationLoop(self.scheduler, self.launcher, clock, hub)
+        lull = platform.lull
+        when_idle = None if lull is None else lull.tell
+        loop = OrchestrationLoop(self.scheduler, self.launcher, clock, hub, when_idle=when_idle)
+        if lull is not None:
+            lull.watch(loop.idle_since_ns)
         context.set_progress_listener(loop.wake)
         with real_time_threads(self.manifest.streams.real_time):
             loop.start()

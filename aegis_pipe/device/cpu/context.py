@@ -155,10 +155,10 @@ class CpuContext:
         assert not size_bytes, f"{size_bytes} bytes are to be staged where nothing is"
         return None
 
-    def create_event(self) -> DeviceEvent:
-        """Make an event."""
+    def create_event(self, *, is_announced: bool = True) -> DeviceEvent:
+        """Make an event; the progress listener hears of it unless nobody has to act on it."""
         self._assert_open()
-        return self._own(CpuEvent())
+        return self._own(CpuEvent(is_announced=is_announced))
 
     def prepare(self, requests: Sequence[KernelRequest]) -> None:
         """Do nothing: kernels are compiled when this package is built."""

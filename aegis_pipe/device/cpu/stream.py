@@ -136,7 +136,9 @@ class CpuStream:
 
     def record(self, event: DeviceEvent) -> None:
         """Enqueue: mark the event when everything before has finished."""
-        self._put(False, partial(self._reach, _own(event).renew(), self._now_ns, self._progress))
+        own = _own(event)
+        progress = self._progress if own.is_announced else None
+        self._put(False, partial(self._reach, own.renew(), self._now_ns, progress))
 
     def wait(self, event: DeviceEvent) -> None:
         """Enqueue: go on only once the event's latest record has been reached."""
@@ -213,9 +215,10 @@ class CpuStream:
         self._worker.queue.put(entries)
 
     @staticmethod
-    def _reach(mark: Mark, now_ns: Callable[[], int], progress: Progress) -> None:
+    def _reach(mark: Mark, now_ns: Callable[[], int], progress: Progress | None) -> None:
         mark.reach(now_ns())
-        progress.notify()
+        if progress is not None:
+            progress.notify()
 
     def __del__(self) -> None:
         if getattr(self, "_is_open", False):

@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 from onnx import TensorProto, helper
 
 import aegis_pipe
 from aegis_pipe.events import DecisionMade, Event
+from aegis_pipe.scheduling.loop import OrchestrationLoop
 from tests.unit.app.small_models import (
     DIGITS,
     FLOAT_ROW,
@@ -162,3 +164,28 @@ def test_cutting_a_model_into_segments_changes_no_bit(opened: Open) -> None:
     assert segments[0] == 1
     assert 1 < segments[1] <= segments[2]
     assert len(set(outputs)) == 1
+
+
+def test_listening_wakes_the_scheduler_no_more_often(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wakes: list[None] = []
+    wake = OrchestrationLoop.wake
+
+    def count(loop: OrchestrationLoop) -> None:
+        wakes.append(None)
+        wake(loop)
+
+    monkeypatch.setattr(OrchestrationLoop, "wake", count)
+    counts, segments = [], 0
+    for listeners in ([], [lambda event: None]):
+        runtime = opened("[streams]", 'max_block = "10 us"', m=SQUEEZENET, listeners=listeners)
+        ((name, spec),) = runtime.models["m"].inputs.items()
+        segments = runtime._gate.revision.installation.segments["m"]
+        wakes.clear()
+        runtime.infer("m", {name: np.zeros(spec.shape, spec.dtype)})
+        counts.append((segments, len(wakes)))
+        runtime.close()
+    # Once for the request, and once for each of its segments.
+    assert counts == [(segments, 1 + segments) for segments, _ in counts]
+    assert segments > 1
