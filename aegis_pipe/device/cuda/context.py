@@ -22,6 +22,7 @@ from aegis_pipe.device.cuda.faults import FaultWords
 from aegis_pipe.device.cuda.graph import CudaGraph, CudaKernelCall
 from aegis_pipe.device.cuda.kernels import KERNELS, elementwise_chains, planar_convolutions
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Machine
+from aegis_pipe.device.cuda.plan_builders import PlanBuilders
 from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_of
 from aegis_pipe.device.cuda.sensors import Sensors
 from aegis_pipe.device.cuda.staging import STAGING_ALIGNMENT_BYTES, CudaStagingAhead
@@ -69,6 +70,7 @@ class CudaContext:
         compiler = KernelCompiler(f"sm_{major}{minor}", cache)
         # cuDNN compiles some of its plans, and finds the compiler only if it is loaded already.
         driver.load_libraries("nvrtc", "cublasLt", "cudnn")
+        cudnn = Cudnn(self._handle)
         self._machine = Machine(
             compiler=compiler,
             cache=cache,
@@ -76,7 +78,8 @@ class CudaContext:
             capability=10 * major + minor,
             multiprocessors=driver.attribute(self._device, "MULTIPROCESSOR_COUNT"),
             cublaslt=CublasLt(),
-            cudnn=Cudnn(self._handle),
+            cudnn=cudnn,
+            plan_builders=PlanBuilders(lambda: cudnn.properties(self._device), 10 * major + minor),
             tuner=Tuner(cache, model, driver.attribute(self._device, "L2_CACHE_SIZE")),
         )
         self._stamps = Stamps(compiler)
@@ -193,14 +196,13 @@ class CudaContext:
 
     def prepare(self, requests: Sequence[KernelRequest]) -> None:
         """Begin to compile the candidates that choosing will measure, on the machine's cores."""
-        self._machine.compiler.prepare(
-            [
-                source
-                for request in requests
-                for kernel in KERNELS.candidates(request.operator)
-                for source in kernel.sources(request, self._machine)
-            ]
-        )
+        asked: dict[CudaKernel, list[KernelRequest]] = {}
+        for request in requests:
+            for kernel in KERNELS.candidates(request.operator):
+                asked.setdefault(kernel, []).append(request)
+        for kernel, its_requests in asked.items():
+            if kernel.prepare is not None:
+                kernel.prepare(its_requests, self._machine)
 
     def select(self, request: KernelRequest) -> KernelChoice:
         """Offer the first kernel that takes the request.

@@ -25,6 +25,9 @@ _AHEAD_MAX = 10
 """So many tiles are on their way at most."""
 _TILES_MAX = 4
 """Results of more tiles of 64 x 64 a multiprocessor are left to the libraries."""
+_MULTIPLIED_MAX = 4 << 20
+"""Nor are those with more multiplications a multiprocessor: of ResNet-50's with eight images each
+took 1.3 times as long as the libraries, or longer."""
 TRIED_MAX = 4
 
 
@@ -131,6 +134,8 @@ class Tiling:
 def tilings(p: TensorConvolution, multiprocessors: int) -> list[Tiling]:
     """Return what is worth trying, best first; nothing for large results."""
     if blocks_for(p.rows, 64) * blocks_for(p.filters, 64) > _TILES_MAX * multiprocessors:
+        return []
+    if p.rows * p.filters * p.taps * p.channels > _MULTIPLIED_MAX * multiprocessors:
         return []
     found = [
         Tiling(*tile, splits)

@@ -6,6 +6,7 @@ Binding makes no call: what a library would plan on a GPU is handed in as planne
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from aegis_pipe.tensor import TensorSpec
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda import driver, graph
 from aegis_pipe.device.cuda.cublaslt import MatrixProduct, MatrixProductAlgorithm
+from aegis_pipe.device.cuda.cudnn_convolution import BuiltPlan
 from aegis_pipe.device.cuda.early_starts import RecordedKernel, to_be_ordered
 from aegis_pipe.device.cuda.graph import CudaKernelCall, WaitingLaunch
 from aegis_pipe.device.cuda.kernels import (
@@ -30,7 +32,6 @@ from aegis_pipe.device.cuda.kernels.registry import (
     Binding,
     CudaKernel,
     Machine,
-    PlannedConvolution,
     PlannedProduct,
 )
 from aegis_pipe.device.cuda.kernels.source import WAITS, kernel_source
@@ -123,7 +124,9 @@ def test_products(c: tuple[int, ...], constants: tuple[int, ...], unwaited: list
 @pytest.mark.parametrize("residual", [True, False])
 def test_convolutions(residual: bool) -> None:
     on, request = machine(), constant(convolution(residual=residual), 1, 2)
-    on.convolutions[convolution_of(request)] = PlannedConvolution(None, 0, 0)  # type: ignore[arg-type]
+    on.convolutions[convolution_of(request)] = SimpleNamespace(  # type: ignore[assignment]
+        built=BuiltPlan("none", 0, b"")
+    )
     assert bound(CONVOLUTION, request, on).unwaited == [address(3)] * residual
 
 
