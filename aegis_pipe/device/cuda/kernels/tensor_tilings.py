@@ -27,7 +27,7 @@ _TILES_MAX = 4
 """Results of more tiles of 64 x 64 a multiprocessor are left to the libraries."""
 _MULTIPLIED_MAX = 4 << 20
 """Nor are those with more multiplications a multiprocessor: of ResNet-50's with eight images each
-took 1.3 times as long as the libraries, or longer."""
+took 1.2 to 2.4 times as long as the libraries."""
 TRIED_MAX = 4
 
 
