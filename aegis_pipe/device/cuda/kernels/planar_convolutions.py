@@ -31,8 +31,9 @@ from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 OPERATOR = "aegis.PlanarConv"
 CAPABILITY_MIN = 80
 _ROWS, _COLUMNS = 8, 16
-"""Pixels of a block; a warp has two rows."""
-_THREADS = 128
+"""Pixels of a block; a warp has two rows, and all filters or half of them."""
+_FILTERS_MAX = 32
+"""Of a warp, if that leaves it whole packs."""
 _CHANNELS = 4
 """Of a pixel in shared memory; those there are not are zero."""
 _SHARED_BYTES_MAX = 46 << 10
@@ -46,6 +47,23 @@ __device__ __forceinline__ void multiply(float* c, const u32* a, const u32* b) {
 """
 """c[16, 8] += a[16, 16] b[16, 8] of a warp."""
 
+_NARROW = "if (there) *(u32*)(y + pixel * <filters> + (first + n) * 8 + quarter * 2) = two[0];"
+_WIDE = """
+        // Four lanes have two channels each of four eights: turn that into one eight each.
+        #pragma unroll
+        for (int aside = 1; aside < 4; aside *= 2)
+          #pragma unroll
+          for (int k = 0; k < 4; ++k)
+            if (!(k & aside)) {
+              const bool is_upper = quarter & aside;
+              const u32 other = __shfl_xor_sync(~0u, is_upper ? two[k] : two[k + aside], aside);
+              if (is_upper) two[k] = other; else two[k + aside] = other;
+            }
+        if (there)
+          *(uint4*)(y + pixel * <filters> + (first + n + quarter) * 8)
+              = make_uint4(two[0], two[1], two[2], two[3]);"""
+"""How a lane writes what it has of a pixel."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Planar:
@@ -57,6 +75,16 @@ class _Planar:
     window: tuple[int, ...]
     strides: tuple[int, ...]
     pads: tuple[int, ...]
+
+    @property
+    def warps(self) -> tuple[int, int]:
+        """Of a block: down its rows and across the filters."""
+        return _ROWS // 2, 2 if self.filters % (2 * _FILTERS_MAX) == 0 else 1
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 32 * math.prod(self.warps)
 
     @property
     def wide(self) -> int:
@@ -143,9 +171,28 @@ def _source(request: KernelRequest, p: _Planar) -> str:
     height, width = p.space
     rows, columns = p.patch
     has_bias = operand(request, 2) is not None
-    tiles = p.filters // 8
+    threads, (_, across) = p.threads, p.warps
+    tiles = p.filters // 8 // across
     packs = p.filters * p.depth // 8
-    brought, read = blocks_for(packs, _THREADS), blocks_for(p.channels * rows * columns, _THREADS)
+    brought, read = blocks_for(packs, threads), blocks_for(p.channels * rows * columns, threads)
+    store = f"""
+      #pragma unroll
+      for (int n = 0; n < {tiles}; n += {4 if tiles % 4 == 0 else 1}) {{
+        u32 two[{4 if tiles % 4 == 0 else 1}];
+        #pragma unroll
+        for (int k = 0; k < {4 if tiles % 4 == 0 else 1}; ++k) {{
+          const int c = (first + n + k) * 8 + quarter * 2;
+          Pack<T, 2> out;
+          #pragma unroll
+          for (int q = 0; q < 2; ++q) {{
+            float a = sum[m][n + k][r * 2 + q];
+            {"a += get(b[c + q]);" if has_bias else ""}
+            out.v[q] = To<T>::of({activated(request, "float")});
+          }}
+          two[k] = *(const u32*)&out;
+        }}
+        {_WIDE if tiles % 4 == 0 else _NARROW}
+      }}""".replace("<filters>", str(p.filters))
     prefetch = f"""
   __shared__ __align__(16) T weights[{p.filters * p.line}];
   __shared__ __align__(16) T patch[{rows * columns * _CHANNELS}];
@@ -153,7 +200,7 @@ def _source(request: KernelRequest, p: _Planar) -> str:
   Pack<T, 8> brought[{brought}];
   #pragma unroll
   for (int r = 0; r < {brought}; ++r)
-    if (t + r * {_THREADS} < {packs}) brought[r] = ((const Pack<T, 8>*)w)[t + r * {_THREADS}];"""
+    if (t + r * {threads} < {packs}) brought[r] = ((const Pack<T, 8>*)w)[t + r * {threads}];"""
     body = f"""
   const int down = blockIdx.y * {_ROWS}, across = blockIdx.x * {_COLUMNS};
   const int top = down * {p.strides[0]} - {p.pads[0]}, left = across * {p.strides[1]} - {p.pads[1]};
@@ -162,7 +209,7 @@ def _source(request: KernelRequest, p: _Planar) -> str:
   T pixel[{read}];
   #pragma unroll
   for (int r = 0; r < {read}; ++r) {{
-    const int e = t + r * {_THREADS}, c = e / {rows * columns}, place = e % {rows * columns};
+    const int e = t + r * {threads}, c = e / {rows * columns}, place = e % {rows * columns};
     const int h = top + place / {columns}, v = left + place % {columns};
     const bool there = c < {p.channels} && (unsigned)h < {height}u && (unsigned)v < {width}u;
     pixel[r] = To<T>::of(
@@ -170,21 +217,21 @@ def _source(request: KernelRequest, p: _Planar) -> str:
   }}
   #pragma unroll
   for (int r = 0; r < {brought}; ++r) {{
-    const int e = t + r * {_THREADS};
+    const int e = t + r * {threads};
     if (e < {packs})
       *(Pack<T, 8>*)(weights + e / {p.depth // 8} * {p.line} + e % {p.depth // 8} * 8) = brought[r];
   }}
   #pragma unroll
   for (int r = 0; r < {read}; ++r) {{
-    const int e = t + r * {_THREADS}, c = e / {rows * columns}, place = e % {rows * columns};
+    const int e = t + r * {threads}, c = e / {rows * columns}, place = e % {rows * columns};
     if (c < {p.channels}) patch[place * {_CHANNELS} + c] = pixel[r];
   }}
-  for (int e = t; e < {rows * columns}; e += {_THREADS})
+  for (int e = t; e < {rows * columns}; e += {threads})
     for (int c = {p.channels}; c < {_CHANNELS}; ++c) patch[e * {_CHANNELS} + c] = To<T>::of(0.0f);
   __syncthreads();
   const u32* pixels = (const u32*)patch;
   const u32* filters = (const u32*)weights;
-  const int row = t / 32 * 2;
+  const int row = t / 32 / {across} * 2, first = t / 32 % {across} * {tiles};
   float sum[2][{tiles}][4] = {{}};
   #pragma unroll 1
   for (int h = 0; h < {p.window[0]}; ++h)
@@ -204,7 +251,8 @@ def _source(request: KernelRequest, p: _Planar) -> str:
         }}
       #pragma unroll
       for (int n = 0; n < {tiles}; ++n) {{
-        const u32* f = filters + (n * 8 + group) * {p.line // 2} + (h * {p.wide} + v) * 2 + quarter;
+        const u32* f = filters + ((first + n) * 8 + group) * {p.line // 2}
+                       + (h * {p.wide} + v) * 2 + quarter;
         const u32 b[2] = {{f[0], f[4]}};
         #pragma unroll
         for (int m = 0; m < 2; ++m) multiply(sum[m][n], a[m], b);
@@ -215,27 +263,16 @@ def _source(request: KernelRequest, p: _Planar) -> str:
     #pragma unroll
     for (int r = 0; r < 2; ++r) {{
       const int i = down + row + m, j = across + group + r * 8;
-      if (i >= {p.result[0]} || j >= {p.result[1]}) continue;
+      const bool there = i < {p.result[0]} && j < {p.result[1]};
       const long long pixel = ((long long)blockIdx.z * {p.result[0]} + i) * {p.result[1]} + j;
-      #pragma unroll
-      for (int n = 0; n < {tiles}; ++n) {{
-        const int c = n * 8 + quarter * 2;
-        Pack<T, 2> out;
-        #pragma unroll
-        for (int q = 0; q < 2; ++q) {{
-          float a = sum[m][n][r * 2 + q];
-          {"a += get(b[c + q]);" if has_bias else ""}
-          out.v[q] = To<T>::of({activated(request, "float")});
-        }}
-        *(Pack<T, 2>*)(y + pixel * {p.filters} + c) = out;
-      }}
+      {store}
     }}"""
     names = ["const T* w", *(["const T* b"] if has_bias else [])]
     half = "f16" if required(request, 1).dtype == FLOAT16 else "bf16"
     return kernel_source(
         [f"const {source}* x", *names, "T* y"],
         body,
-        threads=_THREADS,
+        threads=threads,
         prefetch=prefetch,
         extra=f"typedef {kind} T; typedef float A;\n{MULTIPLY.replace('<kind>', half)}",
     )
@@ -247,7 +284,7 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
     grid = (blocks_for(p.result[1], _COLUMNS), blocks_for(p.result[0], _ROWS), p.batch)
     arguments = [*binding.given(), binding.outputs[0]]
     code = _source(binding.request, p)
-    return [binding.kernel(code, arguments, grid=grid, block=_THREADS)]
+    return [binding.kernel(code, arguments, grid=grid, block=p.threads)]
 
 
 KERNEL_FAMILY: tuple[CudaKernel, ...] = (CudaKernel((OPERATOR,), _choose, _bind),)
