@@ -113,7 +113,8 @@ def _library(machine: Machine) -> str:
 
 
 def _plan(machine: Machine, convolution: Convolution) -> ConvolutionPlan | None:
-    assert machine.cudnn is not None
+    cudnn = machine.cudnn
+    assert cudnn is not None
     assert machine.tuner is not None
     library = _library(machine)
     known = machine.tuner.remembered(convolution, library)
@@ -124,7 +125,7 @@ def _plan(machine: Machine, convolution: Convolution) -> ConvolutionPlan | None:
     def ways() -> Iterator[Callable[[int, Sequence[int]], None]]:
         for built in _offers(machine, convolution):
             if built.workspace_bytes <= _WORKSPACE_BYTES_MAX:
-                offered.append(ConvolutionPlan(machine.cudnn, convolution, built))
+                offered.append(ConvolutionPlan(cudnn, convolution, built))
                 yield _way(offered[-1])
 
     found = machine.tuner.fastest(
