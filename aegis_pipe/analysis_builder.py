@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from aegis_pipe.analysis import simulation
 from aegis_pipe.analysis.certificate import Certificate, Verdict, certify
+from aegis_pipe.analysis.execution_times import MeasuredTimes, ModelTimes
+from aegis_pipe.analysis.in_place import in_place_times
 from aegis_pipe.analysis.profile import Fingerprint, Profile, read_profile
 from aegis_pipe.analysis.promises import AdmissionOutcome, promises_kept
-from aegis_pipe.analysis.simulation import Load, MeasuredTimes, ModelTimes, StageLoad
+from aegis_pipe.analysis.simulation import Load, StageLoad
 from aegis_pipe.analysis.task_set import Task, TaskSet
 from aegis_pipe.device.protocols import DeviceDescription
 from aegis_pipe.errors import PermanentError
@@ -265,7 +268,10 @@ def needed_ns_of(manifest: Manifest, profile: Profile) -> dict[str, int]:
     Of a model the shortest time measured, so that nothing is refused that could be in time; of a
     batch's variant the longest of its model times its size, so that nobody is late for company.
     """
-    return {name: model.totals_ns[0] for name, model in profile.models.items()} | {
+    shortest_ns = {name: model.totals_ns[0] for name, model in profile.models.items()}
+    for hold in profile.in_place:
+        shortest_ns[hold.model] = min(shortest_ns[hold.model], hold.total_ns)
+    return shortest_ns | {
         each.name: each.size * profile.total_ns(each.model) for each in variants_of(manifest)
     }
 
@@ -411,11 +417,29 @@ def admission_outcome(
 # --- what is to be simulated --------------------------------------------------------------------
 
 
-def loads_of(manifest: Manifest, profile: Profile, seed: int) -> list[Load]:
+ArrivalsOf = Callable[[PipelineSection], Iterator[int]]
+"""Makes the instants at which a pipeline's items arrive."""
+
+
+def drawn_arrivals(manifest: Manifest, seed: int) -> ArrivalsOf:
+    """Return arrivals at the manifest's rates; random ones are drawn anew for every seed."""
+    seeds = {pipeline.name: seed + number for number, pipeline in enumerate(manifest.pipelines)}
+
+    def arrivals(pipeline: PipelineSection) -> Iterator[int]:
+        source = pipeline.source
+        if source.rate_per_s is None:
+            return simulation.always()()
+        if getattr(source, "arrivals", "periodic") == "poisson":
+            return simulation.poisson(source.rate_per_s, seeds[pipeline.name])()
+        return simulation.periodic(round(1e9 / source.rate_per_s))()
+
+    return arrivals
+
+
+def loads_of(manifest: Manifest, profile: Profile, arrivals_of: ArrivalsOf) -> list[Load]:
     """Return the manifest's pipelines, and the models with a period that no pipeline feeds."""
     loads = [
-        _pipeline_load(manifest, profile, pipeline, seed + number)
-        for number, pipeline in enumerate(manifest.pipelines)
+        _pipeline_load(manifest, profile, pipeline, arrivals_of) for pipeline in manifest.pipelines
     ]
     fed = {stage.model for load in loads for stage in load.stages}
     loads += [
@@ -435,7 +459,7 @@ def loads_of(manifest: Manifest, profile: Profile, seed: int) -> list[Load]:
 
 
 def _pipeline_load(
-    manifest: Manifest, profile: Profile, pipeline: PipelineSection, seed: int
+    manifest: Manifest, profile: Profile, pipeline: PipelineSection, arrivals_of: ArrivalsOf
 ) -> Load:
     stages = []
     for stage in _model_stages(pipeline):
@@ -458,7 +482,7 @@ def _pipeline_load(
     return Load(
         pipeline.name,
         tuple(stages),
-        _arrivals(pipeline, seed),
+        partial(arrivals_of, pipeline),
         window=pipeline.queue_capacity + 2,
         drops=pipeline.full == "drop",
         deadline_ns=pipeline.deadline_ns,
@@ -487,15 +511,6 @@ def _stage_load(
     )
 
 
-def _arrivals(pipeline: PipelineSection, seed: int) -> Callable[[], Iterator[int]]:
-    source = pipeline.source
-    if source.rate_per_s is None:
-        return simulation.always()
-    if getattr(source, "arrivals", "periodic") == "poisson":
-        return simulation.poisson(source.rate_per_s, seed)
-    return simulation.periodic(round(1e9 / source.rate_per_s))
-
-
 def segments_of(manifest: Manifest, profile: Profile) -> dict[str, int]:
     """Return the number of segments of every model; a batch is cut as often as its model."""
     counts = {
@@ -506,17 +521,20 @@ def segments_of(manifest: Manifest, profile: Profile) -> dict[str, int]:
 
 
 def times_of(manifest: Manifest, profile: Profile, seed: int) -> MeasuredTimes:
-    """Return times drawn from the profile, for segments as the manifest cuts them."""
+    """Return times drawn from the profile, for segments as the manifest cuts them.
+
+    Models that ran often enough in place have their times from there.
+    """
+    in_place = in_place_times(profile.in_place)
     return MeasuredTimes(
         {
             name: ModelTimes(
                 profile.medians_ns(name, manifest.streams.max_block_ns),
-                model.totals_ns,
-                model.rested_ns,
-                model.idle_ns,
+                *in_place.totals_ns.get(name, (model.totals_ns, model.rested_ns, model.idle_ns)),
                 {pair.beside: pair.totals_ns for pair in profile.pairs if pair.model == name},
             )
             for name, model in profile.models.items()
         },
         seed,
+        in_place.ranks,
     )

@@ -14,10 +14,12 @@ from functools import partial
 
 import numpy as np
 
+from aegis_pipe.analysis.in_place import RequestTrace, holds_of
 from aegis_pipe.analysis.profile import (
     ModelProfile,
     PairProfile,
     Profile,
+    covering,
     grid,
     median,
     model_profile,
@@ -39,6 +41,8 @@ LONG_PAUSE_NS, LONG_EVERY = 20_000_000, 4
 """Rest before every so many of them: threads and caches are colder still."""
 KERNEL_RUNS = 15
 """Requests of each model whose kernels are timed."""
+MOST_IN_PLACE = 8192
+"""Requests in place that a profile keeps."""
 
 Say = Callable[[str], None]
 
@@ -55,11 +59,12 @@ class ProfileOptions:
     limit_ns: int
     """Longest time for each of these measurements."""
     pipelines_ns: int
-    """How long pipelines are run, for the times of their sources and transforms."""
+    """How long pipelines are run, for times in place and those of sources and transforms."""
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
+    stream: int = 0
     launches_ns: list[int] = field(default_factory=list)
     kernel_times: list[bytes] = field(default_factory=list)
 
@@ -78,16 +83,24 @@ class _Recorder:
         self.wakes: defaultdict[str, list[int]] = defaultdict(list)
         self.host: defaultdict[str, list[int]] = defaultdict(list)
         self.kernels: defaultdict[str, list[list[int]]] = defaultdict(list)
+        self.traces: list[RequestTrace] = []
 
     def __call__(self, event: Event) -> None:
         if type(event) is SegmentFinished:
             request = self._open[event.request_id]
+            request.stream = event.stream
             request.launches_ns.append(event.launch_ns)
             request.kernel_times.append(event.kernel_times)
         elif type(event) is RequestFinished:
             request = self._open.pop(event.request_id, _Request())
-            if event.outcome == "completed":
-                edges = [event.start_ns, *request.launches_ns[1:], event.at_ns]
+            is_complete = event.outcome == "completed"
+            starts_ns = (event.start_ns, *request.launches_ns[1:])
+            if request.launches_ns:
+                self.traces.append(
+                    RequestTrace(event.model, request.stream, starts_ns, event.at_ns, is_complete)
+                )
+            if is_complete:
+                edges = [*starts_ns, event.at_ns]
                 self.rows[event.model].append(
                     tuple(end - first for first, end in itertools.pairwise(edges))
                 )
@@ -99,17 +112,32 @@ class _Recorder:
             self.host[f"{event.pipeline}/{name}"].append(event.end_ns - event.start_ns)
 
     def _keep_kernels(self, model: str, stamps: bytes) -> None:
-        times = np.frombuffer(stamps, np.int64).reshape(-1, 2)
-        self.kernels[model].append((times[:, 1] - times[:, 0]).tolist())
+        self.kernels[model].append(own_times(np.frombuffer(stamps, np.int64).reshape(-1, 2)))
 
     def clear(self) -> None:
         """Forget what was measured so far."""
         for kept in (self.rows, self.wakes, self.host, self.kernels):
             kept.clear()
+        self.traces.clear()
+
+
+def own_times(times: np.ndarray) -> list[int]:
+    """Return how long each kernel of int64[kernels, 2] ran that none before it did.
+
+    Of branches that run side by side, time counts once, so that kernels add up to their segment.
+    """
+    starts, ends = times[:, 0], times[:, 1]
+    before = np.maximum.accumulate(ends)[:-1]
+    begins = np.concatenate([starts[:1], np.maximum(starts[1:], before)])
+    own: list[int] = np.maximum(ends - begins, 0).tolist()
+    return own
 
 
 def measure_profile(manifest: Manifest, options: ProfileOptions, say: Say) -> Profile:
-    """Run every model alone, beside each other one if there are several streams, and pipelines."""
+    """Run every model alone, beside each other one if there are several streams, and in place.
+
+    In place is as `up` runs them: all pipelines with their sources, transforms and rates.
+    """
     quiet = dataclasses.replace(
         manifest,
         telemetry=TelemetrySection(),
@@ -131,7 +159,25 @@ def measure_profile(manifest: Manifest, options: ProfileOptions, say: Say) -> Pr
         pairs = bench.pairs() if manifest.streams.count > 1 else ()
         host_ns = bench.pipelines() if manifest.pipelines else {}
         fingerprint = fingerprint_of(manifest, runtime.device)
-    return Profile(fingerprint, options.quantile, options.confidence, models, pairs, host_ns)
+    in_place = holds_of(recorder.traces) if manifest.pipelines and _runs_singly(manifest) else []
+    rows: defaultdict[str, list[tuple[int, ...]]] = defaultdict(list)
+    for each in in_place:
+        rows[each.hold.model].append(each.segments_ns)
+    return Profile(
+        fingerprint,
+        options.quantile,
+        options.confidence,
+        {name: covering(model, rows[name]) for name, model in models.items()},
+        pairs,
+        host_ns,
+        # What others do to a model's times is measured in pairs.
+        tuple(each.hold for each in in_place if not each.was_beside)[:MOST_IN_PLACE],
+    )
+
+
+def _runs_singly(manifest: Manifest) -> bool:
+    """Return whether a stream has one request at a time: no batch, and nothing waiting in it."""
+    return manifest.streams.in_flight == 1 and not any(each.batching for each in manifest.models)
 
 
 def _measured_boundaries(
@@ -235,7 +281,7 @@ class _Bench:
         return profile
 
     def pipelines(self) -> dict[str, tuple[int, ...]]:
-        """Run the pipelines for the times that sources and transforms take."""
+        """Run the pipelines, also for the times that sources and transforms take."""
         self._recorder.clear()
         self._runtime.start_pipelines()
         self._runtime.join(self._options.pipelines_ns / 1e9, threading.Event())

@@ -29,11 +29,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from aegis_pipe import Runtime, __version__, open_pipeline
+from aegis_pipe.analysis.execution_times import MeasuredTimes, ModelTimes
 from aegis_pipe.analysis.simulation import (
     Load,
     Loads,
-    MeasuredTimes,
-    ModelTimes,
     StageLoad,
     Tally,
     poisson,

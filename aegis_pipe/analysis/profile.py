@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aegis_pipe.analysis.in_place import Hold
 from aegis_pipe.analysis.quantiles import QuantileBound, bound, wider
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.execution.capture import cut_into_segments
 
-FORMAT = 3
+FORMAT = 4
 GRID_POINTS = 512
 """Points that a distribution is kept as: enough for p99.9 of a simulated run."""
 
@@ -102,6 +103,8 @@ class Profile:
     pairs: tuple[PairProfile, ...] = ()
     host_ns: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Per `pipeline/stage`: times of its source or transform, as `totals_ns`."""
+    in_place: tuple[Hold, ...] = ()
+    """Requests of the manifest's own pipelines, in the order of their starts."""
 
     def segments_ns(self, model: str) -> tuple[int, ...]:
         """Return the longest times of a model's segments, alone and beside every other."""
@@ -209,6 +212,26 @@ def model_profile(
     )
 
 
+def covering(profile: ModelProfile, rows_ns: Sequence[Sequence[int]]) -> ModelProfile:
+    """Return a profile whose bounds are no less than those of further requests' times.
+
+    What bounds claim stays as it was measured with nothing else running: greater bounds hold, too.
+    """
+    if not rows_ns:
+        return profile
+
+    def raised(known: QuantileBound, times_ns: Sequence[int]) -> QuantileBound:
+        seen = bound(times_ns, known.quantile, known.confidence)
+        return known._replace(bound_ns=max(known.bound_ns, seen.bound_ns))
+
+    columns = zip(*rows_ns, strict=True)
+    return dataclasses.replace(
+        profile,
+        segments=tuple(itertools.starmap(raised, zip(profile.segments, columns, strict=True))),
+        total=raised(profile.total, [sum(row) for row in rows_ns]),
+    )
+
+
 def pair_profile(
     model: str,
     beside: str,
@@ -265,6 +288,7 @@ def _profile(values: dict[str, Any]) -> Profile:
             for each in values["pairs"]
         ),
         {name: tuple(each) for name, each in values["host_ns"].items()},
+        tuple(Hold(*each) for each in values["in_place"]),
     )
 
 

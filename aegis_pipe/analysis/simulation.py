@@ -13,7 +13,7 @@ import math
 import random
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
 from typing import Any, Protocol
 
@@ -368,11 +368,6 @@ def always(start_ns: int = 0) -> Callable[[], Iterator[int]]:
 
 # --- durations ----------------------------------------------------------------------------------
 
-REST_NS = 1_000_000
-"""A stream that has done nothing for so long has rested."""
-IDLE_NS = 10_000_000
-"""And one that has for so long is idle."""
-
 
 def fixed_times(segments_ns: Mapping[str, Sequence[int]]) -> Times:
     """Let every request of a model take the same time, given per segment."""
@@ -381,76 +376,6 @@ def fixed_times(segments_ns: Mapping[str, Sequence[int]]) -> Times:
         return segments_ns[request.model][segment]
 
     return times
-
-
-@dataclass(frozen=True, slots=True)
-class ModelTimes:
-    """A model's measured times."""
-
-    segment_medians_ns: tuple[int, ...]
-    totals_ns: tuple[int, ...]
-    rested_ns: tuple[int, ...] = ()
-    """`totals_ns` of requests whose stream has rested for a while, or has run another model."""
-    idle_ns: tuple[int, ...] = ()
-    """`totals_ns` of requests whose stream has been idle for longer."""
-    beside: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """`totals_ns` while other streams run another model."""
-
-
-class MeasuredTimes:
-    """Draws a request's total from what was measured, and shares it out among its segments.
-
-    A request, or batch, keeps its luck: the rank in the distribution is drawn once, and how
-    long its stream had rested, and whether it had run another model, decides from which one. What
-    other streams run when a segment starts can make that segment slower: it then comes from the
-    distribution beside them.
-    """
-
-    def __init__(self, models: Mapping[str, ModelTimes], seed: int) -> None:
-        self._draw = random.Random(seed).random
-        self._models = models
-        # By stream and model: it has one request or batch of a model at a time, whoever leads it.
-        self._luck: dict[tuple[int | None, str], tuple[float, Sequence[int]]] = {}
-        # Per stream when it will have done what it was given.
-        self._busy_until_ns: dict[int | None, int] = {}
-        # And which model it was last given.
-        self._last: dict[int | None, str] = {}
-        self._shares = {
-            name: [each / sum(model.segment_medians_ns) for each in model.segment_medians_ns]
-            for name, model in models.items()
-        }
-
-    def __call__(self, request: ExecutionRequest, segment: int, beside: Sequence[str]) -> int:
-        """Return how long a segment holds its stream."""
-        name, stream, start_ns = request.model, request.stream, request.launched_ns
-        model, busy_until_ns = self._models[name], self._busy_until_ns.get(stream, 0)
-        totals: Sequence[int]
-        if segment == 0:
-            rank, totals = self._draw(), model.totals_ns
-            rest_ns = start_ns - busy_until_ns
-            if model.idle_ns and rest_ns >= IDLE_NS:
-                totals = model.idle_ns
-            elif model.rested_ns and (rest_ns >= REST_NS or self._last.get(stream) != name):
-                totals = model.rested_ns
-            if request.segment_count > 1:
-                self._luck[stream, name] = (rank, totals)
-        else:
-            rank, totals = self._luck[stream, name]
-        self._last[stream] = name
-        total_ns = totals[int(rank * len(totals))]
-        for other in beside:
-            row = model.beside.get(other)
-            if row is not None:
-                slower_ns = row[int(rank * len(row))]
-                if slower_ns > total_ns:
-                    total_ns = slower_ns
-        # A batch is taken to need what its requests would one after the other: no less.
-        share = self._shares[name][segment]
-        duration_ns = int(total_ns * request.batch_size * share + 0.5) or 1
-        if busy_until_ns > start_ns:
-            start_ns = busy_until_ns
-        self._busy_until_ns[stream] = start_ns + duration_ns
-        return duration_ns
 
 
 # --- figures ------------------------------------------------------------------------------------

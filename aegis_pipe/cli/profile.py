@@ -1,8 +1,10 @@
 """Measure how long a manifest's models take on its device, and keep it beside the manifest.
 
-The result, `<manifest>.profile.json`, is what admission proves deadlines with and what `simulate`
-draws from. It is void once a model, the device, a library or the streams are different. With
-`--validate-stamps` nothing is measured but how far a GPU's stamps are from its own profiler.
+Models are measured alone, beside each other, and in place: by the manifest's own pipelines, without
+what their sinks would write. The result, `<manifest>.profile.json`, is what admission proves
+deadlines with and what `simulate` draws from. It is void once a model, the device, a library or the
+streams are different. With `--validate-stamps` nothing is measured but how far a GPU's stamps are
+from its own profiler.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-from aegis_pipe.analysis.profile import Profile, profile_text
+from aegis_pipe.analysis.profile import Profile, median, profile_text
 from aegis_pipe.analysis.quantiles import QuantileBound, samples_needed
 from aegis_pipe.analysis_builder import PROFILE_ENDING
 from aegis_pipe.cli.arguments import duration, positive
@@ -46,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=duration, default=60 * 10**9, metavar="TIME", help="most time for each"
     )
     parser.add_argument(
-        "--pipelines", type=duration, default=2 * 10**9, metavar="TIME",
-        help="time to run pipelines for their transforms",
+        "--pipelines", type=duration, default=30 * 10**9, metavar="TIME",
+        help="time to run the manifest's pipelines, for times in place; default: 30 s",
     )  # fmt: skip
     parser.add_argument(
         "--validate-stamps",
@@ -149,6 +151,7 @@ def _as_text(profile: Profile) -> str:
             str(len(model.segments)),
             str(model.total.samples),
             _ms(model.totals_ns[len(model.totals_ns) // 2]),
+            _in_place(profile, model.model),
             _ms(model.total.bound_ns),
             _ms(max(profile.segments_ns(model.model))),
             _ms(sum(profile.segments_ns(model.model))),
@@ -158,10 +161,15 @@ def _as_text(profile: Profile) -> str:
         for model in profile.models.values()
     ]
     header = (
-        "model", "segments", "samples", "p50", "bound", "longest segment", "all beside others",
-        "wake", "the bound covers",
+        "model", "segments", "samples", "p50", "in place", "bound", "longest segment",
+        "all beside others", "wake", "the bound covers",
     )  # fmt: skip
     return f"times in ms\n\n{table(header, rows)}"
+
+
+def _in_place(profile: Profile, model: str) -> str:
+    totals_ns = [hold.total_ns for hold in profile.in_place if hold.model == model]
+    return _ms(median(totals_ns)) if totals_ns else "-"
 
 
 def _covered(bound: QuantileBound) -> str:

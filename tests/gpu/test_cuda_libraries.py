@@ -11,13 +11,7 @@ import numpy as np
 import pytest
 
 from aegis_pipe.device.cuda.cublaslt import CublasLt, MatrixProduct, MatrixProductPlan
-from aegis_pipe.device.cuda.cudnn_convolution import (
-    Convolution,
-    ConvolutionPlan,
-    ConvolutionPlans,
-    Cudnn,
-)
-from aegis_pipe.device.cuda.plan_builders import PlanBuilders
+from aegis_pipe.device.cuda.cudnn_convolution import Convolution, ConvolutionPlans, Cudnn
 
 WORKSPACE_BYTES = 32 * 2**20
 TOLERANCE = {"float32": 1e-6, "float16": 1e-3}
@@ -181,75 +175,23 @@ def test_every_plan_of_a_convolution(memory: Memory, dtype: str) -> None:
     }
     workspace = memory.put(np.zeros(WORKSPACE_BYTES, np.uint8))
     cudnn = Cudnn()
-    offered = plans_of(cudnn, c)
+    plans = ConvolutionPlans(cudnn, c)
+    offered = list(plans.algorithms(WORKSPACE_BYTES))
     assert offered
     results = {}
-    for plan in offered:
+    for index, algorithm in offered:
         target = memory.put(y)
-        plan.enqueue(0, **addresses, y=target, workspace=workspace)
-        results[plan.built.name] = memory.get(target, y)
-        assert_close(results[plan.built.name], expected, dtype)
-    name = offered[-1].built.name
-    again = ConvolutionPlan(cudnn, c, ConvolutionPlans(cudnn, c).named(name))
+        plans.enqueue(index, 0, **addresses, y=target, workspace=workspace)
+        results[algorithm] = memory.get(target, y)
+        assert_close(results[algorithm], expected, dtype)
+    wanted = offered[-1][1]
+    again = ConvolutionPlans(cudnn, c, wanted)
+    ((index, algorithm),) = again.algorithms(WORKSPACE_BYTES)
+    assert algorithm == wanted
     target = memory.put(y)
-    again.enqueue(0, **addresses, y=target, workspace=workspace)
-    assert memory.get(target, y).tobytes() == results[name].tobytes()
-    with pytest.raises(RuntimeError, match="does not offer"):
-        ConvolutionPlans(cudnn, c).named("no such plan")
+    again.enqueue(index, 0, **addresses, y=target, workspace=workspace)
+    assert memory.get(target, y).tobytes() == results[wanted].tobytes()
     cudnn.close()
-
-
-def test_plans_that_another_process_has_built(memory: Memory) -> None:
-    """They are those that would be built here: the same names, and the same bits."""
-    from aegis_pipe.device.cuda import driver
-
-    c = CONVOLUTION
-    operands = {
-        "x": values(c.batch, *c.spatial, c.channels, dtype=c.dtype),
-        "w": values(c.filters, *c.window, c.channels, dtype=c.dtype),
-        "bias": values(c.filters, dtype=c.dtype),
-        "residual": values(c.batch, *c.result, c.filters, dtype=c.dtype),
-    }
-    addresses = {name: memory.put(array) for name, array in operands.items()}
-    y = np.full((c.batch, *c.result, c.filters), np.nan, c.dtype)
-    workspace = memory.put(np.zeros(WORKSPACE_BYTES, np.uint8))
-    cudnn = Cudnn()
-    major, minor = (
-        driver.attribute(0, f"COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR")
-    )
-    builders = PlanBuilders(lambda: cudnn.properties(0), 10 * major + minor)
-    here, compared = ConvolutionPlans(cudnn, c), 0
-    numbers = range(min(3, len(here)))
-    builders.begin([(c, index) for index in numbers])
-    for index in numbers:
-        built, mine = builders.plan(c, index), here.build(index)
-        if built is None or mine is None:
-            assert built is mine
-            continue
-        assert built.name == mine.name
-        assert built.workspace_bytes == mine.workspace_bytes
-        if built.workspace_bytes > WORKSPACE_BYTES:
-            continue
-        found = []
-        for plan in (built, mine):
-            target = memory.put(y)
-            loaded = ConvolutionPlan(cudnn, c, plan)
-            loaded.enqueue(0, **addresses, y=target, workspace=workspace)
-            found.append(memory.get(target, y).tobytes())
-        assert found[0] == found[1]
-        compared += 1
-    assert compared
-    builders.close()
-    cudnn.close()
-
-
-def plans_of(cudnn: Cudnn, c: Convolution) -> list[ConvolutionPlan]:
-    """Return all plans that can be built and have enough workspace, loaded."""
-    plans = ConvolutionPlans(cudnn, c)
-    built = [each for index in range(len(plans)) if (each := plans.build(index)) is not None]
-    return [
-        ConvolutionPlan(cudnn, c, each) for each in built if each.workspace_bytes <= WORKSPACE_BYTES
-    ]
 
 
 def test_early_starts_are_taken_back(memory: Memory) -> None:
@@ -268,6 +210,7 @@ def test_early_starts_are_taken_back(memory: Memory) -> None:
     }
     workspace = memory.put(np.zeros(WORKSPACE_BYTES, np.uint8))
     cudnn = Cudnn()
+    plans = ConvolutionPlans(cudnn, c)
     stream = driver.create_stream(0)
 
     def early(graph: int) -> int:
@@ -276,21 +219,23 @@ def test_early_starts_are_taken_back(memory: Memory) -> None:
         return sum(kind.type != 0 for kind in kinds)
 
     found = 0
-    for plan in plans_of(cudnn, c):
-        plan.enqueue(stream, **addresses, workspace=workspace)
+    for index, _ in list(plans.algorithms(WORKSPACE_BYTES)):
+        plans.enqueue(index, stream, **addresses, workspace=workspace)
         driver.synchronise_stream(stream)
         driver.begin_capture(stream)
-        plan.enqueue(stream, **addresses, workspace=workspace)
-        first = driver.captured_count(stream)
-        plan.enqueue(stream, **addresses, workspace=workspace)
-        last = driver.captured_count(stream)
+        for _ in range(2):
+            plans.enqueue(index, stream, **addresses, workspace=workspace)
         graph = driver.end_capture(stream)
-        found += early(graph)
-        starts = driver.early_starts(graph)
-        assert starts is not None
-        assert starts[first:last].count(True) == early(graph)
-        driver.order_fully(graph, range(first, last))
+        _, edges = driver.recorded(graph)
+        starts = [edge for edge in edges if edge.kind is not None]
+        found += len(starts)
+        assert len(starts) == early(graph)
+        plain = [edge._replace(kind=None) for edge in starts]
+        driver.replace_edges(graph, starts, plain)
         assert early(graph) == 0
+        assert sorted(each.key for each in driver.recorded(graph)[1]) == sorted(
+            each._replace(kind=None).key for each in edges
+        )
         driver.destroy_graph(driver.instantiate(graph))
     driver.destroy_stream(stream)
     cudnn.close()

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from aegis_pipe.analysis.execution_times import MeasuredTimes, ModelTimes
 from aegis_pipe.analysis.simulation import (
     Load,
     Loads,
-    MeasuredTimes,
-    ModelTimes,
     StageLoad,
     Tally,
     fixed_times,

@@ -51,6 +51,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_profiling_runs_the_pipelines_for_times_in_place(folder: Path) -> None:
+    profile = json.loads((folder / "small.profile.json").read_text())
+    assert profile["in_place"]
+    for model, before, total_ns in profile["in_place"]:
+        assert (model, before in (0, 1, 2)) == ("m", True)
+        assert 0 < total_ns <= profile["models"]["m"]["total"][0]
+
+
 def test_the_plan_shows_the_certificate_and_a_changed_model_voids_it(folder: Path) -> None:
     plan = json.loads(aegis("plan", folder / "small.toml", "--json").stdout)
     assert plan["admission"]["proven"]

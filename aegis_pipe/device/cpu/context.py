@@ -31,6 +31,7 @@ from aegis_pipe.device.protocols import (
     DeviceGraph,
     DeviceReadings,
     DeviceStream,
+    Fork,
     KernelCall,
     Region,
     StagingAhead,
@@ -100,6 +101,11 @@ class CpuContext:
     def allocation_count(self) -> int:
         """Calls of `allocate` since the context was opened."""
         return self._allocation_count
+
+    @property
+    def choices(self) -> None:
+        """None: nothing is chosen by measurement."""
+        return None
 
     def allocate(self, size_bytes: int) -> CpuRegion:
         """Reserve zeroed memory; PermanentError if the machine has not that much to give."""
@@ -215,7 +221,10 @@ class CpuContext:
         return watched(call, host_bytes(memory), guards=guards, written=written, blame=blame)
 
     def record(
-        self, calls: Sequence[KernelCall], stream: DeviceStream | None = None
+        self,
+        calls: Sequence[KernelCall],
+        stream: DeviceStream | None = None,
+        forks: Sequence[Fork] = (),
     ) -> DeviceGraph:
         """Make one launchable unit out of bound calls, to run in this order."""
         self._assert_open()

@@ -22,7 +22,6 @@ from aegis_pipe.device.cuda.faults import FaultWords
 from aegis_pipe.device.cuda.graph import CudaGraph, CudaKernelCall
 from aegis_pipe.device.cuda.kernels import KERNELS, elementwise_chains, planar_convolutions
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Machine
-from aegis_pipe.device.cuda.plan_builders import PlanBuilders
 from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_of
 from aegis_pipe.device.cuda.sensors import Sensors
 from aegis_pipe.device.cuda.staging import STAGING_ALIGNMENT_BYTES, CudaStagingAhead
@@ -30,7 +29,7 @@ from aegis_pipe.device.cuda.stamps import Stamps
 from aegis_pipe.device.cuda.stream import CudaStream
 from aegis_pipe.device.cuda.timeline import Timeline
 from aegis_pipe.device.cuda.tracing import KernelTracer
-from aegis_pipe.device.cuda.tuning import Tuner
+from aegis_pipe.device.cuda.tuning import Choices, Tuner
 from aegis_pipe.device.protocols import (
     DeviceCapabilities,
     DeviceDescription,
@@ -38,6 +37,7 @@ from aegis_pipe.device.protocols import (
     DeviceGraph,
     DeviceReadings,
     DeviceStream,
+    Fork,
     KernelCall,
     Region,
     StagingAhead,
@@ -70,7 +70,6 @@ class CudaContext:
         compiler = KernelCompiler(f"sm_{major}{minor}", cache)
         # cuDNN compiles some of its plans, and finds the compiler only if it is loaded already.
         driver.load_libraries("nvrtc", "cublasLt", "cudnn")
-        cudnn = Cudnn(self._handle)
         self._machine = Machine(
             compiler=compiler,
             cache=cache,
@@ -78,8 +77,7 @@ class CudaContext:
             capability=10 * major + minor,
             multiprocessors=driver.attribute(self._device, "MULTIPROCESSOR_COUNT"),
             cublaslt=CublasLt(),
-            cudnn=cudnn,
-            plan_builders=PlanBuilders(lambda: cudnn.properties(self._device), 10 * major + minor),
+            cudnn=Cudnn(self._handle),
             tuner=Tuner(cache, model, driver.attribute(self._device, "L2_CACHE_SIZE")),
         )
         self._stamps = Stamps(compiler)
@@ -92,6 +90,8 @@ class CudaContext:
         self._multiprocessors: driver.Multiprocessors | None = None
         self._partitions: dict[tuple[int, int], driver.Partition] = {}
         self._description = self._describe()
+        assert self._machine.tuner is not None
+        self._choices = Choices(self._machine.tuner, repr(self._description.library_versions))
         self._is_open = True
 
     @property
@@ -115,12 +115,18 @@ class CudaContext:
             planar_convolutions=self._machine.capability >= planar_convolutions.CAPABILITY_MIN,
             sm_partitions=self._machine.multiprocessors,
             tf32=True,
+            parallel_branches=True,
         )
 
     @property
     def allocation_count(self) -> int:
         """Calls of `allocate` since the context was opened."""
         return self._allocation_count
+
+    @property
+    def choices(self) -> Choices:
+        """Those that are kept on disk, by GPU and versions of its libraries."""
+        return self._choices
 
     def allocate(self, size_bytes: int) -> CudaRegion:
         """Reserve zeroed memory; PermanentError if the device has not that much to give."""
@@ -264,9 +270,12 @@ class CudaContext:
         )
 
     def record(
-        self, calls: Sequence[KernelCall], stream: DeviceStream | None = None
+        self,
+        calls: Sequence[KernelCall],
+        stream: DeviceStream | None = None,
+        forks: Sequence[Fork] = (),
     ) -> DeviceGraph:
-        """Capture bound calls as one CUDA graph, to run in this order."""
+        """Capture bound calls as one CUDA graph, to run in this order but for forks."""
         self._assert_open()
         # A graph keeps to the multiprocessors of the stream that it was captured on.
         partition = stream.partition if isinstance(stream, CudaStream) else 0
@@ -277,7 +286,7 @@ class CudaContext:
             self._enter(partition)
         try:
             graph = CudaGraph(
-                calls, capture_stream, self._stamps.enqueue, self._timeline, self._faults
+                calls, capture_stream, self._stamps.enqueue, self._timeline, self._faults, forks
             )
         finally:
             if partition:

@@ -1,25 +1,26 @@
 """Convolutions by cuDNN with bias, residual and activation fused, addressed by numbers.
 
-A `Convolution` says what is to be computed. `ConvolutionPlans` lists cuDNN's plans for it, and
-builds them: in milliseconds, or, where cuDNN compiles a kernel, in 0.2 to 2 s, while nothing else
-of this interpreter runs (`plan_builders.py` has other processes do it). A `BuiltPlan` is bytes, and
-loads as a `ConvolutionPlan`. Enqueueing works inside stream capture, and takes about 0.1 ms of
-Python, so that it belongs there.
+A `Convolution` says what is to be computed. `ConvolutionPlans` builds cuDNN's plans for it, at load
+only: each in a millisecond, or, where cuDNN compiles the kernel, in 0.2 to 2 s, while nothing else
+of the interpreter runs. It offers those that give the same bits every time, and enqueues one;
+enqueueing works inside stream capture, and takes about 0.1 ms of Python, so that it belongs there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 _DATA_TYPES: Final = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BFLOAT16"}
 
+COMPILED_MAX: Final = 3
+"""So many of the plans that cuDNN compiles are offered: over ResNet-50 with one and with eight
+images later ones were the fastest way twice, by 0.4 us each."""
+
 ACTIVATIONS: Final = ("", "relu", "clip", "sigmoid", "swish", "tanh", "gelu", "gelu_tanh", "elu")
 """What can follow in the same kernel."""
-
-_UIDS: Final = {"x": 1, "w": 2, "bias": 3, "residual": 4, "y": 5}
-"""By which a plan that was written down knows its operands again."""
 
 
 def load_library() -> ModuleType:
@@ -72,24 +73,11 @@ class Convolution:
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltPlan:
-    """One of cuDNN's plans with the kernels that were compiled for it, for this cuDNN and GPU."""
+class ConvolutionAlgorithm:
+    """One plan by cuDNN's name for engine and settings, for this cuDNN and this GPU."""
 
     name: str
-    """cuDNN's for engine and settings."""
     workspace_bytes: int
-    content: bytes = field(repr=False)
-    """As cuDNN writes it down: a plan loads from it in milliseconds, with nothing to compile."""
-
-
-class Library(Protocol):
-    """Where plans can be built."""
-
-    library: ModuleType
-
-    def new_graph(self, **types: Any) -> Any:
-        """Return cuDNN's graph with nothing in it."""
-        ...
 
 
 class Cudnn:
@@ -116,14 +104,6 @@ class Cudnn:
         """91900 for 9.19.0."""
         return int(self.library.backend_version())
 
-    def properties(self, ordinal: int) -> str:
-        """Return what cuDNN wants to know of a GPU, for a `DescribedDevice`."""
-        return str(self.library.create_device_properties(ordinal).serialize())
-
-    def new_graph(self, **types: Any) -> Any:
-        """Return a graph for the device whose context is current."""
-        return self.library.pygraph(handle=self.handle, **types)
-
     def enter(self, context: int) -> None:
         """Use the handle of this context, which is current."""
         if context not in self._handles:
@@ -136,72 +116,72 @@ class Cudnn:
             self.library.destroy_handle(self._handles.popitem()[1])
 
 
-class DescribedDevice:
-    """The library for a GPU known by its properties alone: plans are built, and can not be run."""
-
-    def __init__(self, properties: str, capability: int) -> None:
-        """`properties` are what `Cudnn.properties` gave; `capability` is 90 for 9.0."""
-        self.library = load_library()
-        self._properties = self.library.create_device_properties(properties)
-        self._capability = capability
-
-    def new_graph(self, **types: Any) -> Any:
-        """Return a graph for that device."""
-        return self.library.pygraph(
-            device_property=self._properties, sm_version=self._capability, **types
-        )
-
-
 class ConvolutionPlans:
-    """The plans cuDNN lists for a convolution, what it thinks best first; none is built yet.
+    """cuDNN's graph of one convolution and its built plans.
 
-    Only those that give the same bits every time. RuntimeError (cuDNN's own) if there is none.
+    With an `algorithm` of an earlier run only that plan is built; otherwise those that the
+    heuristics offer, as they are asked for and as far as they can be built for this GPU. Raises
+    RuntimeError (cuDNN's own) if there is none.
     """
 
-    def __init__(self, cudnn: Library, convolution: Convolution) -> None:
+    def __init__(
+        self,
+        cudnn: Cudnn,
+        convolution: Convolution,
+        algorithm: ConvolutionAlgorithm | None = None,
+    ) -> None:
         self.convolution = convolution
-        self._library = cudnn.library
-        self._graph = cudnn.new_graph(
+        self._cudnn = cudnn
+        library = cudnn.library
+        self._graph = library.pygraph(
+            handle=cudnn.handle,
             io_data_type=self._type(convolution.dtype),
-            intermediate_data_type=self._library.data_type.FLOAT,
-            compute_data_type=self._library.data_type.FLOAT,
+            intermediate_data_type=library.data_type.FLOAT,
+            compute_data_type=library.data_type.FLOAT,
         )
-        self._build_graph()
+        self._tensors = self._build_graph()
         self._graph.validate()
         self._graph.build_operation_graph()
         self._list_plans()
+        self._built: set[int] = set()
+        self._listed = self._all() if algorithm is None else [self._only(algorithm)]
 
-    def __len__(self) -> int:
-        return int(self._graph.get_execution_plan_count())
+    def algorithms(self, workspace_max_bytes: int) -> Iterator[tuple[int, ConvolutionAlgorithm]]:
+        """Yield plans by index, what the library thinks best first; builds each as it comes.
 
-    def is_compiled(self, index: int) -> bool:
-        """Return whether building a plan compiles its kernel, unless one like it was before."""
-        notes = self._graph.get_behavior_notes_for_plan_at_index(index)
-        return self._library.behavior_note.RUNTIME_COMPILATION in notes
+        Of those that are compiled, no more than `COMPILED_MAX`.
+        """
+        compiled = 0
+        for index in self._listed:
+            is_compiled = self._is_compiled(index)
+            if (is_compiled and compiled == COMPILED_MAX) or not self._build(index):
+                continue
+            compiled += is_compiled
+            workspace_bytes = int(self._graph.get_workspace_size_plan_at_index(index))
+            if workspace_bytes <= workspace_max_bytes:
+                yield index, ConvolutionAlgorithm(self._name(index), workspace_bytes)
 
-    def build(self, index: int) -> BuiltPlan | None:
-        """Build a plan; None if it is impossible, as some of those that are listed are."""
-        try:
-            self._graph.build_plan_at_index(index)
-        except (RuntimeError, self._library.cudnnGraphNotSupportedError):
-            return None
-        return BuiltPlan(
-            self._name(index),
-            int(self._graph.get_workspace_size_plan_at_index(index)),
-            # Of what was built last.
-            bytes(self._graph.serialize()),
-        )
-
-    def named(self, name: str) -> BuiltPlan:
-        """Build the plan that had this name in an earlier run; RuntimeError if there is none."""
-        for index in range(len(self)):
-            if self._name(index) == name and (found := self.build(index)) is not None:
-                return found
-        raise RuntimeError(f"cuDNN does not offer the plan {name} any more")
+    def enqueue(
+        self,
+        index: int,
+        stream: int,
+        *,
+        x: int,
+        w: int,
+        y: int,
+        bias: int = 0,
+        residual: int = 0,
+        workspace: int = 0,
+    ) -> None:
+        """Enqueue plan `index` on a stream; operands are device addresses."""
+        addresses = {"x": x, "w": w, "y": y, "bias": bias, "residual": residual}
+        operands = {tensor: addresses[name] for name, tensor in self._tensors.items()}
+        self._cudnn.library.set_stream(self._cudnn.handle, stream)
+        self._graph.execute_plan_at_index(operands, workspace, index, handle=self._cudnn.handle)
 
     def _list_plans(self) -> None:
         """Have cuDNN list the plans that give the same bits every time; builds none."""
-        library, graph = self._library, self._graph
+        library, graph = self._cudnn.library, self._graph
         modes = library.heur_mode
         graph.create_execution_plans([modes.A, modes.FALLBACK])
         notes = library.numerical_note
@@ -211,13 +191,37 @@ class ConvolutionPlans:
         graph.deselect_numeric_notes(unwanted)
         graph.check_support()
 
+    def _all(self) -> Sequence[int]:
+        return range(self._graph.get_execution_plan_count())
+
+    def _only(self, algorithm: ConvolutionAlgorithm) -> int:
+        for index in self._all():
+            if self._name(index) == algorithm.name and self._build(index):
+                return index
+        raise RuntimeError(f"cuDNN {self._cudnn.version} does not offer the plan {algorithm.name}")
+
+    def _is_compiled(self, index: int) -> bool:
+        notes = self._graph.get_behavior_notes_for_plan_at_index(index)
+        return self._cudnn.library.behavior_note.RUNTIME_COMPILATION in notes
+
+    def _build(self, index: int) -> bool:
+        """Build a plan; what the heuristics list need not be possible, and is left out then."""
+        if index not in self._built:
+            try:
+                self._graph.build_plan_at_index(index)
+            except (RuntimeError, self._cudnn.library.cudnnGraphNotSupportedError):
+                return False
+            self._built.add(index)
+        return True
+
     def _name(self, index: int) -> str:
         return str(self._graph.get_plan_name_at_index(index))
 
-    def _build_graph(self) -> None:
+    def _build_graph(self) -> dict[str, Any]:
         c, graph = self.convolution, self._graph
         x = self._tensor("x", (c.batch, c.channels, *c.spatial))
         w = self._tensor("w", (c.filters, c.channels // c.groups, *c.window))
+        tensors = {"x": x, "w": w}
         y = graph.conv_fprop(
             image=x,
             weight=w,
@@ -227,14 +231,16 @@ class ConvolutionPlans:
             dilation=list(c.dilations),
         )
         if c.bias:
-            bias = self._tensor("bias", (1, c.filters, *(1,) * len(c.spatial)))
-            y = graph.bias(name="add_bias", input=y, bias=bias)
+            tensors["bias"] = self._tensor("bias", (1, c.filters, *(1,) * len(c.spatial)))
+            y = graph.bias(name="add_bias", input=y, bias=tensors["bias"])
         if c.residual:
-            y = graph.add(a=y, b=self._tensor("residual", (c.batch, c.filters, *c.result)))
+            tensors["residual"] = self._tensor("residual", (c.batch, c.filters, *c.result))
+            y = graph.add(a=y, b=tensors["residual"])
         y = self._activate(y)
-        y.set_output(True).set_data_type(self._type(c.dtype)).set_uid(_UIDS["y"])
+        y.set_output(True).set_data_type(self._type(c.dtype))
         y.set_dim([c.batch, c.filters, *c.result])
         y.set_stride(_channels_last((c.batch, c.filters, *c.result)))
+        return tensors | {"y": y}
 
     def _activate(self, y: Any) -> Any:
         graph, activation = self._graph, self.convolution.activation
@@ -252,39 +258,10 @@ class ConvolutionPlans:
             dim=list(extents),
             stride=_channels_last(extents),
             data_type=self._type(self.convolution.dtype),
-        ).set_uid(_UIDS[name])
+        )
 
     def _type(self, dtype: str) -> Any:
-        return getattr(self._library.data_type, _DATA_TYPES[dtype])
-
-
-class ConvolutionPlan:
-    """A built plan, loaded; RuntimeError (cuDNN's own) if it is not one of this cuDNN and GPU."""
-
-    def __init__(self, cudnn: Cudnn, convolution: Convolution, built: BuiltPlan) -> None:
-        self.built = built
-        self._cudnn = cudnn
-        self._graph = cudnn.new_graph()
-        self._graph.deserialize(cudnn.handle, bytearray(built.content))
-        is_there = {"bias": convolution.bias, "residual": convolution.residual}
-        self._uids = {name: uid for name, uid in _UIDS.items() if is_there.get(name, True)}
-
-    def enqueue(
-        self,
-        stream: int,
-        *,
-        x: int,
-        w: int,
-        y: int,
-        bias: int = 0,
-        residual: int = 0,
-        workspace: int = 0,
-    ) -> None:
-        """Enqueue it on a stream; operands are device addresses."""
-        addresses = {"x": x, "w": w, "y": y, "bias": bias, "residual": residual}
-        operands = {uid: addresses[name] for name, uid in self._uids.items()}
-        self._cudnn.library.set_stream(self._cudnn.handle, stream)
-        self._graph.execute(operands, workspace, handle=self._cudnn.handle)
+        return getattr(self._cudnn.library.data_type, _DATA_TYPES[dtype])
 
 
 def _channels_last(extents: tuple[int, ...]) -> list[int]:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from aegis_pipe.analysis.execution_times import MeasuredTimes, ModelTimes
+from aegis_pipe.analysis.in_place import IDLE_NS, REST_NS, Hold
 from aegis_pipe.analysis.profile import Fingerprint, Profile, model_profile
-from aegis_pipe.analysis.simulation import IDLE_NS, REST_NS, MeasuredTimes, ModelTimes
 from aegis_pipe.analysis_builder import Admission, _beyond_analysis, needed_ns_of
 from aegis_pipe.manifest.conversion import manifest_from_table
 from aegis_pipe.scheduling import ExecutionRequest
@@ -46,6 +47,11 @@ def test_nothing_is_certified_that_the_analysis_does_not_cover(keys, name):
 def test_early_refusals_go_by_the_shortest_time_and_batches_by_the_longest():
     batching = manifest(batching={"window": "1 ms", "max_batch": 4})
     assert needed_ns_of(batching, profile([700, 500, 900])) == {"m": 500, "m@2": 1800, "m@4": 3600}
+
+
+def test_early_refusals_know_what_was_quicker_in_place():
+    quicker = replace(profile([700, 500]), in_place=(Hold("m", 0, 450), Hold("m", 0, 800)))
+    assert needed_ns_of(manifest(), quicker) == {"m": 450}
 
 
 def test_a_void_profile_is_not_used():

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import math
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from aegis_pipe.device.cuda.cudnn_convolution import (
-    BuiltPlan,
     Convolution,
-    ConvolutionPlan,
+    ConvolutionAlgorithm,
     ConvolutionPlans,
 )
 from aegis_pipe.device.cuda.kernels.operands import (
@@ -24,22 +21,29 @@ from aegis_pipe.device.cuda.kernels.operands import (
     result,
     text,
 )
-from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
+from aegis_pipe.device.cuda.kernels.registry import (
+    Binding,
+    CudaKernel,
+    Enqueue,
+    Machine,
+    PlannedConvolution,
+)
 from aegis_pipe.device.cuda.kernels.source import (
+    EARLY_CAPABILITY,
     FLOAT32,
     HALF_FLOATS,
     blocks_for,
     kernel_source,
     stored,
 )
+from aegis_pipe.device.cuda.kernels.tensor_tilings import TensorConvolution, tilings
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 
 _WORKSPACE_BYTES_MAX = 32 << 20
 _PATIENCE = 5
 """Plans come with what cuDNN thinks best first: those left out would save ResNet-50 0.4 %."""
-_COMPILED_MAX = 5
-"""So many of those that cuDNN compiles are tried: of ResNet-50's convolutions of one and of eight
-images the fastest was among them, but for one, by 3 %; and each takes 0.2 to 2 s to build."""
+_SMALL = 1 << 20
+"""Multiplications a multiprocessor that are little to do."""
 _ACTIVATIONS = {"": "", "Relu": "relu", "Clip": "clip", "Sigmoid": "sigmoid", "Swish": "swish"}
 _WEIGHTS, _RESULT = 1, 2
 """Positions among the operands of a plan."""
@@ -89,15 +93,17 @@ def convolution_of(request: KernelRequest) -> Convolution | None:
     )
 
 
-def _planned(machine: Machine, convolution: Convolution) -> ConvolutionPlan | None:
+def _planned(machine: Machine, convolution: Convolution) -> PlannedConvolution | None:
     if convolution not in machine.convolutions:
         machine.convolutions[convolution] = _plan(machine, convolution)
     return machine.convolutions[convolution]
 
 
 def cudnn_microseconds(machine: Machine, convolution: Convolution) -> float | None:
-    """Return what was measured of cuDNN's best plan; None if it has none."""
+    """Return what was measured of cuDNN's best plan; None if it has none worth measuring."""
     assert machine.tuner is not None
+    if is_left_to_us(machine, convolution):
+        return None
     known = machine.tuner.remembered(convolution, _library(machine))
     if known is None:
         # Measures it, and leaves the figure behind.
@@ -107,26 +113,46 @@ def cudnn_microseconds(machine: Machine, convolution: Convolution) -> float | No
     return None if known is None else float(str(known["microseconds"]))
 
 
+def is_left_to_us(machine: Machine, c: Convolution) -> bool:
+    """Return whether cuDNN is asked only if no kernel of ours takes it.
+
+    cuDNN compiles what adds a residual. With little to do ours is as fast within a model, where the
+    next kernel begins before it has ended: on an H100 ResNet-50 of one image took 262 to 264 us
+    without any plan that is compiled, and 263 us with the fastest of five each, for which loading
+    took 12 s longer.
+    """
+    if not c.residual or c.groups > 1 or machine.capability < EARLY_CAPABILITY:
+        return False
+    p = TensorConvolution(c.dtype, c.batch, c.spatial, c.channels, c.filters, c.result, c.window)
+    return (
+        c.dtype in {each.name for each in HALF_FLOATS}
+        and p.multiplied <= _SMALL * machine.multiprocessors
+        and bool(tilings(p, machine.multiprocessors))
+    )
+
+
 def _library(machine: Machine) -> str:
     assert machine.cudnn is not None
     return f"cudnn {machine.cudnn.version}"
 
 
-def _plan(machine: Machine, convolution: Convolution) -> ConvolutionPlan | None:
-    cudnn = machine.cudnn
-    assert cudnn is not None
+def _plan(machine: Machine, convolution: Convolution) -> PlannedConvolution | None:
+    assert machine.cudnn is not None
     assert machine.tuner is not None
     library = _library(machine)
     known = machine.tuner.remembered(convolution, library)
-    if known is not None and "plan" in known:
+    if known is not None:
         return _again(machine, convolution, known)
-    offered: list[ConvolutionPlan] = []
+    try:
+        plans = ConvolutionPlans(machine.cudnn, convolution)
+    except (RuntimeError, machine.cudnn.library.cudnnGraphNotSupportedError):
+        return None
+    offered: list[tuple[int, ConvolutionAlgorithm]] = []
 
     def ways() -> Iterator[Callable[[int, Sequence[int]], None]]:
-        for built in _offers(machine, convolution):
-            if built.workspace_bytes <= _WORKSPACE_BYTES_MAX:
-                offered.append(ConvolutionPlan(cudnn, convolution, built))
-                yield _way(offered[-1])
+        for index, algorithm in plans.algorithms(_WORKSPACE_BYTES_MAX):
+            offered.append((index, algorithm))
+            yield _way(plans, index)
 
     found = machine.tuner.fastest(
         ways(),
@@ -135,13 +161,10 @@ def _plan(machine: Machine, convolution: Convolution) -> ConvolutionPlan | None:
         weights=_WEIGHTS,
         patience=_PATIENCE,
     )
-    machine.convolution_plans.pop(convolution, None)
-    if machine.plan_builders is not None:
-        machine.plan_builders.forget(convolution)
     if found is None:
         return None
     best, microseconds = found
-    chosen = offered[best].built
+    index, chosen = offered[best]
     machine.tuner.remember(
         convolution,
         library,
@@ -149,66 +172,27 @@ def _plan(machine: Machine, convolution: Convolution) -> ConvolutionPlan | None:
             "name": chosen.name,
             "workspace_bytes": chosen.workspace_bytes,
             "microseconds": microseconds,
-            "plan": base64.b64encode(zlib.compress(chosen.content)).decode(),
         },
     )
-    return offered[best]
+    return PlannedConvolution(plans, index, chosen.workspace_bytes)
 
 
-def _listed(machine: Machine, convolution: Convolution) -> ConvolutionPlans | None:
-    """Return cuDNN's plans, none of which is built yet; None if it has none."""
+def _again(
+    machine: Machine, convolution: Convolution, known: dict[str, object]
+) -> PlannedConvolution:
     assert machine.cudnn is not None
-    if convolution not in machine.convolution_plans:
-        try:
-            plans = ConvolutionPlans(machine.cudnn, convolution)
-        except (RuntimeError, machine.cudnn.library.cudnnGraphNotSupportedError):
-            plans = None
-        machine.convolution_plans[convolution] = plans
-    return machine.convolution_plans[convolution]
+    algorithm = ConvolutionAlgorithm(str(known["name"]), int(str(known["workspace_bytes"])))
+    plans = ConvolutionPlans(machine.cudnn, convolution, algorithm)
+    ((index, built),) = plans.algorithms(_WORKSPACE_BYTES_MAX)
+    return PlannedConvolution(plans, index, built.workspace_bytes)
 
 
-def _compiled(plans: ConvolutionPlans | None) -> list[int]:
-    """Return the positions of those that are compiled and tried."""
-    if plans is None:
-        return []
-    return [index for index in range(len(plans)) if plans.is_compiled(index)][:_COMPILED_MAX]
-
-
-def _offers(machine: Machine, convolution: Convolution) -> Iterator[BuiltPlan]:
-    """Yield plans in cuDNN's order; those that others were asked for are waited for."""
-    plans, compiled = _listed(machine, convolution), 0
-    for index in range(0 if plans is None else len(plans)):
-        assert plans is not None
-        built = None
-        if plans.is_compiled(index):
-            if compiled == _COMPILED_MAX:
-                continue
-            if machine.plan_builders is not None:
-                built = machine.plan_builders.plan(convolution, index)
-        built = built or plans.build(index)
-        if built is not None:
-            compiled += plans.is_compiled(index)
-            yield built
-
-
-def _again(machine: Machine, convolution: Convolution, known: dict[str, object]) -> ConvolutionPlan:
-    """Return the plan of an earlier start: as it was written down, else built anew."""
-    assert machine.cudnn is not None
-    content = zlib.decompress(base64.b64decode(str(known["plan"])))
-    name, workspace_bytes = str(known["name"]), int(str(known["workspace_bytes"]))
-    built = BuiltPlan(name, workspace_bytes, content)
-    try:
-        return ConvolutionPlan(machine.cudnn, convolution, built)
-    except (RuntimeError, machine.cudnn.library.cudnnGraphNotSupportedError):
-        # Another driver, say: the choice holds, the kernel does not.
-        built = ConvolutionPlans(machine.cudnn, convolution).named(name)
-        return ConvolutionPlan(machine.cudnn, convolution, built)
-
-
-def _way(plan: ConvolutionPlan) -> Callable[[int, Sequence[int]], None]:
+def _way(plans: ConvolutionPlans, index: int) -> Callable[[int, Sequence[int]], None]:
     def enqueue(stream: int, addresses: Sequence[int]) -> None:
         x, w, y, bias, residual, workspace = addresses
-        plan.enqueue(stream, x=x, w=w, y=y, bias=bias, residual=residual, workspace=workspace)
+        plans.enqueue(
+            index, stream, x=x, w=w, y=y, bias=bias, residual=residual, workspace=workspace
+        )
 
     return enqueue
 
@@ -255,7 +239,7 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
         return None
     return KernelChoice(
         "conv.cudnn",
-        workspace_bytes=_filled_bytes(request, convolution) + planned.built.workspace_bytes,
+        workspace_bytes=_filled_bytes(request, convolution) + planned.workspace_bytes,
         packed={1: _packed(request, convolution)},
         cost=float(result(request).element_count * math.prod(required(request, 1).shape[1:])),
     )
@@ -277,7 +261,8 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
     data = binding.workspace if filled_bytes else x
 
     def enqueue(stream: int) -> None:
-        planned.enqueue(
+        planned.plans.enqueue(
+            planned.index,
             stream,
             x=data,
             w=w,
@@ -312,19 +297,6 @@ def _fill(binding: Binding, convolution: Convolution) -> Enqueue:
     )
 
 
-def _prepare(requests: Sequence[KernelRequest], machine: Machine) -> None:
-    """Have those plans built that take long, unless the best is known."""
-    if machine.tuner is None or machine.cudnn is None or machine.plan_builders is None:
-        return
-    wanted: list[tuple[Convolution, int]] = []
-    for each in dict.fromkeys(convolution_of(request) for request in requests):
-        if each is None or each in machine.convolutions:
-            continue
-        if machine.tuner.remembered(each, _library(machine)) is None:
-            wanted += [(each, index) for index in _compiled(_listed(machine, each))]
-    machine.plan_builders.begin(wanted)
-
-
 KERNEL_FAMILY: tuple[CudaKernel, ...] = (
-    CudaKernel(("com.microsoft.NhwcFusedConv",), _choose, _bind, _prepare),
+    CudaKernel(("com.microsoft.NhwcFusedConv",), _choose, _bind),
 )

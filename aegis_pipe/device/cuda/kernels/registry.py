@@ -20,16 +20,10 @@ from aegis_pipe.device.cuda.cublaslt import (
     MatrixProductPlan,
 )
 from aegis_pipe.device.cuda.cudnn_attention import AttentionPlan, FusedAttention
-from aegis_pipe.device.cuda.cudnn_convolution import (
-    Convolution,
-    ConvolutionPlan,
-    ConvolutionPlans,
-    Cudnn,
-)
+from aegis_pipe.device.cuda.cudnn_convolution import Convolution, ConvolutionPlans, Cudnn
 from aegis_pipe.device.cuda.faults import FaultWord, FaultWords
 from aegis_pipe.device.cuda.graph import Enqueue as Enqueue, WaitingLaunch
 from aegis_pipe.device.cuda.kernels.source import EARLY_CAPABILITY, WAITS
-from aegis_pipe.device.cuda.plan_builders import PlanBuilders
 from aegis_pipe.device.cuda.tuning import Tuner
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
@@ -48,25 +42,18 @@ class Machine:
     cudnn: Cudnn | None = None
     tuner: Tuner | None = None
     """Without libraries, as where sources are only compiled, our own kernels do it all."""
-    plan_builders: PlanBuilders | None = None
-    """None: cuDNN's plans are built as they are tried."""
     products: dict[MatrixProduct, PlannedProduct | None] = field(default_factory=dict)
-    convolution_plans: dict[Convolution, ConvolutionPlans | None] = field(default_factory=dict)
-    """What cuDNN offers, until one is chosen."""
-    convolutions: dict[Convolution, ConvolutionPlan | None] = field(default_factory=dict)
+    convolutions: dict[Convolution, PlannedConvolution | None] = field(default_factory=dict)
     attentions: dict[FusedAttention, AttentionPlan | None] = field(default_factory=dict)
     """What was chosen, by what it is for; None where the library has no way."""
 
     def close(self) -> None:
         """Close libraries and unload kernels."""
-        if self.plan_builders is not None:
-            self.plan_builders.close()
         for product in self.products.values():
             if product is not None:
                 product.plan.close()
         self.products.clear()
         self.convolutions.clear()
-        self.convolution_plans.clear()
         self.attentions.clear()
         for owner in (self.tuner, self.cublaslt, self.cudnn):
             if owner is not None:
@@ -81,6 +68,15 @@ class PlannedProduct:
     plan: MatrixProductPlan
     algorithm: MatrixProductAlgorithm
     microseconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedConvolution:
+    """A convolution with the plan that was chosen for it."""
+
+    plans: ConvolutionPlans
+    index: int
+    workspace_bytes: int
 
 
 @dataclass(slots=True, eq=False)

@@ -56,6 +56,11 @@ class TensorConvolution:
         return self.batch * math.prod(self.result)
 
     @property
+    def multiplied(self) -> int:
+        """Multiplications of elements."""
+        return self.rows * self.filters * self.taps * self.channels
+
+    @property
     def taps(self) -> int:
         """Pixels of a window."""
         return math.prod(self.window)
@@ -135,7 +140,7 @@ def tilings(p: TensorConvolution, multiprocessors: int) -> list[Tiling]:
     """Return what is worth trying, best first; nothing for large results."""
     if blocks_for(p.rows, 64) * blocks_for(p.filters, 64) > _TILES_MAX * multiprocessors:
         return []
-    if p.rows * p.filters * p.taps * p.channels > _MULTIPLIED_MAX * multiprocessors:
+    if p.multiplied > _MULTIPLIED_MAX * multiprocessors:
         return []
     found = [
         Tiling(*tile, splits)

@@ -1,4 +1,4 @@
-"""What is prepared is what choosing asks for, and no more is tried than is worth it.
+"""What is prepared is what choosing asks for, and no more is compiled than is worth it.
 
 There is no GPU and no cuDNN here: what they would measure and list is handed in.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,11 @@ from aegis_pipe.kernel import KernelRequest
 from aegis_pipe.tensor import TensorSpec
 
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
-from aegis_pipe.device.cuda.cudnn_convolution import BuiltPlan, Convolution
+from aegis_pipe.device.cuda.cudnn_convolution import (
+    COMPILED_MAX,
+    Convolution,
+    ConvolutionPlans,
+)
 from aegis_pipe.device.cuda.kernels import (
     library_convolutions,
     planar_convolutions,
@@ -26,6 +31,7 @@ from tests.unit.device.cuda.test_kernel_sources import sources_of
 from tests.unit.device.cuda.test_planar_convolutions import request as planar_request
 
 HALF = np.dtype(np.float16)
+_NAMES = ("HALF", "FLOAT", "A", "FALLBACK", "NONDETERMINISTIC", "REDUCED_PRECISION_REDUCTION")
 
 
 class Compiler:
@@ -68,46 +74,57 @@ class Cudnn:
     version = 0
 
 
-class Builders:
-    """Notes what they are asked for; has built what is even."""
+class Graph:
+    """cuDNN's graph as far as it lists plans: `c` is compiled, `-` is not, `x` can not be built."""
 
-    def __init__(self) -> None:
-        self.begun: list[tuple[Convolution, int]] = []
-        self.forgotten: list[Convolution] = []
-
-    def begin(self, wanted: Sequence[tuple[Convolution, int]]) -> None:
-        self.begun += wanted
-
-    def plan(self, convolution: Convolution, index: int) -> BuiltPlan | None:
-        return BuiltPlan(f"{index} by others", 0, b"plan") if index % 2 == 0 else None
-
-    def forget(self, convolution: Convolution) -> None:
-        self.forgotten.append(convolution)
-
-
-class Plans:
-    """As many as are said to be compiled or not; one can not be built."""
-
-    def __init__(self, are_compiled: str, impossible: int = -1) -> None:
-        self._are_compiled = are_compiled
-        self._impossible = impossible
+    def __init__(self, plans: str) -> None:
+        self._plans = plans
         self.built: list[int] = []
 
-    def __len__(self) -> int:
-        return len(self._are_compiled)
+    def __getattr__(self, name: str) -> Callable[..., Graph]:
+        # Whatever describes the convolution.
+        return lambda *_, **__: self
 
-    def is_compiled(self, index: int) -> bool:
-        return self._are_compiled[index] == "c"
+    def get_execution_plan_count(self) -> int:
+        return len(self._plans)
 
-    def build(self, index: int) -> BuiltPlan | None:
+    def get_behavior_notes_for_plan_at_index(self, index: int) -> list[str]:
+        return [] if self._plans[index] == "-" else ["compiled"]
+
+    def build_plan_at_index(self, index: int) -> None:
+        if self._plans[index] == "x":
+            raise RuntimeError("impossible")
         self.built.append(index)
-        return None if index == self._impossible else BuiltPlan(f"{index} here", 0, b"plan")
+
+    def get_workspace_size_plan_at_index(self, index: int) -> int:
+        return 0
+
+    def get_plan_name_at_index(self, index: int) -> str:
+        return f"plan {index}"
+
+
+class Library(Cudnn):
+    """cuDNN's package."""
+
+    cudnnGraphNotSupportedError = ValueError  # noqa: N815
+    behavior_note = SimpleNamespace(RUNTIME_COMPILATION="compiled")
+    handle = 0
+
+    def __init__(self, plans: str) -> None:
+        self.graph = Graph(plans)
+        self.library = self
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        # Types, modes and notes.
+        return SimpleNamespace(**dict.fromkeys(_NAMES, 0))
+
+    def pygraph(self, **_: object) -> Graph:
+        return self.graph
 
 
 def machine() -> Machine:
     found = Machine(Compiler(), None, "none", 90, 132)  # type: ignore[arg-type]
     found.tuner, found.cudnn = Tuner(), Cudnn()  # type: ignore[assignment]
-    found.plan_builders = Builders()  # type: ignore[assignment]
     return found
 
 
@@ -156,63 +173,45 @@ def test_the_first_convolution_is_compiled_ahead() -> None:
 
 
 @pytest.mark.parametrize(
-    ("are_compiled", "asked_of_others", "offered", "built_here"),
+    ("plans", "offered"),
     [
-        ("ccc", [0, 1, 2], ["0 by others", "1 here", "2 by others"], [1]),
-        ("-c-c", [1, 3], ["0 here", "1 here", "2 here", "3 here"], [0, 1, 2, 3]),
-        # The sixth of those that are compiled is left out, what stands behind it is not.
-        (
-            "cccccc-",
-            [0, 1, 2, 3, 4],
-            ["0 by others", "1 here", "2 by others", "3 here", "4 by others", "6 here"],
-            [1, 3, 6],
-        ),
-        ("", [], [], []),
+        ("cc", [0, 1]),
+        # The fourth of those that are compiled is left out, what stands behind it is not.
+        ("-cccc-c", [0, 1, 2, 3, 5]),
+        ("cxccc", [0, 2, 3]),
+        ("xxx", []),
     ],
 )
-def test_plans_that_are_compiled(
-    are_compiled: str, asked_of_others: list[int], offered: list[str], built_here: list[int]
-) -> None:
-    on, request = machine(), convolution()
-    c = library_convolutions.convolution_of(request)
+def test_few_of_those_that_are_compiled_are_offered(plans: str, offered: list[int]) -> None:
+    c = library_convolutions.convolution_of(convolution())
     assert c is not None
-    plans = Plans(are_compiled)
-    on.convolution_plans[c] = plans  # type: ignore[assignment]
-    library_convolutions._prepare([request, request], on)
-    assert on.plan_builders.begun == [(c, index) for index in asked_of_others]
-    found = list(library_convolutions._offers(on, c))
-    assert [each.name for each in found] == offered
-    assert plans.built == built_here
+    library = Library(plans)
+    found = ConvolutionPlans(library, c).algorithms(0)  # type: ignore[arg-type]
+    assert [index for index, _ in found] == offered == library.graph.built
+    assert COMPILED_MAX == 3
 
 
-def test_what_can_not_be_built_does_not_count() -> None:
-    on, c = machine(), library_convolutions.convolution_of(convolution())
-    assert c is not None
-    on.convolution_plans[c] = Plans("ccccccc", impossible=1)  # type: ignore[assignment]
-    found = list(library_convolutions._offers(on, c))
-    assert [int(each.name.split()[0]) for each in found] == [0, 2, 3, 4, 5]
-
-
-def test_a_choice_ends_what_was_begun_and_is_kept_with_its_plan(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    loaded: list[BuiltPlan] = []
-
-    class Loaded:
-        def __init__(self, cudnn: object, convolution: Convolution, built: BuiltPlan) -> None:
-            self.built = built
-            loaded.append(built)
-
-    monkeypatch.setattr(library_convolutions, "ConvolutionPlan", Loaded)
-    on, c = machine(), library_convolutions.convolution_of(convolution())
-    assert c is not None
-    on.convolution_plans[c] = Plans("-c")  # type: ignore[assignment]
-    found = library_convolutions._planned(on, c)
-    assert found is not None
-    assert on.plan_builders.forgotten == [c]
-    assert on.convolution_plans == {}
-    again = replace(on, convolutions={})
-    library_convolutions._prepare([convolution()], again)
-    assert on.plan_builders.begun == []
-    assert library_convolutions._planned(again, c).built == found.built
-    assert [each.name for each in loaded] == ["0 here", "1 here", "1 here"]
+@pytest.mark.parametrize(
+    ("changed", "is_left"),
+    [
+        ({}, True),
+        ({"residual": False}, False),
+        ({"dtype": "float32"}, False),
+        ({"groups": 2}, False),
+        # More to do: 1.5 million multiplications a multiprocessor.
+        ({"batch": 4}, False),
+        # Little to do, but more tiles than are taken.
+        ({"batch": 64, "channels": 8}, False),
+    ],
+)
+def test_what_is_left_to_us(changed: dict[str, object], is_left: bool) -> None:
+    ones = (1, 1)
+    small = Convolution(
+        *(1, 256, (14, 14), 1024, ones, ones, ones, (0, 0), (0, 0), "float16"), residual=True
+    )
+    c = replace(small, **changed)  # type: ignore[arg-type]
+    assert library_convolutions.is_left_to_us(machine(), c) is is_left
+    assert not library_convolutions.is_left_to_us(replace(machine(), capability=80), c)
+    if is_left:
+        # Nothing is planned, which would need a GPU.
+        assert library_convolutions.cudnn_microseconds(machine(), c) is None
