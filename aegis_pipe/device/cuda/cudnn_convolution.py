@@ -156,9 +156,9 @@ class ConvolutionPlans:
             is_compiled = self._is_compiled(index)
             if (is_compiled and compiled == COMPILED_MAX) or not self._build(index):
                 continue
-            compiled += is_compiled
             workspace_bytes = int(self._graph.get_workspace_size_plan_at_index(index))
             if workspace_bytes <= workspace_max_bytes:
+                compiled += is_compiled
                 yield index, ConvolutionAlgorithm(self._name(index), workspace_bytes)
 
     def enqueue(
