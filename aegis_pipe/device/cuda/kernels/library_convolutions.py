@@ -117,7 +117,7 @@ def is_left_to_us(machine: Machine, c: Convolution) -> bool:
     """Return whether cuDNN is asked only if no kernel of ours takes it.
 
     cuDNN compiles what adds a residual. With little to do ours is as fast within a model, where the
-    next kernel begins before it has ended: on an H100 ResNet-50 of one image took 262 to 264 us
+    next kernel begins before it has ended: on an H100 ResNet-50 of one image took 255 to 269 us
     without any plan that is compiled, and 263 us with the fastest of five each, for which loading
     took 12 s longer.
     """
