@@ -43,6 +43,7 @@ from aegis_pipe.scheduler_builder import (
     streams_max,
     variants_of,
 )
+from aegis_pipe.telemetry.lull import Lull
 from aegis_pipe.tensor import TensorSpec
 
 
@@ -54,6 +55,8 @@ class Platform:
     clock: Clock
     hub: EventHub
     phases: PhaseRecorder
+    lull: Lull | None
+    """Told when no request runs, if there is telemetry."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -357,8 +357,8 @@ class DeviceContext(Protocol):
         """
         ...
 
-    def create_event(self) -> DeviceEvent:
-        """Make an event."""
+    def create_event(self, *, is_announced: bool = True) -> DeviceEvent:
+        """Make an event; the progress listener hears of it unless nobody has to act on it."""
         ...
 
     def prepare(self, requests: Sequence[KernelRequest]) -> None:
@@ -433,7 +433,7 @@ class DeviceContext(Protocol):
         ...
 
     def set_progress_listener(self, listener: Callable[[], None] | None) -> None:
-        """Have `listener` called from device threads whenever an event was reached.
+        """Have `listener` called from device threads whenever an announced event was reached.
 
         By then the event `is_done`. Several threads may call at once; the listener is quick and
         does not raise. A device without `notifies_progress` never calls it.

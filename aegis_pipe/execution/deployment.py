@@ -41,11 +41,11 @@ from aegis_pipe.execution.passes import (
     ATTENTION_PASSES,
     CHANNELS_LAST_PASSES,
     INVERTED_RESIDUAL_PASSES,
-    PASSES,
     PLANAR_PASSES,
     Pass,
     PassReport,
     chain_passes,
+    first_passes,
     product_passes,
     run_passes,
 )
@@ -150,7 +150,7 @@ def compile_graph(
     _check_watching(watched, context)
     capabilities = context.capabilities
     passes = (
-        *PASSES,
+        *first_passes(parallel_branches=capabilities.parallel_branches),
         *product_passes(capabilities.product_endings),
         *(ATTENTION_PASSES if capabilities.fused_attention else ()),
         *(CHANNELS_LAST_PASSES if capabilities.channels_last else ()),

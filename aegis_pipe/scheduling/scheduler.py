@@ -122,16 +122,22 @@ class Scheduler(OpenRequests):
 
     def admit(self, request: ExecutionRequest, now_ns: int) -> Decision | None:
         """First half of `submit`, from any thread: take a place, or reject at once."""
-        is_late = (
+        reason = self.reserve(request, now_ns)
+        return None if reason is None else self.reject(request, now_ns, reason)
+
+    def reserve(self, request: ExecutionRequest, now_ns: int) -> Reason | None:
+        """Take a place and return None, or return why there is none; from any thread."""
+        if (
             self._refuses_late
             and request.deadline_ns is not None
             and self._deadlines.is_hopeless(request, now_ns)
-        )
-        reason = Reason.WOULD_BE_LATE if is_late else self.queue.reserve(request.model)
-        if reason is None:
-            return None
-        if is_late:
-            self.queue.count_refusal()
+        ):
+            return Reason.WOULD_BE_LATE
+        return self.queue.reserve(request.model)
+
+    def reject(self, request: ExecutionRequest, now_ns: int, reason: Reason) -> Decision:
+        """Decide, for what `reserve` returned, that a request ends here; from any thread."""
+        self.queue.count_refusal()
         request.move(RequestState.REJECTED)
         request.reason = reason
         request.finished_ns = now_ns

@@ -37,9 +37,10 @@ class Mark:
 class CpuEvent:
     """A point in a CPU stream, reusable."""
 
-    __slots__ = ("__weakref__", "_is_open", "_mark")
+    __slots__ = ("__weakref__", "_is_open", "_mark", "is_announced")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_announced: bool = True) -> None:
+        self.is_announced = is_announced
         self._is_open = True
         self._mark: Mark | None = None
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.cpu.event import CpuEvent, Mark
-from aegis_pipe.device.cpu.kernels.native import LIBRARY
+from aegis_pipe.device.cpu.kernels import native
 from aegis_pipe.device.cpu.region import host_bytes
 from aegis_pipe.device.protocols import DeviceEvent, Region, StagingStatistics
 
@@ -58,14 +58,15 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         """Work until told to stop, with a team of helpers for the compiled kernels."""
-        if LIBRARY is not None:
-            self._team_memory = LIBRARY.open_team(self._threads)
+        library = native.LIBRARY
+        if library is not None:
+            self._team_memory = library.open_team(self._threads)
         # Infinities and NaNs are results like any other; NumPy keeps this setting per thread.
         with np.errstate(all="ignore"):
             while self._step():
                 pass
-        if LIBRARY is not None:
-            LIBRARY.close_team()
+        if library is not None:
+            library.close_team()
 
     def _step(self) -> bool:
         # One frame per list, so that nothing of it stays referenced while the thread waits.
@@ -135,7 +136,9 @@ class CpuStream:
 
     def record(self, event: DeviceEvent) -> None:
         """Enqueue: mark the event when everything before has finished."""
-        self._put(False, partial(self._reach, _own(event).renew(), self._now_ns, self._progress))
+        own = _own(event)
+        progress = self._progress if own.is_announced else None
+        self._put(False, partial(self._reach, own.renew(), self._now_ns, progress))
 
     def wait(self, event: DeviceEvent) -> None:
         """Enqueue: go on only once the event's latest record has been reached."""
@@ -212,9 +215,10 @@ class CpuStream:
         self._worker.queue.put(entries)
 
     @staticmethod
-    def _reach(mark: Mark, now_ns: Callable[[], int], progress: Progress) -> None:
+    def _reach(mark: Mark, now_ns: Callable[[], int], progress: Progress | None) -> None:
         mark.reach(now_ns())
-        progress.notify()
+        if progress is not None:
+            progress.notify()
 
     def __del__(self) -> None:
         if getattr(self, "_is_open", False):

@@ -195,8 +195,8 @@ class CudaContext:
         self._staging_ahead.reserve(size_bytes)
         return self._staging_ahead if size_bytes else None
 
-    def create_event(self) -> DeviceEvent:
-        """Make an event."""
+    def create_event(self, *, is_announced: bool = True) -> DeviceEvent:
+        """Make an event; none is announced here, all are polled."""
         self._assert_open()
         return self._own(CudaEvent(self._timeline))
 

@@ -215,8 +215,11 @@ def check_progress_listener(device: DeviceContext) -> None:
             assert called.wait(PATIENCE_S), "the listener was not called"
         event.synchronise()
     stream.synchronise()
-    device.set_progress_listener(None)
     calls = len(seen)
+    stream.record(device.create_event(is_announced=False))
+    stream.synchronise()
+    assert len(seen) == calls, "the listener was called for an event that is not announced"
+    device.set_progress_listener(None)
     stream.record(event)
     stream.synchronise()
     assert len(seen) == calls, "a listener that was taken away was called"
