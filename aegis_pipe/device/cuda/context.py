@@ -204,14 +204,13 @@ class CudaContext:
 
     def prepare(self, requests: Sequence[KernelRequest]) -> None:
         """Begin to compile the candidates that choosing will measure, on the machine's cores."""
-        self._machine.compiler.prepare(
-            [
-                source
-                for request in requests
-                for kernel in KERNELS.candidates(request.operator)
-                for source in kernel.sources(request, self._machine)
-            ]
-        )
+        asked: dict[CudaKernel, list[KernelRequest]] = {}
+        for request in requests:
+            for kernel in KERNELS.candidates(request.operator):
+                asked.setdefault(kernel, []).append(request)
+        for kernel, its_requests in asked.items():
+            if kernel.prepare is not None:
+                kernel.prepare(its_requests, self._machine)
 
     def select(self, request: KernelRequest) -> KernelChoice:
         """Offer the first kernel that takes the request.

@@ -11,9 +11,11 @@ from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.cpu.context import CpuContext
 from aegis_pipe.device.cpu.stream import CpuStream, Entry
 from aegis_pipe.execution.standalone import StandaloneGraph
+from aegis_pipe.kernel import KernelChoice, KernelRequest
 from tests.unit.execution.models import load
 
 SMALL = "g (float[4] x) => (float[4] y) { a = Relu(x) y = Neg(a) }"
+SHAPED = "g (float[2,3] x, float[3,2] w) => (float[2,2] y) { a = MatMul(x, w) y = Softmax(a) }"
 FAR = "g (double[3] x) => (double[3] y) { y = Div(x, x) }"
 
 
@@ -37,6 +39,26 @@ def test_a_run_wakes_no_thread_without_need(threads: int) -> None:
         del stream._hand_over
     # With helpers: once for the copies and the segment together, once to wait for them.
     assert handed_over == ([] if threads == 1 else [3, 1] * 3)
+
+
+def test_a_device_is_shown_all_requests_before_it_chooses() -> None:
+    told: list[tuple[str, ...]] = []
+
+    class Noting(CpuContext):
+        def prepare(self, requests: Sequence[KernelRequest]) -> None:
+            told.append(tuple(request.operator for request in requests))
+
+        def select(self, request: KernelRequest) -> KernelChoice:
+            told.append((request.operator,))
+            return super().select(request)
+
+    with (
+        Noting(SystemClock()) as context,
+        closing(context.create_stream(0)) as stream,
+        StandaloneGraph(load(SHAPED), context, stream, SystemClock()) as graph,
+    ):
+        assert graph.kernels()
+    assert told == [("MatMul", "Softmax"), ("MatMul",), ("Softmax",)]
 
 
 def test_numbers_without_a_value_are_no_noise_on_the_thread_that_waits() -> None:

@@ -287,4 +287,10 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
     return [binding.kernel(code, arguments, grid=grid, block=p.threads)]
 
 
-KERNEL_FAMILY: tuple[CudaKernel, ...] = (CudaKernel((OPERATOR,), _choose, _bind),)
+def _prepare(requests: Sequence[KernelRequest], machine: Machine) -> None:
+    """Have the kernels compiled, which takes as long as several others."""
+    found = [(request, _planar_of(request)) for request in requests]
+    machine.compiler.prepare([_source(request, p) for request, p in found if p is not None])
+
+
+KERNEL_FAMILY: tuple[CudaKernel, ...] = (CudaKernel((OPERATOR,), _choose, _bind, _prepare),)

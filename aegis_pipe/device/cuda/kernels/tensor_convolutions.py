@@ -147,16 +147,17 @@ def _offered(request: KernelRequest, machine: Machine) -> TensorConvolution | No
     return _convolution_of(request)
 
 
-def _sources(request: KernelRequest, machine: Machine) -> list[str]:
-    """Return the kernels that choosing will measure; none if it was chosen before."""
-    p = _offered(request, machine)
-    if p is None:
-        return []
-    assert machine.tuner is not None
-    found = tilings(p, machine.multiprocessors)
-    if machine.tuner.remembered(_what(p, found), "own kernels") is not None:
-        return []
-    return [source_of(p, tiling) for tiling in found]
+def _prepare(requests: Sequence[KernelRequest], machine: Machine) -> None:
+    """Have the tilings compiled that will be measured; none where it was chosen before."""
+    sources: list[str] = []
+    for p in dict.fromkeys(_offered(request, machine) for request in requests):
+        if p is None:
+            continue
+        assert machine.tuner is not None
+        found = tilings(p, machine.multiprocessors)
+        if machine.tuner.remembered(_what(p, found), "own kernels") is None:
+            sources += [source_of(p, tiling) for tiling in found]
+    machine.compiler.prepare(sources)
 
 
 def _chosen(request: KernelRequest, machine: Machine) -> tuple[TensorConvolution, Tiling] | None:
@@ -197,5 +198,5 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
 
 
 KERNEL_FAMILY: tuple[CudaKernel, ...] = (
-    CudaKernel(("com.microsoft.NhwcFusedConv",), _choose, _bind, _sources),
+    CudaKernel(("com.microsoft.NhwcFusedConv",), _choose, _bind, _prepare),
 )

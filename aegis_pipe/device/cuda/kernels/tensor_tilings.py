@@ -25,6 +25,9 @@ _AHEAD_MAX = 10
 """So many tiles are on their way at most."""
 _TILES_MAX = 4
 """Results of more tiles of 64 x 64 a multiprocessor are left to the libraries."""
+_MULTIPLIED_MAX = 4 << 20
+"""Nor are those with more multiplications a multiprocessor: of ResNet-50's with eight images each
+took 1.2 to 2.4 times as long as the libraries."""
 TRIED_MAX = 4
 
 
@@ -51,6 +54,11 @@ class TensorConvolution:
     def rows(self) -> int:
         """Of the result."""
         return self.batch * math.prod(self.result)
+
+    @property
+    def multiplied(self) -> int:
+        """Multiplications of elements."""
+        return self.rows * self.filters * self.taps * self.channels
 
     @property
     def taps(self) -> int:
@@ -131,6 +139,8 @@ class Tiling:
 def tilings(p: TensorConvolution, multiprocessors: int) -> list[Tiling]:
     """Return what is worth trying, best first; nothing for large results."""
     if blocks_for(p.rows, 64) * blocks_for(p.filters, 64) > _TILES_MAX * multiprocessors:
+        return []
+    if p.multiplied > _MULTIPLIED_MAX * multiprocessors:
         return []
     found = [
         Tiling(*tile, splits)

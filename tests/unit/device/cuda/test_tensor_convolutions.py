@@ -62,6 +62,9 @@ def test_a_deep_one_is_split_and_a_large_one_is_left_to_the_libraries() -> None:
     assert math.prod(best.grid(DEEP)) >= MULTIPROCESSORS // 2
     many = replace(DEEP, batch=64, space=(28, 28), result=(28, 28))
     assert tensor_tilings.tilings(many, MULTIPROCESSORS) == []
+    # Few tiles, but enough to do in each.
+    assert tensor_tilings.tilings(replace(DEEP, batch=4), MULTIPROCESSORS)
+    assert tensor_tilings.tilings(replace(DEEP, batch=8), MULTIPROCESSORS) == []
 
 
 def request(channels: int, window: int, dtype: type = np.float16, group: int = 1) -> KernelRequest:
