@@ -53,7 +53,9 @@ def replay(recorded: RecordedRun, scheduler: Scheduler, on_decision: OnDecision)
     refusals = frozenset(fact.sequence for fact in recorded.facts if isinstance(fact, Rejected))
     scheduler._sequence = numbers_without(refusals)  # type: ignore[assignment]
     journal, tally = Journal(), Tally(models)
-    launched_ns: dict[tuple[int, int], int] = {}
+    launched: dict[tuple[int, int], Decision] = {}
+    # Per stream: what is launched behind something that is in flight begins when that has ended.
+    ended_ns: dict[int, int] = {}
     durations_ns: dict[tuple[int, int], int] = {}
     next_segment: defaultdict[int, int] = defaultdict(int)
     pending: list[ExecutionRequest] = []
@@ -62,7 +64,7 @@ def replay(recorded: RecordedRun, scheduler: Scheduler, on_decision: OnDecision)
         for decision in decisions:
             on_decision(decision)
             if decision.segment >= 0:
-                launched_ns[decision.request_id, decision.segment] = decision.at_ns
+                launched[decision.request_id, decision.segment] = decision
         journal.add(decisions)
 
     for fact in recorded.facts:
@@ -78,7 +80,10 @@ def replay(recorded: RecordedRun, scheduler: Scheduler, on_decision: OnDecision)
             case Ended():
                 key = (fact.request_id, next_segment[fact.request_id])
                 next_segment[fact.request_id] += 1
-                durations_ns[key] = fact.at_ns - launched_ns[key]
+                decision = launched[key]
+                begun_ns = max(decision.at_ns, ended_ns.get(decision.stream, 0))
+                ended_ns[decision.stream] = fact.at_ns
+                durations_ns[key] = fact.at_ns - begun_ns
                 error = KernelError("it failed in the recorded run") if fact.failed else None
                 scheduler.segment_finished(fact.request_id, fact.at_ns, error)
             case Cancelled():

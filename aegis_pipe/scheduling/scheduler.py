@@ -374,7 +374,8 @@ class Scheduler(OpenRequests):
     def _feed(self, stream: int, now_ns: int) -> bool:
         """Keep the stream supplied, with its holder or with who is to run in its place.
 
-        Returns whether there is room behind what is launched, and nobody to take it yet.
+        Returns whether there is room that nobody takes yet. To leave such a stream out would make
+        what is decided later hang on how often there was nothing to decide, which no recording has.
         """
         while (running := self._streams.holder(stream)) is not None:
             if self._in_flight_on(stream) >= self._in_flight:
@@ -390,7 +391,8 @@ class Scheduler(OpenRequests):
             skip = self._models_that_can_not_preempt(stream, running, now_ns)
             if self._is_preempted(running, now_ns, skip):
                 if self._leaving[stream] is not None:
-                    return False
+                    # Looked at again whenever there is something to decide: who waits may go away.
+                    return True
                 self._leaving[stream] = running
                 self._preempt(running, stream, now_ns, skip)
                 continue

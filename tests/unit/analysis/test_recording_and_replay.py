@@ -19,20 +19,21 @@ from aegis_pipe.scheduling.stream_pool import StreamPool
 MODELS = ["a", "b"]
 
 
-def scheduler(kind=Scheduler, policy="priority"):
+def scheduler(kind=Scheduler, policy="priority", in_flight=1):
     return kind(
         make_policy(policy),
         StreamPool(2),
         queue_capacity=4,
         preemption=True,
         memory_of={"a": 1, "b": 0},
+        in_flight=in_flight,
     )
 
 
-def record(path, seed):
+def record(path, seed, in_flight=1, took_ns=None):
     """Simulate an overload: expiries and refusals are among what happens."""
     writer = RunWriter(path, {"models": MODELS})
-    recording = scheduler(RecordingScheduler)
+    recording = scheduler(RecordingScheduler, in_flight=in_flight)
     recording.record_to(writer, MODELS)
     loads = [
         Load("a", (StageLoad("a", "a", 1, 5, deadline_ns=3_000_000),), poisson(900, seed)),
@@ -40,10 +41,17 @@ def record(path, seed):
     ]
     dice = random.Random(seed)
     decisions = []
+
+    def times(request, segment, beside):
+        duration_ns = dice.randrange(100_000, 2_500_000)
+        if took_ns is not None:
+            took_ns[request.request_id, segment] = duration_ns
+        return duration_ns
+
     run(
         recording,
         Loads(loads, seed),
-        lambda request, segment, beside: dice.randrange(100_000, 2_500_000),
+        times,
         until_ns=500_000_000,
         on_decisions=decisions.extend,
     )
@@ -61,6 +69,17 @@ def test_the_same_facts_give_the_same_decisions_to_the_byte(tmp_path, seed):
     assert result.journal == recorded.journal == journal
     assert any(decision.kind == "reject" for decision in again)
     assert [each for each in again if each.kind != "reject"] == decisions
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3, 5])
+@pytest.mark.parametrize("seed", range(3, 6))
+def test_segments_take_what_they_took_whatever_was_in_flight_before_them(tmp_path, in_flight, seed):
+    took_ns = {}
+    journal, _ = record(tmp_path / "x.run", seed, in_flight, took_ns)
+    result = replay(read_run(tmp_path / "x.run"), scheduler(in_flight=in_flight), lambda _: None)
+    assert result.journal == journal
+    assert result.durations_ns
+    assert result.durations_ns == {key: took_ns[key] for key in result.durations_ns}
 
 
 def test_another_policy_meets_the_same_requests(tmp_path):
