@@ -30,7 +30,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -49,8 +49,10 @@ from aegis_pipe.testing.event_sequences import load_events, request_events
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "package://onnx/backend/test/data/light/light_shufflenet.onnx"
 TRIES_MAX = 5
+EXPORTED_S = 0.8
+"""What a turn leaves to export is exported by then, and not at the cost of the next turn."""
 OTHERS_MAX_S = 0.25
-"""In a turn of a second, of all processors; the system itself takes some 0.1."""
+"""In a turn of two seconds, of all processors; the system itself takes some 0.1."""
 VARIANTS = ("off", "on", "dead", "silent", "refusing")
 
 
@@ -59,6 +61,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=("events", "requests", "all"), default="events")
     parser.add_argument("--rounds", type=int, default=24, help="of `requests`")
+    parser.add_argument(
+        "--beside", nargs="*", choices=VARIANTS[1:], default=VARIANTS[1:], help="`off`; all"
+    )
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, default=400.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long")
@@ -77,7 +82,7 @@ def main() -> None:
         if options.part in ("events", "all"):
             figures["events"] = measure(options, endpoint)
         if options.part in ("requests", "all"):
-            figures["requests"] = compare(options.rounds, endpoint)
+            figures["requests"] = compare(options.rounds, endpoint, ("off", *options.beside))
     text = json.dumps(figures, indent=2)
     print(text)
     if options.json is not None:
@@ -125,7 +130,7 @@ def measure(options: argparse.Namespace, endpoint: str) -> dict[str, float | int
     }
 
 
-def compare(rounds: int, endpoint: str) -> dict[str, dict[str, float]]:
+def compare(rounds: int, endpoint: str, variants: Sequence[str]) -> dict[str, dict[str, float]]:
     """Have the variants take turns; return each one's figures."""
     with silent() as silent_port, refusing() as refusing_port, ExitStack() as stack:
         endpoints = {
@@ -135,17 +140,18 @@ def compare(rounds: int, endpoint: str) -> dict[str, dict[str, float]]:
             "silent": f"http://127.0.0.1:{silent_port}",
             "refusing": f"http://127.0.0.1:{refusing_port}",
         }
-        workers = {name: stack.enter_context(worker(endpoints[name])) for name in VARIANTS}
-        latencies: dict[str, list[list[int]]] = {name: [] for name in VARIANTS}
-        repeated = dict.fromkeys(VARIANTS, 0)
+        workers = {name: stack.enter_context(worker(endpoints[name])) for name in variants}
+        latencies: dict[str, list[list[int]]] = {name: [] for name in variants}
+        count = len(variants)
+        repeated = dict.fromkeys(variants, 0)
         for turn in range(rounds + 1):
             # Not always in the same order: whoever comes after an idle time may be favoured.
-            for name in (*VARIANTS[turn % 5 :], *VARIANTS[: turn % 5]):
+            for name in (*variants[turn % count :], *variants[: turn % count]):
                 taken, tries = undisturbed(workers[name])
                 repeated[name] += tries - 1
                 if turn:  # The first turn warms up.
                     latencies[name].append(taken)
-        reports = {name: ask(workers[name], "end") for name in VARIANTS}
+        reports = {name: ask(workers[name], "end") for name in variants}
     off = latencies["off"]
     return {
         name: {
@@ -155,7 +161,7 @@ def compare(rounds: int, endpoint: str) -> dict[str, dict[str, float]]:
             "repeated_turns": repeated[name],
             **reports[name],
         }
-        for name in VARIANTS
+        for name in variants
     }
 
 
@@ -166,6 +172,7 @@ def undisturbed(process: subprocess.Popen[str]) -> tuple[list[int], int]:
         tries += 1
         before = taken_by_others()
         taken = ask(process, "go")
+        time.sleep(EXPORTED_S)
         stolen, used = (now - then for now, then in zip(taken_by_others(), before, strict=True))
         if tries == TRIES_MAX or (stolen <= 0 and used <= OTHERS_MAX_S):
             return taken, tries
@@ -328,7 +335,7 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def wait_for(ports: Iterator[int]) -> None:
+def wait_for(ports: Iterable[int]) -> None:
     """Wait until somebody listens on each port."""
     for port in ports:
         while True:

@@ -352,7 +352,10 @@ def _telemetry_lines(report: TelemetryReport | None) -> list[str]:
     others = [
         f"  {place}" for place in report.where if place not in {s.where for s in report.sinks}
     ]
-    return [f"telemetry: {counted(report.dropped_events, 'event')} lost", *sinks, *others]
+    lost = f"telemetry: {counted(report.dropped_events, 'event')} lost"
+    if report.lost_log_lines:
+        lost += f", {counted(report.lost_log_lines, 'line')} of the log lost"
+    return [lost, *sinks, *others]
 
 
 def _reasons(reasons: Any) -> str:

@@ -20,7 +20,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, Protocol, Self
 
-from aegis_pipe.clock import Clock, wake_promptly
+from aegis_pipe.clock import Clock, Wake, wake_promptly
 from aegis_pipe.errors import (
     DeadlineExceededError,
     FatalError,
@@ -118,7 +118,7 @@ class OrchestrationLoop:
         self._hub = hub
         self._when_idle = when_idle
         self._poll_interval_ns = poll_interval_ns
-        self._wake = threading.Event()
+        self._wake = Wake()
         # Bounded by the queue's places: whoever appends has reserved one.
         self._inbox: deque[ExecutionRequest] = deque()
         # An ordered set, bounded by the open requests; its methods are atomic.
@@ -203,7 +203,7 @@ class OrchestrationLoop:
 
     def wake(self) -> None:
         """Have the loop look for completions; cheap, and harmless if there are none."""
-        # Setting takes a lock. One that is set is cleared before the next step looks at anything.
+        # One that is set is cleared before the next step looks at anything.
         if not self._wake.is_set():
             self._wake.set()
 

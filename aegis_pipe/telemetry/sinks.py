@@ -181,7 +181,7 @@ class SinkFeeder:
         if not self._failed_exports:
             _log.warning(
                 "no traces reach %s (%s); the run goes on without them: start a collector there, "
-                "or take the destination out of the manifest's `telemetry`",
+                "make room if it is a file, or take it out of the manifest's `telemetry`",
                 self._sink.where,
                 self._sink.problem,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +96,24 @@ def test_a_name_that_the_file_system_can_not_have_is_one_error(folder: Path) -> 
     ended = shell(folder, "LC_ALL=POSIX PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 $me up m.toml")
     assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
     assert "can not be written in ascii" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "told", "warned"),
+    [
+        (
+            'log = { path = "/dev/full" }',
+            "telemetry: 0 events lost, N lines of the log",
+            "room there",
+        ),
+        ('file = "/dev/full"', "  /dev/full: 0 spans, N", "make room if it is a file"),
+    ],
+)
+def test_what_a_full_disk_has_lost_is_in_the_summary(
+    key: str, told: str, warned: str, folder: Path
+) -> None:
+    (folder / "m.toml").write_text(f"{MANIFEST}\n[telemetry]\n{key}\ntraces.ratio = 1.0\n")
+    ended = shell(folder, "$me up m.toml")
+    assert ended.returncode == 0
+    assert re.search(f"^{told} lost$".replace("N", r"[1-9]\d*"), ended.stdout, re.M)
+    assert warned in ended.stderr

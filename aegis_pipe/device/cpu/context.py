@@ -138,6 +138,7 @@ class CpuContext:
         *,
         priority: int = 0,
         staging_bytes: int | None = None,
+        staging_parts: int = 1,
         multiprocessors: int | None = None,
     ) -> DeviceStream:
         """Make a stream with a thread of its own; all have the same priority, none stages."""

@@ -165,6 +165,7 @@ class CudaContext:
         *,
         priority: int = 0,
         staging_bytes: int | None = None,
+        staging_parts: int = 1,
         multiprocessors: int | None = None,
     ) -> DeviceStream:
         """Make a stream; priorities beyond what the device has count as its highest."""
@@ -185,6 +186,7 @@ class CudaContext:
                 self._handle,
                 self._faults,
                 staging_bytes,
+                staging_parts=staging_parts,
                 partition=own,
                 ahead=self._staging_ahead,
             )
