@@ -68,8 +68,9 @@ class CudaContext:
         )
         cache, model = DiskCache(cache_folder()), driver.device_name(self._device)
         compiler = KernelCompiler(f"sm_{major}{minor}", cache)
-        # cuDNN compiles some of its plans, and finds the compiler only if it is loaded already.
-        driver.load_libraries("nvrtc", "cublasLt", "cudnn")
+        # cuDNN compiles some of its plans, and finds the compiler only if it is loaded already; its
+        # binding finds the runtime likewise.
+        driver.load_libraries("cudart", "nvrtc", "cublasLt", "cudnn")
         self._machine = Machine(
             compiler=compiler,
             cache=cache,

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
+from aegis_pipe.device.cuda.lean_import import left_out
+
 _DATA_TYPES: Final = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BFLOAT16"}
 
 COMPILED_MAX: Final = 3
@@ -24,8 +26,13 @@ ACTIVATIONS: Final = ("", "relu", "clip", "sigmoid", "swish", "tanh", "gelu", "g
 
 
 def load_library() -> ModuleType:
-    """Import the binding; ImportError if the `cuda` extra is missing."""
-    import cudnn
+    """Import the binding; ImportError if the `cuda` extra is missing.
+
+    It would import torch where that is installed, which takes seconds, for a wrapper that is not
+    used here. Whoever uses that wrapper in the same process imports torch first.
+    """
+    with left_out("torch"):
+        import cudnn
 
     return cudnn  # type: ignore[no-any-return]
 
