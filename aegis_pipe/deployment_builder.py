@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +17,7 @@ from aegis_pipe.analysis_builder import cut_segments
 from aegis_pipe.clock import Clock, SystemClock, real_time_threads
 from aegis_pipe.device.protocols import DeviceContext, DeviceStream, StagingStatistics
 from aegis_pipe.device.registry import OpenedDevice, open_device
+from aegis_pipe.errors import BudgetExceededError
 from aegis_pipe.events import EventHub, PhaseRecorder
 from aegis_pipe.execution.collector import heap_frozen
 from aegis_pipe.execution.deployment import (
@@ -26,12 +27,13 @@ from aegis_pipe.execution.deployment import (
     compile_models,
     plan_models,
 )
+from aegis_pipe.execution.forking import as_chain
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.lighter import lighter_ways
 from aegis_pipe.execution.model_loader import LoadOptions, ModelFiles
 from aegis_pipe.execution.program import result_names
 from aegis_pipe.manifest.model import Manifest
-from aegis_pipe.memory import DevicePlan, return_freed_memory
+from aegis_pipe.memory import DevicePlan, MoreSavings, return_freed_memory
 from aegis_pipe.scheduler_builder import (
     arena_groups,
     check_models,
@@ -275,12 +277,16 @@ def _as_lists(constant: Any) -> Any:
 def compile_manifest(
     manifest: Manifest, context: DeviceContext, phases: PhaseRecorder
 ) -> tuple[LoadedModel, ...]:
-    """Compile the manifest's models, then the variants of those that batch."""
+    """Compile the manifest's models, then the variants of those that batch.
+
+    Where budgets have no room for branches that run side by side, none do.
+    """
     orders = model_orders(manifest)
     loaded = compile_models(orders, context, phases)
     try:
         loaded += compile_variants(manifest, orders, loaded, context, phases)
         check_models(manifest, graphs_of(loaded))
+        loaded = _within_budgets(manifest, loaded, context)
     except BaseException as error:
         give_up_phases(loaded, phases, error)
         raise
@@ -292,10 +298,45 @@ def graphs_of(loaded: Sequence[LoadedModel]) -> dict[str, ExecutionGraph]:
     return {model.compiled.name: model.compiled.graph for model in loaded}
 
 
+def _within_budgets(
+    manifest: Manifest, loaded: tuple[LoadedModel, ...], context: DeviceContext
+) -> tuple[LoadedModel, ...]:
+    """Return the models as chains if with their forks they are over a budget."""
+    if not any(model.compiled.forks for model in loaded):
+        return loaded
+    try:
+        _plan(manifest, loaded, context, None)
+    except BudgetExceededError as error:
+        reason = f"a budget has no room for them: {error.message}"
+        return tuple([replace(each, compiled=as_chain(each.compiled, reason)) for each in loaded])
+    return loaded
+
+
 def plan_memory(
     manifest: Manifest, loaded: Sequence[LoadedModel], context: DeviceContext
 ) -> DevicePlan:
     """Plan models and variants as one device; raises BudgetExceededError with what would help."""
+    return _plan(
+        manifest,
+        loaded,
+        context,
+        lambda plan, measure: lighter_ways(
+            model_orders(manifest),
+            loaded,
+            plan,
+            measure,
+            context,
+            PhaseRecorder(EventHub(), SystemClock()),
+        ),
+    )
+
+
+def _plan(
+    manifest: Manifest,
+    loaded: Sequence[LoadedModel],
+    context: DeviceContext,
+    more_savings: MoreSavings | None,
+) -> DevicePlan:
     models = (*manifest.models, *(manifest.model(each.model) for each in variants_of(manifest)))
     return plan_models(
         loaded,
@@ -306,14 +347,7 @@ def plan_memory(
         staging_budget_bytes=manifest.device.staging_budget_bytes,
         arena_groups=arena_groups(manifest),
         streams_max=streams_max(manifest),
-        more_savings=lambda plan, measure: lighter_ways(
-            model_orders(manifest),
-            loaded,
-            plan,
-            measure,
-            context,
-            PhaseRecorder(EventHub(), SystemClock()),
-        ),
+        more_savings=more_savings,
     )
 
 

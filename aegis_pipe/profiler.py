@@ -112,14 +112,25 @@ class _Recorder:
             self.host[f"{event.pipeline}/{name}"].append(event.end_ns - event.start_ns)
 
     def _keep_kernels(self, model: str, stamps: bytes) -> None:
-        times = np.frombuffer(stamps, np.int64).reshape(-1, 2)
-        self.kernels[model].append((times[:, 1] - times[:, 0]).tolist())
+        self.kernels[model].append(own_times(np.frombuffer(stamps, np.int64).reshape(-1, 2)))
 
     def clear(self) -> None:
         """Forget what was measured so far."""
         for kept in (self.rows, self.wakes, self.host, self.kernels):
             kept.clear()
         self.traces.clear()
+
+
+def own_times(times: np.ndarray) -> list[int]:
+    """Return how long each kernel of int64[kernels, 2] ran that none before it did.
+
+    Of branches that run side by side, time counts once, so that kernels add up to their segment.
+    """
+    starts, ends = times[:, 0], times[:, 1]
+    before = np.maximum.accumulate(ends)[:-1]
+    begins = np.concatenate([starts[:1], np.maximum(starts[1:], before)])
+    own: list[int] = np.maximum(ends - begins, 0).tolist()
+    return own
 
 
 def measure_profile(manifest: Manifest, options: ProfileOptions, say: Say) -> Profile:

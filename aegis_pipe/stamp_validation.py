@@ -16,6 +16,7 @@ from aegis_pipe.deployment_builder import model_orders, open_manifest_device
 from aegis_pipe.device.protocols import DeviceContext, KernelTracer
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.execution.deployment import ModelOrder
+from aegis_pipe.execution.forking import as_chain
 from aegis_pipe.execution.input_generation import generate_inputs
 from aegis_pipe.execution.model_loader import ModelLoader
 from aegis_pipe.execution.standalone import StandaloneGraph
@@ -157,7 +158,10 @@ def _repeat(
     inputs = generate_inputs(graph, 0)
     stream = context.create_stream(0)
     try:
-        with StandaloneGraph(graph, context, stream, clock, order.precision) as standalone:
+        # The profiler tells kernels apart by the stamps between them, which branches' are not.
+        with StandaloneGraph(
+            graph, context, stream, clock, order.precision, change=as_chain
+        ) as standalone:
             for _ in range(WARM_UP + RUNS):
                 # What they lie in holds something else after a run.
                 standalone.write_inputs(inputs)

@@ -148,6 +148,7 @@ def as_text(planned: PlannedDeployment, *, steps: bool, passes: bool) -> str:
         "",
         "kernels",
         *[_kernel_line(model) for model in planned.models],
+        *[_branch_line(model) for model in (*planned.models, *planned.variants) if model.branching],
     ]
     if passes:
         lines += [line for model in planned.models for line in ("", *_pass_lines(model))]
@@ -269,6 +270,23 @@ def _kernel_line(model: CompiledModel) -> str:
     return line
 
 
+def _branch_line(model: CompiledModel) -> str:
+    """Say which branches run side by side, and why no others do."""
+    found = model.branching
+    assert found is not None
+    line = f"  {model.name}: branches of {found.taken} of {counted(found.possible, 'fork')} run"
+    line += " side by side"
+    if found.grown_bytes > 0:
+        line += f", for {units.format_size(found.grown_bytes)} more"
+    if not found.chain_ns:
+        return f"{line}: {found.given_up or 'the arena would grow too large'}"
+    one = units.format_duration(found.chain_ns)
+    if not found.forked_ns:
+        return f"{line}: none is faster than as a chain; the model takes {one}"
+    line += f": measured {units.format_duration(found.forked_ns)}, as a chain {one}"
+    return f"{line}; {found.given_up}" if found.given_up else line
+
+
 def _step_lines(model: CompiledModel) -> list[str]:
     rows = [
         (
@@ -342,6 +360,20 @@ def as_json(planned: PlannedDeployment, *, steps: bool, passes: bool) -> dict[st
     }
 
 
+def _branches_json(model: CompiledModel) -> dict[str, Any] | None:
+    found = model.branching
+    if found is None:
+        return None
+    return {
+        "forks": [[len(branch) for branch in fork] for fork in model.forks],
+        "possible": found.possible,
+        "chain_ns": found.chain_ns or None,
+        "forked_ns": found.forked_ns or None,
+        "grown_bytes": found.grown_bytes,
+        "given_up": found.given_up or None,
+    }
+
+
 def _model_json(
     model: CompiledModel, section: ModelSection, steps: bool, passes: bool
 ) -> dict[str, Any]:
@@ -370,6 +402,7 @@ def _model_json(
             for name, output in model.states.items()
         ],
         "reference_kernels": [step.node for step in model.reference_steps],
+        "branches": _branches_json(model),
     }
     if passes:
         described["passes"] = [one._asdict() for one in model.passes]

@@ -20,11 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol, Self, runtime_checkable
+from typing import Any, NoReturn, Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from aegis_pipe.kernel import KernelChoice, KernelRequest
+
+Fork = tuple[tuple[int, ...], ...]
+"""A stretch of calls by their positions, in branches that may run side by side: each keeps its
+order, all begin when everything before has ended, and what follows when all of them have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ class DeviceCapabilities:
     """`watch` finds what kernels write outside of their places."""
     parallel_writes: bool = False
     """`write` may be called from several threads at once, for regions that do not overlap."""
+    parallel_branches: bool = False
+    """Recorded graphs run the branches of their forks side by side, and may be quicker for it."""
     notifies_progress: bool = False
     """Calls the progress listener when events complete; otherwise events have to be polled."""
 
@@ -272,6 +278,18 @@ class KernelTracer(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
+class DeviceChoices(Protocol):
+    """What was measured once on this model of device, and is kept from process to process."""
+
+    def remembered(self, what: str) -> Mapping[str, Any] | None:
+        """Return what was chosen before for the same `what`, if anything."""
+        ...
+
+    def remember(self, what: str, choice: Mapping[str, Any]) -> None:
+        """Keep a choice, of values that JSON knows."""
+        ...
+
+
 class DeviceContext(Protocol):
     """An open device. Owns what it makes: closing it closes everything, in order."""
 
@@ -288,6 +306,11 @@ class DeviceContext(Protocol):
     @property
     def allocation_count(self) -> int:
         """Device allocations since the context was opened; must not move after start-up."""
+        ...
+
+    @property
+    def choices(self) -> DeviceChoices | None:
+        """What was chosen by measurement; None if the device measures nothing."""
         ...
 
     def allocate(self, size_bytes: int) -> Region:
@@ -338,6 +361,13 @@ class DeviceContext(Protocol):
         """Make an event."""
         ...
 
+    def prepare(self, requests: Sequence[KernelRequest]) -> None:
+        """Begin what choosing kernels for these will wait for, such as compiling candidates.
+
+        Returns at once, and chooses nothing: what `select` offers does not depend on it.
+        """
+        ...
+
     def select(self, request: KernelRequest) -> KernelChoice:
         """Offer a kernel; UnsupportedOperatorError names node, operator and alternatives."""
         ...
@@ -374,12 +404,17 @@ class DeviceContext(Protocol):
         ...
 
     def record(
-        self, calls: Sequence[KernelCall], stream: DeviceStream | None = None
+        self,
+        calls: Sequence[KernelCall],
+        stream: DeviceStream | None = None,
+        forks: Sequence[Fork] = (),
     ) -> DeviceGraph:
         """Make one launchable unit out of bound calls, to run in this order.
 
         Calls of views cost nothing; each keeps its row in `kernel_times`. What runs on a stream
-        with multiprocessors of its own has to be recorded for that `stream`.
+        with multiprocessors of its own has to be recorded for that `stream`. Branches of `forks`,
+        which are in ascending order, write to nothing that another one reads or writes; without
+        the capability `parallel_branches` they run like everything else.
         """
         ...
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, DeviceStream, KernelCall
+from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, DeviceStream, Fork, KernelCall
 
 
 class GraphCapture:
@@ -21,14 +21,28 @@ class GraphCapture:
         self._stream = stream
 
     def record(
-        self, calls: Sequence[KernelCall], boundaries: Sequence[int]
+        self, calls: Sequence[KernelCall], boundaries: Sequence[int], forks: Sequence[Fork] = ()
     ) -> tuple[DeviceGraph, ...]:
-        """Record one graph per stretch; `boundaries` are the first calls of all but the first."""
+        """Record one graph per stretch; `boundaries` are the first calls of all but the first.
+
+        Of a fork that is cut, each part is one.
+        """
         edges = [0, *boundaries, len(calls)]
         return tuple(
-            self._context.record(calls[first:end], self._stream)
+            self._context.record(calls[first:end], self._stream, forks_within(forks, first, end))
             for first, end in itertools.pairwise(edges)
         )
+
+
+def forks_within(forks: Sequence[Fork], first: int, end: int) -> tuple[Fork, ...]:
+    """Return what there is of forks in a stretch of calls, by positions in it."""
+    found = []
+    for fork in forks:
+        parts = [tuple([each - first for each in part if first <= each < end]) for part in fork]
+        branches = tuple(filter(None, parts))
+        if len(branches) > 1:
+            found.append(branches)
+    return tuple(found)
 
 
 def cut_into_segments(durations_ns: Sequence[int], max_block_ns: int) -> tuple[int, ...]:

@@ -6,15 +6,15 @@ Compiling (`compile_model`) touches no device memory: `aegis-pipe plan` stops th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
-from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, KernelCall, Region
+from aegis_pipe.device.protocols import DeviceContext, DeviceDescription, Fork, KernelCall, Region
 from aegis_pipe.events import PhaseRecorder
-from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph
+from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph, OperatorNode
 from aegis_pipe.execution.lowering import ReferenceFactory, lower_node
 from aegis_pipe.execution.memory_planning import (
     CompiledStep,
@@ -33,7 +33,7 @@ from aegis_pipe.execution.recurrence import (
     states_of,
     without,
 )
-from aegis_pipe.kernel import PackedConstant
+from aegis_pipe.kernel import KernelRequest, PackedConstant
 from aegis_pipe.memory import (
     AllocationPlan,
     MemoryAnalysis,
@@ -81,6 +81,24 @@ class Weight:
         return np.array_equal(mine.view(np.uint8), theirs.view(np.uint8))
 
 
+@record(eq=True)
+class Branching:
+    """What was decided about a model's branches on a device that runs them side by side."""
+
+    possible: int
+    """How many forks may pay, by what the steps have to do."""
+    taken: int
+    """How many were measured to pay, and the arena may grow for."""
+    chain_ns: int = 0
+    """How long the kernels take one behind the other; 0 if the arena may grow for no fork."""
+    forked_ns: int = 0
+    """And with the forks that pay by themselves, taken or not; 0 if none does."""
+    grown_bytes: int = 0
+    """By how much the arena is larger for the forks that are taken."""
+    given_up: str = ""
+    """Why forks that pay were not taken after all."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CompiledModel:
     """A model with chosen kernels and planned memory, not yet on the device."""
@@ -99,6 +117,12 @@ class CompiledModel:
     """Bytes left free before and after everything planned, for `memory_debug`."""
     states: States = field(default_factory=dict)
     """Inputs that stay from request to request, and the output that each becomes."""
+    forks: tuple[Fork, ...] = ()
+    """Stretches of launched steps whose branches run side by side."""
+    branching: Branching | None = None
+    """Why these; None where nothing may run side by side."""
+    chain: CompiledModel | None = None
+    """The same without forks, if it has any."""
     variant_of: str = ""
     """The model that it runs several requests of; empty for a model itself."""
     rows: int = 1
@@ -234,10 +258,14 @@ def compile_model(
     kept = states_of(graph, states or {})
     with phases.phase("kernel.select", model=graph.name) as phase:
         weights = _WeightTable()
+        lowered = [lower_node(graph, node, operators, reference) for node in graph.operators]
+        if tf32:
+            lowered = [(replace(request, tf32=True), operands) for request, operands in lowered]
+        context.prepare([request for request, _ in lowered])
         steps = tuple(
             [
-                _compile_step(graph, index, context, operators, reference, weights, tf32)
-                for index in range(len(graph.operators))
+                _compile_step(node, request, operands, context, weights)
+                for node, (request, operands) in zip(graph.operators, lowered, strict=True)
             ]
         )
         steps += tuple([_keep(graph, name, output, context) for name, output in kept.items()])
@@ -248,21 +276,9 @@ def compile_model(
         }
         phase.attributes["reference_kernels"] = sum(step.choice.is_reference for step in steps)
     with phases.phase("memory.plan", model=graph.name) as phase:
-        analysis, plan = plan_memory(
-            graph,
-            steps,
-            context.description.alignment_bytes,
-            guard_bytes,
-            kept,
-        )
-        steps = tuple(
-            [
-                replace(step, in_place=True)
-                if memory_step.moves or (step.is_keep and memory_step.views)
-                else step
-                for step, memory_step in zip(steps, analysis.steps, strict=True)
-            ]
-        )
+        alignment_bytes = context.description.alignment_bytes
+        analysis, plan = plan_memory(graph, steps, alignment_bytes, guard_bytes, kept)
+        steps = _placed(steps, analysis)
         phase.attributes["kernels"] = sum(step.is_launched for step in steps)
         phase.attributes["peak_bytes"] = plan.peak_bytes
         phase.attributes["lower_bound_bytes"] = plan.lower_bound_bytes
@@ -277,6 +293,41 @@ def compile_model(
         plan,
         guard_bytes=guard_bytes,
         states=kept,
+    )
+
+
+def fork_model(
+    compiled: CompiledModel, forks: Sequence[Fork], alignment_bytes: int
+) -> CompiledModel:
+    """Return the model with these forks, its memory planned anew."""
+    analysis, plan = plan_memory(
+        compiled.graph,
+        compiled.steps,
+        alignment_bytes,
+        compiled.guard_bytes,
+        compiled.states,
+        forks,
+    )
+    steps = _placed(compiled.steps, analysis)
+    # What lies in place now is launched no more.
+    launched = [[[at for at in part if steps[at].is_launched] for part in fork] for fork in forks]
+    taken = [tuple([tuple(part) for part in fork if part]) for fork in launched]
+    return replace(
+        compiled,
+        steps=steps,
+        analysis=analysis,
+        plan=plan,
+        forks=tuple([fork for fork in taken if len(fork) > 1]),
+    )
+
+
+def _placed(steps: Sequence[CompiledStep], analysis: MemoryAnalysis) -> tuple[CompiledStep, ...]:
+    """Return the steps, marked where the plan has their bytes where they have to come to."""
+    return tuple(
+        [
+            replace(step, in_place=memory_step.moves or (step.is_keep and bool(memory_step.views)))
+            for step, memory_step in zip(steps, analysis.steps, strict=True)
+        ]
     )
 
 
@@ -300,18 +351,12 @@ class _WeightTable:
 
 
 def _compile_step(
-    graph: ExecutionGraph,
-    index: int,
+    node: OperatorNode,
+    request: KernelRequest,
+    operands: tuple[TensorId, ...],
     context: DeviceContext,
-    operators: OperatorTable,
-    reference: ReferenceFactory | None,
     weights: _WeightTable,
-    tf32: bool,
 ) -> CompiledStep:
-    node = graph.operators[index]
-    request, operands = lower_node(graph, node, operators, reference)
-    if tf32:
-        request = replace(request, tf32=True)
     choice = context.select(request)
     return CompiledStep(
         node=node.name,
@@ -380,6 +425,17 @@ class ModelBinder:
     def launched_steps(self) -> tuple[CompiledStep, ...]:
         """Return the steps that run a kernel, in order."""
         return tuple([step for step in self._compiled.steps if step.is_launched])
+
+    def forks(self) -> tuple[Fork, ...]:
+        """Return the model's forks as positions in `launched_steps`."""
+        launched = [at for at, step in enumerate(self._compiled.steps) if step.is_launched]
+        position = {step: call for call, step in enumerate(launched)}
+        return tuple(
+            [
+                tuple([tuple([position[step] for step in branch]) for branch in fork])
+                for fork in self._compiled.forks
+            ]
+        )
 
     def calls(self) -> tuple[KernelCall, ...]:
         """Bind every step of `launched_steps`."""

@@ -31,6 +31,7 @@ from aegis_pipe.execution.compiler import (
     compile_model,
 )
 from aegis_pipe.execution.executor import Executor
+from aegis_pipe.execution.forking import branched
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.guarding import watch_calls
 from aegis_pipe.execution.memory_planning import CompiledStep
@@ -178,7 +179,7 @@ def compile_graph(
         guard_bytes=context.description.alignment_bytes if watched else 0,
         states=states,
     )
-    return replace(compiled, passes=reports)
+    return branched(replace(compiled, passes=reports), context, phases)
 
 
 def _check_watching(watched: bool, context: DeviceContext) -> None:
@@ -412,7 +413,8 @@ class Deployment:
                 whole_arena = arena.place("all of it", base_bytes, compiled.plan.peak_bytes, name)
                 calls = watch_calls(compiled, calls, whole_arena.region, self._context)
             capture = GraphCapture(self._context, self._streams[index])
-            segments = capture.record(calls, self._boundaries.get(name, ()))
+            cuts = self._boundaries.get(name, ())
+            segments = capture.record(calls, cuts, binder.forks())
             bound = self._program(compiled, binder, segments)
             if not self._context.capabilities.steady_at_once:
                 self._warm_up(bound, self._streams[index])

@@ -14,6 +14,7 @@ from aegis_pipe.events import PhaseRecorder
 from aegis_pipe.execution.batching import variant_shapes
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.deployment import LoadedModel, ModelOrder, compile_models
+from aegis_pipe.execution.forking import as_chain
 from aegis_pipe.memory import BudgetPart, DevicePlan, Measure
 
 _MODELS_MAX = 3
@@ -70,7 +71,10 @@ def _compile_with(
     context: DeviceContext,
     phases: PhaseRecorder,
 ) -> dict[str, CompiledModel]:
-    """Compile a lighter model, and each of its variants anew from it."""
+    """Compile a lighter model, and each of its variants anew from it, all as chains.
+
+    As such they are compared with others: over a budget, all models are chains.
+    """
     (model,) = compile_models([order], context, phases)
     compiled = {order.name: model.compiled}
     for old in variants:
@@ -81,7 +85,7 @@ def _compile_with(
         )
         (variant,) = compile_models([wanted], context, phases)
         compiled[old.name] = variant.compiled
-    return compiled
+    return {name: as_chain(each) for name, each in compiled.items()}
 
 
 def lighter_orders(

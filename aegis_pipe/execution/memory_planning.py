@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+from aegis_pipe.device.protocols import Fork
 from aegis_pipe.errors import InvalidModelError
 from aegis_pipe.execution.aliasing import joins_of, parts_of
 from aegis_pipe.execution.graph import ExecutionGraph
@@ -56,13 +57,15 @@ def plan_memory(
     alignment_bytes: int,
     guard_bytes: int,
     states: States,
+    forks: Sequence[Fork] = (),
 ) -> tuple[MemoryAnalysis, AllocationPlan]:
     """Return where everything lies during a run, checked by who shares no code with the planner.
 
+    Branches of `forks` (positions of steps) have nothing in common that one of them writes.
     `guard_bytes` (a multiple of the alignment) are left free before and after everything planned.
     Raises InvalidModelError for a state that is wanted after it was replaced.
     """
-    steps = tuple(map(_memory_step, compiled_steps))
+    steps = _in_branches(tuple(map(_memory_step, compiled_steps)), forks)
     heirs = _heirs(compiled_steps, states)
     if guard_bytes:
         # A part that lies in place has no guard of its own, and what is in no arena has none.
@@ -94,6 +97,18 @@ def plan_memory(
         alignment_bytes=alignment_bytes,
     )
     return analysis, plan
+
+
+def _in_branches(steps: tuple[MemoryStep, ...], forks: Sequence[Fork]) -> tuple[MemoryStep, ...]:
+    branch_of = {
+        step: (fork_number, branch_number)
+        for fork_number, fork in enumerate(forks)
+        for branch_number, branch in enumerate(fork)
+        for step in branch
+    }
+    if not branch_of:
+        return steps
+    return tuple([replace(step, branch=branch_of.get(at)) for at, step in enumerate(steps)])
 
 
 def _analysewith_states(

@@ -41,16 +41,19 @@ class CostModel:
 
     def step_ns(self, step: CompiledStep) -> int:
         """Return how long a step is taken to last."""
+        return math.ceil(self.launch_ns + self.busy_ns(step))
+
+    def busy_ns(self, step: CompiledStep) -> float:
+        """Return how much of that is work, beside which no other would fit."""
         moved_bytes = sum(
             spec.size_bytes for spec in (*step.request.inputs, *step.request.outputs) if spec
         )
         if step.choice.is_reference:
-            return round(self.launch_ns + moved_bytes / self.reference_bytes_per_ns)
+            return moved_bytes / self.reference_bytes_per_ns
         first = next((spec for spec in step.request.inputs if spec), None)
         is_half = first is not None and first.dtype in _HALF_DTYPES
         work_per_ns = self.half_work_per_ns if is_half else self.work_per_ns
-        busy_ns = max(moved_bytes / self.bytes_per_ns, step.choice.cost / work_per_ns)
-        return math.ceil(self.launch_ns + busy_ns)
+        return max(moved_bytes / self.bytes_per_ns, step.choice.cost / work_per_ns)
 
     def cuts(self, compiled: CompiledModel, max_block_ns: int) -> tuple[int, ...]:
         """Return the launched steps at which segments begin, but for the first."""

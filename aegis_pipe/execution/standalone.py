@@ -5,7 +5,7 @@ Compiles, plans and binds exactly as a deployment does; only scheduling is left 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self
 
 import numpy as np
@@ -14,6 +14,7 @@ from aegis_pipe.clock import Clock
 from aegis_pipe.device.protocols import DeviceContext, DeviceStream
 from aegis_pipe.events import EventHub, PhaseRecorder
 from aegis_pipe.execution.collector import collector_paused
+from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.deployment import Deployment, LoadedModel, compile_graph, plan_models
 from aegis_pipe.execution.executor import Executor, check_inputs
 from aegis_pipe.execution.graph import ExecutionGraph
@@ -31,11 +32,15 @@ class StandaloneGraph:
         precision: str = "fp32",
         *,
         watched: bool = False,
+        change: Callable[[CompiledModel], CompiledModel] | None = None,
     ) -> None:
+        """Compile it and bind what `change` makes of it: `as_chain`, for one."""
         hub = EventHub()
         phases = PhaseRecorder(hub, clock)
         with collector_paused():
             compiled = compile_graph(graph, context, phases, precision, watched=watched)
+            if change is not None:
+                compiled = change(compiled)
         loaded = LoadedModel(compiled, phases.begin("model.load"))
         self._stream = stream
         self._context = context

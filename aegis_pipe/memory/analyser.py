@@ -62,6 +62,9 @@ class LifetimeAnalyser:
         read after the last step. A tensor without a size is a constant. Asserts that every tensor
         is written once, before it is read. `parts` and `joins` that would take more memory than
         they save (a small part keeps its whole alive) are left to a kernel.
+
+        What is alive at any step of a fork stays for all of it, and is written over only by a
+        branch that is alone in using it there.
         """
         facts = (sizes_bytes, inputs, outputs, kept or {})
 
@@ -105,17 +108,23 @@ class LifetimeAnalyser:
         taken = tuple([run.take(index, step) for index, step in enumerate(steps)])
         in_arena = [each for each in run.storages.values() if each.root not in kept]
         storages = sorted(in_arena, key=lambda each: each.first)
+        forks = _forks(steps)
         return MemoryAnalysis(
             steps=taken,
-            storages=tuple([self._lifetime(each, len(steps)) for each in storages]),
+            storages=tuple(
+                [_widened(self._lifetime(each, len(steps)), forks) for each in storages]
+            ),
             workspaces=tuple(
                 [
-                    TensorLifetime(
-                        WorkspaceId(index),
-                        step.workspace_bytes,
-                        index,
-                        index + 1,
-                        self._alignment_bytes,
+                    _widened(
+                        TensorLifetime(
+                            WorkspaceId(index),
+                            step.workspace_bytes,
+                            index,
+                            index + 1,
+                            self._alignment_bytes,
+                        ),
+                        forks,
                     )
                     for index, step in enumerate(taken)
                     if step.workspace_bytes
@@ -132,6 +141,25 @@ class LifetimeAnalyser:
         return TensorLifetime(
             storage.root, storage.size_bytes, storage.first, end, self._alignment_bytes
         )
+
+
+def _forks(steps: Sequence[MemoryStep]) -> list[tuple[int, int]]:
+    """Return the first step of each fork and the one behind its last."""
+    places: dict[int, list[int]] = {}
+    for index, step in enumerate(steps):
+        if step.branch is not None:
+            places.setdefault(step.branch[0], []).append(index)
+    return [(min(each), max(each) + 1) for each in places.values()]
+
+
+def _widened(lifetime: TensorLifetime, forks: Sequence[tuple[int, int]]) -> TensorLifetime:
+    """Return it with every fork that it is alive in as a whole."""
+    alive_in = [each for each in forks if each[0] < lifetime.end and lifetime.first < each[1]]
+    first = min([lifetime.first, *(first for first, _ in alive_in)])
+    end = max([lifetime.end, *(end for _, end in alive_in)])
+    if (first, end) == (lifetime.first, lifetime.end):
+        return lifetime
+    return replace(lifetime, first=first, end=end)
 
 
 def largest_live_bytes(lifetimes: Sequence[TensorLifetime]) -> int:
@@ -178,6 +206,13 @@ class _Analysis:
         self._sizes_bytes = sizes_bytes
         self._alignment_bytes = alignment_bytes
         self._last_read = {tensor: i for i, step in enumerate(steps) for tensor in step.reads}
+        # Of every fork the branches that read or write a tensor.
+        self._users: dict[tuple[str, int], set[int]] = {}
+        for step in steps:
+            if step.branch is not None:
+                fork, branch = step.branch
+                for tensor in (*step.reads, *step.writes):
+                    self._users.setdefault((tensor, fork), set()).add(branch)
         # The copy out comes after all steps: nothing may be written over an output.
         self._last_read.update(dict.fromkeys(outputs, len(steps)))
         self._kept = kept
@@ -235,7 +270,7 @@ class _Analysis:
 
     def _write(self, index: int, step: MemoryStep, tensor: str) -> None:
         self._assert_new(index, tensor)
-        operand = self._overwritable(index, step, tensor) or self._vacated(index, tensor)
+        operand = self._overwritable(index, step, tensor) or self._vacated(index, step, tensor)
         if operand is None:
             self._store(tensor, index, written_at=index)
             return
@@ -279,10 +314,12 @@ class _Analysis:
                 return operand
         return None
 
-    def _vacated(self, index: int, result: str) -> str | None:
+    def _vacated(self, index: int, step: MemoryStep, result: str) -> str | None:
         """Return what is kept where the result belongs, if all have read it before this step."""
         home = self._home.get(result)
         if home is None or self.storages[home].last_use >= index:
+            return None
+        if not self._is_alone_with(step, self.storages[home]):
             return None
         return home if self._size(home) == self._size(result) else None
 
@@ -296,7 +333,16 @@ class _Analysis:
         # Another result may have been put there in this very step.
         is_free = storage.written_at < index
         fits = self.offset_of.get(operand, 0) + self._size(result) <= storage.size_bytes
+        if not self._is_alone_with(step, storage):
+            return False
         return dies_here and is_free and fits and self._reads_allow(step, operand, result)
+
+    def _is_alone_with(self, step: MemoryStep, storage: _Storage) -> bool:
+        """Whether no branch beside the step's uses the storage."""
+        if step.branch is None:
+            return True
+        fork, branch = step.branch
+        return all(self._users.get((tensor, fork), set()) <= {branch} for tensor in storage.tensors)
 
     def _reads_allow(self, step: MemoryStep, operand: str, result: str) -> bool:
         """Whether each operand that lies where the result would is declared as safe.

@@ -76,7 +76,8 @@ def check_plan(
 
     Proves that what a step reads is what was written, byte for byte; that a step overwrites its own
     operands only where it says it can; that what is not moved lies in place already; that outputs
-    are whole at the end; and that all lies aligned and within the peak. `offset_of` says where in
+    are whole at the end; that branches of a fork write to nothing that another one reads or
+    writes; and that all lies aligned and within the peak. `offset_of` says where in
     its storage a tensor begins, if not at 0. Tensors without a storage are constants and not
     looked at.
     """
@@ -85,6 +86,7 @@ def check_plan(
     for index in range(len(steps)):
         check.run(index)
     check.copy_out(outputs)
+    check.look_across_branches()
     return check.violations
 
 
@@ -226,6 +228,45 @@ class _Simulation:
         """Read the outputs, all after the last step."""
         for tensor in outputs:
             self._read(len(self._steps), tensor, "the copy out")
+
+    def look_across_branches(self) -> None:
+        """See that whatever one branch of a fork writes is nothing to the others.
+
+        In step order all was found right; this way it is so in any order that keeps each branch's.
+        """
+        forks: dict[int, list[tuple[int, int, bool, int, int, str]]] = {}
+        for index, step in enumerate(self._steps):
+            if step.branch is None:
+                continue
+            fork, branch = step.branch
+            for writes, name, (start, end) in self._touched(index, step):
+                touch = (start, end, writes, index, branch, name)
+                forks.setdefault(fork, []).append(touch)
+        for touches in forks.values():
+            open_touches: list[tuple[int, int, bool, int, int, str]] = []
+            for touch in sorted(touches):
+                start, _, writes, index, branch, name = touch
+                open_touches = [each for each in open_touches if each[1] > start]
+                for _, _, other_writes, other_index, other_branch, other in open_touches:
+                    if branch != other_branch and (writes or other_writes):
+                        message = (
+                            f"{_quoted(name)} shares bytes with {_quoted(other)} "
+                            f"of step {other_index}, which may run at the same time"
+                        )
+                        self._report(index, name, other, message)
+                open_touches.append(touch)
+
+    def _touched(self, index: int, step: MemoryStep) -> Iterator[tuple[bool, str, tuple[int, int]]]:
+        """Yield what a step's kernel writes (True) and reads (False); nothing of what runs none."""
+        if step.views or step.moves:
+            return
+        for tensors, writes in ((step.reads, False), (step.writes, True)):
+            for tensor in tensors:
+                if tensor in self._storage_of and self._sizes_bytes[tensor]:
+                    yield writes, tensor, self._span_of(tensor)
+        if step.workspace_bytes:
+            start = self._plan.offsets.get(WorkspaceId(index), 0)
+            yield True, f"workspace of `{step.name}`", (start, start + step.workspace_bytes)
 
     def _view(self, index: int, view: Part) -> None:
         operand, result, shift = view

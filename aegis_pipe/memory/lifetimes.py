@@ -69,6 +69,8 @@ class MemoryStep:
     """Results that are stretches of an operand: a split, a slice."""
     joins: tuple[Part, ...] = ()
     """Operands of which the one result is put together: a concatenation."""
+    branch: tuple[int, int] | None = None
+    """Fork and branch that it is part of; it may run beside the fork's other branches."""
 
     @property
     def moves(self) -> bool:

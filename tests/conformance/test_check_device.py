@@ -124,7 +124,19 @@ def _forget_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _reverse_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     record = CpuContext.record
-    monkeypatch.setattr(CpuContext, "record", lambda self, calls: record(self, calls[::-1]))
+    monkeypatch.setattr(CpuContext, "record", lambda self, calls, **rest: record(self, calls[::-1]))
+
+
+def _reverse_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = CpuContext.record
+
+    def spoilt(self, calls, stream=None, forks=()):
+        for fork in forks:
+            first, end = min(map(min, fork)), max(map(max, fork)) + 1
+            calls = [*calls[:first], *reversed(calls[first:end]), *calls[end:]]
+        return record(self, calls, stream)
+
+    monkeypatch.setattr(CpuContext, "record", spoilt)
 
 
 def _stamp_in_the_past(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +224,8 @@ def _stage_what_nobody_planned(monkeypatch: pytest.MonkeyPatch) -> None:
         ("errors_surface_at_check", _run_after_errors),
         ("errors_surface_at_check", _forget_errors),
         ("launch_order", _reverse_graphs),
+        ("branches", _reverse_branches),
+        ("branches", _stamp_out_of_order),
         ("stamps", _stamp_in_the_past),
         ("stamps", _stamp_out_of_order),
         ("stamps", lambda monkeypatch: _shifted(monkeypatch, -1_000_000_000)),

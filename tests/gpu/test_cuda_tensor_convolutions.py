@@ -18,8 +18,8 @@ from aegis_pipe.execution.standalone import StandaloneGraph
 
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda import driver
-from aegis_pipe.device.cuda.kernels import tensor_convolutions
-from aegis_pipe.device.cuda.kernels.tensor_convolutions import TensorConvolution, Tiling
+from aegis_pipe.device.cuda.kernels import tensor_convolutions, tensor_tilings
+from aegis_pipe.device.cuda.kernels.tensor_tilings import TensorConvolution, Tiling
 from aegis_pipe.device.cuda.region import address_of
 
 TOLERANCE = {"float16": 2e-3, "bfloat16": 2e-2}
@@ -82,9 +82,9 @@ def test_every_tiling(context: DeviceContext, name: str) -> None:
     found = np.empty_like(arrays[3])
     stream = driver.create_stream(0)
     tried = 0
-    for tile, splits in product(tensor_convolutions._WARPS, tensor_convolutions._SPLITS):
+    for tile, splits in product(tensor_tilings.WARPS, tensor_tilings.SPLITS):
         tiling = Tiling(*tile, splits)
-        if splits > p.steps or tiling.shared_bytes(p) > tensor_convolutions._SHARED_BYTES_MAX:
+        if splits > p.steps or tiling.shared_bytes(p) > tensor_tilings.SHARED_BYTES_MAX:
             continue
         way = tensor_convolutions._way(machine, p, tiling)
         results = set()

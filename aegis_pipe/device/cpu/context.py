@@ -31,6 +31,7 @@ from aegis_pipe.device.protocols import (
     DeviceGraph,
     DeviceReadings,
     DeviceStream,
+    Fork,
     KernelCall,
     Region,
     StagingAhead,
@@ -101,6 +102,11 @@ class CpuContext:
         """Calls of `allocate` since the context was opened."""
         return self._allocation_count
 
+    @property
+    def choices(self) -> None:
+        """None: nothing is chosen by measurement."""
+        return None
+
     def allocate(self, size_bytes: int) -> CpuRegion:
         """Reserve zeroed memory; PermanentError if the machine has not that much to give."""
         self._assert_open()
@@ -153,6 +159,9 @@ class CpuContext:
         """Make an event."""
         self._assert_open()
         return self._own(CpuEvent())
+
+    def prepare(self, requests: Sequence[KernelRequest]) -> None:
+        """Do nothing: kernels are compiled when this package is built."""
 
     def select(self, request: KernelRequest) -> KernelChoice:
         """Offer the first kernel that takes the request, else its reference function.
@@ -212,7 +221,10 @@ class CpuContext:
         return watched(call, host_bytes(memory), guards=guards, written=written, blame=blame)
 
     def record(
-        self, calls: Sequence[KernelCall], stream: DeviceStream | None = None
+        self,
+        calls: Sequence[KernelCall],
+        stream: DeviceStream | None = None,
+        forks: Sequence[Fork] = (),
     ) -> DeviceGraph:
         """Make one launchable unit out of bound calls, to run in this order."""
         self._assert_open()

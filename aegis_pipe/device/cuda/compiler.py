@@ -7,11 +7,10 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from aegis_pipe.device.cuda import driver
-from aegis_pipe.parallel import run_all
 
 ENTRY = "k"
 """The name of the kernel in a source, unless it says another."""
@@ -56,7 +55,8 @@ class KernelCompiler:
     def __init__(self, architecture: str, cache: DiskCache) -> None:
         self._architecture = architecture
         self._cache = cache
-        self._images: dict[str, bytes] = {}
+        self._images: dict[str, Future[bytes]] = {}
+        """What is being compiled, or was and is not asked for yet."""
         self._functions: dict[str, int] = {}
         self._libraries: list[int] = []
 
@@ -64,7 +64,8 @@ class KernelCompiler:
         """Return the loaded kernel of a source, where it is called `entry`."""
         key = _key(source)
         if key not in self._functions:
-            image = self._images.pop(key, None) or self._image(source, key)
+            prepared = self._images.pop(key, None)
+            image = self._image(source, key) if prepared is None else prepared.result()
             library = driver.load_library(image)
             self._libraries.append(library)
             self._functions[key] = driver.kernel_function(library, entry)
@@ -73,19 +74,26 @@ class KernelCompiler:
         return self._functions[key]
 
     def prepare(self, sources: Sequence[str]) -> None:
-        """Compile sources that are about to be asked for, side by side on the machine's cores."""
+        """Begin to compile sources that will be asked for, side by side on the machine's cores.
+
+        Whoever asks for one of them waits for it, and is told what is wrong with it. The threads
+        end with the last source.
+        """
         missing = {_key(source): source for source in sources}
         for key in missing.keys() & (self._functions.keys() | self._images.keys()):
             del missing[key]
-
-        def compile_one(key: str, source: str) -> None:
-            self._images[key] = self._image(source, key)
-
-        tasks = [partial(compile_one, key, source) for key, source in missing.items()]
-        run_all(tasks, os.cpu_count() or 1)
+        if not missing:
+            return
+        threads = min(len(missing), os.cpu_count() or 1)
+        with_threads = ThreadPoolExecutor(threads, thread_name_prefix="kernel-compiler")
+        for key, source in missing.items():
+            self._images[key] = with_threads.submit(self._image, source, key)
+        with_threads.shutdown(wait=False)
 
     def close(self) -> None:
         """Unload everything; idempotent."""
+        for image in self._images.values():
+            image.cancel()
         self._images.clear()
         self._functions.clear()
         while self._libraries:

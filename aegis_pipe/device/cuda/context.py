@@ -29,7 +29,7 @@ from aegis_pipe.device.cuda.stamps import Stamps
 from aegis_pipe.device.cuda.stream import CudaStream
 from aegis_pipe.device.cuda.timeline import Timeline
 from aegis_pipe.device.cuda.tracing import KernelTracer
-from aegis_pipe.device.cuda.tuning import Tuner
+from aegis_pipe.device.cuda.tuning import Choices, Tuner
 from aegis_pipe.device.protocols import (
     DeviceCapabilities,
     DeviceDescription,
@@ -37,6 +37,7 @@ from aegis_pipe.device.protocols import (
     DeviceGraph,
     DeviceReadings,
     DeviceStream,
+    Fork,
     KernelCall,
     Region,
     StagingAhead,
@@ -89,6 +90,8 @@ class CudaContext:
         self._multiprocessors: driver.Multiprocessors | None = None
         self._partitions: dict[tuple[int, int], driver.Partition] = {}
         self._description = self._describe()
+        assert self._machine.tuner is not None
+        self._choices = Choices(self._machine.tuner, repr(self._description.library_versions))
         self._is_open = True
 
     @property
@@ -112,12 +115,18 @@ class CudaContext:
             planar_convolutions=self._machine.capability >= planar_convolutions.CAPABILITY_MIN,
             sm_partitions=self._machine.multiprocessors,
             tf32=True,
+            parallel_branches=True,
         )
 
     @property
     def allocation_count(self) -> int:
         """Calls of `allocate` since the context was opened."""
         return self._allocation_count
+
+    @property
+    def choices(self) -> Choices:
+        """Those that are kept on disk, by GPU and versions of its libraries."""
+        return self._choices
 
     def allocate(self, size_bytes: int) -> CudaRegion:
         """Reserve zeroed memory; PermanentError if the device has not that much to give."""
@@ -191,6 +200,17 @@ class CudaContext:
         self._assert_open()
         return self._own(CudaEvent(self._timeline))
 
+    def prepare(self, requests: Sequence[KernelRequest]) -> None:
+        """Begin to compile the candidates that choosing will measure, on the machine's cores."""
+        self._machine.compiler.prepare(
+            [
+                source
+                for request in requests
+                for kernel in KERNELS.candidates(request.operator)
+                for source in kernel.sources(request, self._machine)
+            ]
+        )
+
     def select(self, request: KernelRequest) -> KernelChoice:
         """Offer the first kernel that takes the request.
 
@@ -251,9 +271,12 @@ class CudaContext:
         )
 
     def record(
-        self, calls: Sequence[KernelCall], stream: DeviceStream | None = None
+        self,
+        calls: Sequence[KernelCall],
+        stream: DeviceStream | None = None,
+        forks: Sequence[Fork] = (),
     ) -> DeviceGraph:
-        """Capture bound calls as one CUDA graph, to run in this order."""
+        """Capture bound calls as one CUDA graph, to run in this order but for forks."""
         self._assert_open()
         # A graph keeps to the multiprocessors of the stream that it was captured on.
         partition = stream.partition if isinstance(stream, CudaStream) else 0
@@ -264,7 +287,7 @@ class CudaContext:
             self._enter(partition)
         try:
             graph = CudaGraph(
-                calls, capture_stream, self._stamps.enqueue, self._timeline, self._faults
+                calls, capture_stream, self._stamps.enqueue, self._timeline, self._faults, forks
             )
         finally:
             if partition:

@@ -11,13 +11,14 @@ within this folder; a call that fails raises an AegisError of the right category
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cuda.bindings import driver as cu, nvrtc
 from cuda.pathfinder import load_nvidia_dynamic_lib
 
+from aegis_pipe.device.cuda.recording import Edge
 from aegis_pipe.errors import AegisError, DeviceLostError, PermanentError, TransientError
 
 _SUCCESS = cu.CUresult.CUDA_SUCCESS
@@ -487,70 +488,31 @@ def captured_count(stream: int) -> int:
     return int(checked(cu.cuGraphGetNodes, graph)[1])
 
 
-def early_starts(graph: int) -> list[bool] | None:
-    """Return of every node of a recorded chain whether it begins before the one ahead has ended.
-
-    None if the nodes are no chain: libraries may fork, and what follows a kernel that began early
-    may wait for the one before that as well.
-    """
-    chain = _chain(_edges(graph))
-    if chain is None:
-        return None
-    return [edge is not None and _is_early(edge) for edge in chain]
-
-
-def order_fully(graph: int, positions: Collection[int] | None) -> None:
-    """Have the nodes at these positions of a recorded chain begin only when those before ended.
-
-    A kernel that was made to begin earlier is recorded with an edge that lets it. None: all nodes,
-    of whatever has been recorded.
-    """
-    edges = _edges(graph)
-    if positions is not None:
-        chain = _chain(edges)
-        assert chain is not None, "nodes have positions in a chain"
-        edges = [edge for at, edge in enumerate(chain) if at in positions and edge is not None]
-    for edge in edges:
-        if _is_early(edge):
-            source, target, kind = edge
-            checked(cu.cuGraphRemoveDependencies, graph, [source], [target], [kind], 1)
-            plain = [cu.CUgraphEdgeData()]
-            checked(cu.cuGraphAddDependencies, graph, [source], [target], plain, 1)
-
-
-Edge = tuple[Any, Any, Any]
-"""The nodes that it leads from and to, and what kind it is."""
-
-
-def _is_early(edge: Edge) -> bool:
-    programmatic = cu.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
-    return bool(edge[2].type == int(programmatic))
-
-
-def _edges(graph: int) -> list[Edge]:
+def recorded(graph: int) -> tuple[list[int], list[Edge]]:
+    """Return the nodes of a recorded graph and its edges, in no particular order."""
+    count = int(checked(cu.cuGraphGetNodes, graph)[1])
+    nodes = [int(each) for each in checked(cu.cuGraphGetNodes, graph, count)[0]] if count else []
     count = int(checked(cu.cuGraphGetEdges, graph)[-1])
     if not count:
-        return []
+        return nodes, []
+    early = int(cu.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC)
     sources, targets, kinds, _ = checked(cu.cuGraphGetEdges, graph, count)
-    return list(zip(sources, targets, kinds, strict=True))
+    return nodes, [
+        Edge(int(source), int(target), kind if kind.type == early else None)
+        for source, target, kind in zip(sources, targets, kinds, strict=True)
+    ]
 
 
-def _chain(edges: Sequence[Edge]) -> list[Edge | None] | None:
-    """Return the edges that lead to the nodes of a chain, in order, None to the first.
-
-    None if they are those of no chain.
-    """
-    leaving = {int(edge[0]): edge for edge in edges}
-    reached = {int(edge[1]) for edge in edges}
-    first = leaving.keys() - reached
-    if len(leaving) != len(edges) or len(reached) != len(edges) or len(first) > 1:
-        return None
-    chain: list[Edge | None] = [None]
-    for node in first:
-        while node in leaving:
-            chain.append(leaving[node])
-            node = int(leaving[node][1])
-    return chain
+def replace_edges(graph: int, removed: Sequence[Edge], added: Sequence[Edge]) -> None:
+    """Take edges out of a recorded graph and put others in."""
+    for function, edges in (
+        (cu.cuGraphRemoveDependencies, removed),
+        (cu.cuGraphAddDependencies, added),
+    ):
+        for edge in edges:
+            source, target = cu.CUgraphNode(edge.source), cu.CUgraphNode(edge.target)
+            kind = cu.CUgraphEdgeData() if edge.kind is None else edge.kind
+            checked(function, graph, [source], [target], [kind], 1)
 
 
 def instantiate(graph: int) -> int:

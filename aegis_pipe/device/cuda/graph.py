@@ -7,6 +7,7 @@ others do not.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,20 @@ from typing import Protocol
 import numpy as np
 
 from aegis_pipe.device.cuda import driver
-from aegis_pipe.device.cuda.early_starts import RecordedKernel, Span, to_be_ordered
+from aegis_pipe.device.cuda.early_starts import Span
 from aegis_pipe.device.cuda.faults import FaultWord, FaultWords
+from aegis_pipe.device.cuda.recording import (
+    Recorded,
+    Strand,
+    difference,
+    stamp_rows,
+    strands_of,
+    wanted_edges,
+)
 from aegis_pipe.device.cuda.staging import pinned_bytes
 from aegis_pipe.device.cuda.stream import CudaStream
 from aegis_pipe.device.cuda.timeline import Timeline
-from aegis_pipe.device.protocols import DeviceStream, KernelCall
+from aegis_pipe.device.protocols import DeviceStream, Fork, KernelCall
 
 Enqueue = Callable[[int], None]
 """Puts one kernel, bound to everything it needs, on the stream with this handle."""
@@ -83,6 +92,7 @@ class CudaGraph:
         stamper: Stamper,
         timeline: Timeline,
         faults: FaultWords,
+        forks: Sequence[Fork] = (),
     ) -> None:
         own = [_own(call) for call in calls]
         self._timeline = timeline
@@ -90,20 +100,18 @@ class CudaGraph:
         self._words = tuple(word for call in own for word in call.faults)
         self._has_stamps = False
         self._is_open = True
-        working = [bool(call.launches) for call in own]
-        # A view begins and ends where the call after it begins.
-        ends = np.cumsum([0, *working])
-        self._rows = np.stack([ends[:-1], ends[1:]], axis=1)
-        count = int(ends[-1]) + 1
+        strands = strands_of(len(own), forks)
+        is_busy = [bool(call.launches) for call in own]
+        self._rows, count = stamp_rows(strands, is_busy)
         self._stamp_memory = driver.allocate_pinned(8 * count)
         self._stamps = pinned_bytes(self._stamp_memory, 8 * count).view(np.int64)
         self._plain = self._stamped = 0
-        busy = [call for call in own if call.launches]
-        if busy:
-            self._plain = _capture(capture_stream, busy, lambda _: None)
+        if any(is_busy):
+            self._plain = _capture(capture_stream, own, strands, None)
             self._stamped = _capture(
                 capture_stream,
-                busy,
+                own,
+                strands,
                 lambda row: stamper(self._stamp_memory + 8 * row, capture_stream),
             )
 
@@ -142,48 +150,51 @@ class CudaGraph:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
 
-def _capture(stream: int, calls: Sequence[CudaKernelCall], stamp: Callable[[int], None]) -> int:
-    """Return a launchable of the calls, with `stamp` called before the first and after each."""
-    # Of every node the call and the launch that it is of; none of a stamp.
-    owners: list[tuple[CudaKernelCall, Enqueue] | None] = []
+def _capture(
+    stream: int,
+    calls: Sequence[CudaKernelCall],
+    strands: Sequence[Strand],
+    stamp: Callable[[int], None] | None,
+) -> int:
+    """Return a launchable of the calls, with `stamp` called where `stamp_rows` says."""
+    launches: list[Recorded] = []
+    stamps = itertools.count()
+    noted = 0
 
-    def note(owner: tuple[CudaKernelCall, Enqueue] | None) -> None:
-        owners.extend([owner] * (driver.captured_count(stream) - len(owners)))
+    def note(strand: int, call: CudaKernelCall | None, enqueue: Enqueue | None) -> None:
+        nonlocal noted
+        count = driver.captured_count(stream) - noted
+        noted += count
+        waits = isinstance(enqueue, WaitingLaunch)
+        unwaited = () if call is None or waits else call.unwaited
+        written = () if call is None else call.written
+        launches.append(Recorded(strand, count, waits, unwaited, written))
 
     driver.begin_capture(stream)
     try:
-        stamp(0)
-        note(None)
-        for row, call in enumerate(calls, start=1):
-            for enqueue in call.launches:
-                enqueue(stream)
-                note((call, enqueue))
-            stamp(row)
-            note(None)
+        for number, strand in enumerate(strands):
+            if stamp and strand.is_stamped:
+                stamp(next(stamps))
+                note(number, None, None)
+            for call in (calls[position] for position in strand.calls):
+                for enqueue in call.launches:
+                    enqueue(stream)
+                    note(number, call, enqueue)
+                if stamp and call.launches:
+                    stamp(next(stamps))
+                    note(number, None, None)
     except BaseException:
         # The capture has to end, whatever happened within.
         driver.abandon_capture(stream)
         raise
     graph = driver.end_capture(stream)
-    early = driver.early_starts(graph)
-    if early is None:
-        # Who reads what before whom has ended is known of chains only.
-        driver.order_fully(graph, None)
-    else:
-        recorded = [_recorded(*each) for each in zip(owners, early, strict=True)]
-        driver.order_fully(graph, to_be_ordered(recorded))
+    nodes, edges = driver.recorded(graph)
+    wanted = wanted_edges(nodes, edges, launches, strands)
+    driver.replace_edges(graph, difference(edges, wanted), difference(wanted, edges))
     launchable = driver.instantiate(graph)
     driver.upload_graph(launchable, stream)
     driver.synchronise_stream(stream)
     return launchable
-
-
-def _recorded(owner: tuple[CudaKernelCall, Enqueue] | None, starts_early: bool) -> RecordedKernel:
-    if owner is None:
-        return RecordedKernel(starts_early)
-    call, enqueue = owner
-    waits = isinstance(enqueue, WaitingLaunch)
-    return RecordedKernel(starts_early, waits, () if waits else call.unwaited, call.written)
 
 
 def _own(call: KernelCall) -> CudaKernelCall:

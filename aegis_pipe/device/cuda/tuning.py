@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -169,3 +169,20 @@ class Tuner:
     def _key(self, what: object, library: str) -> str:
         text = f"{what!r} on {self._model} by {library}, {_METHOD}"
         return f"{hashlib.sha256(text.encode()).hexdigest()}.choice.json"
+
+
+class Choices:
+    """Choices that others measured, kept beside the tuner's own."""
+
+    def __init__(self, tuner: Tuner, libraries: str) -> None:
+        """`libraries` names all whose versions matter."""
+        self._tuner = tuner
+        self._libraries = libraries
+
+    def remembered(self, what: str) -> dict[str, object] | None:
+        """Return what was chosen before for the same `what`, if anything."""
+        return self._tuner.remembered(what, self._libraries)
+
+    def remember(self, what: str, choice: Mapping[str, object]) -> None:
+        """Keep a choice, of values that JSON knows."""
+        self._tuner.remember(what, self._libraries, dict(choice))

@@ -68,6 +68,42 @@ def check_launch_order(device: DeviceContext) -> None:
 
 
 @entered
+def check_branches(device: DeviceContext) -> None:
+    """Check that branches begin behind what is before their fork, and end ahead of what follows."""
+    stream = device.create_stream(0)
+    zeros = np.zeros(1 << 18, np.float32)
+    x, a, b, c, d, e, f, g = (like(device, zeros) for _ in range(8))
+    ones = filled(device, zeros + 1)
+    calls = [
+        bind(device, "Add", [x, ones], a),
+        *[bind(device, "Add", [a, a], b), bind(device, "Add", [b, b], c)],
+        bind(device, "Relu", [a], d),
+        *[bind(device, "Add", [a, ones], e), bind(device, "Add", [e, a], f)],
+        *[bind(device, "Add", [c, d], g), bind(device, "Add", [g, f], x)],
+    ]
+    branches = ((1, 2), (3,), (4, 5))
+    graph = device.record(calls, forks=[branches])
+    for _ in range(20):
+        device.write(x, zeros.view(np.uint8))
+        expected = 0
+        for launch in range(8):
+            graph.launch(stream, stamped=launch % 2 == 1)
+            expected = 7 * (expected + 1) + 1
+        stream.synchronise()
+        found = read_floats(device, x)
+        assert (found == expected).all(), f"branches ran out of order: {np.unique(found)}"
+    times = np.frombuffer(graph.kernel_times(), np.int64).reshape(len(calls), 2).tolist()
+    for branch in branches:
+        stamps = [*times[0], *(stamp for call in branch for stamp in times[call]), *times[6]]
+        assert stamps == sorted(stamps), f"stamps of a branch go back: {stamps}"
+    only = device.record(calls[3:5], forks=[((0,), (1,))])
+    only.launch(stream)
+    stream.synchronise()
+    after = read_floats(device, e) - read_floats(device, a)
+    assert (after == 1).all(), "a graph of two branches is wrong"
+
+
+@entered
 def check_same_bits(device: DeviceContext) -> None:
     """Check that the same graph on the same bytes gives the same bits, every time."""
     stream = device.create_stream(0)

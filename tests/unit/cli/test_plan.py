@@ -10,11 +10,15 @@ import numpy as np
 import onnx
 import pytest
 
+from aegis_pipe import app
 from aegis_pipe.app import PlannedDeployment, plan_deployment
 from aegis_pipe.cli import main, plan as plan_verb
+from aegis_pipe.clock import SystemClock
+from aegis_pipe.device.cpu.context import CpuContext
 from aegis_pipe.device.cpu.kernels import compiled_elementwise_chains
 from aegis_pipe.device.cpu.kernels.native import LIBRARY
 from aegis_pipe.device.cpu.kernels.product_endings import ENDINGS
+from aegis_pipe.device.registry import OpenedDevice
 from aegis_pipe.execution.passes import (
     ATTENTION_PASSES,
     CHANNELS_LAST_PASSES,
@@ -24,6 +28,8 @@ from aegis_pipe.execution.passes import (
     product_passes,
 )
 from aegis_pipe.manifest.model import Manifest
+from tests.unit.execution.forking_device import CALL_NS, FORK_NS, NET, ForkingCpu
+from tests.unit.execution.models import parse
 from tests.unit.pass_driver import model_of
 
 MANIFEST = """\
@@ -97,3 +103,66 @@ def test_check_finds_a_plan_that_was_tampered_with(
     out = capsys.readouterr().out
     assert "violations" in out
     assert "overlaps" in out
+
+
+@pytest.fixture
+def forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a manifest of a model with two forks, on a device that runs branches side by side."""
+
+    def opened(manifest: Manifest, clock: SystemClock) -> OpenedDevice:
+        return OpenedDevice(ForkingCpu(CpuContext(clock)), "for a test")  # type: ignore[arg-type]
+
+    monkeypatch.setattr(app, "open_manifest_device", opened)
+    onnx.save(parse(NET), tmp_path / "net.onnx")
+    (tmp_path / "manifest.toml").write_text(MANIFEST)
+    return tmp_path / "manifest.toml"
+
+
+def test_it_says_which_branches_run_side_by_side_and_why(
+    forked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(forked), "--check"]) == 0
+    out = capsys.readouterr().out
+    assert "net: branches of 2 of 2 forks run side by side, for " in out
+    assert "more: measured 21 us, as a chain 30 us\n" in out
+    assert "check: sound" in out
+    assert main(["plan", str(forked), "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    branches = model["branches"]
+    assert branches.pop("grown_bytes") > 0
+    assert branches == {
+        "forks": [[2, 2, 1], [2, 1]],
+        "possible": 2,
+        "chain_ns": 10 * CALL_NS,
+        "forked_ns": 6 * CALL_NS + 2 * FORK_NS,
+        "given_up": None,
+    }
+
+
+@pytest.mark.parametrize("where", ["[device]", "[[models]]"])
+def test_branches_that_are_over_a_budget_run_as_a_chain(
+    forked: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    assert main(["plan", str(forked), "--json"]) == 0
+    (wide,) = json.loads(capsys.readouterr().out)["models"]
+    chain_bytes = wide["activations_bytes"] - wide["branches"]["grown_bytes"]
+    budget_bytes = wide["weights_bytes"] + chain_bytes
+    forked.write_text(MANIFEST.replace(where, f'{where}\nmemory_budget = "{budget_bytes} B"'))
+    assert main(["plan", str(forked), "--check"]) == 0
+    out = capsys.readouterr().out
+    assert "branches of 0 of 2 forks run side by side" in out
+    assert "; a budget has no room for them: " in out
+    assert main(["plan", str(forked), "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    assert model["activations_bytes"] == chain_bytes
+    assert model["branches"]["forks"] == []
+
+
+def test_a_device_without_parallel_branches_says_nothing_of_them(
+    manifest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", manifest]) == 0
+    assert "side by side" not in capsys.readouterr().out
+    assert main(["plan", manifest, "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    assert model["branches"] is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,8 +148,9 @@ def run_in_arena(
     analysis: MemoryAnalysis,
     offsets: Mapping[Hashable, int],
     arena_bytes: int,
+    order: Sequence[int] | None = None,
 ) -> dict[str, bytes]:
-    """Run at planned offsets, as nastily as a kernel may behave.
+    """Run at planned offsets, as nastily as a kernel may behave, in step order or another.
 
     A kernel scribbles over its scratch and all its results before it reads an operand; only an
     operand declared in place (position by position) is safe from the result it is declared with.
@@ -168,7 +169,8 @@ def run_in_arena(
 
     for tensor in program.inputs:
         bytes_of(tensor)[:] = sources[tensor]
-    for index, step in enumerate(analysis.steps):
+    for index in range(len(analysis.steps)) if order is None else order:
+        step = analysis.steps[index]
         if step.views or step.moves:
             continue
         results = []

@@ -144,6 +144,8 @@ class CudaKernel:
     choose: Callable[[KernelRequest, Machine], KernelChoice | None]
     """The offer, or None if this kernel does not do this request."""
     bind: Callable[[Binding], Sequence[Enqueue]]
+    sources: Callable[[KernelRequest, Machine], Sequence[str]] = lambda _, __: ()
+    """What choosing will want compiled: candidates that are to be measured."""
 
 
 class KernelTable:

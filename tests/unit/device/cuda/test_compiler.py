@@ -41,19 +41,63 @@ def test_what_was_prepared_is_not_compiled_again(
     kernels = KernelCompiler("sm_90", DiskCache(tmp_path / "file" / "cache"))
     kernels.function(SOURCES[0])
     kernels.prepare(SOURCES)
+    functions = [kernels.function(source) for source in SOURCES]
     assert sorted(source for source, _ in compiled) == SOURCES
     assert len({thread for _, thread in compiled}) > 1
-    functions = [kernels.function(source) for source in SOURCES]
     kernels.prepare(SOURCES)
     assert len(compiled) == len(SOURCES)
     assert all(functions)
     kernels.close()
 
 
+def test_preparing_does_not_wait(
+    tmp_path: Path, compiled: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_compile = threading.Event()
+    compile_cubin = driver.compile_cubin
+
+    def held(source: str, architecture: str) -> bytes:
+        assert may_compile.wait(timeout=60)
+        return compile_cubin(source, architecture)
+
+    monkeypatch.setattr(driver, "compile_cubin", held)
+    kernels = KernelCompiler("sm_90", DiskCache(tmp_path))
+    kernels.prepare(SOURCES)
+    assert compiled == []
+    may_compile.set()
+    assert all(kernels.function(source) for source in SOURCES)
+    kernels.close()
+
+
+def test_what_nobody_asked_for_is_left_when_it_closes(
+    tmp_path: Path, compiled: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler.os, "cpu_count", lambda: 1)
+    is_compiling, may_go_on = threading.Event(), threading.Event()
+    compile_cubin = driver.compile_cubin
+
+    def held(source: str, architecture: str) -> bytes:
+        is_compiling.set()
+        assert may_go_on.wait(timeout=60)
+        return compile_cubin(source, architecture)
+
+    monkeypatch.setattr(driver, "compile_cubin", held)
+    kernels = KernelCompiler("sm_90", DiskCache(tmp_path))
+    kernels.prepare(SOURCES)
+    assert is_compiling.wait(timeout=60)
+    (thread,) = [each for each in threading.enumerate() if "kernel-compiler" in each.name]
+    kernels.close()
+    may_go_on.set()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert len(compiled) == 1
+
+
 def test_another_start_finds_the_images(tmp_path: Path, compiled: list[tuple[str, str]]) -> None:
     for _ in range(2):
         kernels = KernelCompiler("sm_90", DiskCache(tmp_path))
         kernels.prepare(SOURCES)
+        assert all(kernels.function(source) for source in SOURCES)
         kernels.close()
     assert len(compiled) == len(SOURCES)
 
@@ -62,6 +106,8 @@ def test_a_source_that_does_not_compile_is_told(
     tmp_path: Path, compiled: list[tuple[str, str]]
 ) -> None:
     kernels = KernelCompiler("sm_90", DiskCache(tmp_path))
+    kernels.prepare([*SOURCES, "not a kernel"])
+    assert kernels.function(SOURCES[-1])
     with pytest.raises(AssertionError, match="does not compile"):
-        kernels.prepare([*SOURCES, "not a kernel"])
+        kernels.function("not a kernel")
     kernels.close()

@@ -14,8 +14,9 @@ from aegis_pipe.tensor import TensorSpec
 pytest.importorskip("cuda.bindings.nvrtc", reason="no CUDA bindings")
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda import driver
-from aegis_pipe.device.cuda.kernels import tensor_convolutions
-from aegis_pipe.device.cuda.kernels.tensor_convolutions import TensorConvolution, Tiling
+from aegis_pipe.device.cuda.kernels import tensor_convolutions, tensor_tilings
+from aegis_pipe.device.cuda.kernels.tensor_convolution_source import source_of
+from aegis_pipe.device.cuda.kernels.tensor_tilings import TensorConvolution, Tiling
 
 MULTIPROCESSORS = 132
 WINDOW = (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)
@@ -35,16 +36,16 @@ UNEVEN = TensorConvolution("float16", 1, (14, 14), 24, 52, (14, 14))
 )
 @pytest.mark.parametrize("architecture", ["sm_90", "sm_100"])
 def test_sources_compile(convolution: TensorConvolution, tiling: Tiling, architecture: str) -> None:
-    source = tensor_convolutions.source_of(convolution, tiling)
+    source = source_of(convolution, tiling)
     assert driver.compile_cubin(source, architecture)
 
 
 @pytest.mark.parametrize("convolution", [DEEP, WIDE, UNEVEN])
 def test_what_is_tried_fits(convolution: TensorConvolution) -> None:
-    found = tensor_convolutions.tilings(convolution, MULTIPROCESSORS)
-    assert 0 < len(found) <= tensor_convolutions._TRIED_MAX
+    found = tensor_tilings.tilings(convolution, MULTIPROCESSORS)
+    assert 0 < len(found) <= tensor_tilings.TRIED_MAX
     for tiling in found:
-        assert tiling.shared_bytes(convolution) <= tensor_convolutions._SHARED_BYTES_MAX
+        assert tiling.shared_bytes(convolution) <= tensor_tilings.SHARED_BYTES_MAX
         assert tiling.splits <= convolution.steps
         splits, columns, rows = tiling.grid(convolution)
         assert splits * tiling.steps(convolution) >= convolution.steps
@@ -56,11 +57,11 @@ def test_what_is_tried_fits(convolution: TensorConvolution) -> None:
 
 
 def test_a_deep_one_is_split_and_a_large_one_is_left_to_the_libraries() -> None:
-    best = tensor_convolutions.tilings(DEEP, MULTIPROCESSORS)[0]
+    best = tensor_tilings.tilings(DEEP, MULTIPROCESSORS)[0]
     assert best.splits > 1
     assert math.prod(best.grid(DEEP)) >= MULTIPROCESSORS // 2
     many = replace(DEEP, batch=64, space=(28, 28), result=(28, 28))
-    assert tensor_convolutions.tilings(many, MULTIPROCESSORS) == []
+    assert tensor_tilings.tilings(many, MULTIPROCESSORS) == []
 
 
 def request(channels: int, window: int, dtype: type = np.float16, group: int = 1) -> KernelRequest:

@@ -14,10 +14,9 @@ from aegis_pipe.kernel import KernelChoice, KernelRequest
 from aegis_pipe.tensor import TensorSpec
 
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
-from aegis_pipe.device.cuda import driver, graph
 from aegis_pipe.device.cuda.cublaslt import MatrixProduct, MatrixProductAlgorithm
 from aegis_pipe.device.cuda.early_starts import RecordedKernel, to_be_ordered
-from aegis_pipe.device.cuda.graph import CudaKernelCall, WaitingLaunch
+from aegis_pipe.device.cuda.graph import WaitingLaunch
 from aegis_pipe.device.cuda.kernels import (
     convolution_products,
     library_convolutions,
@@ -208,104 +207,3 @@ def test_who_begins_when_all_before_has_ended(
     chain: list[RecordedKernel], ordered: list[int]
 ) -> None:
     assert to_be_ordered(chain) == ordered
-
-
-class Capture:
-    """Counts nodes as the driver would, and keeps which ones are to be ordered."""
-
-    def __init__(self) -> None:
-        self.nodes: list[str] = []
-        self.ordered: list[str] = []
-
-    def begin_capture(self, stream: int) -> None:
-        self.nodes.clear()
-
-    def captured_count(self, stream: int) -> int:
-        return len(self.nodes)
-
-    def end_capture(self, stream: int) -> int:
-        return 1
-
-    def early_starts(self, graph: int) -> list[bool]:
-        return [not node.startswith(("stamp", "plain")) for node in self.nodes]
-
-    def order_fully(self, graph: int, positions: list[int] | None) -> None:
-        self.ordered = list(
-            self.nodes if positions is None else map(self.nodes.__getitem__, positions)
-        )
-
-    def instantiate(self, graph: int) -> int:
-        return 2
-
-    def upload_graph(self, launchable: int, stream: int) -> None:
-        pass
-
-    def synchronise_stream(self, stream: int) -> None:
-        pass
-
-
-@pytest.mark.parametrize(
-    ("stamps", "ordered"),
-    [(False, ["second b", "third"]), (True, ["first", "second a", "second b"])],
-)
-def test_the_capture_knows_whose_nodes_they_are(
-    monkeypatch: pytest.MonkeyPatch, stamps: bool, ordered: list[str]
-) -> None:
-    capture = Capture()
-    monkeypatch.setattr(graph, "driver", capture)
-
-    def launches(*nodes: str):
-        return tuple(lambda stream, each=each: capture.nodes.append(each) for each in nodes)
-
-    calls = [
-        CudaKernelCall("k", "first", tuple(map(WaitingLaunch, launches("first")))),
-        # Ours, then two of a library's of one call, the latter of which adds what the former wrote.
-        CudaKernelCall(
-            "k",
-            "second",
-            (WaitingLaunch(*launches("second a")), *launches("plain", "second b")),
-            unwaited=((0, 8),),
-            written=((0, 8),),
-        ),
-        CudaKernelCall("k", "third", launches("third"), unwaited=((0, 8),)),
-    ]
-
-    def stamp(row: int) -> None:
-        if stamps:
-            capture.nodes.append(f"stamp {row}")
-
-    assert graph._capture(7, calls, stamp) == 2
-    assert capture.ordered == ordered
-
-
-class Forked(Capture):
-    """A capture with a node that waits for two."""
-
-    def early_starts(self, graph: int) -> None:
-        return None
-
-
-def test_nothing_begins_early_in_what_is_no_chain(monkeypatch: pytest.MonkeyPatch) -> None:
-    capture = Forked()
-    monkeypatch.setattr(graph, "driver", capture)
-    launches = tuple(
-        WaitingLaunch(lambda stream, each=each: capture.nodes.append(each)) for each in "ab"
-    )
-    graph._capture(1, [CudaKernelCall("k", "call", launches)], lambda row: None)
-    assert capture.ordered == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("edges", "chain"),
-    [
-        ([], [None]),
-        ([(1, 2)], [None, (1, 2)]),
-        ([(2, 3), (1, 2)], [None, (1, 2), (2, 3)]),
-        ([(1, 2), (2, 3), (1, 3)], None),
-        ([(1, 2), (1, 3)], None),
-        ([(1, 3), (2, 3)], None),
-        ([(1, 2), (3, 4)], None),
-    ],
-)
-def test_chains_are_told_from_other_recordings(edges, chain) -> None:
-    assert driver._chain(edges) == chain
