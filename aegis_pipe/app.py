@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 
 from aegis_pipe import units
-from aegis_pipe.analysis.promises import AdmissionOutcome
 from aegis_pipe.analysis_builder import (
     Admission,
     SegmentCuts,
@@ -41,7 +40,7 @@ from aegis_pipe.deployment_builder import (
     open_manifest_device,
     plan_memory,
 )
-from aegis_pipe.device.protocols import DeviceDescription, StagingStatistics
+from aegis_pipe.device.protocols import DeviceDescription
 from aegis_pipe.errors import (
     AegisError,
     InvalidInputError,
@@ -52,19 +51,19 @@ from aegis_pipe.errors import (
 from aegis_pipe.events import EventHub, Listener, PhaseRecorder, RuntimeStarted, RuntimeStopped
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.graph import ExecutionGraph
-from aegis_pipe.manifest.model import LogSection, Manifest
+from aegis_pipe.manifest.model import Manifest
 from aegis_pipe.manifest_check import check_manifest
 from aegis_pipe.memory import DevicePlan
-from aegis_pipe.pipeline import PipelineReport
-from aegis_pipe.pipeline_builder import written_path
 from aegis_pipe.pipeline_set import PipelineSet
 from aegis_pipe.reloading import Reloader, ReloadReport
 from aegis_pipe.request_gate import RequestGate
-from aegis_pipe.revision import Recording, Revision, Submission, enforce, unknown_model
+from aegis_pipe.revision import Revision, Submission, enforce, unknown_model
+from aegis_pipe.runtime_report import RuntimeReport, RuntimeStatistics
 from aegis_pipe.scheduler_builder import make_manifest_policy
 from aegis_pipe.scheduling.device_launcher import InferenceFuture
-from aegis_pipe.scheduling.statistics import ModelStatistics, RequestStatistics
-from aegis_pipe.telemetry import Telemetry, TelemetryConfig, TelemetryReport
+from aegis_pipe.scheduling.statistics import RequestStatistics
+from aegis_pipe.telemetry import Telemetry, TelemetryReport
+from aegis_pipe.telemetry_builder import telemetry_config
 
 if TYPE_CHECKING:
     from aegis_pipe.telemetry.sdk_metrics import MetricReader
@@ -72,59 +71,6 @@ if TYPE_CHECKING:
 
 PRIORITY_MAX = 1000
 """Largest priority of a request, as of the manifest's models."""
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeStatistics:
-    """Figures of a running manifest."""
-
-    models: tuple[ModelStatistics, ...]
-    queue_depth: int
-    allocations_after_start: int
-    """Device allocations since everything was loaded: 0, or the plan is broken."""
-    staging: tuple[StagingStatistics, ...]
-    """Host memory that each stream's copies pass through, and what was needed of it."""
-    staged_ahead: int
-    """Requests whose inputs were staged while others ran; since the last reload."""
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeReport:
-    """How a run went."""
-
-    name: str
-    device: str
-    streams: int
-    policy: str
-    elapsed_ns: int
-    memory_budget_bytes: int | None
-    plan: DevicePlan
-    statistics: RuntimeStatistics
-    pipelines: tuple[PipelineReport, ...]
-    telemetry: TelemetryReport | None
-    """None if telemetry goes nowhere."""
-    overruns: Mapping[str, int]
-    """Segments that took longer than the profile says, by model; empty without a profile."""
-    admission: AdmissionOutcome | None
-    """What was promised and how it was kept, of the whole run; None with `admission = "off"`."""
-    recordings: tuple[Recording, ...]
-    """Of the run up to its first reload, and from each one on; empty unless asked for."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether something went wrong that the user has to see to."""
-        return (
-            any(p.failed or p.error for p in self.pipelines)
-            or any(m.failed for m in self.statistics.models)
-            or any(recording.problem for recording in self.recordings)
-            or self.has_broken_promise
-        )
-
-    @property
-    def has_broken_promise(self) -> bool:
-        """Whether a model was admitted under `admission = "enforce"` and missed a deadline."""
-        admission = self.admission
-        return admission is not None and admission.mode == "enforce" and bool(admission.broken)
 
 
 def unmet_wishes(manifest: Manifest) -> tuple[str, ...]:
@@ -275,7 +221,8 @@ class Runtime:
                 opened = open_manifest_device(manifest, clock)
             context = self._closing.enter_context(opened.context)
             self.device = context.description
-            self._platform = platform = Platform(context, clock, hub, phases)
+            lull = None if self._telemetry is None else self._telemetry.lull
+            self._platform = platform = Platform(context, clock, hub, phases, lull)
             if self._telemetry is not None:
                 self._telemetry.observe_device(self.device.name, context.read_sensors)
             with phases.phase("admission") as admission_phase:
@@ -455,6 +402,7 @@ class Runtime:
         priority: int | None,
         deadline_ns: int | None,
         traceparent: str = "",
+        is_patient: bool = False,
     ) -> InferenceFuture:
         future, request_id = InferenceFuture(), next(self._request_ids)
         future.attach(request_id, self._gate.cancel, self._gate.completes_here)
@@ -469,6 +417,7 @@ class Runtime:
                 self.clock.now_ns(),
                 traceparent,
                 future,
+                is_patient,
             )
         )
         return future
@@ -612,31 +561,6 @@ if hasattr(os, "register_at_fork"):
 def _never(request_id: int) -> bool:
     """Without telemetry no kernel is stamped."""
     return False
-
-
-def telemetry_config(manifest: Manifest) -> TelemetryConfig:
-    """Return a manifest's `telemetry` in the terms of telemetry itself."""
-    section, otlp = manifest.telemetry, manifest.telemetry.otlp
-    traces = section.traces
-    return TelemetryConfig(
-        service_name=manifest.service_name,
-        device=manifest.device.kind,
-        otlp_endpoint=otlp.endpoint if otlp else "",
-        otlp_protocol=otlp.protocol if otlp else "grpc",
-        otlp_headers=tuple(otlp.headers.items()) if otlp else (),
-        otlp_timeout_ns=otlp.timeout_ns if otlp else 750_000_000,
-        otlp_json_path=written_path(manifest, section.file) if section.file else None,
-        log_path=written_path(manifest, section.log.path) if section.log else None,
-        log_max_bytes=(section.log or LogSection("")).max_size_bytes,
-        log_keep=(section.log or LogSection("")).keep,
-        prometheus=section.metrics.prometheus or "",
-        ratio=traces.ratio,
-        always=traces.always,
-        slow_ns=traces.slow_ns or 0,
-        kernels=traces.kernels,
-        max_spans=traces.max_spans,
-        ring_capacity=section.ring_capacity,
-    )
 
 
 def _check_priority(priority: int) -> None:

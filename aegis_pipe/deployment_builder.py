@@ -43,6 +43,7 @@ from aegis_pipe.scheduler_builder import (
     streams_max,
     variants_of,
 )
+from aegis_pipe.telemetry.lull import Lull
 from aegis_pipe.tensor import TensorSpec
 
 
@@ -54,6 +55,8 @@ class Platform:
     clock: Clock
     hub: EventHub
     phases: PhaseRecorder
+    lull: Lull | None
+    """Told when no request runs, if there is telemetry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class InstallationKey:
                 manifest.device.staging_budget_bytes,
                 manifest.device.memory_debug,
                 manifest.streams.count,
+                manifest.streams.in_flight,
                 manifest.streams.max_block_ns,
                 variants_of(manifest),
                 _ranks(arena_groups(manifest)),
@@ -182,7 +186,10 @@ class Installation:
                 for index, staging in enumerate(self.plan.staging):
                     streams.append(
                         context.create_stream(
-                            index, staging_bytes=staging.size_bytes, multiprocessors=shares[index]
+                            index,
+                            staging_bytes=staging.size_bytes,
+                            staging_parts=staging.parts,
+                            multiprocessors=shares[index],
                         )
                     )
             self.deployment = Deployment(
@@ -191,6 +198,7 @@ class Installation:
                 context,
                 streams,
                 boundaries=self.boundaries,
+                in_flight=manifest.streams.in_flight,
                 hub=platform.hub,
                 clock=platform.clock,
                 phases=platform.phases,
@@ -208,7 +216,10 @@ class Installation:
             self.segments = {name: bound.segment_count for name, bound in last.items()}
             self.models = MappingProxyType(dict(planned.models))
             self.slots = make_slots(
-                manifest, [[stream] for stream in streams], self.deployment.slots
+                manifest,
+                [[stream] for stream in streams],
+                self.deployment.slots,
+                self.deployment.twins,
             )
             with platform.phases.phase("batching.check"):
                 check_rows(manifest, self.slots[-1], graphs)
@@ -343,6 +354,7 @@ def _plan(
         [section.memory_budget_bytes for section in models],
         context,
         stream_count=manifest.streams.count,
+        requests_per_stream=min(2, manifest.streams.in_flight),
         budget_bytes=manifest.device.memory_budget_bytes,
         staging_budget_bytes=manifest.device.staging_budget_bytes,
         arena_groups=arena_groups(manifest),

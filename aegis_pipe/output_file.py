@@ -121,7 +121,10 @@ def _is_special(place: Path) -> bool:
 
 
 def _unwritable(path: Path, error: OSError) -> PermanentError:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return PermanentError(
         f"`{path}` can not be written: {error.strerror or error}",
-        hint="name a file in a folder that exists and is writable",
+        hint="make room there"
+        if is_full
+        else "name a file in a folder that exists and is writable",
     )

@@ -59,7 +59,7 @@ class RequestGate:
                 return
             if revision is not self.revision:
                 request = self.revision.make_request(submission)
-            self.revision.loop.submit(request)
+            self.revision.loop.submit(request, is_patient=submission.is_patient)
 
     def cancel(self, request_id: int) -> bool:
         """Ask for a request to end; return whether it was open."""
@@ -115,7 +115,7 @@ class RequestGate:
             context=f"model `{submission.model}`",
             hint="submit again later or more slowly, or raise `scheduler.queue_capacity`",
         )
-        if self._hub.enabled:
+        if self._hub.enabled and not submission.is_patient:
             self._hub.emit(
                 RequestFinished(
                     self._clock.now_ns(),

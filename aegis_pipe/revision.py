@@ -10,7 +10,7 @@ import difflib
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +54,8 @@ class Submission(NamedTuple):
     arrival_ns: int
     traceparent: str
     future: InferenceFuture
+    is_patient: bool = False
+    """Whether a full queue is no end: the caller will offer the same again."""
 
 
 class Revision:
@@ -113,7 +115,7 @@ class Revision:
         assert isinstance(scheduler, RecordingScheduler)
         models = [model.name for model in manifest.models]
         header = {
-            "manifest": dump_manifest(manifest),
+            "manifest": dump_manifest(_without_secrets(manifest)),
             "models": models,
             "segments": dict(segments),
             "needed_ns": needed_ns,
@@ -142,7 +144,11 @@ class Revision:
             half_written=self.installation.half_written,
             ahead=self.installation.staging_ahead,
         )
-        loop = OrchestrationLoop(self.scheduler, self.launcher, clock, hub)
+        lull = platform.lull
+        when_idle = None if lull is None else lull.tell
+        loop = OrchestrationLoop(self.scheduler, self.launcher, clock, hub, when_idle=when_idle)
+        if lull is not None:
+            lull.watch(loop.idle_since_ns)
         context.set_progress_listener(loop.wake)
         with real_time_threads(self.manifest.streams.real_time):
             loop.start()
@@ -192,6 +198,15 @@ class Revision:
         drained = self.loop.stop(drain=True, timeout_ns=timeout_ns, give_up=give_up)
         self._closing.close()
         return drained
+
+
+def _without_secrets(manifest: Manifest) -> Manifest:
+    """Return a manifest that may be kept and handed on: headers can hold access tokens."""
+    otlp = manifest.telemetry.otlp
+    if otlp is None or not otlp.headers:
+        return manifest
+    hidden = replace(otlp, headers=dict.fromkeys(otlp.headers, "hidden"))
+    return replace(manifest, telemetry=replace(manifest.telemetry, otlp=hidden))
 
 
 def enforce(manifest: Manifest, admission: Admission) -> None:

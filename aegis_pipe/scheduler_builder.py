@@ -127,17 +127,30 @@ def make_slots(
     manifest: Manifest,
     lanes: Sequence[Sequence[DeviceStream]],
     bound: Sequence[Mapping[str, BoundModel]],
+    twins: Sequence[Mapping[str, BoundModel]],
 ) -> list[StreamSlot]:
     """Make the launcher's slots; variants get rows and arrays for rows that nobody wants."""
     wanted = variants_of(manifest)
+
+    def with_rows(models: Mapping[str, BoundModel]) -> dict[str, BoundModel]:
+        return dict(models) | {
+            each.name: variants.in_rows(models[each.name], each.size)
+            for each in wanted
+            if each.name in models
+        }
+
     return [
         StreamSlot(
             stream_lanes,
-            models | {each.name: variants.in_rows(models[each.name], each.size) for each in here},
-            {each.name: variants.discards(models[each.model]) for each in here},
+            with_rows(models),
+            {
+                each.name: variants.discards(models[each.model])
+                for each in wanted
+                if each.name in models
+            },
+            with_rows(second),
         )
-        for stream_lanes, models in zip(lanes, map(dict, bound), strict=True)
-        for here in [[each for each in wanted if each.name in models]]
+        for stream_lanes, models, second in zip(lanes, bound, twins, strict=True)
     ]
 
 

@@ -6,6 +6,7 @@ Dtypes are `numpy.dtype`s; those NumPy lacks (bfloat16, float8, int4) come from 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple, NewType
 
@@ -41,6 +42,25 @@ class TensorSpec(NamedTuple):
 def _name(dtype: np.dtype) -> str:
     """Return a dtype's name, which NumPy builds each time it is asked."""
     return dtype.name
+
+
+def kind_of(dtype: str) -> str:
+    """Return what a dtype of this name holds: `bool`, `integer` or `float`."""
+    if dtype == "bool":
+        return "bool"
+    return "integer" if dtype.startswith(("int", "uint")) else "float"
+
+
+def written_value(dtype: str, shape: Sequence[int | str | None]) -> str:
+    """Return how a manifest writes a value of this dtype and shape: `[[0.0, 0.0, ...]]`.
+
+    Of dimensions that are not known, one row is shown.
+    """
+    text = {"bool": "false", "integer": "0", "float": "0.0"}[kind_of(dtype)]
+    for size in reversed(shape):
+        count = size if isinstance(size, int) else 1
+        text = f"[{', '.join([text] * min(count, 2) + ['...'] * (count > 2))}]"
+    return text
 
 
 def dtype_named(name: str) -> np.dtype:

@@ -87,6 +87,9 @@ aegis-pipe trace upload traces.jsonl --endpoint http://127.0.0.1:4317   # to Jae
 aegis-pipe why 17 --from traces.jsonl               # who held up request 17; needs `ratio = 1.0`
 ```
 
+A collector's access token goes into `OTEL_EXPORTER_OTLP_HEADERS` (`authorization=Bearer%20TOKEN`),
+or into `--header NAME=VALUE`, which other users of the machine can see.
+
 Every span's resource tells the ratio as `aegis.traces.ratio`. Where it is below 1, the page says
 that streams that look idle may have run requests that were not kept.
 

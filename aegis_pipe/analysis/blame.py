@@ -292,6 +292,11 @@ class RunLog:
     def _others(
         self, request: str, priority: int, stream: str, arrival_ns: int, end_ns: int
     ) -> list[Piece]:
+        # Behind its own last segment others follow, for whom it does not wait.
+        own = [
+            line["launch_ns"] for line in self._on_stream[stream] if line["request_id"] == request
+        ]
+        until_ns = max(own, default=end_ns)
         return [
             Piece(
                 "blocked" if self._priority(line["request_id"]) < priority else "queue",
@@ -305,6 +310,7 @@ class RunLog:
             if line["request_id"] != request
             and line["end_ns"] > arrival_ns
             and line["launch_ns"] < end_ns
+            and line["launch_ns"] <= until_ns
         ]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aegis_pipe.analysis.in_place import Hold
+from aegis_pipe.analysis.profile_check import check_profile
 from aegis_pipe.analysis.quantiles import QuantileBound, bound, wider
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.execution.capture import cut_into_segments
@@ -261,10 +262,13 @@ def read_profile(text: str, where: str) -> Profile:
         values = json.loads(text)
         if values.pop("format") != FORMAT:
             raise ValueError("of another version")
+        check_profile(values)
         return _profile(values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = str(error) if isinstance(error, ValueError) else "it has another form"
+        what = f"it lacks {error}" if isinstance(error, KeyError) else what
         raise PermanentError(
-            f"this is not a profile that can be read: {error}",
+            f"this is not a profile that can be read: {what}",
             context=where,
             hint="measure it anew with `aegis-pipe profile`",
         ) from error

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
+from aegis_pipe.cli import standard_streams
+from aegis_pipe.cli.standard_streams import tell
 from aegis_pipe.errors import AegisError, ManifestError
 from aegis_pipe.version import __version__
 
@@ -34,10 +35,11 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit status."""
+    standard_streams.prepare()
     try:
         return _run(_options(arguments))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted")
         return 130
 
 
@@ -70,26 +72,29 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> int:
     try:
         status: int = options.run(options)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return status
     except ManifestError as error:
-        print(error, file=sys.stderr)
+        tell(str(error))
         return 2
     except AegisError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 1
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not an error of ours, and nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        standard_streams.drop(1)
+        return 1
+    except UnicodeEncodeError as error:
+        tell(
+            f"error: `{error.object}` can not be written in {error.encoding}\n"
+            "  hint: choose a locale with UTF-8, or set PYTHONUTF8=1"
+        )
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(
+        tell(
             f"error: {where}{error.strerror or error}\n"
-            "  hint: make room there, or check the path and its permissions",
-            file=sys.stderr,
+            "  hint: make room there, or check the path and its permissions"
         )
-        # What stdout could not take must not fail once more at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        standard_streams.drop(1)
         return 1

@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from aegis_pipe import units
-from aegis_pipe.app import Runtime, RuntimeReport
+from aegis_pipe.app import Runtime
 from aegis_pipe.cli.tables import SUMMARY_HEADER, counted, summary_row
 from aegis_pipe.events import CopyFinished, DecisionMade, Event, SegmentFinished
+from aegis_pipe.runtime_report import RuntimeReport
 from aegis_pipe.scheduling.statistics import ModelStatistics
 
 _DECISIONS: Final = 8

@@ -13,13 +13,13 @@ import argparse
 import dataclasses
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 
 from aegis_pipe.analysis.profile import Profile, median, profile_text
 from aegis_pipe.analysis.quantiles import QuantileBound, samples_needed
 from aegis_pipe.analysis_builder import PROFILE_ENDING
 from aegis_pipe.cli.arguments import duration, positive
+from aegis_pipe.cli.standard_streams import tell
 from aegis_pipe.cli.tables import table
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.manifest.model import Manifest
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
             options.limit,
             options.pipelines,
         ),
-        lambda line: print(line, file=sys.stderr),
+        tell,
     )
     text = profile_text(profile)
     replace_file(path, text)
@@ -94,9 +94,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _validate(manifest: Manifest, *, as_json: bool) -> int:
-    comparisons = validate_stamps(
-        manifest, SystemClock(), lambda line: print(line, file=sys.stderr)
-    )
+    comparisons = validate_stamps(manifest, SystemClock(), tell)
     if as_json:
         print(json.dumps([_described(each) for each in comparisons], indent=1))
     else:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 import tomllib
 from pathlib import Path
 
 from aegis_pipe.analysis.replay import replay, what_if
 from aegis_pipe.analysis.simulation import Prediction
+from aegis_pipe.cli.standard_streams import tell
 from aegis_pipe.cli.tables import table
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.manifest.conversion import manifest_from_table
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
             context=options.run_file,
             hint="the recording may be of another version of the scheduler or the policy",
         )
-        print(f"error: {difference}", file=sys.stderr)
+        tell(f"error: {difference}")
     return 0 if same else 1
 
 

@@ -35,8 +35,9 @@ def measure_segments(manifest: Manifest) -> list[dict[str, Any]]:
     Durations are medians in nanoseconds: of the longest segment, of all segments of a request,
     and of what lies between them and around them (launches, copies, waking up). `blocking_ns` is
     the longest time for which a request can find its streams taken by segments that were launched
-    before it came: of models whose memory lies elsewhere, as many as may be in flight; of its own
-    memory's, whole requests, which can not be preempted.
+    before it came: of models whose memory lies elsewhere, as many as may be in flight, be they of
+    one request or two; of its own memory's, whole requests, which can not be preempted, and what is
+    in flight ahead of them.
     """
     listener = _Listener()
     with open_pipeline(manifest, listeners=[listener]) as runtime:
@@ -44,12 +45,13 @@ def measure_segments(manifest: Manifest) -> list[dict[str, Any]]:
             section.name: _costs(runtime, section.name, listener) for section in manifest.models
         }
     groups, in_flight = arena_groups(manifest), manifest.streams.in_flight
+    longest_ns = max(cost["longest_ns"] for cost in costs.values())
     for name, cost in costs.items():
         cost["blocking_ns"] = max(
             (
-                other["busy_ns"]
+                other["busy_ns"] + (in_flight - 1) * longest_ns
                 if groups[other_name] == groups[name]
-                else min(other["busy_ns"], in_flight * other["longest_ns"])
+                else in_flight * longest_ns
             )
             for other_name, other in costs.items()
         )

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from aegis_pipe.cli.arguments import duration
 from aegis_pipe.cli.tables import counted, milliseconds, table
 from aegis_pipe.errors import PermanentError, TransientError
+from aegis_pipe.http_headers import parse_environment, parse_header
 from aegis_pipe.output_file import replace_file
 from aegis_pipe.telemetry.breakdown import PARTS, ModelBreakdown, break_down, by_model
 from aegis_pipe.telemetry.config import PROTOCOLS
@@ -24,6 +27,8 @@ from aegis_pipe.telemetry.spans import Span
 from aegis_pipe.telemetry.trace_file import RecordedRun, read_runs
 from aegis_pipe.telemetry.upload import upload
 from aegis_pipe.telemetry.viewer import render_page
+
+HEADERS_VARIABLE: Final = "OTEL_EXPORTER_OTLP_HEADERS"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +50,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--endpoint", default="http://127.0.0.1:4317", help="its address")
     one.add_argument("--protocol", choices=PROTOCOLS, default="grpc")
     one.add_argument("--timeout", type=duration, default="10 s", help="time a batch may take")
+    one.add_argument(
+        "--header",
+        type=_header,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="sent with each batch, such as an access token; may be repeated, and goes before "
+        f"{HEADERS_VARIABLE} of the environment, which other users of the machine do not see",
+    )
     one.set_defaults(act=_upload)
     for action in verbs.choices.values():
         action.add_argument("file", type=Path, help="what `telemetry.file` wrote")
+
+
+def _header(text: str) -> tuple[str, str]:
+    try:
+        return parse_header(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run(options: argparse.Namespace) -> int:
@@ -138,6 +159,7 @@ def _upload(options: argparse.Namespace) -> int:
         endpoint=options.endpoint,
         protocol=options.protocol,
         timeout_ns=options.timeout,
+        headers=_environment_headers() | dict(options.header),
     )
     if report.problem:
         raise TransientError(
@@ -148,3 +170,14 @@ def _upload(options: argparse.Namespace) -> int:
         )
     print(f"{options.endpoint}: {counted(report.sent, 'span')}")
     return 0
+
+
+def _environment_headers() -> dict[str, str]:
+    try:
+        return parse_environment(os.environ.get(HEADERS_VARIABLE, ""))
+    except ValueError as error:
+        raise PermanentError(
+            str(error),
+            context=f"the environment's {HEADERS_VARIABLE}",
+            hint="write it as `name=value,name=value`, with %20 for a space; or unset it",
+        ) from error

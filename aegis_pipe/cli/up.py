@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import json
+import os
 import signal
 import threading
 import time
@@ -22,13 +24,15 @@ from rich.console import Console
 from rich.live import Live
 
 from aegis_pipe import units
-from aegis_pipe.app import Runtime, RuntimeReport, open_pipeline
+from aegis_pipe.app import Runtime, open_pipeline
+from aegis_pipe.cli import standard_streams
 from aegis_pipe.cli.admission import outcome_lines
 from aegis_pipe.cli.arguments import duration
 from aegis_pipe.cli.live import LiveView
 from aegis_pipe.cli.tables import SUMMARY_HEADER, counted, summary_row, table
 from aegis_pipe.errors import AegisError, FatalError
 from aegis_pipe.events import Listener
+from aegis_pipe.runtime_report import RuntimeReport
 from aegis_pipe.telemetry import TelemetryReport
 
 REFRESH_S = 0.5
@@ -178,12 +182,18 @@ def _reload(runtime: Runtime, path: str, screen: _Screen) -> None:
     screen.line(f"reload: applied; {'; '.join(parts)}\n{_headline(runtime)}")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raise what was raised, which would end the process otherwise."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 class _Screen:
     """A live table on a terminal, plain lines otherwise, nothing when quiet."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
-        self._console = Console(stderr=True)
+        self._console = _Console(stderr=True)
         self._live: Live | None = None
         is_live = self._console.is_terminal and not quiet
         self._view = LiveView() if is_live else None
@@ -201,7 +211,7 @@ class _Screen:
     def line(self, text: str) -> None:
         """Print one line (above the live table)."""
         if not self._quiet:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._print(text)
 
     def failure(self, pipeline: str, error: AegisError) -> None:
         """Print an item's or a pipeline's error at once; quiet runs print these too.
@@ -222,8 +232,15 @@ class _Screen:
 
     def error(self, text: str) -> None:
         """Print an error at once, quiet or not."""
-        text = f"error: {text}"
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._print(f"error: {text}")
+
+    def _print(self, text: str) -> None:
+        try:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        except OSError:
+            # Who read it has gone, or its disk is full: the run goes on without.
+            self._console.quiet = True
+            standard_streams.drop(2)
 
     @contextmanager
     def live(self, runtime: Runtime) -> Iterator[None]:
@@ -335,7 +352,10 @@ def _telemetry_lines(report: TelemetryReport | None) -> list[str]:
     others = [
         f"  {place}" for place in report.where if place not in {s.where for s in report.sinks}
     ]
-    return [f"telemetry: {counted(report.dropped_events, 'event')} lost", *sinks, *others]
+    lost = f"telemetry: {counted(report.dropped_events, 'event')} lost"
+    if report.lost_log_lines:
+        lost += f", {counted(report.lost_log_lines, 'line')} of the log lost"
+    return [lost, *sinks, *others]
 
 
 def _reasons(reasons: Any) -> str:

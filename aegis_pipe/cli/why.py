@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from aegis_pipe.analysis.blame import CAUSES, Explanation, RunLog
 from aegis_pipe.cli.arguments import positive
+from aegis_pipe.cli.standard_streams import tell
 from aegis_pipe.cli.tables import counted, table
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.manifest import load_manifest
@@ -51,7 +51,7 @@ def _request(text: str) -> str:
 def run(options: argparse.Namespace) -> int:
     """Explain and print; 1 if the log does not have the request."""
     if (options.request is None) == (options.worst is None):
-        print("error: give a request, or --worst N", file=sys.stderr)
+        tell("error: give a request, or --worst N")
         return 2
     path = _recording_of(Path(options.source))
     is_trace = _is_trace(path)
@@ -95,10 +95,9 @@ def _worst(log: RunLog, count: int, path: Path, is_trace: bool) -> list[Explanat
         if not explanations:
             raise first
         shown = ", ".join(list(refusals)[:_CULPRITS_SHOWN])
-        print(
+        tell(
             f"note: {len(refusals)} of the {counted(count, 'longest request')} can not be "
-            f"explained: {shown}{_more(len(refusals))}\n  {first}",
-            file=sys.stderr,
+            f"explained: {shown}{_more(len(refusals))}\n  {first}"
         )
     return explanations
 
@@ -143,13 +142,12 @@ def _is_trace(path: Path) -> bool:
 def _trace_lines(path: Path) -> Iterator[dict[str, Any]]:
     runs = read_runs(path)
     if len(runs) > 1:
-        print(f"note: {path} has {len(runs)} runs; this is about the last", file=sys.stderr)
+        tell(f"note: {path} has {len(runs)} runs; this is about the last")
     traces = runs[-1].traces
     if dropped := dropped_events(traces):
-        print(
+        tell(
             f"note: the run lost {counted(dropped, 'event')}; what they would have told is put "
-            "down to `host`",
-            file=sys.stderr,
+            "down to `host`"
         )
     return log_lines(traces)
 

@@ -189,6 +189,14 @@ class DeviceStream(Protocol):
         """Enqueue a copy to the host; `target` (C-contiguous) is filled when done."""
         ...
 
+    def begin_request(self) -> None:
+        """Enqueue: what follows is of another request than what came before.
+
+        An error before it stops nothing of what follows, and copies of both may be under way at
+        once where the stream has staging memory in two parts. At most two requests are.
+        """
+        ...
+
     def hold(self) -> None:
         """Announce that `synchronise` follows: what is enqueued until then need not start sooner.
 
@@ -216,11 +224,14 @@ class DeviceStream(Protocol):
         """The host memory that copies pass through, and how much of it was needed so far."""
         ...
 
-    def check(self) -> None:
+    def check(self, event: DeviceEvent | None = None) -> None:
         """Raise the first error of the work since the last check (AegisError), and forget it.
 
-        After an error the stream skips what else was enqueued until it is checked, even if its
-        turn comes later; waits are kept and events still marked, so that nobody waits for ever.
+        With an `event` of this stream that is done: of what was enqueued before its latest record;
+        what the next request's work did is kept for a later check, as long as it launched other
+        graphs. After an error the stream skips what else was enqueued for the same request until it
+        is checked, even if its turn comes later; waits are kept and events still marked, so that
+        nobody waits for ever.
         """
         ...
 
@@ -337,6 +348,7 @@ class DeviceContext(Protocol):
         *,
         priority: int = 0,
         staging_bytes: int | None = None,
+        staging_parts: int = 1,
         multiprocessors: int | None = None,
     ) -> DeviceStream:
         """Make a stream; higher `priority` is more urgent where the device has priorities.
@@ -344,6 +356,7 @@ class DeviceContext(Protocol):
         `staging_bytes` is the planned size of the host memory that its copies pass through, which
         is reserved now and never grows: copies under way that need more of it (see
         `DeviceDescription.staged_bytes`) assert. None, for loading and tools: it grows as needed.
+        It is divided into `staging_parts` equal parts (1 or 2), which requests use in turns.
         With `multiprocessors` the stream has at least as many for itself, and no others. Raises
         PermanentError if the device has not that many left, or can not be divided.
         """
@@ -357,8 +370,8 @@ class DeviceContext(Protocol):
         """
         ...
 
-    def create_event(self) -> DeviceEvent:
-        """Make an event."""
+    def create_event(self, *, is_announced: bool = True) -> DeviceEvent:
+        """Make an event; the progress listener hears of it unless nobody has to act on it."""
         ...
 
     def prepare(self, requests: Sequence[KernelRequest]) -> None:
@@ -433,7 +446,7 @@ class DeviceContext(Protocol):
         ...
 
     def set_progress_listener(self, listener: Callable[[], None] | None) -> None:
-        """Have `listener` called from device threads whenever an event was reached.
+        """Have `listener` called from device threads whenever an announced event was reached.
 
         By then the event `is_done`. Several threads may call at once; the listener is quick and
         does not raise. A device without `notifies_progress` never calls it.

@@ -41,11 +41,11 @@ from aegis_pipe.execution.passes import (
     ATTENTION_PASSES,
     CHANNELS_LAST_PASSES,
     INVERTED_RESIDUAL_PASSES,
-    PASSES,
     PLANAR_PASSES,
     Pass,
     PassReport,
     chain_passes,
+    first_passes,
     product_passes,
     run_passes,
 )
@@ -150,7 +150,7 @@ def compile_graph(
     _check_watching(watched, context)
     capabilities = context.capabilities
     passes = (
-        *PASSES,
+        *first_passes(parallel_branches=capabilities.parallel_branches),
         *product_passes(capabilities.product_endings),
         *(ATTENTION_PASSES if capabilities.fused_attention else ()),
         *(CHANNELS_LAST_PASSES if capabilities.channels_last else ()),
@@ -218,6 +218,7 @@ def plan_models(
     context: DeviceContext,
     *,
     stream_count: int,
+    requests_per_stream: int = 1,
     budget_bytes: int | None,
     staging_budget_bytes: int | None = None,
     arena_groups: Mapping[str, int] | None = None,
@@ -229,7 +230,8 @@ def plan_models(
     `budgets_bytes` has each model's own budget, None where it has none; `staging_budget_bytes` is
     for the host memory that copies pass through, which is no part of `budget_bytes`. `arena_groups`
     says which models share memory on a stream: all of them, unless some shall preempt others.
-    `streams_max` confines models to as few streams. `more_savings` says what else would help a plan
+    `streams_max` confines models to as few streams. `requests_per_stream` is how many can be on one
+    at once, one behind the other. `more_savings` says what else would help a plan
     over budget.
     """
     for model, model_budget_bytes in zip(loaded, budgets_bytes, strict=True):
@@ -255,6 +257,7 @@ def plan_models(
         ],
         stream_count=stream_count,
         alignment_bytes=description.alignment_bytes,
+        requests_per_stream=requests_per_stream,
     )
     if budget_bytes is not None:
         check_device_budget(plan, budget_bytes, device=description.name, more_savings=more_savings)
@@ -276,6 +279,7 @@ class Deployment:
         streams: Sequence[DeviceStream],
         *,
         boundaries: Mapping[str, Sequence[int]] | None = None,
+        in_flight: int = 1,
         hub: EventHub,
         clock: Clock,
         phases: PhaseRecorder,
@@ -288,7 +292,11 @@ class Deployment:
         self._pools: list[DeviceMemoryPool] = []
         self._states: dict[str, dict[TensorId, Region]] = {}
         self._boundaries = {model: tuple(cuts) for model, cuts in (boundaries or {}).items()}
+        self._in_flight = in_flight
         self.slots: list[dict[str, BoundModel]] = [{} for _ in streams]
+        self.twins: list[dict[str, BoundModel]] = [{} for _ in streams]
+        """Models of so few segments that a request's first can be launched while the last request's
+        first is in flight, once more: with graphs and events of their own, in the same memory."""
         try:
             with collector_paused():
                 self._deploy(loaded, plan)
@@ -408,19 +416,31 @@ class Deployment:
             }
             binder = ModelBinder(compiled, self._context, weights, storages, self._states[name])
             steps = binder.launched_steps()
-            calls = binder.calls()
+            watched = None
             if compiled.guard_bytes:
-                whole_arena = arena.place("all of it", base_bytes, compiled.plan.peak_bytes, name)
-                calls = watch_calls(compiled, calls, whole_arena.region, self._context)
-            capture = GraphCapture(self._context, self._streams[index])
-            cuts = self._boundaries.get(name, ())
-            segments = capture.record(calls, cuts, binder.forks())
-            bound = self._program(compiled, binder, segments)
-            if not self._context.capabilities.steady_at_once:
-                self._warm_up(bound, self._streams[index])
-            self.slots[index][name] = bound
-            phase.attributes.update(stream=index, calls=len(calls), segments=bound.segment_count)
+                watched = arena.place(
+                    "all of it", base_bytes, compiled.plan.peak_bytes, name
+                ).region
+            bound = self.slots[index][name] = self._record(compiled, binder, watched, index)
+            # Whoever has a state runs one request at a time.
+            if bound.segment_count < self._in_flight and not compiled.states:
+                self.twins[index][name] = self._record(compiled, binder, watched, index)
+            phase.attributes.update(stream=index, calls=len(steps), segments=bound.segment_count)
         return steps
+
+    def _record(
+        self, compiled: CompiledModel, binder: ModelBinder, watched: Region | None, index: int
+    ) -> BoundModel:
+        calls = binder.calls()
+        if watched is not None:
+            calls = watch_calls(compiled, calls, watched, self._context)
+        capture = GraphCapture(self._context, self._streams[index])
+        cuts = self._boundaries.get(compiled.name, ())
+        segments = capture.record(calls, cuts, binder.forks())
+        bound = self._program(compiled, binder, segments)
+        if not self._context.capabilities.steady_at_once:
+            self._warm_up(bound, self._streams[index])
+        return bound
 
     def _program(
         self, compiled: CompiledModel, binder: ModelBinder, segments: Sequence[DeviceGraph]
@@ -478,7 +498,7 @@ class Deployment:
 
     def close(self) -> None:
         """Release what was recorded, then the memory; idempotent."""
-        for slot in self.slots:
+        for slot in (*self.twins, *self.slots):
             while slot:
                 slot.popitem()[1].close()
         while self._pools:

@@ -1,4 +1,4 @@
-"""Control flow, sequences and optionals, dissolved while loading.
+"""Control flow, dissolved while loading, and the rules for all that is.
 
 Each rule handles one operator in a `Frame`: it returns True when the node is dealt with, False
 when it has to be treated as any other operator. A rule never looks at data that is not known.
@@ -13,13 +13,26 @@ import numpy as np
 from aegis_pipe.errors import DynamicShapeError, InvalidModelError
 from aegis_pipe.execution import bounded
 from aegis_pipe.execution.decompositions import DECOMPOSITIONS
+from aegis_pipe.execution.flattened_sequences import SEQUENCE_RULES
+from aegis_pipe.execution.flattened_values import (
+    add_reshape,
+    add_stack,
+    add_take,
+    bind_names,
+    flag_of,
+    int_attribute,
+    int_attributes,
+    new_outputs,
+    number_of,
+    path_inside,
+    stacked_spec,
+    tensors_of,
+)
 from aegis_pipe.execution.graph import NO_TENSOR, OperatorNode, Subgraph
 from aegis_pipe.execution.partial_evaluation import (
-    EmptyOptional,
     Frame,
     Rule,
     Scope,
-    TensorSequence,
     Value,
 )
 from aegis_pipe.execution.shape_inference import UnknownOperandError
@@ -37,9 +50,9 @@ def _if(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
     known = frame.constant(condition)
     if known is None:
         return _if_unknown(frame, node, scope, path, condition)
-    branch = node.body("then_branch" if _flag(known, node) else "else_branch")
-    values = frame.run(branch, scope.new_child(), _inside(node, path))
-    _bind(scope, node.outputs, values)
+    branch = node.body("then_branch" if flag_of(known, node) else "else_branch")
+    values = frame.run(branch, scope.new_child(), path_inside(node, path))
+    bind_names(scope, node.outputs, values)
     return True
 
 
@@ -53,20 +66,20 @@ def _if_unknown(
     """
     branches: list[list[TensorId]] = []
     for attribute in ("then_branch", "else_branch"):
-        inner = _inside(node, path) + attribute + "/"
+        inner = path_inside(node, path) + attribute + "/"
         try:
             values = frame.run(node.body(attribute), scope.new_child(), inner)
         except InvalidModelError as error:
             _hint_at_binding(error, frame.deciding_inputs(condition))
             raise
-        branches.append(_tensors(values, node))
+        branches.append(tensors_of(values, node))
     for pair in zip(*branches, strict=True):
         if frame.specs[pair[0]] != frame.specs[pair[1]]:
             stand_in = frame.operator_node(node, [condition], (), path, _NO_BODY)
             raise frame.unknown_operand(stand_in, 0, condition)
     flag = condition
     if frame.specs[condition].shape:
-        flag = _reshape(frame, condition, (), _inside(node, path))
+        flag = add_reshape(frame, condition, (), path_inside(node, path))
     for name, pair in zip(node.outputs, zip(*branches, strict=True), strict=True):
         if name:
             output = frame.new_tensor(path, name)
@@ -107,29 +120,29 @@ def _unroll_loop(
     start = frame.constant(condition) if condition else np.array(True)
     if start is None or (trip_count and limit is None):
         return False
-    going, last = _flag(start, node), None if limit is None else _number(limit, node)
+    going, last = flag_of(start, node), None if limit is None else number_of(limit, node)
     body, mark = node.body("body"), frame.mark()
     stacks: list[list[Value]] = [[] for _ in body.outputs[1 + len(states) :]]
     iteration = 0
     while going and (last is None or iteration < last):
-        inner, inside = scope.new_child(), f"{_inside(node, path)}{iteration}/"
+        inner, inside = scope.new_child(), f"{path_inside(node, path)}{iteration}/"
         counter = frame.add_constant(np.array(iteration, np.int64), inside, "iteration")
         flag = frame.add_constant(np.array(True), inside, "condition")
-        _bind(inner, [value.name for value in body.inputs], (counter, flag, *states))
+        bind_names(inner, [value.name for value in body.inputs], (counter, flag, *states))
         going_on, *results = frame.run(body, inner, inside)
         known = frame.constant(going_on) if isinstance(going_on, str) else None
         if known is None or len(frame.operators) - mark[0] > UNROLLED_OPERATORS_MAX:
             frame.roll_back(mark)
             return False
-        going, states = _flag(known, node), results[: len(states)]
+        going, states = flag_of(known, node), results[: len(states)]
         for stack, value in zip(stacks, results[len(states) :], strict=True):
             stack.append(value)
         iteration += 1
     if iteration == 0 and stacks:
         frame.roll_back(mark)
         return False
-    stacked = [_stack(frame, _tensors(s, node), 0, _inside(node, path)) for s in stacks]
-    _bind(scope, node.outputs, (*states, *stacked))
+    stacked = [add_stack(frame, tensors_of(s, node), 0, path_inside(node, path)) for s in stacks]
+    bind_names(scope, node.outputs, (*states, *stacked))
     return True
 
 
@@ -143,8 +156,8 @@ def _keep_loop(
     initial: Sequence[Value],
 ) -> None:
     """Keep the body; what it carries must not change its spec, and what it stacks be counted."""
-    source, states = node.body("body"), _tensors(initial, node)
-    body, inside = frame.body(), _inside(node, path)
+    source, states = node.body("body"), tensors_of(initial, node)
+    body, inside = frame.body(), path_inside(node, path)
     inputs = [
         body.add_input(TensorSpec(np.dtype(np.int64), ()), inside, "iteration"),
         body.add_input(TensorSpec(np.dtype(np.bool_), ()), inside, "condition"),
@@ -153,16 +166,16 @@ def _keep_loop(
     inner = scope.new_child()
     # Whenever the body runs, the condition it is given holds.
     holds = body.add_constant(np.array(True), inside, "holds")
-    _bind(inner, [v.name for v in source.inputs], (inputs[0], holds, *inputs[2:]))
+    bind_names(inner, [v.name for v in source.inputs], (inputs[0], holds, *inputs[2:]))
     operands = [trip_count, condition, *states]
     try:
-        results = _tensors(body.run(source, inner, inside), node)
+        results = tensors_of(body.run(source, inner, inside), node)
     except UnknownOperandError:
         # With its control operands known, the loop would have been unrolled.
         _raise_for_control(frame, frame.operator_node(node, operands, (), path, _NO_BODY))
         raise
     subgraph = body.as_subgraph("body", inputs, results)
-    outputs = _new_outputs(frame, node, path)
+    outputs = new_outputs(frame, node, path)
     operator = frame.operator_node(node, operands, outputs, path, {"body": subgraph})
     specs = [body.specs[tensor] for tensor in results[1 : 1 + len(states)]]
     for state, spec in zip(states, specs, strict=True):
@@ -175,9 +188,9 @@ def _keep_loop(
     stacked = results[1 + len(states) :]
     if stacked:
         count = _iterations(frame, body, operator, results[0])
-        specs += [_stacked_spec(body.specs[tensor], count, 0) for tensor in stacked]
+        specs += [stacked_spec(body.specs[tensor], count, 0) for tensor in stacked]
     bounded.keep_with_body(frame, operator, specs)
-    _bind(scope, node.outputs, outputs)
+    bind_names(scope, node.outputs, outputs)
 
 
 def _iterations(frame: Frame, body: Frame, operator: OperatorNode, going_on: TensorId) -> int:
@@ -187,10 +200,10 @@ def _iterations(frame: Frame, body: Frame, operator: OperatorNode, going_on: Ten
     trip_count, condition = padded[:2]
     limit, going = frame.constant(trip_count), body.constant(going_on)
     start = frame.constant(condition) if condition else np.array(True)
-    if start is not None and not _flag(start, operator):
+    if start is not None and not flag_of(start, operator):
         return 0
-    always = going is not None and _flag(going, operator)
-    count = None if limit is None else max(0, _number(limit, operator))
+    always = going is not None and flag_of(going, operator)
+    count = None if limit is None else max(0, number_of(limit, operator))
     if count is not None and (always or count <= 1):
         return count
     raise DynamicShapeError(
@@ -230,7 +243,7 @@ class _ScanShape:
 
     def __init__(self, frame: Frame, node: SourceNode, operands: Sequence[TensorId]) -> None:
         self.body = node.body("body")
-        scanned_count = _int(node, "num_scan_inputs", 1)
+        scanned_count = int_attribute(node, "num_scan_inputs", 1)
         self.state_count = len(operands) - scanned_count
         if scanned_count < 1 or self.state_count < 0:
             raise InvalidModelError(
@@ -242,11 +255,11 @@ class _ScanShape:
         stacked_count = len(self.body.outputs) - self.state_count
         self.stacked_count = stacked_count
         ranks = [len(frame.specs[tensor].shape) for tensor in self.scanned]
-        axes = _ints(node, "scan_input_axes", scanned_count)
+        axes = int_attributes(node, "scan_input_axes", scanned_count)
         self.axes = [axis % rank for axis, rank in zip(axes, ranks, strict=True)]
-        self.backward = _ints(node, "scan_input_directions", scanned_count)
-        self.stacked_axes = _ints(node, "scan_output_axes", stacked_count)
-        self.prepend = _ints(node, "scan_output_directions", stacked_count)
+        self.backward = int_attributes(node, "scan_input_directions", scanned_count)
+        self.stacked_axes = int_attributes(node, "scan_output_axes", stacked_count)
+        self.prepend = int_attributes(node, "scan_output_directions", stacked_count)
         sizes = {
             frame.specs[tensor].shape[axis]
             for tensor, axis in zip(self.scanned, self.axes, strict=True)
@@ -259,16 +272,16 @@ class _ScanShape:
 
 
 def _unroll_scan(frame: Frame, node: SourceNode, scope: Scope, path: str, scan: _ScanShape) -> bool:
-    body, mark, inside = scan.body, frame.mark(), _inside(node, path)
+    body, mark, inside = scan.body, frame.mark(), path_inside(node, path)
     states: list[Value] = list(scan.states)
     stacks: list[list[Value]] = [[] for _ in range(scan.stacked_count)]
     for step in range(scan.length):
         slices = []
         for tensor, axis, backward in zip(scan.scanned, scan.axes, scan.backward, strict=True):
             at = scan.length - 1 - step if backward else step
-            slices.append(_take(frame, tensor, at, axis, f"{inside}{step}/"))
+            slices.append(add_take(frame, tensor, at, axis, f"{inside}{step}/"))
         inner = scope.new_child()
-        _bind(inner, [value.name for value in body.inputs], (*states, *slices))
+        bind_names(inner, [value.name for value in body.inputs], (*states, *slices))
         results = frame.run(body, inner, f"{inside}{step}/")
         if len(frame.operators) - mark[0] > UNROLLED_OPERATORS_MAX:
             frame.roll_back(mark)
@@ -280,14 +293,14 @@ def _unroll_scan(frame: Frame, node: SourceNode, scope: Scope, path: str, scan: 
         return False
     stacked = []
     for stack, axis, prepend in zip(stacks, scan.stacked_axes, scan.prepend, strict=True):
-        parts = _tensors(stack[:: -1 if prepend else 1], node)
-        stacked.append(_stack(frame, parts, axis, inside))
-    _bind(scope, node.outputs, (*states, *stacked))
+        parts = tensors_of(stack[:: -1 if prepend else 1], node)
+        stacked.append(add_stack(frame, parts, axis, inside))
+    bind_names(scope, node.outputs, (*states, *stacked))
     return True
 
 
 def _keep_scan(frame: Frame, node: SourceNode, scope: Scope, path: str, scan: _ScanShape) -> None:
-    body, inside = frame.body(), _inside(node, path)
+    body, inside = frame.body(), path_inside(node, path)
     specs_in = [frame.specs[tensor] for tensor in scan.states]
     for tensor, axis in zip(scan.scanned, scan.axes, strict=True):
         spec = frame.specs[tensor]
@@ -297,21 +310,21 @@ def _keep_scan(frame: Frame, node: SourceNode, scope: Scope, path: str, scan: _S
         body.add_input(spec, inside, name) for spec, name in zip(specs_in, names, strict=True)
     ]
     inner = scope.new_child()
-    _bind(inner, names, inputs)
-    results = _tensors(body.run(scan.body, inner, inside), node)
+    bind_names(inner, names, inputs)
+    results = tensors_of(body.run(scan.body, inner, inside), node)
     subgraph = body.as_subgraph("body", inputs, results)
-    outputs = _new_outputs(frame, node, path)
+    outputs = new_outputs(frame, node, path)
     operator = frame.operator_node(
         node, [*scan.states, *scan.scanned], outputs, path, {"body": subgraph}
     )
     specs = [body.specs[tensor] for tensor in results[: scan.state_count]]
     stacked = results[scan.state_count :]
     specs += [
-        _stacked_spec(body.specs[tensor], scan.length, axis)
+        stacked_spec(body.specs[tensor], scan.length, axis)
         for tensor, axis in zip(stacked, scan.stacked_axes, strict=True)
     ]
     bounded.keep_with_body(frame, operator, specs)
-    _bind(scope, node.outputs, outputs)
+    bind_names(scope, node.outputs, outputs)
 
 
 def _constant(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
@@ -329,120 +342,6 @@ def _constant(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
     return True
 
 
-def _sequence_construct(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
-    elements = tuple(frame.tensor(scope, name, node) for name in node.inputs)
-    scope[node.outputs[0]] = TensorSequence(elements)
-    return True
-
-
-def _sequence_empty(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
-    scope[node.outputs[0]] = TensorSequence(())
-    return True
-
-
-def _sequence_at(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
-    elements = _elements(scope, node)
-    position = _position(frame, node, scope, 1, len(elements) - 1)
-    scope[node.outputs[0]] = elements[position]
-    return True
-
-
-def _sequence_insert(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
-    elements = _elements(scope, node)
-    inserted = frame.tensor(scope, node.inputs[1], node)
-    at = len(elements)
-    if len(node.inputs) > 2 and node.inputs[2]:
-        at = _position(frame, node, scope, 2, len(elements))
-    scope[node.outputs[0]] = TensorSequence((*elements[:at], inserted, *elements[at:]))
-    return True
-
-
-def _sequence_erase(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
-    elements = _elements(scope, node)
-    at = len(elements) - 1
-    if len(node.inputs) > 1 and node.inputs[1]:
-        at = _position(frame, node, scope, 1, len(elements) - 1)
-    scope[node.outputs[0]] = TensorSequence((*elements[:at], *elements[at + 1 :]))
-    return True
-
-
-def _sequence_length(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
-    length = np.array(len(_elements(scope, node)), np.int64)
-    scope[node.outputs[0]] = frame.add_constant(length, path, node.outputs[0])
-    return True
-
-
-def _concat_from_sequence(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
-    elements, axis = _elements(scope, node), _int(node, "axis", 0)
-    if not elements:
-        raise InvalidModelError("the sequence is empty", context=describe(node))
-    if _int(node, "new_axis", 0):
-        result = _stack(frame, elements, axis, _inside(node, path))
-    else:
-        output = frame.new_tensor(path, node.outputs[0])
-        result = frame.emit("Concat", elements, output, {"axis": axis})
-    scope[node.outputs[0]] = result
-    return True
-
-
-def _split_to_sequence(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
-    tensor = frame.tensor(scope, node.inputs[0], node)
-    shape = frame.specs[tensor].shape
-    axis = _int(node, "axis", 0) % max(1, len(shape))
-    size, inside = shape[axis], _inside(node, path)
-    if len(node.inputs) < 2 or not node.inputs[1]:
-        elements = [_take(frame, tensor, i, axis, inside) for i in range(size)]
-        if _int(node, "keepdims", 1):
-            kept = (*shape[:axis], 1, *shape[axis + 1 :])
-            elements = [_reshape(frame, element, kept, inside) for element in elements]
-    else:
-        split = _known(frame, node, scope, 1)
-        step = _number(split, node) if split.ndim == 0 else 0
-        sizes = [min(step, size - s) for s in range(0, size, step)] if step else split.tolist()
-        ends = np.cumsum(sizes)
-        elements = [
-            _slice(frame, tensor, int(end) - count, int(end), axis, inside)
-            for end, count in zip(ends, sizes, strict=True)
-        ]
-    scope[node.outputs[0]] = TensorSequence(tuple(elements))
-    return True
-
-
-def _sequence_map(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
-    body = node.body("body")
-    values = [scope[name] for name in node.inputs]
-    collected: list[list[TensorId]] = [[] for _ in body.outputs]
-    for index in range(len(_elements(scope, node))):
-        inner = scope.new_child()
-        arguments = [v.elements[index] if isinstance(v, TensorSequence) else v for v in values]
-        _bind(inner, [value.name for value in body.inputs], arguments)
-        results = frame.run(body, inner, f"{_inside(node, path)}{index}/")
-        for column, tensor in zip(collected, _tensors(results, node), strict=True):
-            column.append(tensor)
-    _bind(scope, node.outputs, [TensorSequence(tuple(column)) for column in collected])
-    return True
-
-
-def _optional(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
-    scope[node.outputs[0]] = scope[node.inputs[0]] if node.inputs else EmptyOptional()
-    return True
-
-
-def _optional_has_element(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
-    given = bool(node.inputs and node.inputs[0])
-    there = given and not isinstance(scope[node.inputs[0]], EmptyOptional)
-    scope[node.outputs[0]] = frame.add_constant(np.array(there), path, node.outputs[0])
-    return True
-
-
-def _optional_get_element(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
-    value = scope[node.inputs[0]]
-    if isinstance(value, EmptyOptional):
-        raise InvalidModelError("the optional is empty", context=describe(node))
-    scope[node.outputs[0]] = value
-    return True
-
-
 def _identity(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
     """Only sequences and optionals: of a tensor, it is an operator like others."""
     value = scope[node.inputs[0]]
@@ -450,122 +349,6 @@ def _identity(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
         return False
     scope[node.outputs[0]] = value
     return True
-
-
-def _inside(node: SourceNode, path: str) -> str:
-    return f"{path}{node.name or node.operator}/"
-
-
-def _bind(scope: Scope, names: Sequence[str], values: Sequence[Value]) -> None:
-    if len(names) > len(values):
-        raise InvalidModelError(f"`{names[len(values)]}` is given no value")
-    scope.update((name, value) for name, value in zip(names, values, strict=False) if name)
-
-
-def _new_outputs(frame: Frame, node: SourceNode, path: str) -> list[TensorId]:
-    return [frame.new_tensor(path, name) if name else NO_TENSOR for name in node.outputs]
-
-
-def _tensors(values: Sequence[Value], node: SourceNode) -> list[TensorId]:
-    if all(isinstance(value, str) for value in values):
-        return [value for value in values if isinstance(value, str)]
-    raise DynamicShapeError(
-        "carries a sequence or an optional, but how often or whether it runs is not known",
-        context=describe(node),
-        hint="export the model with tensors only",
-    )
-
-
-def _elements(scope: Scope, node: SourceNode) -> tuple[TensorId, ...]:
-    value = scope[node.inputs[0]]
-    if isinstance(value, TensorSequence):
-        return value.elements
-    raise InvalidModelError(f"`{node.inputs[0]}` is not a sequence", context=describe(node))
-
-
-def _known(frame: Frame, node: SourceNode, scope: Scope, operand: int) -> np.ndarray:
-    tensor = frame.tensor(scope, node.inputs[operand], node)
-    value = frame.constant(tensor)
-    if value is None:
-        stand_in = frame.operator_node(node, [tensor], (), "")
-        raise frame.unknown_operand(stand_in, operand, tensor)
-    return value
-
-
-def _position(frame: Frame, node: SourceNode, scope: Scope, operand: int, last: int) -> int:
-    """Return a known position in a sequence, counted from the front."""
-    value = _known(frame, node, scope, operand)
-    position = _number(value, node)
-    length = last + 1 if node.operator != "SequenceInsert" else last
-    if not -length <= position <= last:
-        raise InvalidModelError(
-            f"position {position} is outside of a sequence of {length}", context=describe(node)
-        )
-    return position if position >= 0 else position + length
-
-
-def _number(value: np.ndarray, node: SourceNode | OperatorNode) -> int:
-    if value.size != 1:
-        raise InvalidModelError(
-            f"an operand of shape {list(value.shape)} stands where one number has to",
-            context=describe(node),
-        )
-    return int(value.item())
-
-
-def _flag(value: np.ndarray, node: SourceNode | OperatorNode) -> bool:
-    return bool(_number(value, node))
-
-
-def _int(node: SourceNode, attribute: str, default: int) -> int:
-    value = node.attributes.get(attribute, default)
-    if not isinstance(value, int):
-        raise InvalidModelError(f"attribute `{attribute}` is not an int", context=describe(node))
-    return value
-
-
-def _ints(node: SourceNode, attribute: str, count: int) -> list[int]:
-    value = node.attributes.get(attribute, (0,) * count)
-    if not isinstance(value, tuple) or len(value) != count:
-        raise InvalidModelError(
-            f"attribute `{attribute}` does not have {count} values", context=describe(node)
-        )
-    return [int(item) for item in value]
-
-
-def _reshape(frame: Frame, tensor: TensorId, shape: Sequence[int], path: str) -> TensorId:
-    target = frame.add_constant(np.array(shape, np.int64), path, "shape")
-    return frame.emit("Reshape", [tensor, target], frame.new_tensor(path, "reshaped"))
-
-
-def _take(frame: Frame, tensor: TensorId, at: int, axis: int, path: str) -> TensorId:
-    """Return one slice without its axis."""
-    index = frame.add_constant(np.array(at, np.int64), path, "index")
-    return frame.emit("Gather", [tensor, index], frame.new_tensor(path, "taken"), {"axis": axis})
-
-
-def _slice(frame: Frame, tensor: TensorId, start: int, end: int, axis: int, path: str) -> TensorId:
-    bounds = [
-        frame.add_constant(np.array([number], np.int64), path, what)
-        for what, number in (("start", start), ("end", end), ("axis", axis))
-    ]
-    return frame.emit("Slice", [tensor, *bounds], frame.new_tensor(path, "sliced"))
-
-
-def _stack(frame: Frame, parts: Sequence[TensorId], axis: int, path: str) -> TensorId:
-    """Join tensors along a new axis; every shape is known, so reshape and concat do."""
-    raised = [
-        _reshape(frame, part, _stacked_spec(frame.specs[part], 1, axis).shape, path)
-        for part in parts
-    ]
-    rank = len(frame.specs[raised[0]].shape)
-    stacked = frame.new_tensor(path, "stacked")
-    return frame.emit("Concat", raised, stacked, {"axis": axis % rank})
-
-
-def _stacked_spec(spec: TensorSpec, count: int, axis: int) -> TensorSpec:
-    axis %= len(spec.shape) + 1
-    return TensorSpec(spec.dtype, (*spec.shape[:axis], count, *spec.shape[axis:]))
 
 
 def _counted(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
@@ -576,7 +359,7 @@ def _counted(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
         return False
     if node.operator == "TopK" and len(node.inputs) < 2:
         return False
-    outputs = _new_outputs(frame, node, path)
+    outputs = new_outputs(frame, node, path)
     operator = frame.operator_node(node, operands, outputs, path)
     if node.operator == "TopK":
         bounded.add_top_k(frame, operator)
@@ -588,22 +371,11 @@ def _counted(frame: Frame, node: SourceNode, scope: Scope, path: str) -> bool:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys((*bounded.COUNTED, "TopK"), _counted),
-    "ConcatFromSequence": _concat_from_sequence,
     "Constant": _constant,
     "Identity": _identity,
     "If": _if,
     "Loop": _loop,
-    "Optional": _optional,
-    "OptionalGetElement": _optional_get_element,
-    "OptionalHasElement": _optional_has_element,
     "Scan": _scan,
-    "SequenceAt": _sequence_at,
-    "SequenceConstruct": _sequence_construct,
-    "SequenceEmpty": _sequence_empty,
-    "SequenceErase": _sequence_erase,
-    "SequenceInsert": _sequence_insert,
-    "SequenceLength": _sequence_length,
-    "SequenceMap": _sequence_map,
-    "SplitToSequence": _split_to_sequence,
+    **SEQUENCE_RULES,
     **DECOMPOSITIONS,
 }

@@ -19,7 +19,7 @@ from aegis_pipe.errors import DynamicShapeError, InvalidModelError, UnsupportedO
 from aegis_pipe.execution.model_file import REEXPORT
 from aegis_pipe.execution.onnx_types import STRING
 from aegis_pipe.execution.source_model import Dimension, SourceGraph, SourceValue
-from aegis_pipe.tensor import TensorSpec
+from aegis_pipe.tensor import TensorSpec, kind_of, written_value
 
 Constant = bool | int | float | list[Any] | np.ndarray
 """What an input can be bound to."""
@@ -172,28 +172,68 @@ def _toml_key(name: str) -> str:
 def _bound_value(
     graph: SourceGraph, declared: SourceValue | None, name: str, value: Constant
 ) -> np.ndarray:
-    """Return the constant an input is bound to, in the dtype the model declares."""
-    context = f"graph input `{name}`"
+    """Return the constant an input is bound to, in the dtype and shape the model declares.
+
+    A single number fills a shape that is known.
+    """
     dtype = declared.dtype if declared else graph.initialisers[name]().dtype
-    array = np.array(value)
-    if dtype is None or (array.dtype != dtype and not np.can_cast(array.dtype, dtype, "unsafe")):
-        raise InvalidModelError(f"can not be bound to {value!r}", context=context)
+    shape = declared.shape if declared else None
+    context = f"graph input `{name}`"
+    if dtype is None or dtype == STRING:
+        what = "has no element type" if dtype is None else "takes text"
+        hint = REEXPORT if dtype is None else "export the model without it; only numbers are bound"
+        raise InvalidModelError(
+            f"{what}, so that `bind` can not set it", context=context, hint=hint
+        )
+    array = _as_array(value)
+    expected = f"{dtype.name}[{'...' if shape is None else ', '.join(map(_shown, shape))}]"
+    example = written_value(dtype.name, () if shape is None else shape)
+    hint = f"write `bind = {{ {_toml_key(name)} = {example} }}` with your values"
+    if array is None:
+        raise InvalidModelError(
+            f"expected {expected}, found {_brief(value)}", context=context, hint=hint
+        )
+    given = f"{array.dtype.name}[{', '.join(map(str, array.shape))}]"
+    converted = _converted(array, dtype)
+    if converted is None:
+        raise InvalidModelError(
+            f"expected {expected}, found {given}: {_brief(value)}", context=context, hint=hint
+        )
+    if shape is None or _fits(converted.shape, shape):
+        return converted
+    if converted.ndim == 0 and all(isinstance(size, int) for size in shape):
+        return np.full([size for size in shape if isinstance(size, int)], converted)
+    raise InvalidModelError(f"expected {expected}, found {given}", context=context, hint=hint)
+
+
+def _brief(value: Constant) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _fits(shape: tuple[int, ...], declared: tuple[Dimension, ...]) -> bool:
+    return len(shape) == len(declared) and all(
+        not isinstance(expected, int) or expected == size
+        for expected, size in zip(declared, shape, strict=True)
+    )
+
+
+def _as_array(value: Constant) -> np.ndarray | None:
+    """Return a value as an array of numbers or bools; None if it is none."""
+    try:
+        array = np.array(value)
+    except ValueError:  # Lists of different lengths.
+        return None
+    return None if array.dtype.kind in "OSUMmc" else array
+
+
+def _converted(array: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+    """Return an array in another dtype; None if its values have no place there."""
+    given, expected = kind_of(array.dtype.name), kind_of(dtype.name)
+    if (given == "bool") != (expected == "bool"):
+        return None
     with np.errstate(all="ignore"):
         converted = array.astype(dtype)
-    if array.dtype.kind in "iub" and not np.array_equal(converted.astype(array.dtype), array):
-        raise InvalidModelError(f"{value!r} does not fit into {dtype.name}", context=context)
-    if declared is None or declared.shape is None:
-        return converted
-    if converted.ndim == 0 and all(size == 1 for size in declared.shape):
-        return converted.reshape(tuple(1 for _ in declared.shape))
-    fits = converted.ndim == len(declared.shape) and all(
-        not isinstance(expected, int) or expected == size
-        for expected, size in zip(declared.shape, converted.shape, strict=True)
-    )
-    if not fits:
-        raise InvalidModelError(
-            f"is bound to a value of shape {list(converted.shape)}, the model declares "
-            f"[{', '.join(map(_shown, declared.shape))}]",
-            context=context,
-        )
-    return converted
+        same = np.array_equal(converted.astype(array.dtype), array)
+    # Floats are rounded to what the dtype can hold; whole numbers have to stay what they are.
+    return converted if same or given == expected == "float" else None

@@ -54,6 +54,7 @@ def lighter_ways(
                 ],
                 stream_count=plan.stream_count,
                 alignment_bytes=plan.alignment_bytes,
+                requests_per_stream=plan.requests_per_stream,
             )
             ways.append(BudgetPart(what, measure(plan) - measure(other)))
     return [way for way in ways if way.size_bytes > 0]

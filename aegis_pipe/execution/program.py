@@ -136,7 +136,10 @@ def build_program(
     kinds = [WorkKind.COPY_IN, *[WorkKind.SEGMENT] * len(segments), WorkKind.COPY_OUT]
     lanes = [COMPUTE_LANE if kind is WorkKind.SEGMENT else copy_lane for kind in kinds]
     waits = DependencyTracker(lanes, _chain(len(kinds))).synchronisations()
-    done = [context.create_event() for _ in kinds]
+    # What ends a segment (`Executor.last_work`) wakes the scheduler; the others are for whoever
+    # asks for times, and for lanes, which wait by themselves.
+    ends_segment = [i == len(kinds) - 1 or 0 < i < len(segments) for i in range(len(kinds))]
+    done = [context.create_event(is_announced=ends) for ends in ends_segment]
     graphs: list[DeviceGraph | None] = [None, *segments, None]
     work = tuple(
         [
@@ -145,7 +148,7 @@ def build_program(
                 lane=lanes[i],
                 graph=graphs[i],
                 waits=tuple([done[wait.record_after] for wait in waits if wait.wait_before == i]),
-                begin=context.create_event(),
+                begin=context.create_event(is_announced=False),
                 done=done[i],
                 awaited=any(wait.record_after == i for wait in waits),
             )

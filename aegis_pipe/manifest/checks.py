@@ -10,12 +10,14 @@ import hashlib
 import importlib.util
 import os
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aegis_pipe.errors import ManifestError
+from aegis_pipe.http_headers import header_problem
+from aegis_pipe.manifest.bound_values import constant_problem
 from aegis_pipe.manifest.locator import KeyPath
 from aegis_pipe.manifest.model import PACKAGE_SCHEME, resolve_path
 from aegis_pipe.manifest.problems import ProblemList, did_you_mean, found, listed, only
@@ -24,7 +26,6 @@ from aegis_pipe.units import parse_size
 Table = dict[str, Any]
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_MAX_CONSTANT_DEPTH = 8
 _POLICIES = ("fifo", "priority", "fairness", "edf")
 
 
@@ -47,6 +48,8 @@ class Checker:
             self._check_model(("models", index), model)
         for index, pipeline in enumerate(self.pipelines):
             self._check_pipeline(("pipelines", index), pipeline)
+        self._check_ends()
+        self._check_headers()
 
     @property
     def models(self) -> Sequence[Table]:
@@ -119,7 +122,7 @@ class Checker:
         self._check_stand_in(path, model)
         self._check_streams(path, model)
         for name, value in model.get("bind", {}).items():
-            what = _constant_problem(value)
+            what = constant_problem(value)
             if what:
                 self.problems.add((*path, "bind", name), what)
         file = self.existing_file((*path, "path"), model.get("path"), "model")
@@ -192,6 +195,9 @@ class Checker:
             self.problems.add(path, f"{found(text)} is a folder, not a {noun} file", hint)
         elif not file.exists():
             self._say_missing(path, text, file)
+        elif not file.is_file():
+            hint = "name a file; pipes and devices are not read"
+            self.problems.add(path, f"{found(text)} is no regular file", hint)
         elif not os.access(file, os.R_OK):
             self.problems.add(path, f"{found(text)} can not be read", "check its permissions")
         else:
@@ -297,6 +303,35 @@ class Checker:
         if until is not None and until not in names:
             hint = did_you_mean(until, names, f"pipelines are {listed(names)}" if names else "")
             self.problems.add((*path, "until"), f"there is no other pipeline {found(until)}", hint)
+
+    def _check_ends(self) -> None:
+        """Refuse pipelines that last as long as each other, which is for ever."""
+        names = names_of(self.pipelines)
+        waits = {
+            name: source["until"]
+            for name, pipeline in zip(names, self.pipelines, strict=True)
+            if "until" in (source := pipeline.get("source", {})) and "count" not in source
+        }
+        while waits:
+            ring = [next(iter(waits))]
+            while (following := waits.pop(ring[-1], None)) is not None and following not in ring:
+                ring.append(following)
+            if following in ring[1:]:
+                ring = ring[ring.index(following) :]
+            if following == ring[0] and len(ring) > 1:
+                path = ("pipelines", names.index(ring[0]), "source", "until")
+                way = " -> ".join(f"`{name}`" for name in (*ring, ring[0]))
+                what = f"these pipelines wait for each other's end, which never comes: {way}"
+                hint = "give one of them an end of its own, such as `count`, instead of `until`"
+                self.problems.add(path, what, hint)
+
+    def _check_headers(self) -> None:
+        otlp = self.root.get("telemetry", {}).get("otlp", {})
+        for name, value in otlp.get("headers", {}).items():
+            what = header_problem(name, value)
+            if what:
+                path = ("telemetry", "otlp", "headers", name)
+                self.problems.add(path, what, "correct or remove this header", at_key=True)
 
     def _check_transform(self, path: KeyPath, stage: Table) -> None:
         parameters = stage.get("with", {})
@@ -453,45 +488,6 @@ def _names_in(folder: Path) -> list[str] | None:
         return sorted(os.listdir(folder))
     except OSError:
         return None
-
-
-def _constant_problem(value: object) -> str:
-    """Return what is wrong with a bound value: numbers or bools in regular nested lists."""
-    try:
-        constant_shape(value)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def constant_shape(value: object, depth: int = 0) -> tuple[int, ...]:
-    """Return the shape of a bound value; ValueError says why it has none."""
-    if not isinstance(value, list):
-        if isinstance(value, bool | int) or (
-            isinstance(value, float) and abs(value) < float("inf")
-        ):
-            return ()
-        raise ValueError(f"expected numbers or bools, found {found(value)}")
-    if depth == _MAX_CONSTANT_DEPTH:
-        raise ValueError(f"lists are nested deeper than {_MAX_CONSTANT_DEPTH} levels")
-    shapes = [constant_shape(item, depth + 1) for item in value]
-    if len(set(shapes)) > 1:
-        raise ValueError("the nested lists have different lengths")
-    return (len(value), *(shapes[0] if shapes else ()))
-
-
-def bound_kinds(value: object) -> Mapping[type, bool]:
-    """Return which of bool, int and float a bound value holds."""
-    flat = list(_leaves(value))
-    return {kind: any(type(item) is kind for item in flat) for kind in (bool, int, float)}
-
-
-def _leaves(value: object) -> Iterable[object]:
-    if isinstance(value, list):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
 
 
 def image_outputs(source: Table) -> tuple[str, ...]:

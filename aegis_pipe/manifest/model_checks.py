@@ -8,17 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from aegis_pipe.errors import AegisError
-from aegis_pipe.manifest.checks import (
-    Checker,
-    Edges,
-    bound_kinds,
-    constant_shape,
-    image_outputs,
-    names_of,
-)
+from aegis_pipe.manifest.bound_values import bound_kinds, constant_shape, leaves
+from aegis_pipe.manifest.checks import Checker, Edges, image_outputs, names_of
 from aegis_pipe.manifest.locator import KeyPath
 from aegis_pipe.manifest.model import ModelFacts, TensorFacts
 from aegis_pipe.manifest.problems import ProblemList, did_you_mean, found, key_text, only
+from aegis_pipe.tensor import kind_of, written_value
 from aegis_pipe.units import format_size, parse_size
 
 Table = dict[str, Any]
@@ -118,15 +113,19 @@ class ModelCheck:
             return
         tensor = self.facts.inputs[name]
         shape = constant_shape(value)
+        needed = f"{tensor.dtype}{shape_text(tensor.shape)}"
+        example = written_value(tensor.dtype, tensor.shape)
+        hint = f"write `{key_text(name)} = {example}` with your values"
         # A single number fills any shape that is known.
-        if shape and not fits(shape, tensor.shape):
-            what = f"{shape_text(shape)} contradicts the model's {shape_text(tensor.shape)}"
-            self.problems.add(path, what, _shape_hint(shape, tensor.shape))
-        expected = _kind_of(tensor.dtype)
+        fills = not shape and all(isinstance(size, int) for size in tensor.shape)
+        if not fills and not fits(shape, tensor.shape):
+            what = f"the input is {needed}, found a value of shape {shape_text(shape)}"
+            self.problems.add(path, what, hint)
+        expected = kind_of(tensor.dtype)
         kinds = bound_kinds(value)
         if (expected == "bool") != kinds[bool] or (expected == "integer" and kinds[float]):
-            what = f"the input is {tensor.dtype}, found {found(_first_leaf(value))}"
-            self.problems.add(path, what, f"write {_EXAMPLES[expected]}")
+            what = f"the input is {needed}, found {found(_first_wrong(value, expected))}"
+            self.problems.add(path, what, hint)
         if name in self.model.get("shapes", {}) and shape:
             what = f"`{name}` is bound to a value, which has its own shape"
             self.problems.add((*self.path, "shapes", name), what, "leave it out of `shapes`")
@@ -357,23 +356,17 @@ def _image_tensor(parameters: Table) -> TensorFacts:
     return TensorFacts("float32", shape)
 
 
-_EXAMPLES = {
-    "bool": "`true` or `false`",
-    "integer": "whole numbers, such as 1",
-    "float": "numbers, such as 1.0",
-}
-
-
-def _kind_of(dtype: str) -> str:
-    if dtype == "bool":
-        return "bool"
-    return "integer" if dtype.startswith(("int", "uint")) else "float"
-
-
-def _first_leaf(value: object) -> object:
-    while isinstance(value, list) and value:
-        value = value[0]
-    return value
+def _first_wrong(value: object, expected: str) -> object:
+    """Return the first of a bound value's numbers that is not of the kind its input is."""
+    return next(
+        (
+            leaf
+            for leaf in leaves(value)
+            if isinstance(leaf, bool) != (expected == "bool")
+            or (expected == "integer" and isinstance(leaf, float))
+        ),
+        value,
+    )
 
 
 def _about(size_bytes: int) -> str:

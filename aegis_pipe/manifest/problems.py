@@ -25,6 +25,9 @@ __all__ = [
 _BARE_KEY = re.compile("[A-Za-z0-9_-]+")
 _LINE_WIDTH = 120
 _VALUE_WIDTH = 60
+_HEADERS = re.compile(r".*?\bheaders\b[^=]*=")
+_HEADERS_TABLE = re.compile(r"\s*\[[^]]*\bheaders\b")
+_ANY_VALUE = re.compile("[^=]*=")
 
 
 class ProblemList:
@@ -66,7 +69,7 @@ class ProblemList:
             raise ManifestError.of(ordered)
 
     def _note(self, path: KeyPath, line: int, column: int, what: str, hint: str) -> None:
-        source = self._lines[line - 1].strip() if 0 < line <= len(self._lines) else ""
+        source = self._source_line(line).strip() if 0 < line <= len(self._lines) else ""
         problem = Problem(
             file=self.file,
             line=line,
@@ -77,6 +80,14 @@ class ProblemList:
             hint=hint or meaning_of(path),
         )
         self._problems.setdefault(path, problem)
+
+    def _source_line(self, line: int) -> str:
+        """Return a line without headers' values, which may be secrets; correct TOML or not."""
+        text = self._lines[line - 1]
+        tables = [each for each in self._lines[:line] if each.lstrip().startswith("[")]
+        is_inside = bool(tables) and _HEADERS_TABLE.match(tables[-1]) is not None
+        found = (_ANY_VALUE if is_inside else _HEADERS).match(text)
+        return text if found is None else f"{found[0]} ..."
 
 
 def path_text(path: KeyPath) -> str:

@@ -97,22 +97,24 @@ class ArenaPlan:
 class StagingPlan:
     """Host memory that one stream's copies pass through.
 
-    One request at a time is on a stream, and the next one's copies wait until all of the last
-    one's have been fetched: so it is as large as the model with the largest inputs and outputs
-    needs.
+    A request's copies wait until all of those of the request that had its part before have been
+    fetched: so a part is as large as the model with the largest inputs and outputs needs. There are
+    as many parts as requests can be on a stream at once.
     """
 
     size_bytes: int
+    """Of all parts."""
     model: str
     """The model that determines the size (the first, if several do); empty if nothing does."""
+    parts: int = 1
 
     @classmethod
-    def build(cls, models: Sequence[ModelMemory]) -> Self:
+    def build(cls, models: Sequence[ModelMemory], parts: int) -> Self:
         """Make room for the largest of the models that may run on the stream."""
         largest = max(models, key=lambda each: each.staging_bytes, default=None)
         if largest is None or not largest.staging_bytes:
-            return cls(0, "")
-        return cls(largest.staging_bytes, largest.model)
+            return cls(0, "", parts)
+        return cls(parts * largest.staging_bytes, largest.model, parts)
 
     @classmethod
     def build_ahead(cls, models: Sequence[ModelMemory]) -> Self:
@@ -147,6 +149,8 @@ class DevicePlan:
     """Host memory, one piece per stream."""
     staging_ahead: StagingPlan = StagingPlan(0, "")
     """Host memory for the inputs of the request that is next."""
+    requests_per_stream: int = 1
+    """Requests that can be on a stream at once."""
     alignment_bytes: int = 1
     states_offsets: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Place of each model's states in their pool, by model and tensor."""
@@ -155,7 +159,12 @@ class DevicePlan:
 
     @classmethod
     def build(
-        cls, models: Sequence[ModelMemory], *, stream_count: int, alignment_bytes: int = 1
+        cls,
+        models: Sequence[ModelMemory],
+        *,
+        stream_count: int,
+        alignment_bytes: int = 1,
+        requests_per_stream: int = 1,
     ) -> Self:
         """Lay the weights out in the order of their first use and size the arenas."""
         offsets: dict[str, int] = {}
@@ -182,8 +191,9 @@ class DevicePlan:
             weights_offsets=MappingProxyType(offsets),
             weights_bytes=weights_end,
             arenas=tuple(ArenaPlan.build(here, alignment_bytes) for here in by_stream),
-            staging=tuple(map(StagingPlan.build, by_stream)),
+            staging=tuple(StagingPlan.build(here, requests_per_stream) for here in by_stream),
             staging_ahead=StagingPlan.build_ahead(models),
+            requests_per_stream=requests_per_stream,
             alignment_bytes=alignment_bytes,
         )
 
@@ -449,7 +459,10 @@ def savings(
 
     def again(models: Sequence[ModelMemory], stream_count: int) -> int:
         other = DevicePlan.build(
-            models, stream_count=stream_count, alignment_bytes=plan.alignment_bytes
+            models,
+            stream_count=stream_count,
+            alignment_bytes=plan.alignment_bytes,
+            requests_per_stream=plan.requests_per_stream,
         )
         return measure(plan) - measure(other)
 

@@ -31,8 +31,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from aegis_pipe.memory import native
 from aegis_pipe.memory.exact_search import Attempt, Outcome, align, recursion_for
-from aegis_pipe.memory.native import LIBRARY
 from aegis_pipe.memory.orders import contention
 from aegis_pipe.memory.packing import Integers, address_of, out_of_memory
 from aegis_pipe.memory.sections import Sections
@@ -48,7 +48,7 @@ def make_canonical_attempt(sections: Sections, *, totals_lead: bool = False) -> 
 
     With `totals_lead`, parts are ranked by what waits in each buffer's fullest section first.
     """
-    kind = PythonCanonicalAttempt if LIBRARY is None else NativeCanonicalAttempt
+    kind = PythonCanonicalAttempt if native.LIBRARY is None else NativeCanonicalAttempt
     return kind(sections, totals_lead=totals_lead)
 
 
@@ -123,11 +123,11 @@ class NativeCanonicalAttempt(_CanonicalAttempt):
 
     def run(self, ranks: Integers, capacity_bytes: int, limit: int) -> Outcome:
         """See `Attempt.run`; the limit is in looks at buffers."""
-        assert LIBRARY is not None, "there is no compiled search"
+        assert native.LIBRARY is not None, "there is no compiled search"
         work = ctypes.c_int64()
         # Named, so that it outlives the call that has its address.
         narrow_ranks = ranks.astype(np.int32)
-        outcome = LIBRARY.aegis_canonical_search(
+        outcome = native.LIBRARY.aegis_canonical_search(
             ctypes.byref(self._sections.native.fields),
             address_of(narrow_ranks),
             ctypes.c_int32(self._totals_lead),

@@ -7,12 +7,9 @@ import hashlib
 
 import numpy as np
 
-from aegis_pipe.memory.native import LIBRARY
+from aegis_pipe.memory import native
 
 _Halves = ctypes.c_uint64 * 2
-if LIBRARY is not None:
-    LIBRARY.aegis_digest.argtypes = (ctypes.c_void_p, ctypes.c_int64, _Halves)
-    LIBRARY.aegis_digest.restype = None
 
 
 def content_digest(array: np.ndarray) -> str:
@@ -22,8 +19,10 @@ def content_digest(array: np.ndarray) -> str:
     must not be wrong compares the bytes where the digits agree.
     """
     content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    if LIBRARY is None:
+    if native.LIBRARY is None:
         return hashlib.blake2b(content.data, digest_size=16).hexdigest()
     halves = _Halves()
-    LIBRARY.aegis_digest(content.ctypes.data, content.size, halves)
+    native.LIBRARY.aegis_digest(
+        ctypes.c_void_p(content.ctypes.data), ctypes.c_int64(content.size), halves
+    )
     return f"{halves[0]:016x}{halves[1]:016x}"

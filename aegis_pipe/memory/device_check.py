@@ -114,10 +114,16 @@ def _staging(
     if len(plan.staging) != plan.stream_count:
         yield f"{len(plan.staging)} streams stage copies, of {plan.stream_count}"
     for stream, piece in enumerate(plan.staging):
+        if piece.parts != plan.requests_per_stream:
+            yield (
+                f"{plan.requests_per_stream} requests can be on stream {stream}, whose staging has "
+                f"{piece.parts} parts"
+            )
         for name, model in models.items():
-            if stream in plan.streams_of(name) and model.staging_bytes > piece.size_bytes:
+            needed_bytes = piece.parts * model.staging_bytes
+            if stream in plan.streams_of(name) and needed_bytes > piece.size_bytes:
                 yield (
-                    f"`{name}` stages {model.staging_bytes} bytes on stream {stream}, "
+                    f"`{name}` stages {needed_bytes} bytes on stream {stream}, "
                     f"which has {piece.size_bytes}"
                 )
     for name, model in models.items():

@@ -39,7 +39,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_pipe.memory.native import LIBRARY
+from aegis_pipe.memory import native
 from aegis_pipe.memory.orders import contention
 from aegis_pipe.memory.packing import Integers, PackingProblem, address_of, out_of_memory
 
@@ -163,7 +163,7 @@ def luby(index: int) -> int:
 
 def make_attempt(problem: PackingProblem) -> Attempt:
     """Choose the compiled search, where there is one."""
-    return PythonAttempt(problem) if LIBRARY is None else NativeAttempt(problem)
+    return PythonAttempt(problem) if native.LIBRARY is None else NativeAttempt(problem)
 
 
 class NativeAttempt:
@@ -185,11 +185,11 @@ class NativeAttempt:
 
     def run(self, ranks: Integers, capacity_bytes: int, limit: int) -> Outcome:
         """See `Attempt.run`; the limit is in nodes."""
-        assert LIBRARY is not None, "there is no compiled search"
+        assert native.LIBRARY is not None, "there is no compiled search"
         work = ctypes.c_int64()
         # Named, so that it outlives the call that has its address.
         narrow_ranks = ranks.astype(np.int32)
-        outcome = LIBRARY.aegis_exact_search(
+        outcome = native.LIBRARY.aegis_exact_search(
             ctypes.c_int32(len(self.offsets)),
             ctypes.c_int32(len(self.moment_weights)),
             *[address_of(each) for each in (*self._problem, narrow_ranks)],

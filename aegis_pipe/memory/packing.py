@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aegis_pipe.errors import PermanentError
+from aegis_pipe.memory import native
 from aegis_pipe.memory.lifetimes import TensorLifetime
-from aegis_pipe.memory.native import LIBRARY
 
 Integers = npt.NDArray[np.int64]
 
@@ -190,8 +190,8 @@ class Placer(Protocol):
 
 def make_placer(problem: PackingProblem) -> Placer:
     """Choose the placer that is faster for this problem; all place alike and count alike."""
-    if LIBRARY is not None and problem.is_gapless and len(problem) <= _NATIVE_BUFFERS_MAX:
-        return NativePlacer(problem, LIBRARY)
+    if native.LIBRARY is not None and problem.is_gapless and len(problem) <= _NATIVE_BUFFERS_MAX:
+        return NativePlacer(problem, native.LIBRARY)
     return SweepPlacer(problem) if _is_dense(problem) else NeighbourPlacer(problem)
 
 

@@ -60,8 +60,13 @@ class Submit(Protocol):
         *,
         priority: int | None,
         deadline_ns: int | None,
+        is_patient: bool,
     ) -> SubmittedFuture:
-        """Submit; `deadline_ns` is an instant, None for the model's own."""
+        """Submit; `deadline_ns` is an instant, None for the model's own.
+
+        `is_patient` says that the same will be offered again if the queue is full: that is a wait
+        then, and no rejected request.
+        """
         ...
 
 
@@ -315,16 +320,18 @@ class PipelineRunner:
         plan = self._plan
         deadline_ns = None if plan.deadline_ns is None else item.start_ns + plan.deadline_ns
         while True:
+            is_patient = not (plan.drop_when_full or self._stopping.is_set())
             try:
                 future = self._submit(
                     stage.model,
                     inputs,
                     priority=plan.priority,
                     deadline_ns=deadline_ns,
+                    is_patient=is_patient,
                 )
                 break
             except QueueFullError:
-                if plan.drop_when_full or self._stopping.is_set():
+                if not is_patient:
                     raise
                 self._clock.wait_until(self._clock.now_ns() + RETRY_NS, self._stopping)
         item.pending[stage.name] = (future, start_ns)

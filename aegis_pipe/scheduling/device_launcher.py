@@ -1,8 +1,8 @@
 """Carries out the scheduler's decisions on real streams, and tells what has finished.
 
-One slot per stream. Several segments can be in flight there, all of one request: requests follow
-each other only when nothing is in flight, which is what makes one arena per stream sound. Used by
-the orchestration thread only, except for `payload` building.
+One slot per stream. Several segments can be in flight there, of one request, or the last ones of
+one and the first ones of the next: the stream's order is what makes one arena per stream sound.
+Used by the orchestration thread only, except for `payload` building.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aegis_pipe.clock import Clock
-from aegis_pipe.device.protocols import DeviceEvent, DeviceStream, StagingAhead
+from aegis_pipe.device.protocols import DeviceStream, StagingAhead
 from aegis_pipe.errors import AegisError, PermanentError
 from aegis_pipe.events import CopyFinished, EventHub, EventSynchronised, SegmentFinished
 from aegis_pipe.execution.executor import Executor
@@ -84,6 +84,8 @@ class RequestPayload:
     outputs: Sequence[np.ndarray] = ()
     row: int = 0
     """Its place in the batch that it runs in."""
+    bound: BoundModel | None = None
+    """What it runs, from its launch on."""
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +93,7 @@ class _Running:
     request: ExecutionRequest
     bound: BoundModel
     segment: int
-    done: DeviceEvent
+    last: Work
     launch_ns: int
     stamped: bool
     timed: bool
@@ -104,12 +106,14 @@ class StreamSlot:
 
     Variants for batches are among the models, by `variant_name`; their inputs and outputs are the
     rows: of the first tensor all of them, then of the next. `discards` has, for each variant, one
-    array per output that rows nobody wants are copied to.
+    array per output that rows nobody wants are copied to. `twins` has models once more, whose
+    requests follow each other so closely that both are at the same segment.
     """
 
     lanes: Sequence[DeviceStream]
     models: Mapping[str, BoundModel] = field(default_factory=dict)
     discards: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
+    twins: Mapping[str, BoundModel] = field(default_factory=dict)
 
 
 class DeviceLauncher:
@@ -151,25 +155,28 @@ class DeviceLauncher:
 
         Raises PermanentError for a model whose state an earlier request left half-written.
         """
-        slot = self._slots[stream]
-        name = variant_name(request.model, request.batch_size)
-        bound = slot.models[name]
+        slot, payload = self._slots[stream], request.payload
+        if segment == 0:
+            self._prepare(request, stream)
+        bound = payload.bound
         if bound.first_update is not None:
             self._begin_update(request.model, segment, bound.first_update)
-        if segment == 0:
-            self._prepare(request, slot)
-            if self._ahead is not None and request is not self._staged:
-                self._ahead.forget()
-        inputs, outputs = request.payload.inputs, request.payload.outputs
+        if segment == 0 and self._ahead is not None and request is not self._staged:
+            self._ahead.forget()
+        inputs, outputs = payload.inputs, payload.outputs
         if request.batch_size > 1:
-            inputs, outputs = _rows(request, slot.discards[name])
+            inputs, outputs = _rows(request, slot.discards[bound.name])
         timed = self._hub.detailed
         launch_ns = self._clock.now_ns() if timed else 0
         stamped = timed and self._is_stamped(request.request_id)
         last = Executor.last_work(bound, segment)
-        # Noted before launching, so that a launch that fails half-way is still waited for.
         in_flight = self._in_flight[stream]
-        in_flight.append(_Running(request, bound, segment, last.done, launch_ns, stamped, timed))
+        assert not any(each.last is last for each in in_flight), f"{bound.name} has no twin"
+        if in_flight and in_flight[-1].request is not request:
+            for lane in slot.lanes:
+                lane.begin_request()
+        # Noted before launching, so that a launch that fails half-way is still waited for.
+        in_flight.append(_Running(request, bound, segment, last, launch_ns, stamped, timed))
         try:
             Executor.launch_segment(
                 bound, segment, slot.lanes, inputs, outputs, stamped=stamped, timed=timed
@@ -199,11 +206,15 @@ class DeviceLauncher:
         """Take requests of the model again; none is waiting or running."""
         self._half_written.discard(model)
 
-    @staticmethod
-    def _prepare(request: ExecutionRequest, slot: StreamSlot) -> None:
+    def _prepare(self, request: ExecutionRequest, stream: int) -> None:
+        slot, name = self._slots[stream], variant_name(request.model, request.batch_size)
+        bound = slot.models[name]
+        twin = slot.twins.get(name)
+        if twin is not None and any(each.bound is bound for each in self._in_flight[stream]):
+            bound = twin
         outputs = slot.models[request.model].outputs
         for row, member in enumerate((request, *request.companions)):
-            member.payload.row = row
+            member.payload.row, member.payload.bound = row, bound
             member.payload.outputs = [
                 np.empty(tensor.spec.shape, tensor.spec.dtype) for tensor in outputs
             ]
@@ -212,15 +223,16 @@ class DeviceLauncher:
         """Return what has finished since the last poll, by stream."""
         finished: list[SegmentCompletion] = []
         for stream, in_flight in enumerate(self._in_flight):
-            while in_flight and in_flight[0].done.is_done():
+            while in_flight and in_flight[0].last.done.is_done():
                 finished.append(self._complete(stream, in_flight.popleft()))
         return finished
 
     def _complete(self, stream: int, running: _Running) -> SegmentCompletion:
         error: AegisError | None = None
-        for lane in self._slots[stream].lanes:
+        last = running.last
+        for number, lane in enumerate(self._slots[stream].lanes):
             try:
-                lane.check()
+                lane.check(last.done if number == last.lane else None)
             except AegisError as failure:
                 error = error or failure
         if error is None and running.segment == running.bound.segment_count - 1:

@@ -17,10 +17,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, Protocol, Self
 
-from aegis_pipe.clock import Clock, wake_promptly
+from aegis_pipe.clock import Clock, Wake, wake_promptly
 from aegis_pipe.errors import (
     DeadlineExceededError,
     FatalError,
@@ -97,7 +97,8 @@ class OrchestrationLoop:
     """Runs requests through a scheduler and a launcher; a context manager that starts and stops.
 
     Device threads, or whoever sees completions, call `wake`. If the launcher does not notify,
-    it is polled every `poll_interval_ns` while something runs.
+    it is polled every `poll_interval_ns` while something runs. `when_idle`, which is quick and does
+    not raise, is called after each step that leaves no request open.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class OrchestrationLoop:
         clock: Clock,
         hub: EventHub,
         *,
+        when_idle: Callable[[], None] | None = None,
         poll_interval_ns: int = 20_000,
         thread_name: str = "aegis-orchestration",
     ) -> None:
@@ -114,13 +116,15 @@ class OrchestrationLoop:
         self._launcher = launcher
         self._clock = clock
         self._hub = hub
+        self._when_idle = when_idle
         self._poll_interval_ns = poll_interval_ns
-        self._wake = threading.Event()
+        self._wake = Wake()
         # Bounded by the queue's places: whoever appends has reserved one.
         self._inbox: deque[ExecutionRequest] = deque()
         # An ordered set, bounded by the open requests; its methods are atomic.
         self._cancellations: OrderedDict[int, None] = OrderedDict()
         self._open: dict[int, ExecutionRequest] = {}
+        self._finished_ns = 0
         self._thread = threading.Thread(target=self.run, name=thread_name, daemon=True)
         self._stopping: Literal["no", "drain", "cancel"] = "no"
         self._stop_at_ns: int | None = None
@@ -136,6 +140,10 @@ class OrchestrationLoop:
     def open_requests(self) -> int:
         """Return how many accepted requests are not finished."""
         return len(self._open)
+
+    def idle_since_ns(self) -> int | None:
+        """Return when the last request finished (0: none did), or None while one is open."""
+        return None if self._open else self._finished_ns
 
     @property
     def is_idle(self) -> bool:
@@ -156,18 +164,22 @@ class OrchestrationLoop:
 
     # From any thread.
 
-    def submit(self, request: ExecutionRequest) -> None:
+    def submit(self, request: ExecutionRequest, *, is_patient: bool = False) -> None:
         """Hand in a request; returns at once, and its end is told to `Launcher.finish`.
 
         Raises QueueFullError or RuntimeStoppedError at once; the request is then rejected, and
-        `finish` is not called for it.
+        `finish` is not called for it. `is_patient` says that the caller waits for room and will
+        offer the same again: a full queue has then rejected nothing, and nobody hears of it.
         """
         now_ns = self._clock.now_ns()
-        refusal = self._scheduler.admit(request, now_ns)
-        if refusal is not None:
-            if refusal.reason is Reason.RUNTIME_STOPPING:
+        reason = self._scheduler.reserve(request, now_ns)
+        if reason is not None:
+            if is_patient and reason is Reason.QUEUE_FULL:
+                raise _queue_full_error(request, self._scheduler.queue.places_taken)
+            if reason is Reason.RUNTIME_STOPPING:
                 # It may have held a place while the queue was closed, and the loop waits for that.
                 self.wake()
+            refusal = self._scheduler.reject(request, now_ns, reason)
             error = self._refusal_error(request, refusal)
             if self._hub.detailed:
                 self._emit_decision(refusal, now_ns, now_ns)
@@ -191,7 +203,7 @@ class OrchestrationLoop:
 
     def wake(self) -> None:
         """Have the loop look for completions; cheap, and harmless if there are none."""
-        # Setting takes a lock. One that is set is cleared before the next step looks at anything.
+        # One that is set is cleared before the next step looks at anything.
         if not self._wake.is_set():
             self._wake.set()
 
@@ -281,6 +293,8 @@ class OrchestrationLoop:
             upcoming = self._scheduler.upcoming()
             if upcoming is not None:
                 self._launcher.stage(upcoming)
+        if self._when_idle is not None and not self._open:
+            self._when_idle()
 
     def _take_completions(self, now_ns: int) -> None:
         for completion in self._launcher.poll():
@@ -373,6 +387,7 @@ class OrchestrationLoop:
                 # A caller's mistake must not stop everybody else's requests.
                 _log.exception("finishing request %d raised; going on", request.request_id)
             del self._open[request.request_id]
+            self._finished_ns = request.finished_ns
 
     def _next_wake_ns(self) -> int | None:
         if self._gave_up:
@@ -444,11 +459,7 @@ class OrchestrationLoop:
                 hint="allow more time, or have late requests run or degrade (`late`)",
             )
         if refusal.reason is Reason.QUEUE_FULL:
-            return QueueFullError(
-                f"the queue is full: {refusal.queue_depth} requests wait",
-                context=context,
-                hint="submit again later or more slowly, or raise `scheduler.queue_capacity`",
-            )
+            return _queue_full_error(request, refusal.queue_depth)
         if self._fatal_error is not None:
             return RuntimeStoppedError(
                 f"the runtime has failed: {self._fatal_error.message}",
@@ -489,6 +500,14 @@ def _outcome_error(request: ExecutionRequest) -> Exception | None:
             "the request was cancelled", context=context, hint="submit it again if it is wanted"
         )
     return request.error
+
+
+def _queue_full_error(request: ExecutionRequest, waiting: int) -> QueueFullError:
+    return QueueFullError(
+        f"the queue is full: {waiting} requests wait",
+        context=f"model `{request.model}`",
+        hint="submit again later or more slowly, or raise `scheduler.queue_capacity`",
+    )
 
 
 def _stopped_error(context: str) -> RuntimeStoppedError:

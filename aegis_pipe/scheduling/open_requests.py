@@ -19,6 +19,7 @@ from aegis_pipe.scheduling.model_rules import ModelRules, RuleBook, StandIn
 from aegis_pipe.scheduling.policy import NO_MODELS, Candidates, KeyedPolicy, SchedulingPolicy
 from aegis_pipe.scheduling.queue import BoundedQueue
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
+from aegis_pipe.scheduling.statistics import SchedulerStatistics
 from aegis_pipe.scheduling.stream_pool import StreamPool
 from aegis_pipe.scheduling.takeovers import Takeovers
 
@@ -59,8 +60,10 @@ class OpenRequests:
         self._requests: dict[int, ExecutionRequest] = {}
         # Streams whose holder is paused, waiting for `decide`.
         self._boundaries: set[int] = set()
-        # Streams that can take one more segment of their holder.
+        # Streams that can take one more segment: of their holder's, or of who comes next.
         self._hungry: set[int] = set()
+        # Per stream who has given it on while its last segments are still in flight there.
+        self._leaving: list[ExecutionRequest | None] = [None] * streams.count
         # Per stream the requests that were preempted there; the last one goes on first.
         self._suspended: list[list[ExecutionRequest]] = [[] for _ in range(streams.count)]
         self._to_cancel: list[ExecutionRequest] = []
@@ -72,6 +75,7 @@ class OpenRequests:
         self._running = self._paused = 0
         self._final_counts = {state: 0 for state in RequestState if state.is_final}
         self._started = self._batched = self._degraded = self._deadline_missed = 0
+        self._submitted = self._preempted = self._queue_depth_max = 0
 
     @property
     def running(self) -> int:
@@ -105,6 +109,37 @@ class OpenRequests:
         finished = tuple(self._finished)
         self._finished.clear()
         return finished
+
+    def statistics(self) -> SchedulerStatistics:
+        """Return counts of what happened and of where requests stand.
+
+        From another thread the counts may be of slightly different moments.
+        """
+        counts = self._final_counts
+        suspended = sum(
+            1 + len(each.companions)
+            for stack in self._suspended
+            for each in stack
+            if each.state is _PAUSED
+        )
+        return SchedulerStatistics(
+            waiting=self.queue.places_taken,
+            running=self._running,
+            paused=self._paused - suspended,
+            suspended=suspended,
+            submitted=self._submitted,
+            started=self._started,
+            preempted=self._preempted,
+            batched=self._batched,
+            degraded=self._degraded,
+            completed=counts[RequestState.COMPLETED],
+            failed=counts[RequestState.FAILED],
+            expired=counts[RequestState.EXPIRED],
+            cancelled=counts[RequestState.CANCELLED],
+            rejected=self.queue.refusals,
+            deadline_missed=self._deadline_missed,
+            queue_depth_max=self._queue_depth_max,
+        )
 
     # Moves of one request, with those that run along with it.
 
@@ -166,8 +201,13 @@ class OpenRequests:
         member.state = _RUNNING
 
     def _pause(self, request: ExecutionRequest) -> None:
-        assert request.stream is not None
-        self._boundaries.add(request.stream)
+        stream = request.stream
+        assert stream is not None
+        if self._leaving[stream] is request:
+            # Suspended already, with its last segments in flight.
+            self._leaving[stream] = None
+        else:
+            self._boundaries.add(stream)
         self._stop(request, request.next_segment)
         for member in request.companions:
             self._stop(member, request.next_segment)
@@ -198,8 +238,11 @@ class OpenRequests:
                 rules = self._rules[request.model]
                 if rules.limit is not None:
                     self._count_started(rules, -1)
-            # Running, it holds its stream.
-            self._give_stream_back(stream)
+            # Running, it holds its stream, unless it has given it on.
+            if self._leaving[stream] is request:
+                self._leaving[stream] = None
+            else:
+                self._give_stream_back(stream)
             if self._hears_ends:
                 self._policy.ended(request)
             del self._requests[request.request_id]
@@ -217,9 +260,10 @@ class OpenRequests:
                 self._finish(member, _COMPLETED, _completion(member), now_ns)
                 continue
             # Its result is not wanted any more: `decide` says so.
-            if member is request:
-                assert request.stream is not None
-                self._boundaries.add(request.stream)
+            stream = request.stream
+            assert stream is not None
+            if member is request and self._leaving[stream] is not request:
+                self._boundaries.add(stream)
             self._stop(member, request.next_segment)
 
     def _fail(self, request: ExecutionRequest, now_ns: int) -> None:
@@ -282,17 +326,35 @@ class OpenRequests:
         if self._streams.holder(stream) is request:
             self._boundaries.discard(stream)
             self._give_stream_back(stream)
-        else:
+            return
+        if self._leaving[stream] is request:
+            self._leaving[stream] = None
+        if request in self._suspended[stream]:
             self._suspended[stream].remove(request)
 
     def _give_stream_back(self, stream: int) -> None:
         """Free a stream whose holder is gone, or let the one go on that was preempted last."""
         suspended = self._suspended[stream]
         if suspended:
-            self._streams.hand_over(stream, suspended.pop())
-            self._boundaries.add(stream)
+            latest = suspended.pop()
+            self._streams.hand_over(stream, latest)
+            if self._leaving[stream] is latest:
+                # It has not left yet: who was to run in its place could not be launched.
+                self._leaving[stream] = None
+                self._hungry.add(stream)
+            else:
+                self._boundaries.add(stream)
         else:
             self._streams.release(stream)
+
+    def _in_flight_on(self, stream: int) -> int:
+        """Return how many segments are on a stream that is held."""
+        holder, leaving = self._streams.holder(stream), self._leaving[stream]
+        assert holder is not None
+        count = holder.launched_segments - holder.next_segment
+        if leaving is not None:
+            count += leaving.launched_segments - leaving.next_segment
+        return count
 
     def _hand_lead_over(self, request: ExecutionRequest, stream: int) -> None:
         leader = hand_lead_over(request)

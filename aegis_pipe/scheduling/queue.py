@@ -40,7 +40,7 @@ class BoundedQueue:
         self.waiting = 0
         """How many requests wait, without those reserved and not yet pushed."""
         self.refusals = 0
-        """How often `reserve` said no, or somebody else did."""
+        """How many requests were rejected."""
         self._places = deque((None,) * capacity)
         self._places_of = {
             model: deque((None,) * places) for model, places in (model_capacity or {}).items()
@@ -85,11 +85,10 @@ class BoundedQueue:
                         return None
                     reason = Reason.RUNTIME_STOPPING
                     self.release(model)
-        self.count_refusal()
         return reason
 
     def count_refusal(self) -> None:
-        """Count a request that was refused for another reason. From any thread."""
+        """Count a request that was rejected. From any thread."""
         with self._counting:
             self.refusals += 1
 

@@ -303,19 +303,18 @@ class RecordingScheduler(Scheduler):
         self.writer = writer
         self.model_numbers = {model: number for number, model in enumerate(models)}
 
-    def admit(self, request: ExecutionRequest, now_ns: int) -> Decision | None:
+    def reject(self, request: ExecutionRequest, now_ns: int, reason: Reason) -> Decision:
         """As a scheduler; a refusal is a fact of its own."""
-        refusal = super().admit(request, now_ns)
-        if refusal is not None:
-            self.writer.take(
-                Rejected(
-                    *self._described(request, now_ns),
-                    refusal.sequence,
-                    REASONS.index(refusal.reason),
-                    refusal.queue_depth,
-                )
+        refusal = super().reject(request, now_ns, reason)
+        self.writer.take(
+            Rejected(
+                *self._described(request, now_ns),
+                refusal.sequence,
+                REASONS.index(refusal.reason),
+                refusal.queue_depth,
             )
-            self.writer.take((refusal,))
+        )
+        self.writer.take((refusal,))
         return refusal
 
     def enqueue(self, request: ExecutionRequest, now_ns: int) -> None:

@@ -7,12 +7,17 @@ to carry it out. The same facts at the same instants give the same decisions, by
 
     queued --start--> running --segment_finished--> paused --continue--> running ... completed
 
-Up to `in_flight` segments of a request are on its stream at once; it can be stopped when they are
+Up to `in_flight` segments are on a stream at once, and a request can be stopped when its own are
 done. A paused request stands at such a boundary and still holds its stream. With preemption, the
 policy may let a waiting request take the stream there; the paused one is then *suspended* on that
 stream and goes on when the stream is given back. It never moves to another stream, because its
 intermediate tensors lie in that stream's memory; for the same reason nobody can preempt a request
 of its own model.
+
+A request whose segments are all launched, or that is preempted while some are in flight, *leaves*:
+once there is room behind them the stream goes to whoever is next, whose segments come after in the
+stream's order. So it need not idle between two requests. One leaves at a time: there are at most
+two requests on a stream.
 
 Requests of a model that batches may run along with another: it *leads* them, holds the stream and
 is what the launcher sees; `segment_finished` for the leader moves them all. Each of them can be
@@ -31,7 +36,6 @@ from aegis_pipe.scheduling.open_requests import OpenRequests
 from aegis_pipe.scheduling.policy import NO_MODELS, Candidates, SchedulingPolicy
 from aegis_pipe.scheduling.queue import BoundedQueue
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
-from aegis_pipe.scheduling.statistics import SchedulerStatistics
 from aegis_pipe.scheduling.stream_pool import StreamPool
 
 CANDIDATES_MAX = 4
@@ -60,7 +64,8 @@ class Scheduler(OpenRequests):
                   degraded, while its deadline is still ahead.
     concurrency   most requests (or batches) of a model that have started and are not over.
     batching      which models batch, and how.
-    in_flight     most segments on a stream at once: what an urgent arrival may have to wait for.
+    in_flight     most segments on a stream at once, be they of one request or of two: what an
+                  urgent arrival may have to wait for.
     preemption    whether the policy may preempt at segment boundaries. Of models that `memory_of`
                   gives the same value, whose intermediate tensors share memory on a stream, none
                   preempts another.
@@ -103,7 +108,6 @@ class Scheduler(OpenRequests):
         # Whether there can be models that may not start though a stream is free.
         self._holds_back = bool(rules.batching or rules.limited or streams.confines)
         self._decided_ns = -1
-        self._submitted = self._preempted = self._queue_depth_max = 0
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.policy_name}: {self.queue!r} {self._streams!r}>"
@@ -122,16 +126,22 @@ class Scheduler(OpenRequests):
 
     def admit(self, request: ExecutionRequest, now_ns: int) -> Decision | None:
         """First half of `submit`, from any thread: take a place, or reject at once."""
-        is_late = (
+        reason = self.reserve(request, now_ns)
+        return None if reason is None else self.reject(request, now_ns, reason)
+
+    def reserve(self, request: ExecutionRequest, now_ns: int) -> Reason | None:
+        """Take a place and return None, or return why there is none; from any thread."""
+        if (
             self._refuses_late
             and request.deadline_ns is not None
             and self._deadlines.is_hopeless(request, now_ns)
-        )
-        reason = Reason.WOULD_BE_LATE if is_late else self.queue.reserve(request.model)
-        if reason is None:
-            return None
-        if is_late:
-            self.queue.count_refusal()
+        ):
+            return Reason.WOULD_BE_LATE
+        return self.queue.reserve(request.model)
+
+    def reject(self, request: ExecutionRequest, now_ns: int, reason: Reason) -> Decision:
+        """Decide, for what `reserve` returned, that a request ends here; from any thread."""
+        self.queue.count_refusal()
         request.move(RequestState.REJECTED)
         request.reason = reason
         request.finished_ns = now_ns
@@ -203,11 +213,13 @@ class Scheduler(OpenRequests):
         request.busy_since_ns = now_ns
         if error is not None and request.error is None:
             request.error = error
+        if self._in_flight > 1:
+            assert request.stream is not None
+            self._make_way(request, request.stream, now_ns)
         if finished < launched:
             # It can not leave before what is in flight has.
-            assert request.stream is not None
-            self._hungry.add(request.stream)
-        elif request.error is not None:
+            return
+        if request.error is not None:
             self._fail(request, now_ns)
         elif finished == request.segment_count:
             self._complete(request, now_ns)
@@ -234,9 +246,7 @@ class Scheduler(OpenRequests):
                 self._pass_boundary(stream, now_ns)
             self._boundaries.clear()
         if self._hungry:
-            for stream in sorted(self._hungry):
-                self._feed(stream, now_ns)
-            self._hungry.clear()
+            self._hungry = {each for each in sorted(self._hungry) if self._feed(each, now_ns)}
         if deadlines.newest:
             deadlines.settle()
         if not self._decisions:
@@ -279,6 +289,7 @@ class Scheduler(OpenRequests):
         self._requests.clear()
         self._boundaries.clear()
         self._hungry.clear()
+        self._leaving = [None] * len(self._leaving)
         self._suspended = [[] for _ in self._suspended]
         return self._take_decisions()
 
@@ -291,32 +302,6 @@ class Scheduler(OpenRequests):
         # Those in the past wait for a stream, not for the clock.
         ahead = [at_ns for at_ns in instants if at_ns is not None and at_ns > self._decided_ns]
         return min(ahead if timer_ns is None else (*ahead, timer_ns), default=None)
-
-    def statistics(self) -> SchedulerStatistics:
-        """Return counts of what happened and of where requests stand.
-
-        From another thread the counts may be of slightly different moments.
-        """
-        counts = self._final_counts
-        suspended = sum(1 + len(each.companions) for stack in self._suspended for each in stack)
-        return SchedulerStatistics(
-            waiting=self.queue.places_taken,
-            running=self._running,
-            paused=self._paused - suspended,
-            suspended=suspended,
-            submitted=self._submitted,
-            started=self._started,
-            preempted=self._preempted,
-            batched=self._batched,
-            degraded=self._degraded,
-            completed=counts[RequestState.COMPLETED],
-            failed=counts[RequestState.FAILED],
-            expired=counts[RequestState.EXPIRED],
-            cancelled=counts[RequestState.CANCELLED],
-            rejected=self.queue.refusals,
-            deadline_missed=self._deadline_missed,
-            queue_depth_max=self._queue_depth_max,
-        )
 
     # What `decide` does, in its order.
 
@@ -371,32 +356,70 @@ class Scheduler(OpenRequests):
             self._continue(paused, stream, now_ns, ())
             return
         skip = self._models_that_can_not_preempt(stream, paused, now_ns)
-        candidates = self._candidates(now_ns, skip)
         if not self._is_preempted(paused, now_ns, skip):
-            self._continue(paused, stream, now_ns, candidates)
+            self._continue(paused, stream, now_ns, self._candidates(now_ns, skip))
             return
-        depth = self.queue.waiting
+        self._preempt(paused, stream, now_ns, skip)
+
+    def _preempt(
+        self, preempted: ExecutionRequest, stream: int, now_ns: int, skip: frozenset[str]
+    ) -> None:
+        candidates, depth = self._candidates(now_ns, skip), self.queue.waiting
         request, reason = self.queue.pop(now_ns, skip)
-        self._suspended[stream].append(paused)
+        self._suspended[stream].append(preempted)
         self._preempted += 1
         self._streams.hand_over(stream, request)
         self._start(request, stream, reason, now_ns, depth, candidates)
 
-    def _feed(self, stream: int, now_ns: int) -> None:
-        """Keep the stream supplied, unless its holder is to be stopped at the next boundary."""
-        running = self._streams.holder(stream)
-        while (
-            running is not None
-            and running.launched_segments < running.segment_count
-            and running.launched_segments - running.next_segment < self._in_flight
-            and self._goes_on(running, now_ns)
-        ):
+    def _feed(self, stream: int, now_ns: int) -> bool:
+        """Keep the stream supplied, with its holder or with who is to run in its place.
+
+        Returns whether there is room behind what is launched, and nobody to take it yet.
+        """
+        while (running := self._streams.holder(stream)) is not None:
+            if self._in_flight_on(stream) >= self._in_flight:
+                return False
+            if running.launched_segments == running.segment_count:
+                if self._leaving[stream] is not None:
+                    return False
+                if not self._follow(running, stream, now_ns):
+                    return True
+                continue
+            if not self._goes_on(running, now_ns):
+                return False
             skip = self._models_that_can_not_preempt(stream, running, now_ns)
             if self._is_preempted(running, now_ns, skip):
-                return
+                if self._leaving[stream] is not None:
+                    return False
+                self._leaving[stream] = running
+                self._preempt(running, stream, now_ns, skip)
+                continue
             running.launched_ns = now_ns
             running.launched_segments += 1
             self._decide(_CONTINUE, running, _NEXT_SEGMENT, now_ns)
+        return False
+
+    def _follow(self, leaving: ExecutionRequest, stream: int, now_ns: int) -> bool:
+        """Let the stream go on with whoever is next, behind what is in flight of its holder's."""
+        suspended = self._suspended[stream]
+        if suspended:
+            self._leaving[stream] = leaving
+            self._streams.hand_over(stream, suspended.pop())
+            self._pass_boundary(stream, now_ns)
+            return True
+        if not self.queue.waiting:
+            return False
+        skip = NO_MODELS
+        if self._holds_back:
+            skip = self._streams.models_barred_from(stream) | self._kept_back(now_ns)
+        if self._policy.peek(now_ns, skip) is None:
+            return False
+        candidates, depth = self._candidates(now_ns, skip), self.queue.waiting
+        request, reason = self.queue.pop(now_ns, skip)
+        self._leaving[stream] = leaving
+        self._streams.hand_over(stream, request)
+        self._start(request, stream, reason, now_ns, depth, candidates)
+        return True
 
     def _start(
         self,
@@ -458,6 +481,15 @@ class Scheduler(OpenRequests):
                 self._takeovers.add(now_ns, stream, request.request_id)
         self._run(request, now_ns)
         self._decide(_CONTINUE, request, _NEXT_SEGMENT, now_ns, None, candidates, blocked_by)
+
+    def _make_way(self, request: ExecutionRequest, stream: int, now_ns: int) -> None:
+        """Have the stream supplied anew, now that one of its segments is done."""
+        self._hungry.add(stream)
+        if self._leaving[stream] is request:
+            # Only now the stream works on what its holder has launched.
+            holder = self._streams.holder(stream)
+            if holder is not None:
+                holder.busy_since_ns = now_ns
 
     # What the above need to know.
 

@@ -12,7 +12,8 @@ from aegis_pipe.telemetry.spans import Span
 PARTS: Final = {
     "wait": "in the queue",
     "decide": "the scheduler's decision to start it",
-    "launch": "from that decision to the first work on a stream",
+    "launch": "from that decision to the first work on a stream; with `in_flight` above 1 also "
+    "behind the request before",
     "copy": "inputs to the device, outputs to the host",
     "run": "kernels",
     "between": "between its segments: decisions, launches, more urgent requests",

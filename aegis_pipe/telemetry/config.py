@@ -8,6 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from aegis_pipe.errors import PermanentError
+from aegis_pipe.http_headers import header_problem
 
 PROTOCOLS: Final = ("grpc", "http")
 KERNEL_MODES: Final = ("sampled", "always", "never")
@@ -75,6 +76,9 @@ class TelemetryConfig:
             ("telemetry.log.max_size", self.log_max_bytes),
         ):
             _check(value > 0, key, "is not above 0")
+        for name, text in self.otlp_headers:
+            problem = header_problem(name, text)
+            _check(not problem, f"telemetry.otlp.headers.{name}", f"can not be sent: {problem}")
         usable = not self.otlp_endpoint or _is_url(self.otlp_endpoint)
         _check(usable, "telemetry.otlp.endpoint", f"`{self.otlp_endpoint}` is not a URL")
 

@@ -13,6 +13,7 @@ from aegis_pipe.events import Event
 from aegis_pipe.telemetry.assembler import TraceAssembler
 from aegis_pipe.telemetry.files import LineFile
 from aegis_pipe.telemetry.json_log import JsonLogFormat
+from aegis_pipe.telemetry.lull import Lull
 from aegis_pipe.telemetry.metrics import MetricsRecorder
 from aegis_pipe.telemetry.ring import EventRing
 from aegis_pipe.telemetry.sinks import SinkFeeder
@@ -20,6 +21,9 @@ from aegis_pipe.telemetry.spans import Trace
 
 POLL_S: Final = 0.1
 """How often the ring is emptied: nobody wakes the exporter, as that would cost the emitters."""
+PATIENCE_S: Final = 0.08
+"""How long all traces of a round wait for lulls. Below `POLL_S`, as the ring is emptied as often
+while they do."""
 BREATH_S: Final = 0.0001
 TRACES_A_BREATH: Final = 3
 """Some 0.3 ms of work: no request waits longer than that for the interpreter."""
@@ -64,6 +68,7 @@ class Exporter:
         log: JsonLog | None,
         metrics: MetricsRecorder | None,
         clock: Clock,
+        lull: Lull,
     ) -> None:
         self._ring = ring
         self._assembler = assembler
@@ -71,6 +76,7 @@ class Exporter:
         self._log = log
         self._metrics = metrics
         self._clock = clock
+        self._lull = lull
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aegis-telemetry", daemon=True)
 
@@ -86,9 +92,12 @@ class Exporter:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(POLL_S):
+            pause_s = POLL_S
+            while not self._stop.wait(pause_s):
+                began_s = time.monotonic()
                 self._take_events()
                 self._offer(self._assembler.settle(self._clock.now_ns()))
+                pause_s = max(POLL_S - PATIENCE_S, POLL_S - (time.monotonic() - began_s))
             self._take_events()
             self._offer(self._assembler.flush())
         except Exception:
@@ -107,12 +116,15 @@ class Exporter:
                 self._metrics.add(event)
 
     def _offer(self, traces: Iterable[Trace]) -> None:
+        until_s = time.monotonic() + PATIENCE_S
+        self._lull.wait(until_s)
         for count, trace in enumerate(traces, 1):
             for feeder in self._feeders:
                 feeder.offer(trace)
             # A trace may take as long to build as a request to run: let others have the
-            # interpreter in between, unless this is the end.
+            # interpreter in between.
             if count % TRACES_A_BREATH == 0:
                 time.sleep(BREATH_S)
+            self._lull.wait(until_s)
         for feeder in self._feeders:
             feeder.wake()

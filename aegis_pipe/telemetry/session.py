@@ -16,6 +16,7 @@ from aegis_pipe.telemetry.exporter import Exporter, JsonLog
 from aegis_pipe.telemetry.files import LineFile
 from aegis_pipe.telemetry.ids import Identifiers
 from aegis_pipe.telemetry.json_log import JsonLogFormat
+from aegis_pipe.telemetry.lull import Lull
 from aegis_pipe.telemetry.metrics import Losses, MetricsRecorder
 from aegis_pipe.telemetry.otlp import OtlpSink
 from aegis_pipe.telemetry.otlp_json import OtlpJsonSink
@@ -75,6 +76,8 @@ class Telemetry:
         self.run_id = run_id or os.urandom(16)
         self._ring = EventRing(config.ring_capacity)
         self._assembler = TraceAssembler(config, Identifiers(self.run_id), clock.to_unix_ns)
+        self.lull = Lull(clock)
+        """To be told when no request runs: spans are exported then, as far as that is to be had."""
         self._feeders: list[SinkFeeder] = []
         self._json_log: JsonLog | None = None
         self._prometheus: PrometheusEndpoint | None = None
@@ -120,9 +123,15 @@ class Telemetry:
             for sink in sinks:
                 sink.close()
             raise
-        self._feeders = [SinkFeeder(sink, config.queue_capacity) for sink in sinks]
+        self._feeders = [SinkFeeder(sink, config.queue_capacity, self.lull) for sink in sinks]
         self._exporter = Exporter(
-            self._ring, self._assembler, self._feeders, self._json_log, metrics, self._clock
+            self._ring,
+            self._assembler,
+            self._feeders,
+            self._json_log,
+            metrics,
+            self._clock,
+            self.lull,
         )
         for feeder in self._feeders:
             feeder.start()
@@ -142,6 +151,7 @@ class Telemetry:
         """Export what there is, for no longer than that, and report; once, and after `start`."""
         assert self._exporter is not None
         deadline_ns = self._clock.now_ns() + round(timeout_s * 1e9)
+        self.lull.end()
         self._exporter.close(timeout_s)
         for feeder in self._feeders:
             feeder.finish()

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from typing import Final, NamedTuple, Protocol
 
+from aegis_pipe.telemetry.lull import Lull
 from aegis_pipe.telemetry.spans import Span, SpanBlock, Trace, span_count
 
 BATCH_SPANS: Final = 4_096
 """Some 0.7 MB of OTLP; collectors refuse messages above 4 MiB."""
+BATCH_MIN_SPANS: Final = 128
+BATCHES_A_BACKLOG: Final = 4
+"""Small batches, so that what one costs, here and at a collector on this machine, fits between two
+requests; larger ones where much waits."""
+PATIENCE_S: Final = 0.4
+"""How long all that is ready waits for lulls; the queue has room for much more."""
 PAUSE_MIN_S: Final = 1.0
 PAUSE_MAX_S: Final = 30.0
 
@@ -60,8 +68,9 @@ class SinkReport(NamedTuple):
 class SinkFeeder:
     """Feeds one sink from a bounded queue, on a thread of its own."""
 
-    def __init__(self, sink: SpanSink, queue_capacity: int) -> None:
+    def __init__(self, sink: SpanSink, queue_capacity: int, lull: Lull) -> None:
         self._sink = sink
+        self._lull = lull
         self._queue: deque[Trace] = deque()
         self._capacity = queue_capacity
         self._offered = 0
@@ -136,17 +145,22 @@ class SinkFeeder:
             self._drain()
 
     def _drain(self) -> None:
-        while batch := self._take():
-            self._send(batch)
+        until_s = time.monotonic() + PATIENCE_S
+        while self._queue:
+            self._lull.wait(until_s)
+            batch = self._take()
+            if batch:
+                self._send(batch)
             if self._pause_s and self._stop.wait(self._pause_s):
                 # Closing, and the last try failed: another would only hold up the end.
                 self._queue.clear()
 
     def _take(self) -> Trace:
         """Return whole traces, of the batch's size or a little more."""
+        spans_max = min(max(BATCH_MIN_SPANS, self._waiting // BATCHES_A_BACKLOG), BATCH_SPANS)
         batch: list[Span | SpanBlock] = []
         spans = 0
-        while spans < BATCH_SPANS and (trace := self._pop()):
+        while spans < spans_max and (trace := self._pop()):
             batch += trace
             spans += span_count(trace)
         self._taken += spans
@@ -167,7 +181,7 @@ class SinkFeeder:
         if not self._failed_exports:
             _log.warning(
                 "no traces reach %s (%s); the run goes on without them: start a collector there, "
-                "or take the destination out of the manifest's `telemetry`",
+                "make room if it is a file, or take it out of the manifest's `telemetry`",
                 self._sink.where,
                 self._sink.problem,
             )

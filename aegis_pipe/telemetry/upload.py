@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from aegis_pipe.telemetry.config import TelemetryConfig
 from aegis_pipe.telemetry.otlp import OtlpSink
 from aegis_pipe.telemetry.sinks import BATCH_SPANS
 from aegis_pipe.telemetry.spans import Span
 from aegis_pipe.telemetry.trace_file import RecordedRun
+
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class UploadReport(NamedTuple):
@@ -22,14 +25,22 @@ class UploadReport(NamedTuple):
 
 
 def upload(
-    runs: Sequence[RecordedRun], *, endpoint: str, protocol: str, timeout_ns: int
+    runs: Sequence[RecordedRun],
+    *,
+    endpoint: str,
+    protocol: str,
+    timeout_ns: int,
+    headers: Mapping[str, str] = NO_HEADERS,
 ) -> UploadReport:
-    """Send every trace whole, batch by batch, until one fails.
+    """Send every trace whole, batch by batch, each with these headers, until one fails.
 
-    Raises a PermanentError if endpoint or protocol can not be used.
+    Raises a PermanentError if endpoint, protocol or headers can not be used.
     """
     config = TelemetryConfig(
-        otlp_endpoint=endpoint, otlp_protocol=protocol, otlp_timeout_ns=timeout_ns
+        otlp_endpoint=endpoint,
+        otlp_protocol=protocol,
+        otlp_headers=tuple(headers.items()),
+        otlp_timeout_ns=timeout_ns,
     )
     total = sum(len(trace) for run in runs for trace in run.traces)
     sent = 0

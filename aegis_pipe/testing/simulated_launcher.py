@@ -54,7 +54,7 @@ class SimulatedLauncher:
         self._failures = failures
         self._ended: list[SegmentCompletion] = []
         # Per stream the requests whose segments are in flight, in order, and the last one's end.
-        self._in_flight: dict[int, deque[int]] = {}
+        self._in_flight: dict[int, deque[ExecutionRequest]] = {}
         self._busy_until_ns: dict[int, int] = {}
         self.notify = notify
         self.finished: list[tuple[ExecutionRequest, RequestState, Exception | None]] = []
@@ -67,11 +67,11 @@ class SimulatedLauncher:
     def launch(self, request: ExecutionRequest, segment: int, stream: int) -> None:
         """Occupy the stream for the segment's duration, once what is in flight there has ended."""
         in_flight = self._in_flight.setdefault(stream, deque())
-        others = {number for number in in_flight if number != request.request_id}
-        assert not others, f"stream {stream} runs a segment of another request"
+        others = {id(each) for each in in_flight if each is not request}
+        assert len(others) < 2, f"stream {stream} runs three requests"
         start_ns = max(self._clock.now_ns(), self._busy_until_ns.get(stream, 0))
         end_ns = start_ns + self._durations(request, segment)
-        in_flight.append(request.request_id)
+        in_flight.append(request)
         self._busy_until_ns[stream] = end_ns
         error = self._failures(request, segment)
         completion = SegmentCompletion(request.request_id, stream, error)

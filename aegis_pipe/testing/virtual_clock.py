@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import threading
 from collections.abc import Callable
+
+from aegis_pipe.clock import Signal
 
 
 class VirtualClock:
@@ -49,7 +50,7 @@ class VirtualClock:
             call()
         self._now_ns = instant_ns
 
-    def wait_until(self, instant_ns: int | None, wake: threading.Event) -> bool:
+    def wait_until(self, instant_ns: int | None, wake: Signal) -> bool:
         """Jump to the next registered instant until `wake` is set, or to the instant given.
 
         Asserts if neither can ever happen: a real thread would hang there.

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 
 from aegis_pipe.device.protocols import DeviceContext
+from aegis_pipe.execution.passes import ATTENTION_PASSES, PASSES, run_passes
+from aegis_pipe.execution.passes.precision import convert
 from aegis_pipe.kernel import Attribute, KernelRequest
 from aegis_pipe.tensor import TensorSpec
+from tests.unit.execution.passes.attention_models import EXPANDED, KEPT_WHOLE, attention_model
+from tests.unit.pass_driver import feeds_of, graph_of, on_device, run_on_cpu
 
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda.kernels import tensor_attention
@@ -102,3 +106,24 @@ def test_every_block(
         got = _run(context, packed, 3, size, scale, mask)
         wanted = _expected(packed, 3, size, scale, mask)
         assert np.abs(got.astype(np.float64) - wanted).max() < TOLERANCE[dtype.name] * 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("case", EXPANDED | KEPT_WHOLE)
+def test_masks_as_exporters_write_them(context: DeviceContext, case: str, precision: str) -> None:
+    """Lengths, keys, pairs, flags and sums, beside the CPU, whose tests have ONNX Runtime's.
+
+    Not beside ONNX Runtime itself: some of its versions crash at these.
+    """
+    model = attention_model((EXPANDED | KEPT_WHOLE)[case])
+    whole, _ = run_passes(graph_of(model), (*PASSES, *ATTENTION_PASSES))
+    graph = whole if precision == "fp32" else convert(whole, precision)
+    feeds = feeds_of(model)
+    bound = on_device(graph, context)
+    results = bound.run(feeds)
+    assert [each.tobytes() for each in results] == [each.tobytes() for each in bound.run(feeds)]
+    bound.close()
+    tolerance = 1e-4 if precision == "fp32" else 2e-2
+    for found, wanted in zip(results, run_on_cpu(whole, feeds), strict=True):
+        largest = np.abs(wanted).max()
+        np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance * largest)

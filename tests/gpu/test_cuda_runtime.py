@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import aegis_pipe
 from aegis_pipe.errors import PermanentError
-from aegis_pipe.events import SegmentFinished
+from aegis_pipe.events import RequestFinished, SegmentFinished
 
 MANIFEST = """
 manifest_version = 1
@@ -254,3 +255,71 @@ def test_more_multiprocessors_than_there_are(folder: Path) -> None:
     path.write_text(text.replace("[streams]", "[streams]\nsm = [16, 1000]"))
     with pytest.raises(PermanentError, match="stream 1 is to have 1000 multiprocessors"):
         aegis_pipe.open_pipeline(path)
+
+
+@pytest.mark.parametrize("max_block", ["20 us", "10 ms"])
+def test_requests_that_follow_within_the_segments_in_flight(folder: Path, max_block: str) -> None:
+    """Each has its own result, with one segment (recorded twice) and with several."""
+    rng = np.random.default_rng(6)
+    inputs = [rng.standard_normal((2, 3, 32, 32)).astype(np.float32) for _ in range(300)]
+    results, followed = {}, {}
+    for in_flight in (1, 2, 4):
+        path = folder / f"following-{in_flight}.toml"
+        text = MANIFEST.format(kind="cuda", precision="fp16", streams=1)
+        text = text.replace(
+            "[streams]", f"[scheduler]\nqueue_capacity = 400\n[streams]\nin_flight = {in_flight}"
+        )
+        path.write_text(text.replace('max_block = "20 us"', f'max_block = "{max_block}"'))
+        events: list[object] = []
+        with aegis_pipe.open_pipeline(path, listeners=[events.append]) as runtime:
+            runtime.stamps_kernels = True
+            futures = [runtime.submit("net", {"x": x}) for x in inputs]
+            results[in_flight] = [future.result(timeout=60)["y"].tobytes() for future in futures]
+            statistics = runtime.statistics()
+            assert statistics.allocations_after_start == 0
+            for staging in statistics.staging:
+                assert staging.peak_bytes <= staging.reserved_bytes
+        segments = [event for event in events if isinstance(event, SegmentFinished)]
+        first = {each.request_id: each for each in segments if each.segment == 0}
+        # Not whether it was done: a small model is, sooner than the next one is launched.
+        seen_ns = {
+            each.request_id: each.at_ns for each in events if isinstance(each, RequestFinished)
+        }
+        followed[in_flight] = sum(
+            first[number + 1].launch_ns < seen_ns[number] for number in first if number + 1 in first
+        )
+        segments.sort(key=lambda each: each.start_ns)
+        for one, other in itertools.pairwise(segments):
+            assert one.end_ns <= other.start_ns + 5_000
+    assert results[2] == results[1]
+    assert results[4] == results[1]
+    assert followed[1] == 0
+    assert followed[2] > 200
+    assert followed[4] > 200
+
+
+@pytest.mark.parametrize("cuts", [(), (1,)])
+def test_bad_data_fails_its_own_request(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+    node, value = helper.make_node, helper.make_tensor_value_info
+    table = np.arange(64 * 1024, dtype=np.float32).reshape(64, 1024)
+    graph = helper.make_graph(
+        [node("Gather", ["table", "row"], ["r"], name="look_up"), node("Erf", ["r"], ["y"])],
+        "net",
+        [value("row", TensorProto.INT64, [16])],
+        [value("y", TensorProto.FLOAT, [16, 1024])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "net.onnx")
+    path = tmp_path / "faults.toml"
+    text = MANIFEST.format(kind="cuda", precision="fp32", streams=1)
+    path.write_text(
+        text.replace("[streams]", "[scheduler]\nqueue_capacity = 400\n[streams]\nin_flight = 2")
+    )
+    with aegis_pipe.open_pipeline(path, boundaries={"net": cuts}) as runtime:
+        futures = [
+            runtime.submit("net", {"row": np.full(16, 99 if number % 3 == 1 else number % 64)})
+            for number in range(300)
+        ]
+        failed = [number for number, each in enumerate(futures) if each.exception(60) is not None]
+    assert failed == list(range(1, 300, 3))

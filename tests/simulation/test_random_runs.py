@@ -341,7 +341,13 @@ class CheckedLauncher(SimulatedLauncher):
         place = (stream, self.run.memory_of.get(model, model))
         before = self.occupants.get(place, ())
         if segment == 0:
-            assert not any(map(is_open, before)), "memory of one that is not over yet"
+            still_open = [each for each in before if is_open(each)]
+            assert all(map(has_all_launched, still_open)), "memory of one that is not over yet"
+            on_stream = {id(each): each for each in self._in_flight.get(stream, ())}
+            for each in on_stream.values():
+                memory = self.run.memory_of.get(each.model, each.model)
+                assert has_all_launched(each) or memory != place[1], "in another one's middle"
+                assert has_all_launched(each) or self.run.preemption, "nobody is preempted"
             self.occupants[place] = members
         else:
             assert set(map(id, members)) <= set(map(id, before)), "another one's memory"
@@ -359,6 +365,12 @@ class CheckedLauncher(SimulatedLauncher):
 
 def is_open(request):
     return not request.state.is_final and request.next_segment < request.segment_count
+
+
+def has_all_launched(request):
+    """Whether the order of its stream keeps it apart from who comes next."""
+    leader = request.leader or request
+    return leader.launched_segments == leader.segment_count
 
 
 def run_seed(seed):

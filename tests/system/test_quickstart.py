@@ -12,8 +12,8 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 import aegis_pipe
-from aegis_pipe.app import RuntimeReport
 from aegis_pipe.cli.up import summary
+from aegis_pipe.runtime_report import RuntimeReport
 from tests.system.receiving import Collector, attributes, rotel, serving, wait_for
 from tests.system.running import ROOT
 

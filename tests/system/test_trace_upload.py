@@ -339,6 +339,73 @@ def test_an_upload_to_nobody_fails_and_says_what_to_do(
     assert "0 of " in told
 
 
+def noting(seen: dict[str, str]) -> Callable[[BaseHTTPRequestHandler, bytes], None]:
+    def note(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        seen.update((name.lower(), value) for name, value in handler.headers.items())
+        reply(handler, ExportTraceServiceResponse().SerializeToString())
+
+    return note
+
+
+HEADERS = ("--header", "Authorization=Bearer a=b, c", "--header", "x-tenant = blue ")
+ENVIRONMENT = "authorization=other,x-team=green%20team"
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_headers_go_with_every_batch_and_before_those_of_the_environment(
+    protocol: str,
+    several_batches: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", ENVIRONMENT)
+    collector, seen = Collector(), dict[str, str]()
+    if protocol == "grpc":
+        with serving(collector) as port:
+            assert upload(several_batches, port, *HEADERS) == 0
+        seen = collector.metadata
+    else:
+        with answering(noting(seen)) as port:
+            assert upload(several_batches, port, "--protocol", "http", *HEADERS) == 0
+    expected = {"authorization": "Bearer a=b, c", "x-tenant": "blue", "x-team": "green team"}
+    assert {name: seen.get(name) for name in expected} == expected
+    assert "Bearer" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("SECRET", "expected NAME=VALUE"),
+        ("=SECRET", "expected NAME=VALUE"),
+        ("a b=SECRET", "a header's name has letters"),
+        ("authorization=SECRET\r\nx: y", "`authorization`: its value has a character"),
+        ("authorization=SECRÉT", "only printable ASCII"),
+        ("content-length=5SECRET", "belongs to the protocol"),
+        ("token-bin=SECRET", "belongs to the protocol"),
+    ],
+)
+@pytest.mark.parametrize("place", ["argument", "environment"])
+def test_a_header_that_can_not_be_sent_is_refused_without_its_value(
+    header: str,
+    words: str,
+    place: str,
+    several_batches: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    port = str(free_port())
+    if place == "argument":
+        with pytest.raises(SystemExit) as ended:
+            upload(several_batches, int(port), "--header", header)
+        assert ended.value.code == 2
+    else:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"x-team=green,{header}")
+        assert upload(several_batches, int(port)) == 1
+    told = "".join(capsys.readouterr())
+    assert words in told
+    assert "SECR" not in told
+
+
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "http://", "http://a:99999", "http://[::1"])
 def test_an_upload_to_what_is_no_address_is_refused(
     endpoint: str, several_batches: Path, capsys: pytest.CaptureFixture[str]

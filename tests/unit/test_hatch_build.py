@@ -41,8 +41,8 @@ def test_sources_compile_for_other_machines(
     library = tmp_path / "library.so"
     sources = (ROOT / path).parent.parent / "c"
     command = recipe.compile_command(library, machine, processor, sources)
-    # -O1: warnings are errors at any level, and most of the time goes into the others.
-    subprocess.run([*command, "-O1"], check=True)
+    # -O0: clang warns the same at any level, and nearly all the time goes into the others.
+    subprocess.run([*command, "-O0"], check=True)
     header = library.read_bytes()[:20]
     assert header[:4] == b"\x7fELF"
     assert struct.unpack_from("<H", header, 18) == (ELF_MACHINES[machine],)

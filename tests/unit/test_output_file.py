@@ -112,6 +112,12 @@ def test_what_is_in_the_way_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "text").exists()
 
 
+def test_a_full_disk_wants_room_and_no_other_name() -> None:
+    with pytest.raises(PermanentError, match="No space left on device") as caught:
+        replace_file(Path("/dev/full"), "text")
+    assert caught.value.hint == "make room there"
+
+
 def test_a_link_stays_one_and_a_device_takes_text(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "text")
     replace_file(tmp_path / "link", "one")

@@ -15,8 +15,8 @@ import numpy as np
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.cpu.event import CpuEvent
 from aegis_pipe.device.cpu.graph import CpuGraph, CpuKernelCall
-from aegis_pipe.device.cpu.kernels import compiled_elementwise_chains
-from aegis_pipe.device.cpu.kernels.native import LIBRARY, NativeCall
+from aegis_pipe.device.cpu.kernels import compiled_elementwise_chains, native
+from aegis_pipe.device.cpu.kernels.native import NativeCall
 from aegis_pipe.device.cpu.kernels.product_endings import ENDINGS
 from aegis_pipe.device.cpu.kernels.registry import KERNELS, CpuKernel, KernelTable
 from aegis_pipe.device.cpu.machine import BlasThreads, Machine, library_versions
@@ -87,11 +87,11 @@ class CpuContext:
         return DeviceCapabilities(
             async_copy=True,
             notifies_progress=True,
-            channels_last=LIBRARY is not None,
-            fused_attention=LIBRARY is not None,
+            channels_last=native.LIBRARY is not None,
+            fused_attention=native.LIBRARY is not None,
             elementwise_chains=compiled_elementwise_chains.STEPS,
-            fused_inverted_residuals=LIBRARY is not None,
-            product_endings=ENDINGS if LIBRARY is not None else (),
+            fused_inverted_residuals=native.LIBRARY is not None,
+            product_endings=ENDINGS if native.LIBRARY is not None else (),
             steady_at_once=True,
             parallel_writes=True,
             watches_memory=True,
@@ -138,6 +138,7 @@ class CpuContext:
         *,
         priority: int = 0,
         staging_bytes: int | None = None,
+        staging_parts: int = 1,
         multiprocessors: int | None = None,
     ) -> DeviceStream:
         """Make a stream with a thread of its own; all have the same priority, none stages."""
@@ -155,10 +156,10 @@ class CpuContext:
         assert not size_bytes, f"{size_bytes} bytes are to be staged where nothing is"
         return None
 
-    def create_event(self) -> DeviceEvent:
-        """Make an event."""
+    def create_event(self, *, is_announced: bool = True) -> DeviceEvent:
+        """Make an event; the progress listener hears of it unless nobody has to act on it."""
         self._assert_open()
-        return self._own(CpuEvent())
+        return self._own(CpuEvent(is_announced=is_announced))
 
     def prepare(self, requests: Sequence[KernelRequest]) -> None:
         """Do nothing: kernels are compiled when this package is built."""

@@ -11,7 +11,8 @@ from typing import NoReturn
 import numpy as np
 
 from aegis_pipe.clock import Clock
-from aegis_pipe.device.cpu.kernels.native import LIBRARY, NativeBatch, NativeCall
+from aegis_pipe.device.cpu.kernels import native
+from aegis_pipe.device.cpu.kernels.native import NativeBatch, NativeCall
 from aegis_pipe.device.cpu.stream import CpuStream
 from aegis_pipe.device.protocols import DeviceStream, KernelCall
 from aegis_pipe.errors import AegisError, KernelError
@@ -129,8 +130,8 @@ def _stretches(calls: Sequence[CpuKernelCall]) -> tuple[_Stretch, ...]:
     for is_native, group in itertools.groupby(calls, _runs_natively):
         together = list(group)
         runs = [call.run if isinstance(call.run, NativeCall) else None for call in together]
-        if is_native and any(runs) and LIBRARY is not None:
-            batch = NativeBatch(LIBRARY, runs)
+        if is_native and any(runs) and native.LIBRARY is not None:
+            batch = NativeBatch(native.LIBRARY, runs)
             stretches.append(_Stretch(together[0], batch, batch))
         else:
             stretches += [_Stretch(call, call.run or _nothing, None) for call in together]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from queue import SimpleQueue
@@ -13,7 +14,7 @@ import numpy as np
 
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.cpu.event import CpuEvent, Mark
-from aegis_pipe.device.cpu.kernels.native import LIBRARY
+from aegis_pipe.device.cpu.kernels import native
 from aegis_pipe.device.cpu.region import host_bytes
 from aegis_pipe.device.protocols import DeviceEvent, Region, StagingStatistics
 
@@ -52,20 +53,22 @@ class _Worker(threading.Thread):
         self.queue: SimpleQueue[Sequence[Entry] | None] = SimpleQueue()
         self.finished = 0
         """Lists performed; written by this thread alone."""
-        self.error: Exception | None = None
-        """The first error since the last check: set here, taken by the stream."""
+        self.errors: deque[tuple[int, Exception]] = deque()
+        """Each request's first error since it was checked: added here, taken by the stream."""
+        self._request = 0
         self._has_failed = False
 
     def run(self) -> None:
         """Work until told to stop, with a team of helpers for the compiled kernels."""
-        if LIBRARY is not None:
-            self._team_memory = LIBRARY.open_team(self._threads)
+        library = native.LIBRARY
+        if library is not None:
+            self._team_memory = library.open_team(self._threads)
         # Infinities and NaNs are results like any other; NumPy keeps this setting per thread.
         with np.errstate(all="ignore"):
             while self._step():
                 pass
-        if LIBRARY is not None:
-            LIBRARY.close_team()
+        if library is not None:
+            library.close_team()
 
     def _step(self) -> bool:
         # One frame per list, so that nothing of it stays referenced while the thread waits.
@@ -88,7 +91,12 @@ class _Worker(threading.Thread):
     def _fail(self, error: Exception) -> None:
         if not self._has_failed:
             self._has_failed = True
-            self.error = error
+            self.errors.append((self._request, error))
+
+    def begin_request(self) -> None:
+        """Perform work again, for the next request."""
+        self._request += 1
+        self._has_failed = False
 
     def recover(self) -> None:
         """Perform work again. Enqueued by the check, so what came before it is still skipped."""
@@ -108,6 +116,8 @@ class CpuStream:
         """What is collected since `hold`."""
         self._enqueued = 0
         """Lists given to the thread."""
+        self._request = 0
+        """Number of the request that work is enqueued for."""
         self._worker = _Worker(f"aegis-cpu-stream-{index}", threads)
         self._worker.start()
 
@@ -128,6 +138,11 @@ class CpuStream:
         """Enqueue work, which is skipped after an error."""
         self._put(True, work)
 
+    def begin_request(self) -> None:
+        """Enqueue: what follows is of another request, whatever becomes of the one before."""
+        self._request += 1
+        self._put(False, self._worker.begin_request)
+
     def hold(self) -> None:
         """Collect what is enqueued until `synchronise`."""
         if self._held is None:
@@ -135,7 +150,10 @@ class CpuStream:
 
     def record(self, event: DeviceEvent) -> None:
         """Enqueue: mark the event when everything before has finished."""
-        self._put(False, partial(self._reach, _own(event).renew(), self._now_ns, self._progress))
+        own = _own(event)
+        own.request = self._request
+        progress = self._progress if own.is_announced else None
+        self._put(False, partial(self._reach, own.renew(), self._now_ns, progress))
 
     def wait(self, event: DeviceEvent) -> None:
         """Enqueue: go on only once the event's latest record has been reached."""
@@ -168,17 +186,24 @@ class CpuStream:
         """Nothing: copies go straight."""
         return StagingStatistics()
 
-    def check(self) -> None:
+    def check(self, event: DeviceEvent | None = None) -> None:
         """Raise the first error of the work since the last check, and forget it.
 
         What was enqueued before the check is skipped, whether or not it was its turn yet.
         """
-        error = self._worker.error
-        if error is not None:
-            # The thread writes `error` only while it has not failed: no other can get lost here.
-            self._worker.error = None
-            self._put(False, self._worker.recover)
-            raise error
+        errors = self._worker.errors
+        if not errors:
+            return
+        latest = self._request if event is None else _own(event).request
+        first: Exception | None = None
+        while errors and errors[0][0] <= latest:
+            request, error = errors.popleft()
+            first = first or error
+            if request == self._request:
+                # It has one error until it recovers: no other can get lost here.
+                self._put(False, self._worker.recover)
+        if first is not None:
+            raise first
 
     def close(self) -> None:
         """Finish what is enqueued and stop the thread; idempotent."""
@@ -188,8 +213,8 @@ class CpuStream:
         self._is_open = False
         self._worker.queue.put(None)
         self._worker.join()
-        if self._worker.error is not None:
-            _log.warning("%r was closed with an unchecked error: %s", self, self._worker.error)
+        for _, error in self._worker.errors:
+            _log.warning("%r was closed with an unchecked error: %s", self, error)
 
     def __repr__(self) -> str:
         state = "open" if self._is_open else "closed"
@@ -212,9 +237,10 @@ class CpuStream:
         self._worker.queue.put(entries)
 
     @staticmethod
-    def _reach(mark: Mark, now_ns: Callable[[], int], progress: Progress) -> None:
+    def _reach(mark: Mark, now_ns: Callable[[], int], progress: Progress | None) -> None:
         mark.reach(now_ns())
-        progress.notify()
+        if progress is not None:
+            progress.notify()
 
     def __del__(self) -> None:
         if getattr(self, "_is_open", False):

@@ -164,6 +164,7 @@ class CudaContext:
         *,
         priority: int = 0,
         staging_bytes: int | None = None,
+        staging_parts: int = 1,
         multiprocessors: int | None = None,
     ) -> DeviceStream:
         """Make a stream; priorities beyond what the device has count as its highest."""
@@ -184,6 +185,7 @@ class CudaContext:
                 self._handle,
                 self._faults,
                 staging_bytes,
+                staging_parts=staging_parts,
                 partition=own,
                 ahead=self._staging_ahead,
             )
@@ -195,8 +197,8 @@ class CudaContext:
         self._staging_ahead.reserve(size_bytes)
         return self._staging_ahead if size_bytes else None
 
-    def create_event(self) -> DeviceEvent:
-        """Make an event."""
+    def create_event(self, *, is_announced: bool = True) -> DeviceEvent:
+        """Make an event; none is announced here, all are polled."""
         self._assert_open()
         return self._own(CudaEvent(self._timeline))
 

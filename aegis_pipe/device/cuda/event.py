@@ -57,6 +57,11 @@ class CudaEvent:
         return self.handle
 
     @property
+    def order(self) -> int:
+        """The position of its last record on its stream."""
+        return self._order
+
+    @property
     def is_recorded(self) -> bool:
         """Whether there is anything to wait for."""
         return self._stream is not None

@@ -1,7 +1,8 @@
 """What kernels refuse: each call that can fail has a word of host memory that it writes to.
 
 The first kernel of a graph to find bad data (an index out of range) writes its reason; `check` of
-the stream that ran the graph reads that graph's words and raises a KernelError naming the node.
+the stream that ran the graph reads that graph's words and raises a KernelError naming the node. Two
+requests on a stream never have one graph under way twice, so that words tell them apart.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class FaultWords:
         self._blocks: list[int] = []
         self._free = 0
         self._cells = np.empty(0, np.int32)
-        self._launched: dict[int, dict[int, tuple[FaultWord, ...]]] = {}
+        self._launched: dict[int, dict[int, tuple[int, tuple[FaultWord, ...]]]] = {}
+        """Per stream its graphs, with the position of their latest launch there."""
 
     def word(self, node: str, kernel: str) -> FaultWord:
         """Make a word for a call."""
@@ -52,21 +54,22 @@ class FaultWords:
         cell = self._cells[position : position + 1]
         return FaultWord(self._blocks[-1] + 4 * position, cell, node, kernel)
 
-    def launched(self, stream: int, graph: int, words: tuple[FaultWord, ...]) -> None:
-        """Note that a graph with these words runs on a stream."""
-        if words:
-            self._launched.setdefault(stream, {})[graph] = words
+    def launched(self, stream: int, graph: int, words: tuple[FaultWord, ...], order: int) -> None:
+        """Note that a graph with these words runs at a position of a stream."""
+        self._launched.setdefault(stream, {})[graph] = (order, words)
 
     def forget(self, graph: int) -> None:
         """Note that a graph is gone."""
         for graphs in self._launched.values():
             graphs.pop(graph, None)
 
-    def take(self, stream: int) -> KernelError | None:
-        """Return the first fault of a stream's graphs and clear them all."""
+    def take(self, stream: int, until: int | None = None) -> KernelError | None:
+        """Return the first fault of a stream's graphs, up to a position, and clear those faults."""
         found: FaultWord | None = None
         reason = 0
-        for words in self._launched.get(stream, {}).values():
+        for order, words in self._launched.get(stream, {}).values():
+            if until is not None and order > until:
+                continue
             for word in words:
                 if word.cell[0]:
                     if found is None:

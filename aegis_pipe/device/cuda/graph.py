@@ -124,7 +124,8 @@ class CudaGraph:
         launchable = self._stamped if stamped else self._plain
         if launchable:
             driver.launch_graph(launchable, handle)
-            self._faults.launched(stream.index, id(self), self._words)
+            if self._words:
+                self._faults.launched(stream.index, id(self), self._words, stream.advance())
 
     def kernel_times(self) -> bytes:
         """Copy the stamps of the last finished stamped launch: int64[calls, 2], nanoseconds."""

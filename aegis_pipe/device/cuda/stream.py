@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import deque
 
 import numpy as np
 
@@ -33,6 +34,8 @@ class CudaStream:
         context: int,
         faults: FaultWords,
         staging_bytes: int | None = None,
+        *,
+        staging_parts: int = 1,
         partition: int = 0,
         ahead: CudaStagingAhead | None = None,
     ) -> None:
@@ -49,9 +52,13 @@ class CudaStream:
         self._order = 0
         self._ahead = CudaStagingAhead() if ahead is None else ahead
         self._is_planned = staging_bytes is not None
-        self._staging = PinnedStaging(
-            _FIRST_STAGING_BYTES if staging_bytes is None else staging_bytes
+        if staging_bytes is None:
+            staging_bytes = staging_parts * _FIRST_STAGING_BYTES
+        # Requests use them in turns: what one copied stays while the next one's copies are made.
+        self._parts = deque(
+            PinnedStaging(staging_bytes // staging_parts) for _ in range(staging_parts)
         )
+        self._staging = self._parts[0]
 
     @property
     def index(self) -> int:
@@ -103,6 +110,16 @@ class CudaStream:
         copy = self._staging.stage(target.nbytes, self._order, target.reshape(-1).view(np.uint8))
         driver.enqueue_copy_to_host(copy.address, address, target.nbytes, handle)
 
+    def begin_request(self) -> None:
+        """Have what follows staged in the other part, if there are two; kernels go on anyway."""
+        self._parts.rotate()
+        self._staging = self._parts[0]
+
+    def advance(self) -> int:
+        """Return the position of what has just been enqueued."""
+        self._order += 1
+        return self._order
+
     def hold(self) -> None:
         """Do nothing: there is no thread to spare, and the GPU had better start at once."""
 
@@ -126,22 +143,26 @@ class CudaStream:
     @property
     def staging(self) -> StagingStatistics:
         """The page-locked memory, and how much of it was needed so far."""
-        return StagingStatistics(self._staging.capacity_bytes, self._staging.peak_bytes)
+        return StagingStatistics(
+            sum(part.capacity_bytes for part in self._parts),
+            sum(part.peak_bytes for part in self._parts),
+        )
 
-    def check(self) -> None:
+    def check(self, event: DeviceEvent | None = None) -> None:
         """Raise the first error of the work since the last check, and forget it.
 
         Data that a kernel refused is a KernelError; what broke the context is a DeviceLostError,
         for ever.
         """
         driver.stream_is_idle(self.handle)
-        error = self._faults.take(self._index)
+        error = self._faults.take(self._index, None if event is None else _own(event).order)
         if error is not None:
             raise error
 
     def reached(self, order: int) -> None:
         """Deliver what was copied out up to a position that the stream is known to have passed."""
-        self._staging.retire(order)
+        for part in self._parts:
+            part.retire(order)
         self._ahead.retire(self, order)
 
     def close(self) -> None:
@@ -157,7 +178,8 @@ class CudaStream:
             pass
         self._handle = 0
         driver.destroy_stream(handle)
-        self._staging.close()
+        for part in self._parts:
+            part.close()
 
     def __repr__(self) -> str:
         return f"<CudaStream {self._index}, {'open' if self._handle else 'closed'}>"

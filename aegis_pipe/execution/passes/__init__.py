@@ -34,6 +34,7 @@ from aegis_pipe.execution.passes import (
     reorder_rows,
     sink_transposes,
 )
+from aegis_pipe.execution.passes.fuse_convolution import FuseConvolution
 from aegis_pipe.execution.passes.fuse_elementwise import FuseElementwise
 from aegis_pipe.execution.passes.fuse_product_ending import FuseProductEnding
 
@@ -108,6 +109,13 @@ INVERTED_RESIDUAL_PASSES: tuple[Pass, ...] = (fuse_inverted_residual,)
 
 PLANAR_PASSES: tuple[Pass, ...] = (fuse_planar_input,)
 """What comes after half precision for devices whose convolutions read images as they come."""
+
+
+def first_passes(*, parallel_branches: bool) -> tuple[Pass, ...]:
+    """Return `PASSES` as they are for devices that run branches side by side, or do not."""
+    if not parallel_branches:
+        return PASSES
+    return tuple([FuseConvolution() if one is fuse_convolution else one for one in PASSES])
 
 
 def product_passes(activations: Collection[str]) -> tuple[Pass, ...]:

@@ -6,7 +6,7 @@ replaces, so that the result has the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from aegis_pipe.execution.graph import NO_TENSOR, ExecutionGraph, GraphAttribute, OperatorNode
 from aegis_pipe.execution.passes.matching import (
@@ -28,8 +28,34 @@ def run(graph: ExecutionGraph) -> ExecutionGraph:
     """Replace every such chain; of two convolutions that are added, the later one adds."""
     if "Conv" not in graph.kinds:
         return graph
+    return _fuse(graph, list(reversed(graph.operators)))
+
+
+class FuseConvolution:
+    """The same for devices that run branches side by side.
+
+    Of two convolutions that are added, the one further from the inputs adds: the other one, which
+    has less to wait for, may run beside what comes before it.
+    """
+
+    name = name
+
+    def run(self, graph: ExecutionGraph) -> ExecutionGraph:
+        """Replace every such chain."""
+        if "Conv" not in graph.kinds:
+            return graph
+        depths: dict[TensorId, int] = {}
+        depth_of: list[int] = []
+        for node in graph.operators:
+            depth_of.append(1 + max([depths.get(tensor, 0) for tensor in node.reads], default=0))
+            depths.update(dict.fromkeys(filter(None, node.outputs), depth_of[-1]))
+        by_depth = sorted(enumerate(graph.operators), key=lambda each: (depth_of[each[0]], each[0]))
+        return _fuse(graph, [node for _, node in reversed(by_depth)])
+
+
+def _fuse(graph: ExecutionGraph, nodes: Sequence[OperatorNode]) -> ExecutionGraph:
     edit = GraphEdit(graph)
-    for node in reversed(graph.operators):
+    for node in nodes:
         if not _is_fusible(graph, node):
             continue
         addend, adder = _addition(graph, node)

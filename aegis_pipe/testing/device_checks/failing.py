@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -68,6 +69,36 @@ def check_first_error_wins(device: DeviceContext) -> None:
         error = assert_raises(KernelError, stream.synchronise)
         assert f"failure number {number}" in str(error), f"not the first error: {error}"
         stream.synchronise()
+
+
+@entered
+def check_error_of_one_request(device: DeviceContext) -> None:
+    """Check that an error is that of its own request, whichever of two on a stream failed."""
+    failing, adder, stream = host_call(device, fail), Adder(device, 16), device.create_stream(0)
+    first, second = device.create_event(), device.create_event()
+    total = 0
+    for _ in range(3):
+        for fails in ((True, False), (False, True), (True, True), (False, False)):
+            stream.begin_request()
+            for event, does_fail in zip((first, second), fails, strict=True):
+                if does_fail and failing is not None:
+                    failing.launch(stream)
+                else:
+                    total += 1
+                # Skipped behind an error of the same request, and of no other.
+                adder.graph.launch(stream)
+                stream.record(event)
+                if event is first:
+                    stream.begin_request()
+            second.synchronise()
+            for event, does_fail in zip((first, second), fails, strict=True):
+                if does_fail and failing is not None:
+                    assert_raises(KernelError, partial(stream.check, event))
+                else:
+                    stream.check(event)
+            stream.check()
+    stream.synchronise()
+    assert adder.total() == total, "a request was stopped by another's error"
 
 
 @entered

@@ -6,9 +6,7 @@ import threading
 
 import numpy as np
 
-from aegis_pipe.device.protocols import (
-    DeviceContext,
-)
+from aegis_pipe.device.protocols import DeviceContext, DeviceEvent
 from aegis_pipe.testing.device_checks.bench import (
     GRACE_S,
     PATIENCE_S,
@@ -61,6 +59,36 @@ def check_planned_staging(device: DeviceContext) -> None:
         staging = stream.staging
         assert staging.reserved_bytes == planned_bytes, f"{planned_bytes} planned, but {staging}"
         assert staging.peak_bytes == planned_bytes, f"{planned_bytes} needed, but {staging}"
+
+
+@entered
+def check_staging_in_turns(device: DeviceContext) -> None:
+    """Check that copies of two requests can be under way, and stay within what was planned."""
+    sizes = (1, 1000, 4096)
+    planned_bytes = 4 * sum(map(device.description.staged_bytes, sizes))
+    stream = device.create_stream(0, staging_bytes=planned_bytes, staging_parts=2)
+    regions = [device.allocate(size) for size in sizes]
+    before: tuple[int, DeviceEvent, list[np.ndarray]] | None = None
+    events = [device.create_event(), device.create_event()]
+    for value in range(40):
+        stream.begin_request()
+        for region in regions:
+            stream.copy_in(np.full(region.size_bytes, value, np.uint8), region)
+        results = [np.empty(size, np.uint8) for size in sizes]
+        for region, result in zip(regions, results, strict=True):
+            stream.copy_out(region, result)
+        event = events[value % 2]
+        stream.record(event)
+        if before is not None:
+            # The next request's copies were given while this one's were not fetched yet.
+            number, reached, fetched = before
+            reached.synchronise()
+            assert all((each == number).all() for each in fetched), "another request's copy"
+        before = (value, event, results)
+    stream.synchronise()
+    staging = stream.staging
+    assert staging.reserved_bytes == planned_bytes, f"{planned_bytes} planned, but {staging}"
+    assert staging.peak_bytes == planned_bytes, f"{planned_bytes} needed, but {staging}"
 
 
 @entered
@@ -215,8 +243,11 @@ def check_progress_listener(device: DeviceContext) -> None:
             assert called.wait(PATIENCE_S), "the listener was not called"
         event.synchronise()
     stream.synchronise()
-    device.set_progress_listener(None)
     calls = len(seen)
+    stream.record(device.create_event(is_announced=False))
+    stream.synchronise()
+    assert len(seen) == calls, "the listener was called for an event that is not announced"
+    device.set_progress_listener(None)
     stream.record(event)
     stream.synchronise()
     assert len(seen) == calls, "a listener that was taken away was called"

@@ -57,6 +57,43 @@ def test_the_causes_add_up_to_the_whole_and_name_who_it_was():
     assert culprits == [("queue", "req-3", 0), ("blocked", "req-1", 7)]
 
 
+def test_nobody_waits_for_those_who_follow_within_the_segments_in_flight():
+    """The end of `req-1` and the whole of `req-2`, whose segment was launched meanwhile."""
+
+    def finished(request, arrival, end):
+        return {
+            "event": "request_finished", "request_id": request, "model": "m",
+            "outcome": "completed", "reason": "", "arrival_ns": arrival, "timestamp": end,
+            "deadline_ns": None, "deadline_missed": False,
+        }  # fmt: skip
+
+    def started(request, at):
+        return {
+            "event": "schedule_decision", "kind": "start", "request_id": request, "start_ns": at,
+            "sequence": at, "blocked_by": [], "policy": "fifo", "reason": "first_arrival",
+            "stream_id": "stream-0", "queue_depth": 1, "candidates": [],
+        }  # fmt: skip
+
+    log = RunLog(
+        [
+            *(submitted(request, "m", 0) for request in ("req-1", "req-2")),
+            started("req-1", 10),
+            started("req-2", 50),
+            segment("req-1", "m", 0, 20, 30, 100),
+            segment("req-2", "m", 0, 60, 105, 180),
+            finished("req-1", 0, 120),
+            finished("req-2", 40, 190),
+        ]
+    )
+    first, second = (
+        {cause: ns for cause, ns in log.explain(request).by_cause().items() if ns}
+        for request in ("req-1", "req-2")
+    )
+    assert first == {"host": 40, "launch": 10, "execute": 70}
+    # It stood behind the other one's segment from its arrival until that was done.
+    assert second == {"queue": 60, "launch": 5, "execute": 75, "host": 10}
+
+
 def test_the_decision_is_told_with_its_rule_and_its_candidates():
     explained = LOG.explain("req-2")
     assert (explained.rule, explained.queue_depth) == ("highest_priority", 2)

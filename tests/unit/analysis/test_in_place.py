@@ -45,7 +45,7 @@ def trace(model, *edges_ns, stream=0, complete=True):
 
 def measured(*totals_ns):
     rows = [(each // 4, each - each // 4) for each in totals_ns]
-    return model_profile("m", rows, rows, rows, [1], (2,), (5, 5), 0.9, 0.9)
+    return model_profile("m", rows, rows, rows, [1], (1,), (5, 5), 0.9, 0.9)
 
 
 def test_a_request_holds_its_stream_but_not_while_an_urgent_one_is_let_in():

@@ -94,8 +94,8 @@ class ForkingCpu:
         stream = self.context.create_stream(index, **options)
         return Stream(stream, self) if self.trial else stream
 
-    def create_event(self) -> Any:
-        event = self.context.create_event()
+    def create_event(self, **options: Any) -> Any:
+        event = self.context.create_event(**options)
         return Event(event, self) if self.trial else event
 
     def record(

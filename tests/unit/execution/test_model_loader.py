@@ -78,7 +78,15 @@ def test_symbols_are_shared_between_inputs() -> None:
         ({"shapes": {"x": (1, -2, 4)}}, "the size -2"),
         ({"shapes": {"xx": (1, 2, 4)}}, "no such input\n  hint: did you mean `x`?"),
         ({"bind": {"xx": 1}}, "no such input"),
-        ({"bind": {"x": [[1.0]]}}, "is bound to a value of shape"),
+        (
+            {"bind": {"x": [[1.0]]}},
+            "graph input `x`: expected float32[N, C, 4], found float64[1, 1]\n"
+            "  hint: write `bind = { x = [[[0.0, 0.0, ...]]] }` with your values",
+        ),
+        ({"bind": {"x": 1.0}}, "expected float32[N, C, 4], found float64[]\n"),
+        ({"bind": {"x": [[1.0], [1.0, 2.0]]}}, "found [[1.0], [1.0, 2.0]]\n"),
+        ({"bind": {"x": "no"}}, "found 'no'\n"),
+        ({"bind": {"x": True}}, "found bool[]: True\n"),
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, object], message: str) -> None:
@@ -109,10 +117,19 @@ def test_bound_inputs_become_constants() -> None:
         assert_same_as_onnxruntime(parse(text), kept, inputs)
 
 
-def test_a_bound_value_has_to_fit_its_dtype() -> None:
-    text = "agraph (uint8 a, uint8 b) => (uint8 c) { c = Add (a, b) }"
-    with pytest.raises(InvalidModelError, match="300 does not fit into uint8"):
-        load(text, bind={"a": 300})
+@pytest.mark.parametrize("value", [300, -1, 1.5, float("nan"), [1, 2.5], 2**70, False])
+def test_a_bound_value_has_to_fit_its_dtype(value: object) -> None:
+    text = "agraph (uint8[2] a, uint8[2] b) => (uint8[2] c) { c = Add (a, b) }"
+    with pytest.raises(
+        InvalidModelError, match=r"expected uint8\[2\], found .*\n.*`bind = { a = \["
+    ):
+        load(text, bind={"a": value})
+
+
+def test_a_single_number_fills_a_shape_that_is_known() -> None:
+    text = "agraph (float[2, 1] a, float[2, 3] b) => (float[2, 3] c) { c = Add (a, b) }"
+    assert load(text, bind={"a": 7}).constants[TensorId("a")].tolist() == [[7], [7]]
+    assert load(text, bind={"b": 0.1}).constants[TensorId("b")].shape == (2, 3)
 
 
 def test_initialisers_that_are_inputs_are_constants_unless_overridden() -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,14 @@ def test_a_problem_of_one_key_is_told_once(folder: Path, inspector) -> None:
 def test_names_that_are_missing_are_not_reported_where_they_are_used(folder: Path) -> None:
     text = FULL.replace('name = "detector"\n', "")
     assert _problems(folder, text) == ["missing key `name`"]
+
+
+def test_a_pipe_in_the_place_of_a_pinned_model_is_refused_unread(tmp_path: Path) -> None:
+    """Its digest would be waited for until somebody writes to it."""
+    os.mkfifo(tmp_path / "m.onnx")
+    (tmp_path / "m.toml").write_text(
+        'manifest_version = 1\nname = "x"\n[[models]]\nname = "m"\npath = "m.onnx"\n'
+        f'sha256 = "{0:064}"\n'
+    )
+    with pytest.raises(ManifestError, match="is no regular file"):
+        load_manifest(tmp_path / "m.toml")

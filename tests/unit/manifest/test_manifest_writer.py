@@ -158,7 +158,11 @@ telemetries = st.builds(
             model.OtlpSection,
             endpoint=st.just("https://collector.example:4318/x"),
             protocol=st.sampled_from(["grpc", "http"]),
-            headers=st.dictionaries(TEXTS, TEXTS, max_size=2),
+            headers=st.dictionaries(
+                st.from_regex("x-[a-z0-9_.]{1,5}", fullmatch=True),
+                st.from_regex("[ -~]{0,9}", fullmatch=True),
+                max_size=2,
+            ),
             timeout_ns=st.integers(10**6, 10**9),
         )
     ),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from aegis_pipe.memory import content
+from aegis_pipe.memory import native
 from aegis_pipe.memory.content import content_digest
 
 SIZES = [0, 1, 7, 8, 63, 64, 65, 128, 1023, 1024, 1025, 5000]
@@ -12,8 +12,8 @@ SIZES = [0, 1, 7, 8, 63, 64, 65, 128, 1023, 1024, 1025, 5000]
 @pytest.fixture(params=["compiled", "hashlib"])
 def digest(request, monkeypatch):
     if request.param == "hashlib":
-        monkeypatch.setattr(content, "LIBRARY", None)
-    elif content.LIBRARY is None:
+        monkeypatch.setattr(native, "LIBRARY", None)
+    elif native.LIBRARY is None:
         pytest.skip("the library is not built")
     return content_digest
 

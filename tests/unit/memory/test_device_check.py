@@ -43,10 +43,26 @@ def test_a_plan_as_it_is_made_is_sound():
             "`large` stages 128 bytes ahead, and there are 64",
         ),
         (replace(PLAN, staging=PLAN.staging[:1]), "1 streams stage copies, of 2"),
+        (
+            replace(PLAN, requests_per_stream=2),
+            "2 requests can be on stream 0, whose staging has 1 parts",
+        ),
     ],
 )
 def test_what_is_moved_is_noticed(plan, words):
     assert any(words in each for each in check_device_plan(plan, BY_NAME, None))
+
+
+def test_a_stream_for_two_requests_stages_both():
+    plan = DevicePlan.build(MODELS, stream_count=2, alignment_bytes=64, requests_per_stream=2)
+    assert [each.size_bytes for each in plan.staging] == [
+        2 * each.size_bytes for each in PLAN.staging
+    ]
+    assert plan.staging_ahead == PLAN.staging_ahead
+    assert check_device_plan(plan, BY_NAME, None, 2 * 1024 + 128) == []
+    smaller = replace(plan.staging[0], size_bytes=plan.staging[0].size_bytes - 1)
+    found = check_device_plan(replace(plan, staging=(smaller, plan.staging[1])), BY_NAME, None)
+    assert any("`large` stages 1024 bytes on stream 0, which has 1023" in each for each in found)
 
 
 def test_a_total_over_budget_is_noticed():

@@ -77,12 +77,14 @@ class Models:
         self.errors: dict[int, AegisError] = {}
         self.refusals = 0
         self.deadlines: list[int | None] = []
+        self.patience: list[bool] = []
 
-    def submit(self, model, inputs, *, priority, deadline_ns):
+    def submit(self, model, inputs, *, priority, deadline_ns, is_patient):
         with self._lock:
             self._ids += 1
             request_id = self._ids
             self.deadlines.append(deadline_ns)
+            self.patience.append(is_patient)
             if self.refusals:
                 self.refusals -= 1
                 raise QueueFullError("full")
@@ -186,6 +188,7 @@ def test_a_refused_request_is_offered_again_when_blocking(models) -> None:
     models.refusals = 3
     report = run(make_plan(Numbers(5), Collect()), models)
     assert report.completed == 5
+    assert all(models.patience)
 
 
 def test_a_refused_request_drops_its_item_when_dropping(models) -> None:
@@ -193,6 +196,21 @@ def test_a_refused_request_drops_its_item_when_dropping(models) -> None:
     report = run(make_plan(Numbers(1), Collect(), drop_when_full=True), models)
     assert (report.completed, report.dropped) == (0, 1)
     assert report.reasons == {"QueueFullError": 1}
+    assert not any(models.patience)
+
+
+def test_the_end_of_a_pipeline_ends_its_wait_for_room(models) -> None:
+    """What is still refused then is not offered again, which is said before it is offered."""
+    models.refusals = 10**9
+    plan = make_plan(Numbers(1), Collect())
+    runner = PipelineRunner(plan, as_fast_as_possible(), models.submit, SystemClock(), EventHub())
+    runner.start()
+    while len(models.patience) < 3:
+        pass
+    runner.stop()
+    assert runner.join(60)
+    assert runner.report().reasons == {"QueueFullError": 1}
+    assert models.patience == [True] * (len(models.patience) - 1) + [False]
 
 
 def test_stages_share_one_end_to_end_deadline(models) -> None:

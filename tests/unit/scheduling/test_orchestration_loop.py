@@ -107,6 +107,26 @@ def test_nothing_is_built_for_nobody():
     assert bench.outcomes() == [(1, "completed")]
 
 
+def test_it_is_told_when_nothing_is_open():
+    bench = Bench()
+    idle_since = []
+    loop = OrchestrationLoop(
+        bench.scheduler,
+        bench.launcher,
+        bench.clock,
+        EventHub(),
+        when_idle=lambda: idle_since.append(loop.idle_since_ns()),
+    )
+    bench.launcher.notify = loop.wake
+    loop.submit(ExecutionRequest(1, "long", 0, segment_count=3))
+    loop.submit(ExecutionRequest(2, "m", 0))
+    loop.step()
+    assert loop.idle_since_ns() is None
+    assert loop.stop()
+    assert idle_since
+    assert set(idle_since) == {40}
+
+
 def test_a_full_queue_is_an_error_at_once():
     bench = Bench(queue_capacity=2)
     bench.submit(1)

@@ -308,12 +308,165 @@ def test_segments_go_out_ahead_and_an_urgent_one_waits_for_no_more_than_those():
     assert [each.segment for each in scheduler.decide(10)] == [2]
     submit(scheduler, 2, model="urgent", at_ns=11, priority=9)
     assert scheduler.decide(11) == ()
+    # As soon as there is room it goes out, behind what is still in flight.
     scheduler.segment_finished(1, 20)
-    assert scheduler.decide(20) == ()
+    assert brief(scheduler.decide(20)) == [("start", 2, 0)]
+    assert scheduler.statistics().suspended == 0
+    # Behind the urgent one, who needs nothing more, the stream goes on with the one preempted.
     scheduler.segment_finished(1, 30)
-    assert brief(scheduler.decide(30)) == [("start", 2, 0)]
+    assert scheduler.statistics().suspended == 1
+    assert brief(scheduler.decide(30)) == [("continue", 1, 0)]
     scheduler.segment_finished(2, 40)
-    assert [each.segment for each in scheduler.decide(40)] == [3, 4]
+    assert [each.segment for each in scheduler.decide(40)] == [4]
+    for at_ns in (50, 60):
+        scheduler.segment_finished(1, at_ns)
+    assert outcomes(scheduler) == [(2, "completed"), (1, "completed")]
+
+
+def preempted_in_flight():
+    """Return a scheduler whose request 1 has a segment in flight, with urgent 2 behind it."""
+    scheduler = make_scheduler(in_flight=2, preemption=True)
+    submit(scheduler, 1, segments=5)
+    scheduler.decide(0)
+    submit(scheduler, 2, model="urgent", at_ns=1, segments=3, priority=9)
+    scheduler.segment_finished(1, 10)
+    assert brief(scheduler.decide(10)) == [("start", 2, 0)]
+    return scheduler
+
+
+def test_one_preempted_in_flight_fails_or_is_cancelled_by_itself():
+    for error in (ValueError("segment"), None):
+        scheduler = preempted_in_flight()
+        if error is None:
+            scheduler.cancel(1)
+        scheduler.segment_finished(1, 20, error)
+        decisions = scheduler.decide(20)
+        assert outcomes(scheduler) == [(1, "failed" if error else "cancelled")]
+        assert brief(decisions)[-1] == ("continue", 2, 0)
+        for at_ns in (30, 40):
+            scheduler.segment_finished(2, at_ns)
+            scheduler.decide(at_ns)
+        scheduler.segment_finished(2, 50)
+        assert outcomes(scheduler) == [(2, "completed")]
+        assert scheduler.is_idle
+
+
+def test_one_preempted_in_flight_goes_on_if_the_urgent_one_can_not_be_launched():
+    scheduler = preempted_in_flight()
+    scheduler.segment_finished(2, 11, ValueError("launch"))
+    assert outcomes(scheduler) == [(2, "failed")]
+    assert [(each.request_id, each.segment) for each in scheduler.decide(11)] == [(1, 2)]
+    for at_ns in (20, 30, 40, 50):
+        scheduler.segment_finished(1, at_ns)
+        scheduler.decide(at_ns)
+    assert outcomes(scheduler) == [(1, "completed")]
+    assert scheduler.is_idle
+
+
+def test_the_next_request_starts_while_the_last_segment_of_the_one_before_is_in_flight():
+    scheduler = make_scheduler(in_flight=2)
+    for number in (1, 2, 3, 4):
+        submit(scheduler, number, segments=3 if number == 1 else 1)
+    assert [each.segment for each in scheduler.decide(0)] == [0, 1]
+    scheduler.segment_finished(1, 10)
+    assert [each.segment for each in scheduler.decide(10)] == [2]
+    scheduler.segment_finished(1, 20)
+    assert brief(scheduler.decide(20)) == [("start", 2, 0)]
+    # The window is full: whoever comes now waits for these two segments and no more.
+    assert scheduler.decide(21) == ()
+    scheduler.segment_finished(1, 30)
+    assert outcomes(scheduler) == [(1, "completed")]
+    assert brief(scheduler.decide(30)) == [("start", 3, 0)]
+    scheduler.segment_finished(2, 40)
+    assert outcomes(scheduler) == [(2, "completed")]
+
+
+def test_with_one_segment_in_flight_a_stream_is_given_on_only_when_its_holder_is_over():
+    scheduler = make_scheduler()
+    for number in (1, 2):
+        submit(scheduler, number)
+    assert brief(scheduler.decide(0)) == [("start", 1, 0)]
+    scheduler.segment_finished(1, 10)
+    assert brief(scheduler.decide(10)) == [("start", 2, 0)]
+
+
+def test_one_that_comes_while_the_last_segment_runs_starts_behind_it():
+    scheduler = make_scheduler(in_flight=3)
+    submit(scheduler, 1)
+    scheduler.decide(0)
+    submit(scheduler, 2, at_ns=5)
+    assert brief(scheduler.decide(5)) == [("start", 2, 0)]
+    # Two requests are on the stream, whatever room there is.
+    submit(scheduler, 3, at_ns=6)
+    assert scheduler.decide(6) == ()
+    scheduler.segment_finished(1, 10)
+    assert brief(scheduler.decide(10)) == [("start", 3, 0)]
+
+
+def test_a_free_stream_is_taken_before_one_behind_a_last_segment():
+    scheduler = make_scheduler(streams=2, in_flight=2)
+    submit(scheduler, 1)
+    scheduler.decide(0)
+    submit(scheduler, 2, at_ns=5)
+    assert brief(scheduler.decide(5)) == [("start", 2, 1)]
+
+
+def test_whoever_leaves_fails_or_is_cancelled_by_itself():
+    for error in (ValueError("segment"), None):
+        scheduler = make_scheduler(in_flight=2)
+        for number in (1, 2, 3):
+            submit(scheduler, number)
+        assert brief(scheduler.decide(0)) == [("start", 1, 0), ("start", 2, 0)]
+        if error is None:
+            scheduler.cancel(1)
+        scheduler.segment_finished(1, 10, error)
+        decisions = scheduler.decide(10)
+        assert outcomes(scheduler) == [(1, "failed" if error else "cancelled")]
+        assert brief(decisions)[-1] == ("start", 3, 0)
+        scheduler.segment_finished(2, 20)
+        scheduler.segment_finished(3, 30)
+        assert outcomes(scheduler) == [(2, "completed"), (3, "completed")]
+        scheduler.decide(30)
+        assert scheduler.is_idle
+
+
+def test_a_follower_that_can_not_be_launched_leaves_the_one_before_alone():
+    scheduler = make_scheduler(in_flight=2)
+    for number in (1, 2, 3):
+        submit(scheduler, number)
+    scheduler.decide(0)
+    scheduler.segment_finished(2, 1, ValueError("launch"))
+    assert outcomes(scheduler) == [(2, "failed")]
+    assert brief(scheduler.decide(1)) == [("start", 3, 0)]
+    scheduler.segment_finished(1, 10)
+    scheduler.segment_finished(3, 20)
+    assert outcomes(scheduler) == [(1, "completed"), (3, "completed")]
+    assert scheduler.is_idle
+
+
+def test_service_of_a_follower_counts_from_the_end_of_the_one_before():
+    scheduler = make_scheduler("fairness", in_flight=2)
+    served = []
+    scheduler._policy.served = lambda request, ns: served.append((request.request_id, ns))
+    submit(scheduler, 1, segments=2)
+    submit(scheduler, 2, segments=2)
+    scheduler.decide(0)
+    scheduler.segment_finished(1, 10)
+    scheduler.decide(10)
+    scheduler.segment_finished(1, 25)
+    scheduler.decide(25)
+    scheduler.segment_finished(2, 31)
+    assert served == [(1, 10), (1, 15), (2, 6)]
+
+
+def test_a_model_at_its_limit_does_not_follow_itself():
+    scheduler = make_scheduler(in_flight=2, concurrency={"m": 1})
+    submit(scheduler, 1)
+    submit(scheduler, 2)
+    submit(scheduler, 3, model="other")
+    assert brief(scheduler.decide(0)) == [("start", 1, 0), ("start", 3, 0)]
+    scheduler.segment_finished(1, 10)
+    assert brief(scheduler.decide(10)) == [("start", 2, 0)]
 
 
 def test_what_is_in_flight_is_awaited_before_a_request_fails_or_is_cancelled():

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import psutil
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.errors import PermanentError
@@ -121,3 +123,20 @@ def test_settings_that_can_not_be_are_refused_by_name(
 ) -> None:
     with pytest.raises(PermanentError, match=f"`{key}`"):
         TelemetryConfig(**settings)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_exporting_gives_way_to_requests_but_not_for_ever() -> None:
+    exporter = InMemorySpanExporter()
+    telemetry = Telemetry(TelemetryConfig(ratio=1.0), SystemClock(), span_exporters=[exporter])
+    asked: list[None] = []
+    telemetry.lull.watch(lambda: asked.append(None))  # One runs all the time.
+    telemetry.start()
+    hub = EventHub(telemetry.listener)
+    for event in run_events():
+        hub.emit(event)
+    end_s = time.monotonic() + 30
+    while not exporter.get_finished_spans() and time.monotonic() < end_s:
+        time.sleep(0.01)
+    assert exporter.get_finished_spans(), "nothing is exported while requests run"
+    assert asked, "nobody asked whether requests run"
+    assert telemetry.close(timeout_s=30).dropped_spans == 0

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from aegis_pipe.clock import SystemClock
 from aegis_pipe.telemetry import sinks
-from aegis_pipe.telemetry.sinks import BATCH_SPANS, SinkFeeder, SinkReport
+from aegis_pipe.telemetry.lull import Lull
+from aegis_pipe.telemetry.sinks import BATCH_MIN_SPANS, BATCH_SPANS, SinkFeeder, SinkReport
 from aegis_pipe.telemetry.spans import Span
 
 
@@ -55,7 +57,7 @@ def offer(feeder: SinkFeeder, traces: list[list[Span]]) -> None:
 
 
 def start(sink: MemorySink, capacity: int = 100_000) -> SinkFeeder:
-    feeder = SinkFeeder(sink, capacity)
+    feeder = SinkFeeder(sink, capacity, Lull(SystemClock()))
     feeder.start()
     return feeder
 
@@ -63,11 +65,16 @@ def start(sink: MemorySink, capacity: int = 100_000) -> SinkFeeder:
 def test_everything_arrives_in_order_and_in_batches() -> None:
     sink = MemorySink()
     feeder = start(sink)
-    traces = make_traces(2 * BATCH_SPANS + 5)
+    traces = make_traces(5 * BATCH_SPANS + 5)
     offer(feeder, traces)
     assert feeder.close(10) == SinkReport("memory", len(traces), 0, 0)
     assert [[span] for batch in sink.batches for span in batch] == traces
-    assert max(len(batch) for batch in sink.batches) == BATCH_SPANS
+    sizes = [len(batch) for batch in sink.batches]
+    # Large while much waits, and never tiny but for what is left.
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == BATCH_SPANS
+    assert BATCH_MIN_SPANS in sizes
+    assert min(sizes[:-1]) == BATCH_MIN_SPANS
     assert sink.is_closed
 
 
@@ -76,6 +83,7 @@ def test_a_failed_batch_is_not_tried_again_and_said_once(
 ) -> None:
     monkeypatch.setattr(sinks, "PAUSE_MIN_S", 0.0001)
     monkeypatch.setattr(sinks, "PAUSE_MAX_S", 0.0001)
+    monkeypatch.setattr(sinks, "BATCHES_A_BACKLOG", 1)
     sink = MemorySink(False, True, False, True)
     feeder = start(sink, capacity=10 * BATCH_SPANS)
     offer(feeder, make_traces(3 * BATCH_SPANS))
@@ -127,9 +135,31 @@ def test_beyond_the_capacity_the_oldest_traces_are_dropped_whole() -> None:
 def test_batches_hold_whole_traces() -> None:
     sink = MemorySink()
     feeder = start(sink)
-    offer(feeder, make_traces(3, size=BATCH_SPANS - 1))
+    size = BATCH_MIN_SPANS - 1
+    offer(feeder, make_traces(3, size=size))
     assert feeder.close(10).dropped_spans == 0
-    assert [len(batch) for batch in sink.batches] == [2 * (BATCH_SPANS - 1), BATCH_SPANS - 1]
+    assert [len(batch) for batch in sink.batches] == [2 * size, size]
+
+
+def test_batches_wait_for_a_lull_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    running: list[None] = [None]
+    lull = Lull(SystemClock())
+    lull.watch(lambda: running[0] if running else 0)
+    sink = MemorySink()
+    feeder = SinkFeeder(sink, 100_000, lull)
+    monkeypatch.setattr(sinks, "PATIENCE_S", 60.0)
+    feeder.start()
+    offer(feeder, make_traces(3))
+    assert not sink.tried.wait(0.05), "exported while a request ran"
+    running.clear()
+    lull.tell()
+    assert sink.tried.wait(10), "not exported although nothing ran"
+    running.append(None)
+    monkeypatch.setattr(sinks, "PATIENCE_S", 0.01)
+    sink.tried.clear()
+    offer(feeder, make_traces(3))
+    assert sink.tried.wait(10), "exported never, as something ran all the time"
+    assert feeder.close(10) == SinkReport("memory", 6, 0, 0)
 
 
 def test_a_sink_that_raises_is_heard_and_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import compiled, native, operands
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.device.heads import Heads
 from aegis_pipe.kernel import KernelChoice, KernelRequest
@@ -133,7 +133,6 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     layout = _layout(request)
     assert layout is not None, choice.kernel
     arrays = (*(operands.required(inputs, position) for position in range(3)),)
@@ -146,7 +145,7 @@ def _bind(
     pointers = (*firsts[:3], mask, firsts[3], native.address(workspace))
     arguments = _arguments(request, layout, pointers)
     kept = (*inputs, *outputs, workspace)
-    return NativeCall(native.LIBRARY, "aegis_attention", arguments, kept)
+    return native.call("aegis_attention", arguments, kept)
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

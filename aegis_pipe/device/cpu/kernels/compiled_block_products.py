@@ -14,7 +14,7 @@ import numpy as np
 
 from aegis_pipe.device.cpu.kernels import compiled, native, operands
 from aegis_pipe.device.cpu.kernels.block_quantised import quantises_left
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.planned import carve, scratch_bytes
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
@@ -133,7 +133,6 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     rows, columns, depth, _ = _sizes(request)
     bits, zeros = operands.integer(request, "bits"), request.inputs[3]
     arguments = _BlockProduct(
@@ -143,7 +142,7 @@ def _bind(
         1 << (bits - 1),
     )
     kept = (*inputs, *outputs, workspace)
-    return NativeCall(native.LIBRARY, "aegis_block_product", arguments, kept)
+    return native.call("aegis_block_product", arguments, kept)
 
 
 def _left_specs(request: KernelRequest) -> list[TensorSpec]:
@@ -177,7 +176,6 @@ def _bind_bytes(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     rows, columns, depth, _ = _sizes(request)
     bits, left = operands.integer(request, "bits"), carve(workspace, _left_specs(request))
     lines, place = native.meeting_place()
@@ -187,7 +185,7 @@ def _bind_bytes(
         *(rows, columns, depth, operands.integer(request, "block_size"), bits, 1 << (bits - 1)),
     )
     function, kept = "aegis_block_product_of_bytes", (*inputs, *outputs, workspace, lines)
-    return NativeCall(native.LIBRARY, function, arguments, kept)
+    return native.call(function, arguments, kept)
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

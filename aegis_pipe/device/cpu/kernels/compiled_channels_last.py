@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import compiled, native, operands
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.planned import elements_moved
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
@@ -103,7 +103,6 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     x, y = operands.required(inputs), operands.required(outputs)
     is_convolution = request.operator == _CONVOLUTION
     bounds = compiled.clip_bounds(request) if is_convolution else compiled.UNBOUNDED
@@ -126,7 +125,7 @@ def _bind(
         bounds != compiled.UNBOUNDED,
         bool(request.attributes.get("count_include_pad", 0)),
     )
-    return NativeCall(native.LIBRARY, _FUNCTIONS[choice.kernel], arguments, (*inputs, *outputs))
+    return native.call(_FUNCTIONS[choice.kernel], arguments, (*inputs, *outputs))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

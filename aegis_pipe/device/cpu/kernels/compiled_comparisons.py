@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import broadcasting, native, operands
-from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.planned import elements_moved
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
@@ -94,7 +94,6 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     walk = _walk(request)
     assert walk is not None, request.node
     result = operands.required(outputs)
@@ -104,7 +103,7 @@ def _bind(
         *((INTEGER * _RANK)(*values) for values in walk),
     )
     name = f"aegis_{function(request)}"
-    return NativeCall(native.LIBRARY, name, arguments, (*inputs, *outputs))
+    return native.call(name, arguments, (*inputs, *outputs))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

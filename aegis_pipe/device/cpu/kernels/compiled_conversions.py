@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import native, operands
-from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
@@ -54,10 +54,9 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     x, y = operands.required(inputs), operands.required(outputs)
     arguments = _Conversion(native.address(x), native.address(y), x.size)
-    return NativeCall(native.LIBRARY, f"aegis_{function(request)}", arguments, (x, y))
+    return native.call(f"aegis_{function(request)}", arguments, (x, y))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (CpuKernel(("Cast",), _choose, _bind, shares_work=True),)

@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import compiled, native, operands
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 from aegis_pipe.record import record
@@ -393,7 +393,6 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     shape = read_convolution(request)
     function, copy_size, workspace_floats = _FUNCTIONS[choice.kernel]
     block = _block(shape)
@@ -419,7 +418,7 @@ def _bind(
         *bounds,
         bounds != compiled.UNBOUNDED,
     )
-    return NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs, workspace))
+    return native.call(function, arguments, (*inputs, *outputs, workspace))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

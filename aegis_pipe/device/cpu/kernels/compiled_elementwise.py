@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import broadcasting, compiled, native, operands
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.planned import elements_moved
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
@@ -117,13 +117,12 @@ def _bind_map(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     function = map_function(request)
     assert function is not None, request.operator
     name, parameters = function
     x, y = operands.required(inputs), operands.required(outputs)
     arguments = _Map(native.address(x), native.address(y), x.size, *parameters)
-    return NativeCall(native.LIBRARY, f"aegis_{name}", arguments, (x, y))
+    return native.call(f"aegis_{name}", arguments, (x, y))
 
 
 def _broadcast(request: KernelRequest) -> broadcasting.Broadcast | None:
@@ -159,7 +158,6 @@ def _bind_pair(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     broadcast = _broadcast(request)
     assert broadcast is not None, request.node
     arguments = _PairArguments(
@@ -170,7 +168,7 @@ def _bind_pair(
         ),
     )
     name = f"aegis_{pair_function(request)}"
-    return NativeCall(native.LIBRARY, name, arguments, (*inputs, *outputs))
+    return native.call(name, arguments, (*inputs, *outputs))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

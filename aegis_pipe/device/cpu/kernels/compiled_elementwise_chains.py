@@ -19,7 +19,7 @@ from aegis_pipe.device.cpu.kernels import (
     native,
     operands,
 )
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.planned import elements_moved
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.device.elementwise_chains import (
@@ -245,9 +245,7 @@ def _bind(
         (_Input * _INPUTS)(*read),
         (_Step * STEPS_MAX)(*steps),
     )
-    return NativeCall(
-        native.LIBRARY, "aegis_chain", arguments, (*inputs, *outputs, workspace, scalars)
-    )
+    return native.call("aegis_chain", arguments, (*inputs, *outputs, workspace, scalars))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (CpuKernel((CHAIN,), _choose, _bind, shares_work=True),)

@@ -124,8 +124,7 @@ def _call(
     refused: ctypes.Array[ctypes.c_int64],
 ) -> NativeCall:
     """Return the call; constant indices are checked now, others whenever it has run."""
-    assert native.LIBRARY is not None
-    call = NativeCall(native.LIBRARY, function, arguments, kept)
+    call = native.call(function, arguments, kept)
     if 1 in request.constants:
         indices = request.constants[1].reshape(-1, len(sizes))
         for axis, size in enumerate(sizes):

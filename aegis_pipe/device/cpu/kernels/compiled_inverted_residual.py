@@ -11,7 +11,7 @@ import numpy as np
 from aegis_pipe.device.cpu.kernels import compiled, native, operands
 from aegis_pipe.device.cpu.kernels.compiled_channels_last import packed_depthwise
 from aegis_pipe.device.cpu.kernels.compiled_convolution import packed_pointwise
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 from aegis_pipe.tensor import TensorSpec
@@ -102,7 +102,6 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     x, y = operands.required(inputs), operands.required(outputs)
     bounds = operands.numbers(request, "bounds")
     layers = [
@@ -127,7 +126,7 @@ def _bind(
         *(strip, wide_floats, workspace_floats),
     )
     kept = (*inputs, *outputs, workspace)
-    return NativeCall(native.LIBRARY, "aegis_inverted_residual", arguments, kept)
+    return native.call("aegis_inverted_residual", arguments, kept)
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (CpuKernel((_OPERATOR,), _choose, _bind, shares_work=True),)

@@ -21,7 +21,7 @@ from aegis_pipe.device.cpu.kernels import (
     operands,
     product_endings,
 )
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 from aegis_pipe.record import record
@@ -229,7 +229,7 @@ def _bind(
         *(function[1] if function else (0.0, 0.0)),
     )
     kept = (*inputs, *outputs, workspace, product.a_offsets, b_offsets)
-    return NativeCall(native.LIBRARY, "aegis_gemm", arguments, kept)
+    return native.call("aegis_gemm", arguments, kept)
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import compiled, native, operands
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.planned import elements_moved
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
@@ -88,7 +88,6 @@ def _bind_softmax(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     x, y = operands.required(inputs), operands.required(outputs)
     axes = operands.integers(request, "axes")
     first, last = axes[0], axes[-1] + 1
@@ -97,7 +96,7 @@ def _bind_softmax(
         *(math.prod(x.shape[:first]), math.prod(x.shape[first:last]), math.prod(x.shape[last:])),
         request.operator == "LogSoftmax",
     )
-    return NativeCall(native.LIBRARY, "aegis_softmax", arguments, (x, y))
+    return native.call("aegis_softmax", arguments, (x, y))
 
 
 def _choose_layer(request: KernelRequest) -> KernelChoice | None:
@@ -120,7 +119,6 @@ def _bind_layer(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     x = operands.required(inputs)
     axis = operands.integer(request, "axis")
     arguments = _LayerNormalisation(
@@ -135,7 +133,7 @@ def _bind_layer(
         request.operator == "LayerNormalization",
     )
     kept = (*inputs, *outputs)
-    return NativeCall(native.LIBRARY, "aegis_layer_normalisation", arguments, kept)
+    return native.call("aegis_layer_normalisation", arguments, kept)
 
 
 def _choose_skip(request: KernelRequest) -> KernelChoice | None:
@@ -156,7 +154,6 @@ def _bind_skip(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     x = operands.required(inputs)
     arguments = _LayerNormalisation(
         native.address(x),
@@ -172,7 +169,7 @@ def _bind_skip(
         "Simplified" not in request.operator,
     )
     kept = (*inputs, *outputs)
-    return NativeCall(native.LIBRARY, "aegis_layer_normalisation", arguments, kept)
+    return native.call("aegis_layer_normalisation", arguments, kept)
 
 
 def _choose_batch(request: KernelRequest) -> KernelChoice | None:
@@ -194,7 +191,6 @@ def _bind_batch(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     x, y = operands.required(inputs), operands.required(outputs)
     arguments = _BatchNormalisation(
         *(native.address(array) for array in (*inputs[:5], y)),
@@ -202,7 +198,7 @@ def _bind_batch(
         math.prod(x.shape[2:]),
         operands.number(request, "epsilon"),
     )
-    return NativeCall(native.LIBRARY, "aegis_batch_normalisation", arguments, (*inputs, y))
+    return native.call("aegis_batch_normalisation", arguments, (*inputs, y))
 
 
 def _choose_local(request: KernelRequest) -> KernelChoice | None:
@@ -219,7 +215,6 @@ def _bind_local(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     x, y = operands.required(inputs), operands.required(outputs)
     size = operands.integer(request, "size")
     arguments = _LocalResponse(
@@ -229,7 +224,7 @@ def _bind_local(
         operands.number(request, "alpha") / size,
         *(operands.number(request, name) for name in ("bias", "beta")),
     )
-    return NativeCall(native.LIBRARY, "aegis_local_response", arguments, (x, y))
+    return native.call("aegis_local_response", arguments, (x, y))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import compiled, native, operands
-from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.planned import elements_moved
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
@@ -94,7 +94,6 @@ def _bind_pool(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     x, y = operands.required(inputs), operands.required(outputs)
     pads = operands.integers(request, "pads")
     half = len(pads) // 2
@@ -113,7 +112,7 @@ def _bind_pool(
         _workspace_floats(request),
     )
     function = _FUNCTIONS[request.operator][1]
-    return NativeCall(native.LIBRARY, function, arguments, (x, y, workspace))
+    return native.call(function, arguments, (x, y, workspace))
 
 
 def _choose_global(request: KernelRequest) -> KernelChoice | None:
@@ -129,12 +128,11 @@ def _bind_global(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     x, y = operands.required(inputs), operands.required(outputs)
     arguments = _GlobalPool(
         native.address(x), native.address(y), math.prod(x.shape[:2]), math.prod(x.shape[2:])
     )
-    return NativeCall(native.LIBRARY, _FUNCTIONS[request.operator][1], arguments, (x, y))
+    return native.call(_FUNCTIONS[request.operator][1], arguments, (x, y))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import byte_units, compiled, native, operands
-from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 from aegis_pipe.record import record
@@ -296,11 +296,10 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     shape = _convolution(request)
     arguments = _arguments(request, shape, inputs, operands.required(outputs), workspace)
     function = f"aegis_{_FUNCTIONS[choice.kernel]}"
-    return NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs, workspace))
+    return native.call(function, arguments, (*inputs, *outputs, workspace))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import broadcasting, byte_units, compiled, native, operands
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.planned import elements_moved
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
@@ -100,12 +100,11 @@ def _bind_dynamic(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     x = operands.required(inputs)
     addresses = (native.address(array) for array in (x, *outputs))
     arguments = _DynamicQuantisation(*addresses, x.size)
     function = "aegis_quantise_dynamically"
-    return NativeCall(native.LIBRARY, function, arguments, (x, *outputs))
+    return native.call(function, arguments, (x, *outputs))
 
 
 def _choose_pair(request: KernelRequest) -> KernelChoice | None:
@@ -137,7 +136,6 @@ def _bind_pair(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     a, b, y = operands.required(inputs), operands.required(inputs, 3), operands.required(outputs)
     broadcast = broadcasting.broadcast(y.shape, a.shape, b.shape)
     assert broadcast is not None, request.node
@@ -153,7 +151,7 @@ def _bind_pair(
         request.operator.endswith("Mul"),
         *byte_units.result_bounds(request),
     )
-    return NativeCall(native.LIBRARY, "aegis_byte_pair", arguments, (*inputs, y))
+    return native.call("aegis_byte_pair", arguments, (*inputs, y))
 
 
 def _parts(request: KernelRequest) -> list[int]:
@@ -181,7 +179,6 @@ def _bind_map(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     y = operands.required(outputs)
     axis = operands.integer(request, "axis") if request.operator == _CONCAT else 0
     y_scale, y_zero = (0, 1) if request.operator == _CONCAT else (3, 4)
@@ -210,7 +207,7 @@ def _bind_map(
         start += count
     array = (_Map * len(maps))(*maps)
     arguments = _Maps(ctypes.addressof(array), len(maps))
-    return NativeCall(native.LIBRARY, "aegis_byte_map", arguments, (*inputs, y, array))
+    return native.call("aegis_byte_map", arguments, (*inputs, y, array))
 
 
 def _choose_softmax(request: KernelRequest) -> KernelChoice | None:
@@ -231,7 +228,6 @@ def _bind_softmax(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     x, y = operands.required(inputs), operands.required(outputs)
     axes = operands.integers(request, "axes")
     first, last = axes[0], axes[-1] + 1
@@ -242,7 +238,7 @@ def _bind_softmax(
         *(byte_units.is_signed(x), byte_units.is_signed(y)),
         *byte_units.level_bounds(y.dtype),
     )
-    return NativeCall(native.LIBRARY, "aegis_byte_softmax", arguments, (*inputs, y))
+    return native.call("aegis_byte_softmax", arguments, (*inputs, y))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

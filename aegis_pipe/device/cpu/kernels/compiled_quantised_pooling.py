@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import byte_units, native, operands
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.planned import elements_moved
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
@@ -85,7 +85,6 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     x, y = operands.required(inputs), operands.required(outputs)
     size, out_size = _pair(x.shape[1:-1], 1), _pair(y.shape[1:-1], 1)
     scales = [operands.optional(inputs, position) for position in (1, 3, 2, 4)]
@@ -99,7 +98,7 @@ def _bind(
     )
     assert math.prod(out_size) * y.shape[0] * y.shape[-1] == y.size, request.node
     function = f"aegis_byte_{choice.kernel.rpartition('.')[2]}"
-    return NativeCall(native.LIBRARY, function, arguments, (*inputs, y))
+    return native.call(function, arguments, (*inputs, y))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (CpuKernel(_OPERATORS, _choose, _bind, shares_work=True),)

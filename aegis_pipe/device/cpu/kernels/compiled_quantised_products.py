@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import byte_units, compiled, native, operands
-from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 from aegis_pipe.record import record
@@ -192,7 +192,6 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     at, product = _POSITIONS[request.operator], _product(request)
     left = operands.input_spec(request, 0)
     matrix_bytes = product.depth * product.columns
@@ -218,7 +217,7 @@ def _bind(
         _scales(request, at, inputs),
     )
     kept = (*inputs, *outputs, workspace, a_offsets, b_offsets)
-    return NativeCall(native.LIBRARY, "aegis_byte_gemm", arguments, kept)
+    return native.call("aegis_byte_gemm", arguments, kept)
 
 
 def _scales(

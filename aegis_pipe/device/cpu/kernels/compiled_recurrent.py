@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import byte_units, compiled, native, operands
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 
@@ -242,7 +242,6 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     sizes = _sizes(request)
     directions = [
         _bind_direction(request, choice, inputs, outputs, workspace, direction)
@@ -251,7 +250,7 @@ def _bind(
     lines, place = native.meeting_place()
     arguments = _Recurrence(len(directions), (_Direction * 2)(*directions), place)
     function = choice.kernel.replace("native.", "aegis_")
-    call = NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs, workspace, lines))
+    call = native.call(function, arguments, (*inputs, *outputs, workspace, lines))
     faster = _BYTES_FASTER if _is_of_bytes(request) else 1
     if sizes.batch * sizes.width * sizes.hidden < faster * _SHARED_TIME_COST_MIN:
         call.step.shares = 0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import compiled, native, operands
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
@@ -64,7 +64,6 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     sizes = _sizes(request)
     assert sizes is not None, request.node
     arguments = _Reduction(
@@ -74,7 +73,7 @@ def _bind(
         sizes[1],
     )
     function = f"aegis_reduce_{_FUNCTIONS[request.operator]}"
-    return NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs))
+    return native.call(function, arguments, (*inputs, *outputs))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import byte_units, native, operands
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.planned import elements_moved
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
@@ -100,7 +100,6 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     x, y = operands.required(inputs), operands.required(outputs)
     scale = operands.required(inputs, 1)
     is_quantise = request.operator == "QuantizeLinear"
@@ -113,7 +112,7 @@ def _bind(
         *(limits.min, limits.max),
     )
     function = "aegis_quantise" if is_quantise else "aegis_dequantise"
-    return NativeCall(native.LIBRARY, function, arguments, (*inputs, *outputs))
+    return native.call(function, arguments, (*inputs, *outputs))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import compiled, native, operands
-from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.planned import carve, elements_moved, scratch_bytes
 from aegis_pipe.device.cpu.kernels.pointwise import FLOATS, INTEGERS
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
@@ -224,12 +224,11 @@ def _bind_interpolation(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     planes = _planes(request)
     assert planes is not None, request.node
     x, y = operands.required(inputs), operands.required(outputs)
     arguments, kept = _interpolation(request, planes, x, y, workspace)
-    return NativeCall(native.LIBRARY, "aegis_interpolate", arguments, kept)
+    return native.call("aegis_interpolate", arguments, kept)
 
 
 def _interpolation(
@@ -271,12 +270,11 @@ def _bind_repetition(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     planes = _planes(request)
     assert planes is not None, request.node
     x, y = operands.required(inputs), operands.required(outputs)
     arguments, kept = _repetition(request, planes, x, y)
-    return NativeCall(native.LIBRARY, "aegis_repeat", arguments, kept)
+    return native.call("aegis_repeat", arguments, kept)
 
 
 def _repetition(
@@ -360,7 +358,6 @@ def _bind_in_turn(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     arrays = [
         operands.required(inputs),
         *carve(workspace, _between(request)),
@@ -380,7 +377,7 @@ def _bind_in_turn(
     lines, place = native.meeting_place()
     arguments = _Passes(ctypes.addressof(passes), len(passes), place)
     function = f"aegis_{choice.kernel.rpartition('.')[2]}"
-    return NativeCall(native.LIBRARY, function, arguments, (passes, lines, *kept))
+    return native.call(function, arguments, (passes, lines, *kept))
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

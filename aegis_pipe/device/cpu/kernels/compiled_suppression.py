@@ -9,7 +9,7 @@ import numpy as np
 
 from aegis_pipe.device.cpu.kernels import native, operands
 from aegis_pipe.device.cpu.kernels.compiled import FLOAT32
-from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.planned import carve, elements_moved, scratch_bytes
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest
@@ -57,7 +57,6 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     scratch = carve(workspace, _scratch(request))
     given = [*inputs[:5], operands.optional(outputs, 0), operands.optional(outputs, 1), *scratch]
     images, classes, count = operands.input_spec(request, 1).shape
@@ -69,7 +68,7 @@ def _bind(
         operands.integer(request, "boxes_per_class"),
         operands.integer(request, "center_point_box"),
     )
-    return NativeCall(native.LIBRARY, "aegis_suppress", arguments, given)
+    return native.call("aegis_suppress", arguments, given)
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (CpuKernel(("aegis.NonMaxSuppression",), _choose, _bind),)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_pipe.device.cpu.kernels import compiled, native, operands
-from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER, NativeCall
+from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 
@@ -102,10 +102,9 @@ def _bind(
     outputs: Sequence[np.ndarray | None],
     workspace: np.ndarray | None,
 ) -> Callable[[], None]:
-    assert native.LIBRARY is not None
     arrays = (*inputs[:2], operands.optional(inputs, 2), *outputs, workspace)
     arguments = _arguments(request, bool(choice.packed), arrays)
-    return NativeCall(native.LIBRARY, "aegis_transposed_convolution", arguments, arrays)
+    return native.call("aegis_transposed_convolution", arguments, arrays)
 
 
 KERNEL_FAMILY: tuple[CpuKernel, ...] = (

@@ -219,6 +219,12 @@ class NativeCall:
             _raise_first((self.noted,))
 
 
+def call(function: str, arguments: ctypes.Structure, kept: Sequence[object] = ()) -> NativeCall:
+    """Bind a function of the loaded library, which was there when the kernel was chosen."""
+    assert LIBRARY is not None, function
+    return NativeCall(LIBRARY, function, arguments, kept)
+
+
 class NativeBatch:
     """Bound kernels run one after the other by a single call out of Python.
 

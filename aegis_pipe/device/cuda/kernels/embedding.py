@@ -10,7 +10,7 @@ from aegis_pipe.device.cuda.kernels.each import each, given, results, simple_ker
 from aegis_pipe.device.cuda.kernels.nested import bind_nested
 from aegis_pipe.device.cuda.kernels.operands import number, operand, required, result
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue
-from aegis_pipe.device.cuda.kernels.rows import KERNEL_FAMILY as ROW_FAMILY
+from aegis_pipe.device.cuda.kernels.row_normalisations import KERNEL_FAMILY as ROW_FAMILY
 from aegis_pipe.device.cuda.kernels.source import FLOATS, computed, stored
 from aegis_pipe.kernel import KernelRequest
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from aegis_pipe.execution.passes import fuse_convolution, run_passes
+from aegis_pipe.execution.passes.fuse_convolution import FuseConvolution
 from tests.unit.pass_driver import check, count, graph_of, model_of, operators_of
 
 PASSES = (fuse_convolution,)
@@ -27,6 +28,8 @@ CONSTANTS = {
     "low": np.float32(-0.5).reshape(()),
     "high": np.float32(1.5).reshape(()),
 }
+
+SQUARE = random(4, 4, 1, 1)
 
 FUSED_CASES = {
     "relu": f"{X} {{ {CONV} y = Relu(h) }}",
@@ -71,6 +74,24 @@ def test_other_floats(dtype: str) -> None:
     # ONNX Runtime has no convolution of doubles.
     graph = check(model, PASSES, rtol=2e-3, atol=1e-3, against_onnxruntime=dtype == "float16")
     assert operators_of(graph) == [FUSED]
+
+
+@pytest.mark.parametrize("order", ["short way first", "long way first"])
+def test_where_branches_run_side_by_side_the_longer_way_adds(order: str) -> None:
+    ways = {
+        "short": "p = Conv <pads=[1,1,1,1]> (x, w)",
+        "long": "a = Conv <pads=[1,1,1,1]> (x, w) r = Relu(a) q = Conv (r, u)",
+    }
+    both = " ".join(ways.values() if order.startswith("short") else reversed(ways.values()))
+    model = model_of(f"{X} {{ {both} i = Add(p, q) y = Relu(i) }}", {**CONSTANTS, "u": SQUARE})
+    graph = check(model, (FuseConvolution(),), identical=True)
+    assert operators_of(graph).count(FUSED) == 2
+    (adder,) = [node for node in graph.operators if len(node.inputs) == 4]
+    (first,) = [node for node in graph.operators if node.outputs[0] == adder.inputs[0]]
+    assert first.attributes["activation"] == "Relu"
+    (short,) = [node for node in graph.operators if node.outputs[0] == adder.inputs[3]]
+    assert short.inputs[0] == "x"
+    assert graph.operators.index(short) < graph.operators.index(adder)
 
 
 def test_of_two_convolutions_the_later_adds() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from aegis_pipe.device.cpu.kernels import compiled_elementwise, native
 from aegis_pipe.device.cpu.kernels.native import NativeBatch, NativeCall
 
+ROOT = Path(__file__).parents[5]
 LIBRARY = native.LIBRARY
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason=f"compiled kernels {native.STATUS}")
 
@@ -96,3 +99,17 @@ def test_without_a_build_there_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_
     assert library is None
     assert status.startswith("not loaded: ")
     assert status.endswith("NumPy kernels do the work")
+
+
+@pytest.mark.parametrize("package", ["device/cpu", "memory", "execution"])
+def test_a_library_is_reached_in_one_way(package: str) -> None:
+    """Through its module: a name of one's own would stay what it was when another is loaded."""
+    modules = sorted((ROOT / "aegis_pipe" / package).rglob("*.py"))
+    own_names = [
+        f"{module.name}:{node.lineno}"
+        for module in modules
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and "LIBRARY" in {each.name for each in node.names}
+    ]
+    assert len(modules) > 5
+    assert own_names == []
