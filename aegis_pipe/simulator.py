@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import multiprocessing
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -52,15 +52,39 @@ def simulate(
     manifest: Manifest, profile: Profile, duration_ns: int, seed: int, *, journal: bool = False
 ) -> Simulation:
     """Run a manifest's load through its scheduler on virtual time."""
+    return simulate_each([manifest], profile, duration_ns, seed, journal=journal)[0]
+
+
+def simulate_each(
+    manifests: Sequence[Manifest],
+    profile: Profile,
+    duration_ns: int,
+    seed: int,
+    *,
+    journal: bool = False,
+) -> list[Simulation]:
+    """Do the same for several variants, all of whose stretches run in parallel."""
     lengths = [
         min(STRETCH_NS, duration_ns - start_ns) for start_ns in range(0, duration_ns, STRETCH_NS)
     ]
-    jobs = [
-        _Job(manifest, profile, length_ns, _seed(seed, number), journal)
-        for number, length_ns in enumerate(lengths)
+    parts = _run_all(
+        [
+            _Job(manifest, profile, length_ns, _seed(seed, number), journal)
+            for manifest in manifests
+            for number, length_ns in enumerate(lengths)
+        ]
+    )
+    return [
+        _together(manifest, duration_ns, itertools.islice(parts, len(lengths)), journal)
+        for manifest in manifests
     ]
+
+
+def _together(
+    manifest: Manifest, duration_ns: int, parts: Iterable[tuple[Tally, bytes]], journal: bool
+) -> Simulation:
     tally, digest = Tally([model.name for model in manifest.models]), hashlib.sha256()
-    for part, part_digest in _run_all(jobs):
+    for part, part_digest in parts:
         tally.add(part)
         digest.update(part_digest)
     predictions = tally.predictions()
@@ -104,14 +128,15 @@ def _seed(seed: int, number: int) -> int:
     return seed * 1_000_003 + number * 7919
 
 
-def _run_all(jobs: Sequence[_Job]) -> Iterable[tuple[Tally, bytes]]:
+def _run_all(jobs: Sequence[_Job]) -> Iterator[tuple[Tally, bytes]]:
     workers = min(len(jobs), os.cpu_count() or 1)
     if workers < 2:
-        return map(_run_one, jobs)
+        yield from map(_run_one, jobs)
+        return
     # Spawned, not forked: whoever calls may have threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        return list(pool.map(_run_one, jobs))
+        yield from pool.map(_run_one, jobs)
 
 
 def _run_one(job: _Job) -> tuple[Tally, bytes]:

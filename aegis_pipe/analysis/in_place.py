@@ -1,9 +1,9 @@
 """How long requests of a running deployment held their streams, and after what.
 
-A model that runs again and again with nothing beside it is faster than in its deployment: caches,
-helpers and the processor's clock stay with it. And what slows a machine down lasts longer than a
-request, so that slow ones come together and queues behind them are longer than independent times
-would make them. Both are kept by taking times in place, in the order in which they came.
+A model that runs again and again with nothing else running is faster than in its deployment. And
+what slows a machine down lasts longer than a request, so that slow ones come together and queues
+behind them are longer than independent times would make them. Both are kept by taking times in
+place, in the order in which they came.
 """
 
 from __future__ import annotations

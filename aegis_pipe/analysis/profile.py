@@ -57,7 +57,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """How long one model's requests hold a stream when nothing else runs."""
+    """How long one model's requests hold a stream when nothing else runs; bounds also in place."""
 
     model: str
     boundaries: tuple[int, ...]
@@ -74,7 +74,7 @@ class ModelProfile:
     rested_ns: tuple[int, ...]
     """The same after a short pause and another model, when caches and threads are cold."""
     idle_ns: tuple[int, ...]
-    """The same after a long pause; bounds cover all three."""
+    """The same after a long pause; bounds cover all three, and times in place."""
     wakes_ns: tuple[int, ...]
     """The same of the time from submission until the scheduler acts on it, when idle."""
     wake: QuantileBound

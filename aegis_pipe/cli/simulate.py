@@ -15,7 +15,7 @@ from aegis_pipe.analysis_builder import load_profile
 from aegis_pipe.cli.arguments import duration, seed
 from aegis_pipe.cli.tables import table
 from aegis_pipe.manifest_check import check_manifest
-from aegis_pipe.simulator import Simulation, simulate, sweep, with_settings
+from aegis_pipe.simulator import Simulation, simulate_each, sweep, with_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,10 +45,9 @@ def run(options: argparse.Namespace) -> int:
     profile = load_profile(given)
     manifest = with_settings(given, options.settings)
     variants = sweep(manifest) if options.sweep else [manifest]
-    results = [
-        simulate(each, profile, options.duration_ns, options.seed, journal=options.journal)
-        for each in variants
-    ]
+    results = simulate_each(
+        variants, profile, options.duration_ns, options.seed, journal=options.journal
+    )
     if options.json:
         values = [_as_json(result) for result in results]
         print(json.dumps(values if options.sweep else values[0], indent=2))

@@ -10,7 +10,7 @@ from aegis_pipe.analysis.in_place import ENOUGH, RESTED, UPON, Hold
 from aegis_pipe.analysis.profile import Fingerprint, Profile, model_profile
 from aegis_pipe.manifest.conversion import manifest_from_table
 from aegis_pipe.pipeline_builder import arrivals_of
-from aegis_pipe.simulator import simulate, simulate_again
+from aegis_pipe.simulator import simulate, simulate_again, simulate_each, with_settings
 
 MS = 1_000_000
 SECOND = 1_000 * MS
@@ -64,3 +64,10 @@ def test_what_was_measured_in_place_is_what_is_predicted_from(profile):
     assert alone.p50_ns < 2 * MS
     assert there.p50_ns >= 3 * MS
     assert simulate(manifest(1), few, 10 * SECOND, 1).predictions == (alone,)
+
+
+def test_variants_side_by_side_are_simulated_as_each_alone(profile):
+    variants = [manifest(1), with_settings(manifest(1), ["streams.count=2"])]
+    together = simulate_each(variants, profile, SECOND, 1, journal=True)
+    assert together == [simulate(each, profile, SECOND, 1, journal=True) for each in variants]
+    assert together[0].journal != together[1].journal
