@@ -24,6 +24,11 @@ own. A request pays for one append to a bounded ring per event. What can not be 
 is dropped, oldest first, and counted; no request ever waits for telemetry, and the end of a run
 waits no longer than 2 s for it.
 
+Those threads build and send spans between requests, as far as there is time between them: exporting
+beside a request takes from it where processors are few, or threads of one core. Spans arrive up to
+half a second later for that; metrics and the log do not. If requests leave no time between them,
+exporting goes on beside them.
+
 To look at traces, start Jaeger and point the manifest at it:
 
 ```

@@ -78,7 +78,9 @@ class StagingContext(CpuContext):
     def description(self):
         return replace(super().description, staging_alignment_bytes=UNIT)
 
-    def create_stream(self, index, *, priority=0, staging_bytes=None, multiprocessors=None):
+    def create_stream(
+        self, index, *, priority=0, staging_bytes=None, staging_parts=1, multiprocessors=None
+    ):
         stream = StagingStream(index, self._clock, self._progress, self._threads)
         stream.reserved = staging_bytes
         StagingContext.streams_made += 1
