@@ -68,8 +68,3 @@ def in_tiles(matrices: np.ndarray, width: int) -> np.ndarray:
     if n % width:
         tiles[..., whole, :, : n % width] = matrices[..., whole * width :]
     return tiles
-
-
-def as_bytes(array: np.ndarray) -> np.ndarray:
-    """Return an array's bytes."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -14,7 +14,7 @@ import numpy as np
 
 from aegis_pipe.device.cpu.kernels import compiled, native, operands
 from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
-from aegis_pipe.device.cpu.kernels.planned import elements_moved
+from aegis_pipe.device.cpu.kernels.planned import as_bytes, elements_moved
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 
@@ -75,9 +75,7 @@ def packed_depthwise(channels: int, taps: int) -> PackedConstant:
     return PackedConstant(
         layout=f"taps.{_LANES}",
         size_bytes=taps * compiled.round_up(channels, _LANES) * 4,
-        pack=lambda array: compiled.as_bytes(
-            compiled.in_tiles(array.reshape(channels, taps).T, _LANES)
-        ),
+        pack=lambda array: as_bytes(compiled.in_tiles(array.reshape(channels, taps).T, _LANES)),
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from aegis_pipe.device.cpu.kernels import compiled, native, operands
 from aegis_pipe.device.cpu.kernels.native import FLOAT, INTEGER, POINTER
+from aegis_pipe.device.cpu.kernels.planned import as_bytes
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 from aegis_pipe.record import record
@@ -258,9 +259,7 @@ def _choose_depthwise_channels(request: KernelRequest) -> KernelChoice | None:
     packed = PackedConstant(
         layout=f"taps.{_LANES}",
         size_bytes=taps * compiled.round_up(shape.groups, _LANES) * 4,
-        pack=lambda array: compiled.as_bytes(
-            compiled.in_tiles(array.reshape(shape.groups, taps).T, _LANES)
-        ),
+        pack=lambda array: as_bytes(compiled.in_tiles(array.reshape(shape.groups, taps).T, _LANES)),
     )
     return KernelChoice(
         kernel="native.conv.depthwise_channels",

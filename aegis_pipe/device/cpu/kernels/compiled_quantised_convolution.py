@@ -15,6 +15,7 @@ import numpy as np
 
 from aegis_pipe.device.cpu.kernels import byte_units, compiled, native, operands
 from aegis_pipe.device.cpu.kernels.native import INTEGER, POINTER
+from aegis_pipe.device.cpu.kernels.planned import as_bytes
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 from aegis_pipe.record import record
@@ -204,7 +205,7 @@ def _pack_depthwise(
     padded = np.zeros((shape.taps, columns), np.float32)
     padded[:, : shape.groups] = taps.T
     sums = padded.sum(axis=0).astype(np.int32)
-    return np.concatenate([compiled.as_bytes(padded), compiled.as_bytes(sums)])
+    return np.concatenate([as_bytes(padded), as_bytes(sums)])
 
 
 def _choice(

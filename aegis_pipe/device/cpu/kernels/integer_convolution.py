@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -17,7 +18,12 @@ from aegis_pipe.device.cpu.kernels.convolution_columns import (
     interior_of,
     multiply_adds,
 )
-from aegis_pipe.device.cpu.kernels.planned import FLOAT32, as_bytes, no_packing, planned_kernel
+from aegis_pipe.device.cpu.kernels.planned import (
+    FLOAT32,
+    no_packing,
+    packed_centred,
+    planned_kernel,
+)
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.device.cpu.kernels.requantise import (
     IntegerResult,
@@ -81,15 +87,10 @@ def _pack_integer(request: KernelRequest) -> Mapping[int, PackedConstant]:
     if not _packs_weights(request):
         return no_packing(request)
     weights_at, _, zero_at = _quantised_positions(request)
-    dtype = _integer_dtype(request)
     zero = request.constants.get(zero_at)
-    size_bytes = operands.input_spec(request, weights_at).element_count * dtype.itemsize
-    layout = f"centred-{dtype.name}-{'' if zero is None else zero.tobytes().hex()}"
-
-    def pack(weights: np.ndarray) -> np.ndarray:
-        return as_bytes(_centred(weights, zero).astype(dtype))
-
-    return {weights_at: PackedConstant(layout, size_bytes, pack)}
+    return packed_centred(
+        request, weights_at, zero, _integer_dtype(request), partial(_centred, zero=zero)
+    )
 
 
 def _integer_scratch(request: KernelRequest) -> Sequence[TensorSpec]:

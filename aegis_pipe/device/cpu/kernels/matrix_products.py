@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -16,8 +17,8 @@ from aegis_pipe.device.cpu.kernels import activations, operands
 from aegis_pipe.device.cpu.kernels.planned import (
     FLOAT32,
     all_float,
-    as_bytes,
     no_packing,
+    packed_centred,
     planned_kernel,
 )
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
@@ -196,15 +197,10 @@ def _pack_integer(request: KernelRequest) -> Mapping[int, PackedConstant]:
     if _centred_right(request) is None:
         return no_packing(request)
     right_at, _, zero_at = _quantised_positions(request)
-    dtype = _integer_dtype(request)
     zero = request.constants.get(zero_at)
-    size_bytes = operands.input_spec(request, right_at).element_count * dtype.itemsize
-    layout = f"centred-{dtype.name}-{'' if zero is None else zero.tobytes().hex()}"
-
-    def pack(right: np.ndarray) -> np.ndarray:
-        return as_bytes(_centred(right, zero).astype(dtype))
-
-    return {right_at: PackedConstant(layout, size_bytes, pack)}
+    return packed_centred(
+        request, right_at, zero, _integer_dtype(request), partial(_centred, zero=zero)
+    )
 
 
 def _integer_scratch(request: KernelRequest) -> Sequence[TensorSpec]:

@@ -195,6 +195,29 @@ def as_bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
+def packed_centred(
+    request: KernelRequest,
+    position: int,
+    zero: np.ndarray | None,
+    dtype: np.dtype,
+    centred: Callable[[np.ndarray], np.ndarray],
+    *,
+    order: str = "",
+) -> Mapping[int, PackedConstant]:
+    """Return how the integers of a constant become those less their zero point, of `dtype`.
+
+    `order` names how `centred` turns them.
+    """
+    spec = request.inputs[position]
+    assert spec is not None, f"{request.operator} without operand {position}"
+    layout = f"centred-{dtype.name}{order}-{'' if zero is None else zero.tobytes().hex()}"
+
+    def pack(array: np.ndarray) -> np.ndarray:
+        return as_bytes(centred(array).astype(dtype))
+
+    return {position: PackedConstant(layout, spec.element_count * dtype.itemsize, pack)}
+
+
 def _conversions(request: KernelRequest) -> list[TensorSpec]:
     """Return the float32 scratch arrays: half operands that vary, then half results."""
     varying = [

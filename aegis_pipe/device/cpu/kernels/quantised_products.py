@@ -8,7 +8,12 @@ import numpy as np
 
 from aegis_pipe.device.cpu.kernels import operands
 from aegis_pipe.device.cpu.kernels.matrix_products import merged, product_shape
-from aegis_pipe.device.cpu.kernels.planned import FLOAT32, as_bytes, no_packing, planned_kernel
+from aegis_pipe.device.cpu.kernels.planned import (
+    FLOAT32,
+    no_packing,
+    packed_centred,
+    planned_kernel,
+)
 from aegis_pipe.device.cpu.kernels.registry import CpuKernel
 from aegis_pipe.device.cpu.kernels.requantise import exact_float, subtract_zero
 from aegis_pipe.kernel import KernelRequest, PackedConstant
@@ -68,15 +73,15 @@ def _sum_dtype(request: KernelRequest) -> np.dtype:
 def _packed(request: KernelRequest) -> Mapping[int, PackedConstant]:
     if _known_right(request) is None:
         return no_packing(request)
-    dtype, zero = _sum_dtype(request), request.constants.get(_B_ZERO)
-    size_bytes = operands.input_spec(request, _B).element_count * dtype.itemsize
-    turned = "-turned" if operands.integer(request, "transB") else ""
-    layout = f"centred-{dtype.name}{turned}-{'' if zero is None else zero.tobytes().hex()}"
-
-    def pack(right: np.ndarray) -> np.ndarray:
-        return as_bytes(_centred(request, right, zero).astype(dtype))
-
-    return {_B: PackedConstant(layout, size_bytes, pack)}
+    zero = request.constants.get(_B_ZERO)
+    return packed_centred(
+        request,
+        _B,
+        zero,
+        _sum_dtype(request),
+        lambda right: _centred(request, right, zero),
+        order="-turned" if operands.integer(request, "transB") else "",
+    )
 
 
 def _right_shape(request: KernelRequest) -> tuple[int, ...]:

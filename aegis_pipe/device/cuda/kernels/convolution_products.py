@@ -80,7 +80,7 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
     return KernelChoice(
         "conv.patches" if found.are_patches else "conv.pixels",
         workspace_bytes=_patches_bytes(found) + planned.algorithm.workspace_bytes,
-        packed={1: _packed(request)},
+        packed={1: packed_channels_last(request)},
         cost=float(result(request).element_count * math.prod(required(request, 1).shape[1:])),
     )
 
@@ -99,7 +99,7 @@ def library_microseconds(request: KernelRequest, machine: Machine) -> float | No
     return min((each for each in times if each is not None), default=None)
 
 
-def _packed(request: KernelRequest) -> PackedConstant:
+def packed_channels_last(request: KernelRequest) -> PackedConstant:
     """Return how weights [M, C, window...] become [M, window..., C]."""
     weights = required(request, 1)
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from aegis_pipe.device.cuda import driver
-from aegis_pipe.device.cuda.kernels.convolution_products import library_microseconds
+from aegis_pipe.device.cuda.kernels.convolution_products import (
+    library_microseconds,
+    packed_channels_last,
+)
 from aegis_pipe.device.cuda.kernels.operands import (
     integer,
     integers,
@@ -34,7 +35,7 @@ from aegis_pipe.device.cuda.kernels.tensor_tilings import (
     tilings,
 )
 from aegis_pipe.device.cuda.kernels.windows import activated, is_known_activation
-from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
+from aegis_pipe.kernel import KernelChoice, KernelRequest
 
 _GROUP = 8
 """Elements that are loaded at once."""
@@ -71,16 +72,6 @@ def _convolution_of(request: KernelRequest) -> TensorConvolution | None:
     )
     step = DEPTH if found.taps > 1 else _GROUP
     return None if found.channels % step or found.filters % 4 else found
-
-
-def _packed(request: KernelRequest) -> PackedConstant:
-    """Return how weights [M, C, window...] become [M, window..., C]."""
-    weights = required(request, 1)
-
-    def pack(array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(np.moveaxis(array, 1, -1)).reshape(-1).view(np.uint8)
-
-    return PackedConstant(f"channels_last.{weights.shape[1]}", weights.size_bytes, pack)
 
 
 def _sizes(p: TensorConvolution) -> list[int]:
@@ -177,7 +168,7 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
     p = found[0]
     return KernelChoice(
         "conv.tensor",
-        packed={1: _packed(request)},
+        packed={1: packed_channels_last(request)},
         cost=float(p.rows * p.filters * p.taps * p.channels),
     )
 

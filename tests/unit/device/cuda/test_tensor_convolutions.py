@@ -14,7 +14,11 @@ from aegis_pipe.tensor import TensorSpec
 pytest.importorskip("cuda.bindings.nvrtc", reason="no CUDA bindings")
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda import driver
-from aegis_pipe.device.cuda.kernels import tensor_convolutions, tensor_tilings
+from aegis_pipe.device.cuda.kernels import (
+    convolution_products,
+    tensor_convolutions,
+    tensor_tilings,
+)
 from aegis_pipe.device.cuda.kernels.tensor_convolution_source import source_of
 from aegis_pipe.device.cuda.kernels.tensor_tilings import TensorConvolution, Tiling
 
@@ -107,7 +111,7 @@ def test_who_is_taken(asked: KernelRequest, is_taken: bool) -> None:
 def test_weights_lie_by_filter_window_and_channel() -> None:
     asked = request(24, 1)
     weights = np.arange(16 * 24).reshape(16, 24, 1, 1).astype(np.float16)
-    packed = tensor_convolutions._packed(asked)
+    packed = convolution_products.packed_channels_last(asked)
     found = packed.pack(weights).view(np.float16).reshape(16, 1, 1, 24)
     assert np.array_equal(found, weights.transpose(0, 2, 3, 1))
     assert packed.size_bytes == weights.nbytes
