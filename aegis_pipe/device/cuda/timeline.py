@@ -13,8 +13,8 @@ from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.stamps import Stamps
 
 _ANCHORS_MIN, _ANCHORS_MAX = 16, 400
-_STAMP_UNCERTAINTY_NS = 2_000
-"""Anchors are taken until stamps are known this well: other processes come between some."""
+_UNCERTAINTY_NS, _STAMP_UNCERTAINTY_NS = 10_000, 2_000
+"""Anchors are taken until both offsets are known this well: other processes come between some."""
 _REFRESH_NS = 1_000_000_000
 """Elapsed times are single-precision milliseconds: after a second they resolve 60 ns."""
 
@@ -31,12 +31,16 @@ class Timeline:
         self._anchor_ns = clock.now_ns()
         low, high = -(1 << 62), 1 << 62
         stamp_low, stamp_high = low, high
-        for count in range(_ANCHORS_MAX):
+        for taken in range(1, _ANCHORS_MAX + 1):
             begin, device_ns, end = self._sample()
             low, high = max(low, begin - device_ns), min(high, end - device_ns)
             first, ticks, last = self._stamped(stamps)
             stamp_low, stamp_high = max(stamp_low, first - ticks), min(stamp_high, last - ticks)
-            if count >= _ANCHORS_MIN and stamp_high - stamp_low <= 2 * _STAMP_UNCERTAINTY_NS:
+            known = (
+                high - low <= 2 * _UNCERTAINTY_NS
+                and stamp_high - stamp_low <= 2 * _STAMP_UNCERTAINTY_NS
+            )
+            if known and taken >= _ANCHORS_MIN:
                 break
         self._anchor_ns += (low + high) // 2
         self._stamp_offset_ns = (low + high) // 2 + (stamp_low + stamp_high) // 2
