@@ -24,7 +24,7 @@ class CudaRegion:
 
     @classmethod
     def reserve(cls, size_bytes: int) -> CudaRegion:
-        """Make an owner of zeroed memory; DriverError if the device has not that much."""
+        """Make an owner of zeroed memory; PermanentError if the device has not that much."""
         address = driver.allocate(size_bytes) if size_bytes else 0
         if size_bytes:
             driver.fill_zero(address, size_bytes)
