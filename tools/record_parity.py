@@ -141,7 +141,7 @@ def differences(
 
 def _as_json(value: Any) -> Any:
     """Return a figure; None for what can not be said."""
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def rows(
