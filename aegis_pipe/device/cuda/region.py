@@ -25,7 +25,7 @@ class CudaRegion:
 
     @classmethod
     def reserve(cls, size_bytes: int, stream: int) -> CudaRegion:
-        """Make an owner of memory, zeroed on a stream; DriverError if there is not that much."""
+        """Make an owner of memory, zeroed on a stream; PermanentError if there is not that much."""
         address = driver.allocate(size_bytes) if size_bytes else 0
         if size_bytes:
             run(stream, lambda: driver.enqueue_fill(address, 0, size_bytes, stream))
