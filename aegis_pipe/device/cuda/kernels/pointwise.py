@@ -160,7 +160,11 @@ def mapping_source(mapping: Mapping) -> tuple[str, int]:
         f"const {stored(read.dtype)}* x{position}" for position, read in enumerate(mapping.reads)
     ]
     source = kernel_source(
-        [*parameters, f"{kind}* y"], body, threads=_THREADS, extra=mapping.function.extra
+        [*parameters, f"{kind}* y"],
+        body,
+        threads=_THREADS,
+        extra=mapping.function.extra,
+        fetches=True,
     )
     return source, pack
 
