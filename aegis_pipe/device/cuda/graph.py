@@ -216,12 +216,11 @@ def _capture(
 
 def _fetch_ahead(calls: Sequence[CudaKernelCall]) -> None:
     """Have kernels of our own fetch the largest constant of the kernel behind them."""
-    busy = [call for call in calls if call.launches]
-    for call, behind in itertools.pairwise(busy):
-        last = call.launches[-1]
+    launches = [(launch, call) for call in calls for launch in call.launches]
+    for (launch, _), (_, behind) in itertools.pairwise(launches):
         spans = [span for span in behind.constants if span[1] - span[0] >= FETCHED_BYTES_MIN]
-        if isinstance(last, WaitingLaunch) and spans:
-            last.fetch(max(spans, key=lambda span: span[1] - span[0]))
+        if isinstance(launch, WaitingLaunch) and spans:
+            launch.fetch(max(spans, key=lambda span: span[1] - span[0]))
 
 
 def _own(call: KernelCall) -> CudaKernelCall:
