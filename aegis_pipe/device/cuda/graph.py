@@ -216,11 +216,17 @@ def _capture(
 
 def _fetch_ahead(calls: Sequence[CudaKernelCall]) -> None:
     """Have kernels of our own fetch the largest constant of the kernel behind them."""
+    lead = int(os.environ.get("LEAD", 1))
     launches = [(launch, call) for call in calls for launch in call.launches]
-    for (launch, _), (_, behind) in itertools.pairwise(launches):
-        spans = [span for span in behind.constants if span[1] - span[0] >= FETCHED_BYTES_MIN]
-        if isinstance(launch, WaitingLaunch) and spans:
-            launch.fetch(max(spans, key=lambda span: span[1] - span[0]))
+    wanted: list[tuple[int, Span]] = []
+    for at, (launch, call) in enumerate(launches):
+        spans = [span for span in call.constants if span[1] - span[0] >= FETCHED_BYTES_MIN]
+        if spans and launch is call.launches[-1]:
+            wanted.append((at, max(spans, key=lambda span: span[1] - span[0])))
+    for at, (launch, _) in enumerate(launches):
+        behind = [span for place, span in wanted if place > at]
+        if isinstance(launch, WaitingLaunch) and len(behind) >= lead:
+            launch.fetch(behind[lead - 1])
 
 
 def _own(call: KernelCall) -> CudaKernelCall:

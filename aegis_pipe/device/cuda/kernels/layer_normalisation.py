@@ -27,6 +27,9 @@ _PACK_BYTES = 16
 _PACKS_MAX = 4
 """Packs of a row that a thread keeps."""
 _WARPS_MAX = 4
+_ROWS_MANY = 8
+"""Rows a multiprocessor from which on several warps share a row."""
+_THREADS_MAX = 128
 _MOMENTS = """
 struct Moments { float mean, square; };
 template <int T> __device__ __forceinline__ Moments merged(Moments a, float count) {
@@ -81,8 +84,11 @@ def _repeats(spec: TensorSpec, source: TensorSpec) -> int | None:
     return spec.element_count // source.shape[-1]
 
 
-def _threads(width: int, pack: int) -> int | None:
-    """Return how many threads have a row."""
+def _threads(width: int, pack: int, rows: int, multiprocessors: int) -> int | None:
+    """Return how many threads have a row: a pack each where rows alone are many blocks."""
+    packs = width // pack
+    if rows >= _ROWS_MANY * multiprocessors and packs % 32 == 0 and packs <= _THREADS_MAX:
+        return packs
     for threads in (32, 128, 256, 512, 1024):
         if width <= threads * pack * _PACKS_MAX:
             return threads
@@ -97,7 +103,8 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
     if request.operator in _PLAIN and integer(request, "axis") != rank - 1:
         return None
     pack = _PACK_BYTES // source.dtype.itemsize
-    if width % pack or _threads(width, pack) is None:
+    rows = source.element_count // width
+    if width % pack or _threads(width, pack, rows, machine.multiprocessors) is None:
         return None
     total = request.outputs[3] if len(request.outputs) > 3 else None
     if total is not None and total.dtype != source.dtype:
@@ -115,9 +122,10 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
     source, width = required(request), required(request).shape[-1]
     kind = stored(source.dtype)
     pack = _PACK_BYTES // source.dtype.itemsize
-    threads = _threads(width, pack)
+    rows = source.element_count // width
+    threads = _threads(width, pack, rows, binding.machine.multiprocessors)
     assert threads is not None
-    rows, packs = source.element_count // width, -(-width // (threads * pack))
+    packs = -(-width // (threads * pack))
     parameters, arguments = ["const P* x"], [binding.inputs[0]]
     early, late = "", ""
     each = f"for (int n = 0; n < {packs}; ++n) {{ const unsigned i = lane + n * T; if (i < W)"
