@@ -59,7 +59,11 @@ def _suited(request: KernelRequest, machine: Machine) -> Attention | None:
 
 def _blocks(a: Attention) -> list[Block]:
     """Return the shapes of block that are measured."""
-    return [Block(rows, keys, a.q.size, a.k.length) for rows, keys in _SHAPES]
+    return [_block(a, rows, keys) for rows, keys in _SHAPES]
+
+
+def _block(a: Attention, rows: int, keys: int) -> Block:
+    return Block(rows, keys, a.q.size, a.k.length, a.mask is not None)
 
 
 def _grid(a: Attention, block: Block) -> tuple[int, int, int]:
@@ -95,7 +99,7 @@ def _measured(request: KernelRequest, machine: Machine, a: Attention) -> Block |
         known = {"rows": rows, "keys": keys, "microseconds": microseconds}
         machine.tuner.remember(what, library, known)
     rows, keys = (int(str(known[name])) for name in ("rows", "keys"))
-    return Block(rows, keys, a.q.size, a.k.length) if rows else None
+    return _block(a, rows, keys) if rows else None
 
 
 def _sizes(request: KernelRequest, a: Attention) -> list[int]:

@@ -29,10 +29,10 @@ GROUP = 16
 """Queries of a warp, and keys of a step."""
 _SHARED_BYTES_MAX = 96 << 10
 """What a block may have on every GPU from compute 8.0 on, less a little."""
-_STEPS_MAX = {64: 7, 128: 4}
-"""Most steps whose scores are in registers at once, by the size of a head."""
-_WARPS = 12
-"""Warps that a multiprocessor is to have at once where registers allow."""
+_STEPS_MAX, _STEPS_LIGHT = 3, 7
+"""Most steps whose scores are in registers at once; and with little else to hold there."""
+_SIZE_LIGHT, _WARPS_LIGHT = 64, 12
+"""Of heads, and warps that a multiprocessor is then to have at once."""
 
 SHARED = "extern __shared__ __align__(128) u8 memory[];"
 FUNCTIONS = """
@@ -86,6 +86,13 @@ class Block:
     size: int
     """Of a head."""
     key_count: int
+    is_masked: bool = False
+
+    @property
+    def is_light(self) -> bool:
+        """Whether registers are left: small heads, no mask, and one page has all keys."""
+        is_one_page = -(-self.key_count // (GROUP * self.keys)) <= self._most
+        return self.size == _SIZE_LIGHT and not self.is_masked and is_one_page
 
     @property
     def threads(self) -> int:
@@ -100,7 +107,7 @@ class Block:
     @property
     def rounds(self) -> int:
         """How often a warp takes `steps` steps in a page."""
-        return -(-self._shares // _STEPS_MAX[self.size])
+        return -(-self._shares // (_STEPS_LIGHT if self.is_light else _STEPS_MAX))
 
     @property
     def steps(self) -> int:
@@ -223,7 +230,7 @@ def source_of(a: Attention, dtype: np.dtype, block: Block) -> str:
       for (int c = 0; c < D / 16; ++c)
         read(a[c], q_place + (wr * {GROUP} + lane % 16) * B
             + ((2 * c + lane / 16 ^ (lane & 7)) << 4));
-    #pragma unroll{"" if block.rounds < 3 else " 1"}
+    #pragma unroll{"" if block.rounds == 2 and keys == 1 else " 1"}
     for (int round = 0; round < {block.rounds}; ++round) {{
       const int own = (round * {keys} + wk) * {GROUP * steps}, base = page + own;
       float s[{2 * steps}][4] = {{}};
@@ -274,13 +281,12 @@ def source_of(a: Attention, dtype: np.dtype, block: Block) -> str:
   sum[0] = total(sum[0]); sum[1] = total(sum[1]);
   {_alone(a) if keys == 1 else _together(a, block, factor)}"""
     kind = "f16" if dtype == FLOAT16 else "bf16"
-    warps = rows * keys
     return kernel_source(
         [*parameters, f"{element}* y"],
         body,
         threads=block.threads,
         extra=FUNCTIONS.replace("<kind>", kind) + _FURTHER,
-        blocks=max(1, _WARPS // warps) if a.q.size == 64 and block.pages == 1 else 0,
+        blocks=max(1, _WARPS_LIGHT // (rows * keys)) if block.is_light else 1,
         fetches=True,
     )
 

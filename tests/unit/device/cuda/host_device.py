@@ -306,7 +306,7 @@ class HostBinding(Binding):
         packed = driver.Arguments([*(0 if each is None else each for each in arguments), *ahead])
         blocks = (grid, 1, 1) if isinstance(grid, int) else grid
         body = source.partition('extern "C"')[2]
-        turns = any(word in body for word in ("__sync", "__shfl", "together<"))
+        turns = any(word in body for word in ("__sync", "__shfl", "together<", "merged<"))
 
         def enqueue(stream: int) -> None:
             library.run(*blocks, block, int(turns), ctypes.c_void_p(packed.address))

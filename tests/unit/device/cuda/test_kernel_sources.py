@@ -21,6 +21,10 @@ from aegis_pipe.device.cuda.faults import FaultWord  # noqa: E402
 from aegis_pipe.device.cuda.kernels import KERNELS, planar_convolutions, tensor_attention  # noqa: E402
 from aegis_pipe.device.cuda.kernels.attention import attention_of  # noqa: E402
 from aegis_pipe.device.cuda.kernels.registry import Binding, Machine  # noqa: E402
+from aegis_pipe.device.cuda.kernels.tensor_attention_source import (  # noqa: E402
+    Block,
+    source_of,
+)
 from tests.unit.device.cuda.kernel_requests import examples  # noqa: E402
 
 ARCHITECTURES = ("sm_75", "sm_90", "sm_100")
@@ -223,24 +227,31 @@ def test_a_source_that_is_wrong_is_told() -> None:
         driver.compile_cubin('extern "C" __global__ void k() { nothing(); }', "sm_90")
 
 
-def _tensor_attention(mask: bool) -> KernelRequest:
-    view = (1, 2, 40, 64, 0, 64, 384)
+def _tensor_attention(mask: bool, length: int, size: int) -> KernelRequest:
+    view = (1, 2, length, size, 0, size, 6 * size)
     attributes = {
-        **{f"{name}_view": (*view, 128 * place) for place, name in enumerate("qkv")},
-        "y_view": (1, 2, 40, 64, 0, 64, 128, 0),
+        **{f"{name}_view": (*view, 2 * size * place) for place, name in enumerate("qkv")},
+        "y_view": (1, 2, length, size, 0, size, 2 * size, 0),
         "scale": 0.125,
     }
-    inputs = [(40, 384)] * 3 + [(1, 1, 1, 40)] * mask
-    return _request(tensor_attention.STRIDED, inputs, (40, 128), attributes, np.float16)
+    inputs = [(length, 6 * size)] * 3 + [(1, 1, 1, length)] * mask
+    return _request(
+        tensor_attention.STRIDED, inputs, (length, 2 * size), attributes, np.float16
+    )
 
 
 @pytest.mark.parametrize("mask", [False, True])
-@pytest.mark.parametrize(("rows", "keys"), [(1, 4), (4, 1)])
-def test_attention_on_tensor_cores_compiles(mask: bool, rows: int, keys: int) -> None:
-    request = _tensor_attention(mask)
-    (source,) = sources_of(request)
-    attention = attention_of(request)
-    assert source == tensor_attention._source(request, attention, 1, 4)
-    other = tensor_attention._source(request, attention, rows, keys)
-    for architecture in ("sm_80", "sm_90", "sm_100"):
-        assert driver.compile_cubin(other, architecture).startswith(b"\x7fELF")
+@pytest.mark.parametrize("shape", tensor_attention._SHAPES)
+def test_attention_on_tensor_cores_compiles(mask: bool, shape: tuple[int, int]) -> None:
+    """Scores are in registers, of all keys but in long sequences: none may be spilled."""
+    half = np.dtype(np.float16)
+    for length, size in ((40, 64), (197, 64), (1000, 64), (197, 128)):
+        request = _tensor_attention(mask, length, size)
+        attention = attention_of(request)
+        assert attention is not None
+        source = source_of(attention, half, Block(*shape, size, length, mask))
+        if shape == tensor_attention._SHAPES[0]:
+            assert sources_of(request) == [source]
+        for architecture in ("sm_80", "sm_90", "sm_100"):
+            report = report_of(source, architecture)
+            assert not any(_spills(report)), (length, size, architecture)
