@@ -71,8 +71,6 @@ class KernelCompiler:
             self._functions[key] = driver.kernel_function(library, entry)
             if shared_bytes > 48 << 10:
                 driver.allow_shared_memory(self._functions[key], shared_bytes)
-            if os.environ.get("CARVE"):
-                driver.prefer_shared_memory(self._functions[key], int(os.environ["CARVE"]))
         return self._functions[key]
 
     def prepare(self, sources: Sequence[str]) -> None:

@@ -254,11 +254,6 @@ class CudaContext:
             tuple(binding.faults),
             tuple(_span(address, (*inputs, workspace)) for address in binding.unwaited),
             tuple(_span(address_of(each), [each]) for each in (*outputs, workspace) if each),
-            tuple(
-                _span(address_of(each), [each])
-                for position, each in enumerate(inputs)
-                if each and position in request.constants
-            ),
         )
 
     def watch(

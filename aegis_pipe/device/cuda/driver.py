@@ -390,21 +390,12 @@ def allow_shared_memory(kernel: int, size_bytes: int) -> None:
     checked(cu.cuKernelSetAttribute, limit, size_bytes, kernel, ordinal)
 
 
-def prefer_shared_memory(kernel: int, percent: int) -> None:
-    """Have multiprocessors that run a kernel give so much of their memory to sharing."""
-    preferred = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
-    ordinal = checked(cu.cuCtxGetDevice)
-    checked(cu.cuKernelSetAttribute, preferred, percent, kernel, ordinal)
-
-
 class Arguments:
     """A kernel's arguments, packed once: device addresses, or 32- and 64-bit numbers."""
 
     __slots__ = ("_keep", "address")
 
-    def __init__(
-        self, values: Sequence[int | ctypes.c_float | ctypes.c_int | ctypes.c_void_p]
-    ) -> None:
+    def __init__(self, values: Sequence[int | ctypes.c_float | ctypes.c_int]) -> None:
         cells = [ctypes.c_void_p(each) if isinstance(each, int) else each for each in values]
         table = (ctypes.c_void_p * max(1, len(cells)))(*map(ctypes.addressof, cells))
         self._keep = (cells, table)

@@ -7,9 +7,7 @@ others do not.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,8 +31,6 @@ from aegis_pipe.device.cuda.stream import CudaStream
 from aegis_pipe.device.cuda.timeline import Timeline
 from aegis_pipe.device.protocols import DeviceStream, Fork, KernelCall
 
-FETCHED_BYTES_MIN, FETCHED_BYTES_MAX = 64 << 10, int(os.environ.get("FETCHED", 8 << 20))
-
 Enqueue = Callable[[int], None]
 """Puts one kernel, bound to everything it needs, on the stream with this handle."""
 
@@ -44,19 +40,10 @@ class WaitingLaunch:
     """An `Enqueue` of a kernel of our own that may be started before the one ahead has ended."""
 
     enqueue: Enqueue
-    ahead: tuple[ctypes.c_void_p, ctypes.c_int] | tuple[()] = ()
-    """Where constants of the kernel behind are that it is to fetch, and their bytes."""
 
     def __call__(self, stream: int) -> None:
         """Enqueue it."""
         self.enqueue(stream)
-
-    def fetch(self, span: Span) -> None:
-        """Have it fetch constants of the kernel behind, if it is one that does."""
-        if self.ahead:
-            address, size_bytes = self.ahead
-            address.value = span[0]
-            size_bytes.value = min(span[1] - span[0], FETCHED_BYTES_MAX) // 16 * 16
 
 
 class Stamper(Protocol):
@@ -79,8 +66,6 @@ class CudaKernelCall:
     """What a library's kernel may read before it waits for the one before it, if not constant."""
     written: tuple[Span, ...] = ()
     """Where its results and its workspace are."""
-    constants: tuple[Span, ...] = ()
-    """What it reads and is constant."""
 
 
 class CudaGraph:
@@ -110,7 +95,6 @@ class CudaGraph:
         forks: Sequence[Fork] = (),
     ) -> None:
         own = [_own(call) for call in calls]
-        _fetch_ahead(own)
         self._timeline = timeline
         self._faults = faults
         self._words = tuple(word for call in own for word in call.faults)
@@ -212,21 +196,6 @@ def _capture(
     driver.upload_graph(launchable, stream)
     driver.synchronise_stream(stream)
     return launchable
-
-
-def _fetch_ahead(calls: Sequence[CudaKernelCall]) -> None:
-    """Have kernels of our own fetch the largest constant of the kernel behind them."""
-    lead = int(os.environ.get("LEAD", 1))
-    launches = [(launch, call) for call in calls for launch in call.launches]
-    wanted: list[tuple[int, Span]] = []
-    for at, (launch, call) in enumerate(launches):
-        spans = [span for span in call.constants if span[1] - span[0] >= FETCHED_BYTES_MIN]
-        if spans and launch is call.launches[-1]:
-            wanted.append((at, max(spans, key=lambda span: span[1] - span[0])))
-    for at, (launch, _) in enumerate(launches):
-        behind = [span for place, span in wanted if place > at]
-        if isinstance(launch, WaitingLaunch) and len(behind) >= lead:
-            launch.fetch(behind[lead - 1])
 
 
 def _own(call: KernelCall) -> CudaKernelCall:

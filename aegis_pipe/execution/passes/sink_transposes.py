@@ -118,9 +118,7 @@ def _undo(
     first = producer(graph, reshape.inputs[0])
     if first is None or first.qualified_operator != "Transpose":
         return False
-    factors = _common_factors(
-        graph.spec(reshape.inputs[0]).shape, graph.spec(node.inputs[0]).shape
-    )
+    factors = _common_factors(graph.spec(reshape.inputs[0]).shape, graph.spec(node.inputs[0]).shape)
     if factors is None:
         return False
     source = _permutation(graph, first)
@@ -134,9 +132,7 @@ def _undo(
     return order == sorted(order) and _reshape(graph, edit, node, first.inputs[0])
 
 
-def _common_factors(
-    first: Sequence[int], second: Sequence[int]
-) -> list[tuple[int, int]] | None:
+def _common_factors(first: Sequence[int], second: Sequence[int]) -> list[tuple[int, int]] | None:
     """Return the axes in both shapes of each factor that they are made of, in order.
 
     None if no factors make both up, as of [2, 3] and [3, 2].
@@ -144,7 +140,9 @@ def _common_factors(
     if 0 in first:
         return None
     factors = []
-    rest = [[(axis, size) for axis, size in enumerate(each) if size > 1] for each in (first, second)]
+    rest = [
+        [(axis, size) for axis, size in enumerate(each) if size > 1] for each in (first, second)
+    ]
     while rest[0]:
         (outer, size), (inner, other) = rest[0].pop(0), rest[1].pop(0)
         factor = min(size, other)

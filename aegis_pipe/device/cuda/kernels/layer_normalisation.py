@@ -185,7 +185,6 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
         threads=max(threads, 32 * _WARPS_MAX),
         extra=f"{GROUP}{_MOMENTS}\ntypedef Pack<{kind}, {pack}> P;",
         prefetch=prefetch,
-        fetches=True,
     )
     per_block = _rows_per_block(binding.machine, rows, threads)
     grid = blocks_for(rows, per_block)

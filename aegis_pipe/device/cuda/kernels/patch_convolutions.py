@@ -103,9 +103,7 @@ def _gather(binding: Binding) -> Enqueue:
     source, kind = stored(data.dtype), stored(weights.dtype)
     # Eight floats are two loads: no more than sixteen bytes are aligned.
     aligned = f"struct alignas(16) S {{ {source} v[{_PACK}]; }}; typedef Pack<{kind}, {_PACK}> P;"
-    code = kernel_source(
-        [f"const {source}* x", "P* y"], body, threads=_THREADS, extra=aligned, fetches=True
-    )
+    code = kernel_source([f"const {source}* x", "P* y"], body, threads=_THREADS, extra=aligned)
     arguments = [binding.inputs[0], binding.workspace]
     return binding.kernel(code, arguments, grid=blocks_for(count, _THREADS), block=_THREADS)
 

@@ -160,11 +160,7 @@ def mapping_source(mapping: Mapping) -> tuple[str, int]:
         f"const {stored(read.dtype)}* x{position}" for position, read in enumerate(mapping.reads)
     ]
     source = kernel_source(
-        [*parameters, f"{kind}* y"],
-        body,
-        threads=_THREADS,
-        extra=mapping.function.extra,
-        fetches=True,
+        [*parameters, f"{kind}* y"], body, threads=_THREADS, extra=mapping.function.extra
     )
     return source, pack
 

@@ -23,7 +23,7 @@ from aegis_pipe.device.cuda.cudnn_attention import AttentionPlan, FusedAttention
 from aegis_pipe.device.cuda.cudnn_convolution import Convolution, ConvolutionPlans, Cudnn
 from aegis_pipe.device.cuda.faults import FaultWord, FaultWords
 from aegis_pipe.device.cuda.graph import Enqueue as Enqueue, WaitingLaunch
-from aegis_pipe.device.cuda.kernels.source import EARLY_CAPABILITY, FETCHES, WAITS
+from aegis_pipe.device.cuda.kernels.source import EARLY_CAPABILITY, WAITS
 from aegis_pipe.device.cuda.tuning import Tuner
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
@@ -124,8 +124,7 @@ class Binding:
     ) -> Enqueue:
         """Compile a source and return its launch."""
         function = self.machine.compiler.function(source, shared_bytes)
-        ahead = (ctypes.c_void_p(0), ctypes.c_int(0)) if FETCHES in source else ()
-        packed = driver.Arguments([*(0 if each is None else each for each in arguments), *ahead])
+        packed = driver.Arguments([0 if each is None else each for each in arguments])
         blocks = (grid, 1, 1) if isinstance(grid, int) else grid
         early = self.machine.capability >= EARLY_CAPABILITY and WAITS in source
 
@@ -134,7 +133,7 @@ class Binding:
                 function, blocks, (block, 1, 1), shared_bytes, stream, packed, early=early
             )
 
-        return WaitingLaunch(enqueue, ahead) if early else enqueue
+        return WaitingLaunch(enqueue) if early else enqueue
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -77,23 +77,7 @@ __device__ __forceinline__ void wait_for_kernels_before() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-__device__ __forceinline__ void fetch_ahead(const u8* from, u32 size) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  const u32 blocks = gridDim.x * gridDim.y * gridDim.z;
-  const u32 block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
-  const u32 share = (size / blocks + 128) & ~127u, first = block * share;
-  if (threadIdx.x == 0 && first < size)
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;"
-        :: "l"(from + first), "r"(size - first < share ? size - first : share) : "memory");
-#endif
-}
 """
-
-FETCHES = """
-  fetch_ahead(ahead, ahead_bytes);
-"""
-"""In a kernel behind which another reads constants: they are brought into the GPU's cache, while
-memory has nothing else to do."""
 
 WAITS = "\n  wait_for_kernels_before();\n"
 """In a kernel that may be started while the one before it still runs (programmatic dependent
@@ -125,22 +109,17 @@ def kernel_source(
     blocks: int = 0,
     cluster: int = 1,
     prefetch: str = "",
-    fetches: bool = False,
 ) -> str:
     """Return a whole source with a kernel named `k`.
 
     `blocks`: how many have to fit a multiprocessor at once; 0 leaves it to the compiler, which
     may save registers until some are spilled. `cluster`: so many blocks side by side may read each
     other's shared memory. `prefetch`: statements ahead of the body that run before the kernel ahead
-    has ended, and so may read constants only. `fetches`: it brings constants of the kernel behind
-    into the GPU's cache, of which two more parameters tell.
+    has ended, and so may read constants only.
     """
     bounds = f"__launch_bounds__({f'{threads}, {blocks}' if blocks else threads})"
     if cluster > 1:
         bounds += f" __cluster_dims__({cluster}, 1, 1)"
-    if fetches:
-        parameters = [*parameters, "const u8* ahead", "u32 ahead_bytes"]
-        prefetch = FETCHES + prefetch
     code = (
         f'extern "C" __global__ void {bounds} k({", ".join(parameters)}) {{'
         f"{prefetch}{WAITS}{body}\n}}\n"

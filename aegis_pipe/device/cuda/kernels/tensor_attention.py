@@ -39,7 +39,6 @@ _ADJOINING = 8
 """Elements that are loaded at once."""
 
 
-
 def _suited(request: KernelRequest, machine: Machine) -> Attention | None:
     attention = attention_of(request)
     dtype = required(request).dtype
@@ -119,7 +118,7 @@ def _way(
     function = machine.compiler.function(source, block.shared_bytes)
 
     def enqueue(stream: int, addresses: Sequence[int]) -> None:
-        used = [*addresses[:3], *(addresses[3:4] if a.mask is not None else ()), addresses[4], 0, 0]
+        used = [*addresses[:3], *(addresses[3:4] if a.mask is not None else ()), addresses[4]]
         threads, grid = (block.threads, 1, 1), _grid(a, block)
         arguments = driver.Arguments(used)
         driver.launch(function, grid, threads, block.shared_bytes, stream, arguments)

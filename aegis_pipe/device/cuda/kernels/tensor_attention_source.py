@@ -129,9 +129,7 @@ class Block:
         """Shared memory of a block: queries, a page of keys and of values; in the end partial sums."""
         parts = 4 * (self.size + 8) + 8 if self.keys > 1 else 0
         row_bytes = 2 * self.size
-        return max(
-            row_bytes * (self.queries + 2 * self.page), parts * self.keys * self.queries
-        )
+        return max(row_bytes * (self.queries + 2 * self.page), parts * self.keys * self.queries)
 
     @property
     def _shares(self) -> int:
@@ -200,7 +198,7 @@ def source_of(a: Attention, dtype: np.dtype, block: Block) -> str:
 
     group = f"(blockIdx.y / {a.q.heads // a.k.heads})"
     again = "__syncthreads();" if block.pages > 1 else ""
-    fade = f"""
+    fade = """
       #pragma unroll
       for (int n = 0; n < U; ++n)
         #pragma unroll
@@ -287,7 +285,6 @@ def source_of(a: Attention, dtype: np.dtype, block: Block) -> str:
         threads=block.threads,
         extra=FUNCTIONS.replace("<kind>", kind) + _FURTHER,
         blocks=max(1, _WARPS_LIGHT // (rows * keys)) if block.is_light else 1,
-        fetches=True,
     )
 
 

@@ -33,7 +33,6 @@ from aegis_pipe.device.cuda.kernels import (
 )
 from aegis_pipe.device.cuda.kernels.elementwise_chains import SETTLE, STEPS
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
-from aegis_pipe.device.cuda.kernels.source import FETCHES
 from aegis_pipe.device.cuda.kernels.tensor_bytes import MULTIPLY
 from aegis_pipe.device.protocols import DeviceCapabilities, KernelCall, Region
 from aegis_pipe.errors import KernelError, UnsupportedOperatorError
@@ -302,8 +301,7 @@ class HostBinding(Binding):
         """Compile a source and return its run."""
         assert shared_bytes <= 1 << 18, "dynamic shared memory is as large as it is declared here"
         library = _loaded(source)
-        ahead = (0, 0) if FETCHES in source else ()
-        packed = driver.Arguments([*(0 if each is None else each for each in arguments), *ahead])
+        packed = driver.Arguments([0 if each is None else each for each in arguments])
         blocks = (grid, 1, 1) if isinstance(grid, int) else grid
         body = source.partition('extern "C"')[2]
         turns = any(word in body for word in ("__sync", "__shfl", "together<", "merged<"))

@@ -52,7 +52,9 @@ def test_every_half(dtype: type, bits: int, least: float) -> None:
         found, x = (each.astype(np.float64) for each in (gelu(values), values))
     number = np.isfinite(x)
     exact = np.array([each * math.erfc(-each / math.sqrt(2)) / 2 for each in x[number]])
-    spacing = np.maximum(2.0 ** (np.floor(np.log2(np.maximum(np.abs(exact), 1e-300))) - bits), least)
+    spacing = np.maximum(
+        2.0 ** (np.floor(np.log2(np.maximum(np.abs(exact), 1e-300))) - bits), least
+    )
     error = np.abs(found[number] - exact)
     assert (error / spacing).max() <= 0.51
     assert np.isnan(found[np.isnan(x)]).all()

@@ -235,9 +235,7 @@ def _tensor_attention(mask: bool, length: int, size: int) -> KernelRequest:
         "scale": 0.125,
     }
     inputs = [(length, 6 * size)] * 3 + [(1, 1, 1, length)] * mask
-    return _request(
-        tensor_attention.STRIDED, inputs, (length, 2 * size), attributes, np.float16
-    )
+    return _request(tensor_attention.STRIDED, inputs, (length, 2 * size), attributes, np.float16)
 
 
 @pytest.mark.parametrize("mask", [False, True])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -60,9 +59,7 @@ def run(
     return result
 
 
-def expected(
-    packed: np.ndarray, size: int, scale: float, mask: np.ndarray | None
-) -> np.ndarray:
+def expected(packed: np.ndarray, size: int, scale: float, mask: np.ndarray | None) -> np.ndarray:
     batch, length, _ = packed.shape
     split = packed.astype(np.float64).reshape(batch, length, 3, HEADS, size)
     q, k, v = split.transpose(2, 0, 3, 1, 4)
@@ -89,9 +86,7 @@ def check(size: int, length: int, dtype: np.dtype, masked: bool, shape: tuple[in
 
 
 @pytest.mark.parametrize("shape", tensor_attention._SHAPES)
-def test_every_shape_of_block(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
-) -> None:
+def test_every_shape_of_block(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]) -> None:
     monkeypatch.setattr(tensor_attention, "_SHAPES", (shape,))
     for size, length, masked in ((64, 1, False), (64, 70, False), (64, 33, True), (128, 21, True)):
         check(size, length, HALF, masked, shape)
