@@ -1,8 +1,8 @@
 """Cast, transpose and first convolution of an image in half precision: one `aegis.PlanarConv`.
 
 For devices whose kernels read the planes of an image as they come, in float32 too, and write its
-pixels in half precision with channels last: small windows, or such as lie side by side (patches). After the conversion to half precision: the cast is
-what that put there.
+pixels in half precision with channels last: of small windows, or of such as lie side by side
+(patches). After the conversion to half precision: the cast is what that put there.
 """
 
 from __future__ import annotations

@@ -156,7 +156,10 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
     statistics, sums = _further(binding, parameters, arguments)
     parameters.append("P* y")
     arguments.append(binding.outputs[0])
-    is_even = width % (threads * pack) == 0
+    if is_centred and width % (threads * pack) == 0:
+        moments = _moments(packs, pack)
+    else:
+        moments = _sums(is_centred, width, pack, each)
     prefetch = f"""
   const int T = {threads}, W = {width // pack};
   const unsigned row = (blockIdx.x * blockDim.x + threadIdx.x) / T, lane = threadIdx.x % T;
@@ -169,7 +172,7 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
   float v[{packs}][{pack}];
   #pragma unroll
   {each} for (int j = 0; j < {pack}; ++j) v[n][j] = get(f[n].v[j]){added}; }}
-  {_moments(threads, width, packs, pack) if is_centred and is_even else _sums(is_centred, width, packs, pack, each)}
+  {moments}
   const float inverse = 1 / sqrt(square * {literal(1 / width, "float")}
       + {literal(number(request, "epsilon"), "float")});
   #pragma unroll
@@ -191,7 +194,7 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
     return [binding.kernel(code, arguments, grid=grid, block=threads * per_block)]
 
 
-def _moments(threads: int, width: int, packs: int, pack: int) -> str:
+def _moments(packs: int, pack: int) -> str:
     """Return statements for mean and sum of squares around it, of threads with the same share."""
     return f"""
   Moments m = {{0, 0}};
@@ -213,7 +216,7 @@ def _parted(packs: int, pack: int, term: str, target: str) -> str:
     {target} = s[0] + s[1] + (s[2] + s[3]); }}"""
 
 
-def _sums(is_centred: bool, width: int, packs: int, pack: int, each: str) -> str:
+def _sums(is_centred: bool, width: int, pack: int, each: str) -> str:
     """Return statements for mean and sum of squares around it (around 0: not centred)."""
     mean = f"""
   #pragma unroll

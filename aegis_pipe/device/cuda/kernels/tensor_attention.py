@@ -1,12 +1,7 @@
-"""Attention in half precision by a kernel of our own, for lengths at which cuDNN's is half idle.
+"""Attention in half precision on tensor cores, where that was measured to be faster than cuDNN's.
 
-Softmax on line (Dao et al. 2022) over tiles of 32 keys. A warp has sixteen queries; the warps of a
-block are so many groups of queries (`rows`) times so many that share a group's keys (`keys`) and
-combine what they found at the end, in a fixed order. Nothing is staged in shared memory: a sum may
-take its terms in any order as long as both factors agree on it, so that every thread loads sixteen
-bytes where they lie, and they are its operands of the tensor cores' m16n8k16.
-
-Which shape of block, or cuDNN after all, is decided by measurement.
+Which shape of block (`tensor_attention_source.py`) is decided by the same measurement. Shapes of
+many warps for few queries are for one input, those of many queries for several.
 """
 
 from __future__ import annotations
@@ -25,9 +20,7 @@ from aegis_pipe.device.cuda.kernels.attention import (
 )
 from aegis_pipe.device.cuda.kernels.operands import required
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
-from aegis_pipe.device.cuda.kernels.source import (
-    HALF_FLOATS,
-)
+from aegis_pipe.device.cuda.kernels.source import HALF_FLOATS
 from aegis_pipe.device.cuda.kernels.tensor_attention_source import Block, source_of
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 

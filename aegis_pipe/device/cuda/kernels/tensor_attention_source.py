@@ -126,7 +126,7 @@ class Block:
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of a block: queries, a page of keys and of values; in the end partial sums."""
+        """Shared memory of a block: queries, a page of keys and values; in the end partial sums."""
         parts = 4 * (self.size + 8) + 8 if self.keys > 1 else 0
         row_bytes = 2 * self.size
         return max(row_bytes * (self.queries + 2 * self.page), parts * self.keys * self.queries)
@@ -178,13 +178,15 @@ def source_of(a: Attention, dtype: np.dtype, block: Block) -> str:
         scored = f"{each} {{ {column} if ({hidden}) s[n][e] = -INF(); }}"
     beyond = ""
     if block.page * block.pages != count:
-        beyond = f"if (base + {GROUP * steps} > K) {{{each} {{ {column} if (j >= K) s[n][e] = -INF(); }} }}"
+        hide = f"{each} {{ {column} if (j >= K) s[n][e] = -INF(); }}"
+        beyond = f"if (base + {GROUP * steps} > K) {{{hide} }}"
 
     def start(name: str, head: str) -> str:
         strides = getattr(a, name).strides
         return f"{name} += (long long)blockIdx.z * {strides[0]} + (long long){head} * {strides[1]};"
 
     def load(name: str, place: str, lines: int, first: str, limit: str) -> str:
+        stride = getattr(a, name).strides[2]
         return f"""
     #pragma unroll
     for (int z = 0; z < {-(-lines * a.q.size // 8 // block.threads)}; ++z) {{
@@ -192,8 +194,7 @@ def source_of(a: Attention, dtype: np.dtype, block: Block) -> str:
       const int row = {first} + line;
       if (at < {lines} * U)
         copy({place} + line * B + ((unit ^ (line & 7)) << 4),
-             {name} + (row < {limit} ? (long long)row * {getattr(a, name).strides[2]} + unit * 8 : 0),
-             row < {limit});
+             {name} + (row < {limit} ? (long long)row * {stride} + unit * 8 : 0), row < {limit});
     }}"""
 
     group = f"(blockIdx.y / {a.q.heads // a.k.heads})"
