@@ -133,7 +133,7 @@ class CudaContext:
         """Reserve zeroed memory; PermanentError if the device has not that much to give."""
         self._assert_open()
         try:
-            region = CudaRegion.reserve(size_bytes)
+            region = CudaRegion.reserve(size_bytes, self._capture_stream)
         except driver.DriverError as error:
             raise self._out_of_memory(size_bytes) from error
         self._allocation_count += 1
