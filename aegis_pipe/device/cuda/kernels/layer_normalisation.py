@@ -141,9 +141,9 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
             early += f"P f{position}[{packs}];\n  #pragma unroll\n  "
             early += f"{each} f{position}[n] = {name}[i]; }}\n  "
         else:
-            row = {1: "", rows: f"row * {width // pack} + "}.get(
-                repeats, f"(row % {repeats}u) * {width // pack} + "
-            )
+            row = f"(row % {repeats}u) * {width // pack} + "
+            if repeats in (1, rows):
+                row = "" if repeats == 1 else f"row * {width // pack} + "
             early += f"P f{position}[{packs}];\n  "
             late += f"f{position}[n] = {name}[{row}i]; "
         return f"get(f{position}[n].v[j])"
