@@ -152,7 +152,7 @@ class CudaContext:
     def allocate(self, size_bytes: int) -> CudaRegion:
         """Reserve zeroed memory; PermanentError if the device has not that much to give."""
         self._assert_open()
-        region = CudaRegion.reserve(size_bytes)
+        region = CudaRegion.reserve(size_bytes, self._capture_stream)
         self._allocation_count += 1
         return self._own(region)
 

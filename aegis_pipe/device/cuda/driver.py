@@ -232,12 +232,6 @@ def free_pinned(address: int) -> None:
     _released(cu.cuMemFreeHost, address)
 
 
-def fill_zero(address: int, size_bytes: int) -> None:
-    """Zero device memory and wait."""
-    checked(cu.cuMemsetD8, address, 0, size_bytes)
-    checked(cu.cuCtxSynchronize)
-
-
 def copy_to_device(target: int, source: int, size_bytes: int) -> None:
     """Copy from the host and wait."""
     checked(cu.cuMemcpyHtoD, target, source, size_bytes)
@@ -510,9 +504,17 @@ def _nvrtc(function: Callable[..., Any], *arguments: Any) -> Any:
 # --- Graphs -----------------------------------------------------------------------------------
 
 
-def begin_capture(stream: int) -> None:
-    """Record what is enqueued on a stream instead of running it; other threads are free."""
-    mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+def begin_capture(stream: int, *, may_load: bool = False) -> None:
+    """Record what is enqueued on a stream instead of running it; other threads are free.
+
+    This one is, too, with `may_load`: to load kernels of libraries, which allocates.
+    """
+    modes = cu.CUstreamCaptureMode
+    mode = (
+        modes.CU_STREAM_CAPTURE_MODE_RELAXED
+        if may_load
+        else modes.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    )
     checked(cu.cuStreamBeginCapture, stream, mode)
 
 

@@ -1,11 +1,13 @@
 """Cast, transpose and first convolution of an image in half precision: one `aegis.PlanarConv`.
 
-For devices whose kernel reads the planes of an image as they come, in float32 too, and writes its
-pixels in half precision with channels last. After the conversion to half precision: the cast is
-what that put there.
+For devices whose kernels read the planes of an image as they come, in float32 too, and write its
+pixels in half precision with channels last: of small windows, or of such as lie side by side
+(patches). After the conversion to half precision: the cast is what that put there.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,6 +22,8 @@ name = "fuse_planar_input"
 
 _CHANNELS_MAX, _FILTERS_MAX, _WINDOW_MAX, _STRIDE_MAX = 4, 64, 8, 2
 _FILTERS_STEP = 8
+_PATCH_STEP = 8
+"""Windows side by side have lines of so many pixels, or whole multiples."""
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -68,11 +72,26 @@ def _is_suited(graph: ExecutionGraph, node: OperatorNode) -> bool:
     strides, dilations = (node.attributes.get(key) or (1, 1) for key in ("strides", "dilations"))
     assert isinstance(strides, tuple), f"{node.name}: strides are {strides!r}"
     assert isinstance(dilations, tuple), f"{node.name}: dilations are {dilations!r}"
-    return (
+    if filters % _FILTERS_STEP or set(dilations) != {1}:
+        return False
+    return _are_patches(graph, node, window, strides) or (
         channels <= _CHANNELS_MAX
         and filters <= _FILTERS_MAX
-        and filters % _FILTERS_STEP == 0
         and max(window) <= _WINDOW_MAX
         and all(int(stride) <= _STRIDE_MAX for stride in strides)
-        and set(dilations) == {1}
+    )
+
+
+def _are_patches(
+    graph: ExecutionGraph, node: OperatorNode, window: Sequence[int], strides: Sequence[object]
+) -> bool:
+    """Return whether windows lie side by side, and their lines have whole packs of pixels."""
+    shape = graph.spec(node.inputs[0]).shape
+    return (
+        list(strides) == list(window)
+        and len(window) == 2
+        and window[1] % _PATCH_STEP == 0
+        and shape[2] % _PATCH_STEP == 0
+        and not any(node.attributes.get("pads", ()))  # type: ignore[arg-type]
+        and not node.attributes.get("activation")
     )

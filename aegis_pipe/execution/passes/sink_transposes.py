@@ -2,6 +2,7 @@
 
 * a transpose of a transpose is one transpose, a reshape of a reshape one reshape
 * a transpose that moves only axes of size 1 is a reshape, which moves no bytes
+* so are a transpose, a reshape and a transpose that leave all bytes where they were
 * f(T(a), T(b)) = T(f(a, b)) for an elementwise f, constants being transposed now; done where it
   saves a transpose there, or leads one to another transpose further down
 """
@@ -96,12 +97,63 @@ def _simplify(graph: ExecutionGraph, edit: GraphEdit, node: OperatorNode) -> boo
     if moved == sorted(moved):
         return _reshape(graph, edit, node, node.inputs[0])
     before = producer(graph, node.inputs[0])
+    if before is not None and before.qualified_operator in _RESHAPES:
+        return _undo(graph, edit, node, axes, before)
     if before is None or before.qualified_operator != "Transpose":
         return False
     first = _permutation(graph, before)
     perm = tuple([first[axis] for axis in axes])
     edit.replace((node,), replace(node, inputs=before.inputs, attributes={"perm": perm}))
     return True
+
+
+def _undo(
+    graph: ExecutionGraph,
+    edit: GraphEdit,
+    node: OperatorNode,
+    axes: Sequence[int],
+    reshape: OperatorNode,
+) -> bool:
+    """Make a reshape of a transpose that undoes the one ahead of a reshape."""
+    first = producer(graph, reshape.inputs[0])
+    if first is None or first.qualified_operator != "Transpose":
+        return False
+    factors = _common_factors(graph.spec(reshape.inputs[0]).shape, graph.spec(node.inputs[0]).shape)
+    if factors is None:
+        return False
+    source = _permutation(graph, first)
+    # Where the factors of the result come from, axis by axis, each with its place among all.
+    order = [
+        (source[outer], place)
+        for axis in axes
+        for place, (outer, inner) in enumerate(factors)
+        if inner == axis
+    ]
+    return order == sorted(order) and _reshape(graph, edit, node, first.inputs[0])
+
+
+def _common_factors(first: Sequence[int], second: Sequence[int]) -> list[tuple[int, int]] | None:
+    """Return the axes in both shapes of each factor that they are made of, in order.
+
+    None if no factors make both up, as of [2, 3] and [3, 2].
+    """
+    if 0 in first:
+        return None
+    factors = []
+    rest = [
+        [(axis, size) for axis, size in enumerate(each) if size > 1] for each in (first, second)
+    ]
+    while rest[0]:
+        (outer, size), (inner, other) = rest[0].pop(0), rest[1].pop(0)
+        factor = min(size, other)
+        if size % factor or other % factor:
+            return None
+        factors.append((outer, inner))
+        if size > factor:
+            rest[0].insert(0, (outer, size // factor))
+        if other > factor:
+            rest[1].insert(0, (inner, other // factor))
+    return factors
 
 
 @record(eq=True)

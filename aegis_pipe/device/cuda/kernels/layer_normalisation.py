@@ -27,6 +27,35 @@ _PACK_BYTES = 16
 _PACKS_MAX = 4
 """Packs of a row that a thread keeps."""
 _WARPS_MAX = 4
+_ROWS_MANY = 8
+"""Rows a multiprocessor from which on several warps share a row."""
+_THREADS_MAX = 128
+_MOMENTS = """
+struct Moments { float mean, square; };
+template <int T> __device__ __forceinline__ Moments merged(Moments a, float count) {
+  #pragma unroll
+  for (int m = 16; m; m >>= 1) {
+    const float mean = __shfl_xor_sync(~0u, a.mean, m);
+    const float square = __shfl_xor_sync(~0u, a.square, m), d = mean - a.mean;
+    a.mean = (a.mean + mean) * 0.5f;
+    a.square = a.square + square + d * d * (count * 0.5f);
+    count *= 2; }
+  if (T > 32) {
+    __shared__ Moments parts[T / 32];
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = a;
+    __syncthreads();
+    a.mean = a.square = 0;
+    #pragma unroll
+    for (int i = 0; i < T / 32; ++i) a.mean += parts[i].mean;
+    a.mean *= 32.0f / T;
+    #pragma unroll
+    for (int i = 0; i < T / 32; ++i) {
+      const float d = parts[i].mean - a.mean;
+      a.square += parts[i].square + d * d * count; }
+  }
+  return a; }
+"""
+"""Mean and squares around it by merging groups of the same size (Chan, Golub & LeVeque 1979)."""
 _SKIPS = ("com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization")
 _PLAIN = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 
@@ -55,8 +84,11 @@ def _repeats(spec: TensorSpec, source: TensorSpec) -> int | None:
     return spec.element_count // source.shape[-1]
 
 
-def _threads(width: int, pack: int) -> int | None:
-    """Return how many threads have a row."""
+def _threads(width: int, pack: int, rows: int, multiprocessors: int) -> int | None:
+    """Return how many threads have a row: a pack each where rows alone are many blocks."""
+    packs = width // pack
+    if rows >= _ROWS_MANY * multiprocessors and packs % 32 == 0 and packs <= _THREADS_MAX:
+        return packs
     for threads in (32, 128, 256, 512, 1024):
         if width <= threads * pack * _PACKS_MAX:
             return threads
@@ -71,7 +103,8 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
     if request.operator in _PLAIN and integer(request, "axis") != rank - 1:
         return None
     pack = _PACK_BYTES // source.dtype.itemsize
-    if width % pack or _threads(width, pack) is None:
+    rows = source.element_count // width
+    if width % pack or _threads(width, pack, rows, machine.multiprocessors) is None:
         return None
     total = request.outputs[3] if len(request.outputs) > 3 else None
     if total is not None and total.dtype != source.dtype:
@@ -89,57 +122,59 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
     source, width = required(request), required(request).shape[-1]
     kind = stored(source.dtype)
     pack = _PACK_BYTES // source.dtype.itemsize
-    threads = _threads(width, pack)
+    rows = source.element_count // width
+    threads = _threads(width, pack, rows, binding.machine.multiprocessors)
     assert threads is not None
-    rows, packs = source.element_count // width, -(-width // (threads * pack))
+    packs = -(-width // (threads * pack))
     parameters, arguments = ["const P* x"], [binding.inputs[0]]
+    early, late = "", ""
+    each = f"for (int n = 0; n < {packs}; ++n) {{ const unsigned i = lane + n * T; if (i < W)"
 
-    def given(position: int) -> tuple[str, str]:
-        """Add an operand; return its name and the expression of its pack `i`."""
+    def given(position: int) -> str:
+        """Load an operand, as early as may be; return the expression of element `j` of pack `n`."""
+        nonlocal early, late
         name = f"o{position}"
         parameters.append(f"const P* {name}")
         arguments.append(binding.inputs[position])
         repeats = _repeats(required(request, position), source)
-        row = "" if repeats == 1 else f"(row % {repeats}u) * {width // pack} + "
-        return name, f"{name}[{row if repeats != rows else f'row * {width // pack} + '}i]"
+        if repeats == 1 and position in request.constants:
+            early += f"P f{position}[{packs}];\n  #pragma unroll\n  "
+            early += f"{each} f{position}[n] = {name}[i]; }}\n  "
+        else:
+            row = f"(row % {repeats}u) * {width // pack} + "
+            if repeats in (1, rows):
+                row = "" if repeats == 1 else f"row * {width // pack} + "
+            early += f"P f{position}[{packs}];\n  "
+            late += f"f{position}[n] = {name}[{row}i]; "
+        return f"get(f{position}[n].v[j])"
 
-    added = [given(position)[1] for position in _addends(request)]
-    met = [(given(position)[1], sign) for position, sign in _factors(request)]
-    loads = "".join(
-        f"{{ const P q = {place}; for (int j = 0; j < {pack}; ++j) v[n][j] += get(q.v[j]); }}\n"
-        for place in added
-    )
-    kept = "".join(f"P f{index}[{packs}];" for index in range(len(met)))
-    fetch = "".join(f"f{index}[n] = {place};" for index, (place, _) in enumerate(met))
+    added = "".join(f" + {given(position)}" for position in _addends(request))
     value = "z"
-    for index, (_, sign) in enumerate(met):
-        value = f"{value} {sign} get(f{index}[n].v[j])"
+    for position, sign in _factors(request):
+        value = f"{value} {sign} {given(position)}"
     is_centred = "RMS" not in request.operator and "Simplified" not in request.operator
     statistics, sums = _further(binding, parameters, arguments)
     parameters.append("P* y")
     arguments.append(binding.outputs[0])
-    each = f"for (int n = 0; n < {packs}; ++n) {{ const unsigned i = lane + n * T; if (i < W)"
-    mean = f"""
-  #pragma unroll
-  {each} for (int j = 0; j < {pack}; ++j) mean += v[n][j]; }}
-  mean = together<T>(mean, add) / {width}.0f;"""
-    body = f"""
+    if is_centred and width % (threads * pack) == 0:
+        moments = _moments(packs, pack)
+    else:
+        moments = _sums(is_centred, width, pack, each)
+    prefetch = f"""
   const int T = {threads}, W = {width // pack};
   const unsigned row = (blockIdx.x * blockDim.x + threadIdx.x) / T, lane = threadIdx.x % T;
+  {early}"""
+    body = f"""
   if (row >= {rows}u) return;
-  auto add = [](float a, float b) {{ return a + b; }};
-  float v[{packs}][{pack}]; {kept}
+  P f[{packs}];
   #pragma unroll
-  {each} {{
-    {{ const P q = x[row * W + i];
-      for (int j = 0; j < {pack}; ++j) v[n][j] = get(q.v[j]); }}
-    {loads} {fetch} }} }}
-  float mean = 0, square = 0; {mean if is_centred else ""}
+  {each} {{ f[n] = x[row * W + i]; {late} }} }}
+  float v[{packs}][{pack}];
   #pragma unroll
-  {each} for (int j = 0; j < {pack}; ++j) {{
-    const float d = v[n][j] - mean; square += d * d; }} }}
-  square = together<T>(square, add) / {width}.0f;
-  const float inverse = 1 / sqrt(square + {literal(number(request, "epsilon"), "float")});
+  {each} for (int j = 0; j < {pack}; ++j) v[n][j] = get(f[n].v[j]){added}; }}
+  {moments}
+  const float inverse = 1 / sqrt(square * {literal(1 / width, "float")}
+      + {literal(number(request, "epsilon"), "float")});
   #pragma unroll
   {each} {{
     P out; {sums}
@@ -151,11 +186,49 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
         parameters,
         body,
         threads=max(threads, 32 * _WARPS_MAX),
-        extra=f"{GROUP}\ntypedef Pack<{kind}, {pack}> P;",
+        extra=f"{GROUP}{_MOMENTS}\ntypedef Pack<{kind}, {pack}> P;",
+        prefetch=prefetch,
     )
     per_block = _rows_per_block(binding.machine, rows, threads)
     grid = blocks_for(rows, per_block)
     return [binding.kernel(code, arguments, grid=grid, block=threads * per_block)]
+
+
+def _moments(packs: int, pack: int) -> str:
+    """Return statements for mean and sum of squares around it, of threads with the same share."""
+    return f"""
+  Moments m = {{0, 0}};
+  {_parted(packs, pack, "v[n][j]", "m.mean")}
+  m.mean *= {literal(1 / (packs * pack), "float")};
+  {_parted(packs, pack, "(v[n][j] - m.mean) * (v[n][j] - m.mean)", "m.square")}
+  m = merged<T>(m, {literal(packs * pack, "float")});
+  const float mean = m.mean, square = m.square;"""
+
+
+def _parted(packs: int, pack: int, term: str, target: str) -> str:
+    """Return the sum of a thread's terms, taken four at a time so that none waits for all."""
+    return f"""{{
+    float s[4] = {{}};
+    #pragma unroll
+    for (int n = 0; n < {packs}; ++n)
+      #pragma unroll
+      for (int j = 0; j < {pack}; ++j) s[j % 4] += {term};
+    {target} = s[0] + s[1] + (s[2] + s[3]); }}"""
+
+
+def _sums(is_centred: bool, width: int, pack: int, each: str) -> str:
+    """Return statements for mean and sum of squares around it (around 0: not centred)."""
+    mean = f"""
+  #pragma unroll
+  {each} for (int j = 0; j < {pack}; ++j) mean += v[n][j]; }}
+  mean = together<T>(mean, add) * {literal(1 / width, "float")};"""
+    return f"""
+  auto add = [](float a, float b) {{ return a + b; }};
+  float mean = 0, square = 0; {mean if is_centred else ""}
+  #pragma unroll
+  {each} for (int j = 0; j < {pack}; ++j) {{
+    const float d = v[n][j] - mean; square += d * d; }} }}
+  square = together<T>(square, add);"""
 
 
 def _rows_per_block(machine: Machine, rows: int, threads: int) -> int:

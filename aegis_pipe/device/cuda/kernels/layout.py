@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 
 from aegis_pipe.device.cuda.kernels.operands import (
@@ -30,6 +32,8 @@ from aegis_pipe.kernel import KernelChoice, KernelRequest
 
 _COPY = Pointwise("{0}", in_place=False)
 _THREADS = 256
+_JOINED_MAX = 16
+"""Operands that one kernel concatenates."""
 
 
 def _moves(
@@ -104,8 +108,12 @@ def _split(binding: Binding) -> Sequence[Enqueue]:
 
 
 def _concat(binding: Binding) -> Sequence[Enqueue]:
+    """Launch one kernel for all operands, unless they are very many."""
     target = result(binding.request)
     axis, strides = integer(binding.request, "axis"), dense_strides(target.shape)
+    joined = _joined(binding, axis)
+    if joined is not None:
+        return joined
     launches: list[Enqueue] = []
     first = 0
     for spec, address in zip(binding.request.inputs, binding.inputs, strict=True):
@@ -116,6 +124,40 @@ def _concat(binding: Binding) -> Sequence[Enqueue]:
         launches += launch_mapping(binding, mapping, [address], binding.outputs[0])
         first += spec.shape[axis]
     return launches
+
+
+def _joined(binding: Binding, axis: int) -> list[Enqueue] | None:
+    """Copy stretches of all operands in turn, in words as wide as they are aligned to."""
+    target = result(binding.request)
+    pairs = zip(binding.request.inputs, binding.inputs, strict=True)
+    given = [(spec, address) for spec, address in pairs if spec and address and spec.element_count]
+    if len(given) > _JOINED_MAX or not given or binding.outputs[0] is None:
+        return None
+    item = target.dtype.itemsize
+    stretches = [math.prod(spec.shape[axis:]) * item for spec, _ in given]
+    places = [*stretches, binding.outputs[0], *(address for _, address in given)]
+    width = math.gcd(16, *places)
+    words = [stretch // width for stretch in stretches]
+    count = target.size_bytes // width
+    ends = list(itertools.accumulate(words))
+    taken = [
+        f"x{at}[row * {size} + (c - {end - size}u)]"
+        for at, (size, end) in enumerate(zip(words, ends, strict=True))
+    ]
+    chosen = "".join(
+        f"c < {end}u ? {word} : " for end, word in zip(ends[:-1], taken[:-1], strict=True)
+    )
+    kind = {16: "Pack<u32, 4>", 8: "Pack<u32, 2>", 4: "u32", 2: "u16", 1: "u8"}[width]
+    body = f"""
+  const {index_type(count)} i = ({index_type(count)})blockIdx.x * {_THREADS} + threadIdx.x;
+  if (i >= {count}u) return;
+  const {index_type(count)} row = i / {ends[-1]}u;
+  const u32 c = i % {ends[-1]}u;
+  y[i] = {chosen}{taken[-1]};"""
+    parameters = [f"const {kind}* x{at}" for at in range(len(given))]
+    code = kernel_source([*parameters, f"{kind}* y"], body, threads=_THREADS)
+    arguments = [*(address for _, address in given), binding.outputs[0]]
+    return [binding.kernel(code, arguments, grid=blocks_for(count, _THREADS), block=_THREADS)]
 
 
 def _coordinates(shape: Sequence[int], index: str = "i") -> list[str]:

@@ -26,7 +26,11 @@ from aegis_pipe.device.cpu.graph import CpuKernelCall
 from aegis_pipe.device.cpu.region import host_bytes
 from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.faults import FaultWord
-from aegis_pipe.device.cuda.kernels import KERNELS, planar_convolutions
+from aegis_pipe.device.cuda.kernels import (
+    KERNELS,
+    planar_convolutions,
+    tensor_attention_source,
+)
 from aegis_pipe.device.cuda.kernels.elementwise_chains import SETTLE, STEPS
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
 from aegis_pipe.device.cuda.kernels.tensor_bytes import MULTIPLY
@@ -61,6 +65,8 @@ static inline float half_to_float(unsigned short bits) {
   _Float16 h; memcpy(&h, &bits, 2); return (float)h; }
 template <typename T> static inline unsigned short to_half(T x) {
   _Float16 h = (_Float16)x; unsigned short bits; memcpy(&bits, &h, 2); return bits; }
+static inline unsigned short to_brain(float x) {
+  unsigned b; memcpy(&b, &x, 4); return (unsigned short)((b + 0x7fffu + ((b >> 16) & 1u)) >> 16); }
 static inline float rsqrt(float x) { return 1 / sqrtf(x); }
 static inline int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 32; i += 8) c += (int)(signed char)(a >> i) * (int)(signed char)(b >> i);
@@ -184,12 +190,43 @@ _HOST_MULTIPLY_HALVES = """
 static inline void multiply(float* c, const u32* a, const u32* b) {{
   multiply_halves<{}>(c, a, b); }}
 """
+_SET_HALVES = {"f16": "to_half", "bf16": "to_brain"}
+_HOST_ATTENTION = """
+__attribute__((aligned(128))) static u8 memory[1 << 18];
+static inline u32 shared_address(const void* p) {{ return (u32)((const u8*)p - memory); }}
+static inline void copy(u32 target, const void* source, bool there) {{
+  if (there) memcpy(memory + target, source, 16); else memset(memory + target, 0, 16); }}
+static inline void commit() {{}}
+template <int N> static inline void wait_for_copies() {{}}
+static inline void read(u32* r, u32 address) {{
+  exchanged[current] = address; pause_at(1);
+  const int warp = current & ~31, lane = current & 31;
+  for (int i = 0; i < 4; ++i)
+    memcpy(r + i, memory + exchanged[warp + i * 8 + lane / 4] + lane % 4 * 4, 4);
+  pause_at(1); }}
+static inline void read_transposed(u32* r, u32 address) {{
+  exchanged[current] = address; pause_at(1);
+  const int warp = current & ~31, lane = current & 31;
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 2; ++j)
+      memcpy((u16*)(r + i) + j,
+             memory + exchanged[warp + i * 8 + lane % 4 * 2 + j] + lane / 4 * 2, 2);
+  pause_at(1); }}
+static inline u32 both(float low, float high) {{
+  return (u32){1}(low) | (u32){1}(high) << 16; }}
+static inline void multiply(float* c, const u32* a, const u32* b) {{
+  multiply_halves<{0}>(c, a, b); }}
+"""
 _REPLACED = (
     ('float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x.bits)); return r;',
      "return half_to_float(x.bits);"),
     ('asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r.bits) : "f"((float)x));',
      "r.bits = to_half((float)x);"),
 )  # fmt: skip
+_POWER = (
+    'float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r;',
+    "return exp2f(x);",
+)
 
 
 @cache
@@ -218,13 +255,16 @@ def _loaded(source: str) -> ctypes.CDLL:
     for gpu, host in _REPLACED:
         assert gpu in source, "the prelude changed"
         source = source.replace(gpu, host)
-    source = source.replace(SETTLE, "")
+    source = source.replace(SETTLE, "").replace(*_POWER)
     for kinds, gpu in MULTIPLY.items():
         source = source.replace(gpu, _HOST_MULTIPLY.format(*(_BYTES[kind] for kind in kinds)))
     for kind, read in _HALVES.items():
+        functions = tensor_attention_source.FUNCTIONS.replace("<kind>", kind)
+        source = source.replace(functions, _HOST_ATTENTION.format(read, _SET_HALVES[kind]))
         source = source.replace(
             planar_convolutions.MULTIPLY.replace("<kind>", kind), _HOST_MULTIPLY_HALVES.format(read)
         )
+    source = source.replace(tensor_attention_source.SHARED, "")
     folder = _folder()
     whole = f'#include "host.h"\n{source}\n{_RUNTIME}'
     path = folder / f"{hashlib.sha256((_HEADER + whole).encode()).hexdigest()}.so"
@@ -259,12 +299,12 @@ class HostBinding(Binding):
         shared_bytes: int = 0,
     ) -> Enqueue:
         """Compile a source and return its run."""
-        assert shared_bytes == 0, "dynamic shared memory is not made here"
+        assert shared_bytes <= 1 << 18, "dynamic shared memory is as large as it is declared here"
         library = _loaded(source)
         packed = driver.Arguments([0 if each is None else each for each in arguments])
         blocks = (grid, 1, 1) if isinstance(grid, int) else grid
         body = source.partition('extern "C"')[2]
-        turns = any(word in body for word in ("__sync", "__shfl", "together<"))
+        turns = any(word in body for word in ("__sync", "__shfl", "together<", "merged<"))
 
         def enqueue(stream: int) -> None:
             library.run(*blocks, block, int(turns), ctypes.c_void_p(packed.address))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,12 @@ import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="no CUDA bindings")
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
-from aegis_pipe.device.cuda.kernels import planar_convolutions, tensor_attention, tensor_tilings
+from aegis_pipe.device.cuda.kernels import (
+    planar_convolutions,
+    tensor_attention,
+    tensor_attention_source,
+    tensor_tilings,
+)
 from aegis_pipe.device.cuda.kernels.attention import attention_of
 from aegis_pipe.device.cuda.kernels.tensor_convolution_source import source_of
 from aegis_pipe.device.cuda.kernels.tensor_tilings import Tiling
@@ -28,8 +34,8 @@ _FEW_BYTES = 32
 """Some of what is needed only behind a loop may wait in memory meanwhile."""
 
 
-def _attention(size: int, *, mask: bool) -> KernelRequest:
-    length, half = 197, np.dtype(np.float16)
+def _attention(length: int, size: int, *, mask: bool) -> KernelRequest:
+    half = np.dtype(np.float16)
     view = (1, 2, length, size, 0, size, 6 * size)
     attributes = {
         **{f"{name}_view": (*view, 2 * size * place) for place, name in enumerate("qkv")},
@@ -43,13 +49,19 @@ def _attention(size: int, *, mask: bool) -> KernelRequest:
 
 
 def _attentions() -> Iterator[tuple[str, str]]:
-    for size, mask in ((64, False), (64, True), (128, False)):
-        request = _attention(size, mask=mask)
+    """Scores are in registers, of all keys but in long sequences."""
+    for (length, size), mask in itertools.product(
+        ((40, 64), (197, 64), (1000, 64), (197, 128)), (False, True)
+    ):
+        request = _attention(length, size, mask=mask)
         attention = attention_of(request)
         assert attention is not None
-        for block in tensor_attention._shapes(attention):
-            name = f"attention of {size}, mask {mask}, {block}"
-            yield name, tensor_attention._source(request, attention, *block)
+        blocks = tensor_attention._blocks(attention)
+        half = np.dtype(np.float16)
+        sources = [tensor_attention_source.source_of(attention, half, each) for each in blocks]
+        assert sources_of(request) == sources[:1]
+        for block, source in zip(blocks, sources, strict=True):
+            yield f"attention of {length} x {size}, mask {mask}, {block}", source
 
 
 def _convolutions() -> Iterator[tuple[str, str]]:
@@ -87,7 +99,7 @@ def _bytes() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("sources", "architectures"),
     [
-        (_attentions, ("sm_80", "sm_100")),
+        (_attentions, ("sm_80", "sm_90", "sm_100")),
         (_convolutions, ("sm_90", "sm_100")),
         (_planes, ("sm_80", "sm_90")),
         (_bytes, ("sm_80", "sm_90")),

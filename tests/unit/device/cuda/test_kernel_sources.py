@@ -17,8 +17,7 @@ from aegis_pipe.tensor import TensorSpec
 pytest.importorskip("cuda.bindings.nvrtc", reason="no CUDA bindings")
 driver = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda.faults import FaultWord  # noqa: E402
-from aegis_pipe.device.cuda.kernels import KERNELS, planar_convolutions, tensor_attention  # noqa: E402
-from aegis_pipe.device.cuda.kernels.attention import attention_of  # noqa: E402
+from aegis_pipe.device.cuda.kernels import KERNELS, planar_convolutions  # noqa: E402
 from aegis_pipe.device.cuda.kernels.registry import Binding, Machine  # noqa: E402
 from tests.unit.device.cuda.assembler import spilled_bytes  # noqa: E402
 from tests.unit.device.cuda.kernel_requests import examples  # noqa: E402
@@ -197,26 +196,3 @@ def test_same_source_for_the_same_request() -> None:
 def test_a_source_that_is_wrong_is_told() -> None:
     with pytest.raises(AssertionError, match="undefined"):
         driver.compile_cubin('extern "C" __global__ void k() { nothing(); }', "sm_90")
-
-
-def _tensor_attention(mask: bool) -> KernelRequest:
-    view = (1, 2, 40, 64, 0, 64, 384)
-    attributes = {
-        **{f"{name}_view": (*view, 128 * place) for place, name in enumerate("qkv")},
-        "y_view": (1, 2, 40, 64, 0, 64, 128, 0),
-        "scale": 0.125,
-    }
-    inputs = [(40, 384)] * 3 + [(1, 1, 1, 40)] * mask
-    return _request(tensor_attention.STRIDED, inputs, (40, 128), attributes, np.float16)
-
-
-@pytest.mark.parametrize("mask", [False, True])
-@pytest.mark.parametrize(("rows", "keys"), [(1, 4), (4, 1)])
-def test_attention_on_tensor_cores_compiles(mask: bool, rows: int, keys: int) -> None:
-    request = _tensor_attention(mask)
-    (source,) = sources_of(request)
-    attention = attention_of(request)
-    assert source == tensor_attention._source(request, attention, 1, 4)
-    other = tensor_attention._source(request, attention, rows, keys)
-    for architecture in ("sm_80", "sm_90", "sm_100"):
-        assert driver.compile_cubin(other, architecture).startswith(b"\x7fELF")

@@ -63,6 +63,32 @@ def request(
     )
 
 
+PATCHES = {
+    "patches": request((2, 3, 32, 48), (16, 16), (16, 16), (0, 0, 0, 0), activation=""),
+    "brain": request(
+        (1, 5, 6, 16), (3, 8), (3, 8), (0, 0, 0, 0), filters=72, dtype=BRAIN, activation=""
+    ),
+    "half already": request(
+        (1, 3, 19, 32), (4, 16), (4, 16), (0, 0, 0, 0), source=HALF, activation=""
+    ),
+}
+
+
+@pytest.mark.skipif(host_device.COMPILER is None, reason="no g++")
+@pytest.mark.parametrize("name", PATCHES)
+def test_patches(name: str) -> None:
+    asked = PATCHES[name]
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal(asked.inputs[0].shape).astype(asked.inputs[0].dtype)
+    bias = rng.standard_normal(asked.inputs[2].shape).astype(asked.inputs[2].dtype)
+    bound = Bound(asked, [x, asked.constants[1], bias])
+    assert bound.name == "aegis.PlanarConv, conv.planar_patches"
+    (got,) = bound.run()
+    near = 2.0 ** (-7 if asked.outputs[0].dtype == BRAIN else -10)
+    expected = expected_of(asked, x, bias)
+    np.testing.assert_allclose(got.astype(np.float64), expected, rtol=near, atol=4 * near)
+
+
 def expected_of(asked: KernelRequest, x: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Return the convolution in float64, of the image as it is rounded."""
     weights = asked.constants[1]
@@ -134,6 +160,7 @@ def image_model(text: str, filters: int = 8, channels: int = 3, window: int = 3)
     constants = {
         "w": rng.standard_normal(shape).astype(np.float32),
         "b": rng.standard_normal(filters).astype(np.float32),
+        "flat": np.array([1, 8, 6]),
     }
     return model_of(text, constants, opset=17)
 
@@ -142,6 +169,13 @@ STEM = (
     "(float[1,3,20,24] x) => (float[1,8,10,12] y) "
     "{ c = Conv <kernel_shape = [3,3], strides = [2,2], pads = [1,1,1,1]> (x, w, b) y = Relu(c) }"
 )
+
+
+PATCHED = (
+    "(float[1,3,24,16] x) => (float[1,6,8] y) { c = Conv <strides = [8,8]> (x, w, b)"
+    " r = Reshape(c, flat) y = Transpose <perm=[0,2,1]> (r) }"
+)
+WHOLE = ((STEM, 3, "conv.planar"), (PATCHED, 8, "conv.planar_patches"))
 
 
 def half_of(model):
@@ -184,8 +218,9 @@ def test_the_kernel_takes_all_that_the_pass_makes(
 
 
 @pytest.mark.skipif(host_device.COMPILER is None, reason="no g++")
-def test_a_whole_model() -> None:
-    model = image_model(STEM)
+@pytest.mark.parametrize(("text", "window", "kernel"), WHOLE)
+def test_a_whole_model(text: str, window: int, kernel: str) -> None:
+    model = image_model(text, window=window)
     feeds = feeds_of(model, np.random.default_rng(1))
     results = []
     clock = SystemClock()
@@ -196,5 +231,5 @@ def test_a_whole_model() -> None:
                 results.append(ours.run(feeds)["y"])
                 kernels = ours.kernels()
             stream.close()
-    assert kernels[0] == "aegis.PlanarConv, conv.planar"
+    assert kernels[0] == f"aegis.PlanarConv, {kernel}"
     np.testing.assert_allclose(results[1], results[0], rtol=2e-2, atol=2e-2)

@@ -21,6 +21,9 @@ CONSTANTS = {
     "tall": np.array([4, 6]),
     "same": np.array([2, 3, 4]),
     "axis": np.array([1]),
+    "pixels": np.array([2, 5, 12]),
+    "image": np.array([2, 5, 3, 4]),
+    "askew": np.array([2, 6, 10]),
 }
 TO, BACK = "Transpose <perm=[0,2,1]>", "Transpose <perm=[0,2,1]>"
 X = "(float[2,3,4] x) => (float[2,3,4] y)"
@@ -92,6 +95,16 @@ SIMPLER = {
         " { a = Unsqueeze(x, axis) b = Squeeze(a, axis) y = Flatten(b) }",
         ["Reshape"],
     ),
+    "pixels as a row, and back": (
+        "(float[2,3,4,5] x) => (float[2,12,5] y) { a = Transpose <perm=[0,3,1,2]> (x)"
+        f" b = Reshape(a, pixels) c = {BACK} (b) y = Relu(c) }}",
+        ["Reshape", "Relu"],
+    ),
+    "a row as pixels, and back": (
+        f"(float[2,12,5] x) => (float[2,3,4,5] y) {{ a = {TO} (x) b = Reshape(a, image)"
+        " c = Transpose <perm=[0,2,3,1]> (b) y = Relu(c) }",
+        ["Reshape", "Relu"],
+    ),
     "there and back": (
         f"{X} {{ a = Reshape(x, flat) b = Reshape(a, same) y = Relu(b) }}",
         ["Relu"],
@@ -132,6 +145,13 @@ KEPT = {
     "different transposes": "(float[2,3,3] x, float[3,2,3] z) => (float[2,3,3] y)"
     f" {{ a = {TO} (x) b = Transpose <perm=[1,0,2]> (z) y = Add(a, b) }}",
     "not elementwise": f"{X} {{ a = {TO} (x) b = Softmax(a) y = {BACK} (b) }}",
+    "pixels as a row, and elsewhere": "(float[2,3,4,5] x) => (float[5,2,12] y)"
+    " { a = Transpose <perm=[0,3,1,2]> (x) b = Reshape(a, pixels)"
+    " y = Transpose <perm=[1,0,2]> (b) }",
+    "pixels the other way round": "(float[2,3,4,5] x) => (float[2,12,5] y)"
+    f" {{ a = Transpose <perm=[0,3,2,1]> (x) b = Reshape(a, pixels) y = {BACK} (b) }}",
+    "pixels cut elsewhere": "(float[2,3,4,5] x) => (float[2,10,6] y)"
+    f" {{ a = Transpose <perm=[0,3,1,2]> (x) b = Reshape(a, askew) y = {BACK} (b) }}",
     "reshape between": "(float[2,3,4] x) => (float[4,6] y)"
     f" {{ a = {TO} (x) b = Reshape(a, flat4) y = Transpose(b) }}",
 }
