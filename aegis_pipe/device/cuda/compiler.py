@@ -40,9 +40,12 @@ class DiskCache:
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             file, name = tempfile.mkstemp(dir=self._folder)
-            with os.fdopen(file, "wb") as target:
-                target.write(content)
-            os.replace(name, self._folder / key)
+            try:
+                with os.fdopen(file, "wb") as target:
+                    target.write(content)
+                os.replace(name, self._folder / key)
+            except OSError:
+                os.unlink(name)
 
 
 def _key(source: str) -> str:
