@@ -25,8 +25,8 @@ _SUCCESS = cu.CUresult.CUDA_SUCCESS
 _NOT_READY = cu.CUresult.CUDA_ERROR_NOT_READY
 _OUT_OF_MEMORY = 2
 
-_TRANSIENT = frozenset({46, 802, 909})
-"""Device unavailable, system not ready, timeout."""
+_TRANSIENT = frozenset({46, 802, 807, 909})
+"""Device unavailable, system or its MPS server not ready, timeout."""
 
 _MAKE_ROOM = (
     "load fewer or smaller models, lower their precision, or end what else is on the device "
@@ -34,7 +34,7 @@ _MAKE_ROOM = (
 )
 
 _FATAL = frozenset(
-    {4, 201, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 720, 721, 911, 999}
+    {4, 201, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911, 999}
 )
 """Shut down or destroyed contexts, hardware faults, and what a kernel did wrong (sticky)."""
 
