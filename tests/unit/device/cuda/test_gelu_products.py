@@ -32,17 +32,19 @@ def request(dtype: object, activation: str) -> KernelRequest:
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_the_library_ends_with_it_in_half_precision(dtype: object) -> None:
-    found = library_products._operands(request(dtype, "FastGelu"))
+    found = library_products.product_operands(request(dtype, "FastGelu"))
     assert found.product.activation == "gelu_tanh"
     assert found.product.bias
     assert found.product.has_epilogue
 
 
 def test_the_library_is_not_asked_for_it_in_float32() -> None:
-    assert library_products._operands(request(np.float32, "FastGelu")) is None
-    assert library_products._operands(request(np.float32, "Relu")).product.activation == "relu"
+    assert library_products.product_operands(request(np.float32, "FastGelu")) is None
+    assert (
+        library_products.product_operands(request(np.float32, "Relu")).product.activation == "relu"
+    )
     tf32 = replace(request(np.float32, "FastGelu"), tf32=True)
-    assert library_products._operands(tf32) is None
+    assert library_products.product_operands(tf32) is None
 
 
 @pytest.mark.skipif(host_device.COMPILER is None, reason="no g++")
