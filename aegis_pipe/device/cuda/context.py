@@ -88,7 +88,7 @@ class CudaContext:
         self._staging_ahead = CudaStagingAhead()
         self._sensors = Sensors(self._name, driver.pci_address(self._device))
         self._capture_stream = driver.create_stream(0)
-        self._timeline = Timeline(clock, self._stamps.sample)
+        self._timeline = Timeline(clock, self._stamps)
         self._priorities = driver.stream_priority_range()
         self._multiprocessors: driver.Multiprocessors | None = None
         self._partitions: dict[tuple[int, int], driver.Partition] = {}

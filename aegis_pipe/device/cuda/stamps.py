@@ -30,10 +30,12 @@ class Stamps:
         arguments = driver.Arguments([address])
         driver.launch(self._function, (1, 1, 1), (1, 1, 1), 0, stream, arguments)
 
-    def sample(self, stream: int) -> int:
-        """Run one stamp on a stream, wait, and return it."""
+    def enqueue_single(self, stream: int) -> None:
+        """Enqueue a stamp that is no graph's."""
         self.enqueue(self._memory, stream)
-        driver.synchronise_stream(stream)
+
+    def single(self) -> int:
+        """Return what the last one wrote, once the stream has reached it."""
         return int(pinned_bytes(self._memory, 8).view("u8")[0])
 
     def close(self) -> None:

@@ -8,12 +8,13 @@ far as it has to.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.stamps import Stamps
 
-_ANCHORS = 16
+_ANCHORS_MIN, _ANCHORS_MAX = 16, 400
+_UNCERTAINTY_NS, _STAMP_UNCERTAINTY_NS = 10_000, 2_000
+"""Anchors are taken until both offsets are known this well: other processes come between some."""
 _REFRESH_NS = 1_000_000_000
 """Elapsed times are single-precision milliseconds: after a second they resolve 60 ns."""
 
@@ -21,8 +22,7 @@ _REFRESH_NS = 1_000_000_000
 class Timeline:
     """Keeps the anchor event and both offsets."""
 
-    def __init__(self, clock: Clock, stamp: Callable[[int], int]) -> None:
-        """`stamp` runs a stamp kernel on a stream, waits, and returns its `%globaltimer`."""
+    def __init__(self, clock: Clock, stamps: Stamps) -> None:
         self._now_ns = clock.now_ns
         self._stream = driver.create_stream(driver.stream_priority_range()[1])
         self._anchor, self._spare, self._probe = (driver.create_event() for _ in range(3))
@@ -31,13 +31,17 @@ class Timeline:
         self._anchor_ns = clock.now_ns()
         low, high = -(1 << 62), 1 << 62
         stamp_low, stamp_high = low, high
-        for _ in range(_ANCHORS):
+        for taken in range(1, _ANCHORS_MAX + 1):
             begin, device_ns, end = self._sample()
             low, high = max(low, begin - device_ns), min(high, end - device_ns)
-            first = self._recorded(self._spare)
-            ticks = stamp(self._stream)
-            last = self._recorded(self._probe)
+            first, ticks, last = self._stamped(stamps)
             stamp_low, stamp_high = max(stamp_low, first - ticks), min(stamp_high, last - ticks)
+            known = (
+                high - low <= 2 * _UNCERTAINTY_NS
+                and stamp_high - stamp_low <= 2 * _STAMP_UNCERTAINTY_NS
+            )
+            if known and taken >= _ANCHORS_MIN:
+                break
         self._anchor_ns += (low + high) // 2
         self._stamp_offset_ns = (low + high) // 2 + (stamp_low + stamp_high) // 2
         self.uncertainty_ns = max(0, high - low) // 2
@@ -66,9 +70,20 @@ class Timeline:
         device_ns = self._recorded(self._probe)
         return begin, device_ns, self._now_ns()
 
+    def _stamped(self, stamps: Stamps) -> tuple[int, int, int]:
+        """Return a stamp between the device times of events right around it."""
+        driver.record_event(self._spare, self._stream)
+        stamps.enqueue_single(self._stream)
+        driver.record_event(self._probe, self._stream)
+        driver.synchronise_event(self._probe)
+        return self._device_ns(self._spare), stamps.single(), self._device_ns(self._probe)
+
     def _recorded(self, event: int) -> int:
         driver.record_event(event, self._stream)
         driver.synchronise_event(event)
+        return self._device_ns(event)
+
+    def _device_ns(self, event: int) -> int:
         return self._anchor_ns + driver.elapsed_ns(self._anchor, event)
 
     def _refresh(self) -> None:

@@ -28,31 +28,64 @@ _TRIALS = 8
 _COMPARED_BYTES_MAX = 8 << 20
 
 
+class RememberedChoices:
+    """Choices by what they are for, the model of GPU and the version of the library that has them.
+
+    What was once found or kept stays as it is as long as the device is open: a process that opens
+    beside this one measures, too, and may keep another choice in the same place.
+    """
+
+    def __init__(self, cache: DiskCache, model: str) -> None:
+        self._cache = cache
+        self._model = model
+        self._known: dict[str, dict[str, object]] = {}
+
+    def find(self, what: object, library: str) -> dict[str, object] | None:
+        """Return what was chosen, by this process or before; None if nothing was."""
+        key = self._key(what, library)
+        if key not in self._known:
+            found = _choice(self._cache.read(key))
+            if found is None:
+                return None
+            self._known[key] = found
+        return self._known[key]
+
+    def keep(self, what: object, library: str, choice: dict[str, object]) -> None:
+        """Keep a choice, of values that JSON knows."""
+        key = self._key(what, library)
+        self._known[key] = choice
+        self._cache.write(key, json.dumps(choice).encode())
+
+    def _key(self, what: object, library: str) -> str:
+        text = f"{what!r} on {self._model} by {library}, {_METHOD}"
+        return f"{hashlib.sha256(text.encode()).hexdigest()}.choice.json"
+
+
+def _choice(content: bytes | None) -> dict[str, object] | None:
+    try:
+        found = None if content is None else json.loads(content)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 class Tuner:
     """Measures on a stream of its own; scratch memory is given back after each measurement."""
 
     def __init__(self, cache: DiskCache, model: str, cache_bytes: int) -> None:
         """`cache_bytes` is the size of the GPU's own cache."""
-        self._cache = cache
         self._cache_bytes = cache_bytes
-        self._model = model
+        self._choices = RememberedChoices(cache, model)
         self._stream = driver.create_stream(0)
         self._events = (driver.create_event(), driver.create_event())
 
     def remembered(self, what: object, library: str) -> dict[str, object] | None:
         """Return what was chosen before for this GPU and library version."""
-        content = self._cache.read(self._key(what, library))
-        if content is None:
-            return None
-        try:
-            found = json.loads(content)
-        except ValueError:
-            return None
-        return found if isinstance(found, dict) else None
+        return self._choices.find(what, library)
 
     def remember(self, what: object, library: str, choice: dict[str, object]) -> None:
         """Keep a choice."""
-        self._cache.write(self._key(what, library), json.dumps(choice).encode())
+        self._choices.keep(what, library, choice)
 
     def fastest(
         self,
@@ -165,10 +198,6 @@ class Tuner:
             best = min(best, driver.elapsed_ns(first, last) / 1e3 / len(runs))
         driver.destroy_graph(launchable)
         return best
-
-    def _key(self, what: object, library: str) -> str:
-        text = f"{what!r} on {self._model} by {library}, {_METHOD}"
-        return f"{hashlib.sha256(text.encode()).hexdigest()}.choice.json"
 
 
 class Choices:
