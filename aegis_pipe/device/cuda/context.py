@@ -396,11 +396,13 @@ class CudaContext:
     def _kernel_of(self, request: KernelRequest, choice: KernelChoice) -> CudaKernel:
         # Asked again instead of remembered: choosing is pure, and a table of choices would grow.
         for kernel in KERNELS.candidates(request.operator):
-            if choice.variant and kernel.alternatives is not None:
-                offers = kernel.alternatives(request, self._machine)
+            if choice.variant:
+                other = kernel.alternatives
+                offers = () if other is None else other(request, self._machine)
             else:
-                offers = [kernel.choose(request, self._machine)]
-            if any(offer and offer.kernel == choice.kernel for offer in offers):
+                offer = kernel.choose(request, self._machine)
+                offers = () if offer is None else (offer,)
+            if any(offer.kernel == choice.kernel for offer in offers):
                 return kernel
         raise AssertionError(f"kernel {choice.kernel} was not offered for {request.operator}")
 
