@@ -12,7 +12,7 @@ from aegis_pipe.errors import KernelError
 from aegis_pipe.execution.compiler import CompiledModel, ModelBinder
 
 _LAUNCHES, _TURNS = 8, 5
-_LAUNCHED_NS = 4_000_000
+_LAUNCHED_NS = 2_000_000
 """Of a model that takes long, few launches are timed together."""
 
 _ARENA: Final = "the arena"

@@ -24,7 +24,7 @@ from aegis_pipe.tensor import TensorSpec
 
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 
-TOLERANCE = {"float16": 2e-3, "bfloat16": 2e-2}
+TOLERANCE = {"float16": 1e-3, "bfloat16": 6e-3}
 SHAPES = {
     "one row": (1, 768, 1000),
     "rows beyond a tile": (197, 768, 768),
@@ -97,8 +97,8 @@ def test_every_alternative(
             results.add(found.tobytes())
         graph.close()
         assert len(results) == 1, offer.variant
-        error = np.abs(found.astype(np.float64) - expected).max() / expected.std()
-        assert error < TOLERANCE[kind], offer.variant
+        error = np.abs(found.astype(np.float64) - expected) / (1 + np.abs(expected))
+        assert error.max() < TOLERANCE[kind], offer.variant
     stream.close()
 
 

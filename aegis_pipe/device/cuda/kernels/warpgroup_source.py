@@ -95,8 +95,8 @@ class WarpgroupTiling:
 
     @property
     def shared_bytes(self) -> int:
-        """The ring of stages, sums of others, and two barriers a stage."""
-        return self.stages * (self.stage_bytes + 16) + self.sums_bytes
+        """The ring of stages, sums of others, two barriers a stage, and the columns' bias."""
+        return self.stages * (self.stage_bytes + 16) + self.sums_bytes + 2 * self.columns + 16
 
     def grid(self, p: MatrixProduct) -> tuple[int, int, int]:
         """Blocks; those of a cluster are side by side."""
@@ -157,6 +157,14 @@ def source_of(
     sums_at = stages * stage_bytes
     full_at = sums_at + tiling.sums_bytes
     count = f"(split + 1) * {steps} / {splits} - first" if splits > 1 else f"{steps}"
+    bias = ""
+    if p.bias:
+        bias = f"""T* const bias = (T*)(memory + {full_at + 16 * stages});
+  if (t < {wide}) {{
+    T added; added.bits = 0;
+    if (tile * {wide} + t < {p.n}) added = b[tile * {wide} + t];
+    bias[t] = added;
+  }}"""
     prefetch = f"""
   extern __shared__ __align__(1024) u8 memory[];
   const int t = threadIdx.x, lane = t % 32, warp = t / 32;
@@ -165,6 +173,7 @@ def source_of(
   const u32 base = shared_address(memory), full = base + {full_at}, empty = full + {8 * stages};
   const u8* const lines = w + ((long long)first * {p.n} + tile * {wide}) * {LINE_BYTES};
   {"come();" if splits > 1 else ""}
+  {bias}
   if (t == 128) {{
     asm volatile("prefetch.tensormap [%0];" :: "l"(&map) : "memory");
     #pragma unroll
@@ -198,12 +207,10 @@ def source_of(
     #pragma unroll
     for (int n = 0; n < 2; ++n) {{
       const float* v = n ? other : one;
-      float bias[2] = {{}};
+      float f[2] = {{}};
       {
-        '''if (j + n * 8 < <n>) {
-        const Pack<T, 2> added = *(const Pack<T, 2>*)(b + j + n * 8);
-        bias[0] = get(added.v[0]); bias[1] = get(added.v[1]);
-      }'''.replace("<n>", str(p.n))
+        '''const Pack<T, 2> some = *(const Pack<T, 2>*)(bias + (g + n) * 8 + 2 * q);
+      f[0] = get(some.v[0]); f[1] = get(some.v[1]);'''
         if p.bias
         else ""
     }
@@ -222,7 +229,7 @@ def source_of(
         float done[2];
         #pragma unroll
         for (int e = 0; e < 2; ++e) {{
-          const float a = v[2 * h + e] + bias[e] + z[e];
+          const float a = v[2 * h + e] + f[e] + z[e];
           done[e] = {activation};
         }}
         mine[n][h] = both<T>(done[0], done[1]);
