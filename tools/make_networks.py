@@ -4,13 +4,14 @@
 
 Architectures as published, in the operators that PyTorch's exporter emits, with random weights of
 a fixed seed. The statistics of BatchNormalization are those of data that ran through, layer by
-layer: with made-up ones the signal of a deep network would vanish. Files are about 930 MB
+layer: with made-up ones the signal of a deep network would vanish. Files are about 960 MB
 together; a manifest of them, `networks.toml`, lies beside them.
 
     resnet50     He et al. 2015               mobilenetv2   Sandler et al. 2018
     bert-base    Devlin et al. 2018           vit-b16       Dosovitskiy et al. 2020
     detector     YOLOv8's shape: C2f blocks, decoupled heads, NonMaxSuppression at its end
     gru          two bidirectional layers     lstm          two layers
+    resnet50-qdq     in 8 bits, as quantisers write it: weights by channel, activations by tensor
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from quantise_network import quantised
 
 from aegis_pipe.onnx_backend import AegisBackend
 
@@ -497,6 +499,7 @@ NETWORKS: dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, Shape]]] = {
     "vit-b16": (vit_b16, {"image": (1, 3, 224, 224)}),
     "gru": (lambda: recurrent("GRU", 3, 2, 3), {"features": (1, _FRAMES, _FEATURES)}),
     "lstm": (lambda: recurrent("LSTM", 4, 1, 4), {"features": (1, _FRAMES, _FEATURES)}),
+    "resnet50-qdq": (resnet50, {"image": (1, 3, 224, 224)}),
 }
 """How each is made, and the shapes of a batch of 1."""
 
@@ -529,6 +532,8 @@ def main() -> int:
             continue
         model = NETWORKS[name][0]()
         settle_statistics(model)
+        if name.endswith("-qdq"):
+            model = quantised(model, picture([1, 3, 224, 224]))
         onnx.checker.check_model(model)
         path.write_bytes(model.SerializeToString(deterministic=True))
         print(f"{path}  {path.stat().st_size / 1e6:.0f} MB", flush=True)

@@ -79,6 +79,13 @@ class StandaloneGraph:
         ):
             self._context.write(tensor.region, array)
 
+    def read_outputs(self) -> dict[str, np.ndarray]:
+        """Return the outputs by name, as what ran last on the device left them."""
+        arrays = [np.empty(tensor.spec.shape, tensor.spec.dtype) for tensor in self._bound.outputs]
+        for tensor, array in zip(self._bound.outputs, arrays, strict=True):
+            self._context.read(tensor.region, array)
+        return self._bound.named_results(arrays)
+
     def run_on_device(self) -> None:
         """Run the operators alone and wait, `write_inputs` before: inputs share memory."""
         self.launch()

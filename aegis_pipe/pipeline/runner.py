@@ -1,7 +1,8 @@
 """Runs one pipeline: a thread per leg, bounded queues between them, items in order throughout.
 
 A failing item (an unreadable image, an expired request) ends that item alone; a failing sink ends
-the pipeline, because what it should have kept would be lost. Either way the report says so.
+the pipeline, because what it should have kept would be lost, and so does the end of the runtime,
+which no later item would survive. Either way the report says so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from aegis_pipe.clock import Clock
 from aegis_pipe.errors import (
     AegisError,
     DeadlineExceededError,
+    FatalError,
     PermanentError,
     PipelineError,
     QueueFullError,
@@ -369,6 +371,9 @@ class PipelineRunner:
                 item.error = item.error or error
         if item.error is None and self._error is None:
             self._write(item)
+        if self._is_end_of_runtime(item.error):
+            assert item.error is not None
+            self._fail("", item.error)
         if item.error is not None:
             outcome = "dropped" if self._is_no_fault(item.error) else "failed"
             self._finish(item, outcome, type(item.error).__name__, item.error)
@@ -376,6 +381,12 @@ class PipelineRunner:
             self._finish(item, "dropped", "sink_failed")
         else:
             self._finish(item, "completed", "")
+
+    def _is_end_of_runtime(self, error: AegisError | None) -> bool:
+        """Return whether no item can succeed any more; to stop is then no failure of its own."""
+        if isinstance(error, RuntimeStoppedError):
+            return not self._stopping.is_set()
+        return isinstance(error, FatalError)
 
     def _is_no_fault(self, error: AegisError) -> bool:
         """Return whether load or the end of the runtime, not the item or a model, is to blame."""

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from tests.system import running
 from tests.system.running import LOAD, aegis, save_model, small_nodes, start
 
 IMAGES = """
@@ -190,3 +191,39 @@ def test_wrong_usage(arguments: tuple[str, ...]) -> None:
 def test_cuda_is_refused_where_there_is_none(model_file: Path, write_manifest) -> None:
     message = error_of(write_manifest(LOAD, head='[device]\nkind = "cuda"'), 1)
     assert "cuda" in message
+
+
+FAILING_POLICY = """
+from aegis_pipe.scheduling.policies.fifo import FifoPolicy
+
+class Failing(FifoPolicy):
+    def key(self, request, now_ns):
+        if request.request_id == 10:
+            raise RuntimeError("a policy's own mistake")
+        return super().key(request, now_ns)
+"""
+
+ENDLESS = """
+[[pipelines]]
+name = "{0}"
+source = {{ kind = "synthetic", like = "m", rate = "200/s" }}
+stages = [{{ name = "infer", model = "m" }}]
+"""
+
+
+def test_a_runtime_that_fails_ends_pipelines_without_an_end(
+    model_file: Path, write_manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_policy.py").write_text(FAILING_POLICY)
+    path = write_manifest(
+        *map(ENDLESS.format, ("one", "two")),
+        head='[scheduler]\npolicy = "failing_policy:Failing"\n',
+    )
+    monkeypatch.setattr(running, "ROOT", f"{running.ROOT}{os.pathsep}{tmp_path}")
+    result = aegis("up", path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "a policy's own mistake" in result.stderr
+    # The summary tells of both, which is all that there is to be done for them.
+    assert result.stdout.count("  stopped: ") == 2
+    assert "FatalError" in result.stdout

@@ -12,19 +12,25 @@ from aegis_pipe.errors import DeviceUnavailableError
 _DRIVER_LIBRARY = "libcuda.so.1"
 _DRIVER_VERSION_MIN = 13000
 _PACKAGES = ("cuda.bindings", "cuda.pathfinder", "cudnn", "nvmath")
+_LIBRARIES = ("cudart", "nvrtc", "cublasLt", "cudnn")
+"""cuDNN compiles some of its plans, and finds the compiler only if it is loaded already; its
+binding finds the runtime likewise."""
+_EXTRA = 'pip install "aegis-pipe[cuda]"'
 _USE_CPU = 'or set `kind = "cpu"`'
 
 
 def open_context(*, index: int, clock: Clock, threads: int) -> DeviceContext:
     """Open GPU `index`; raises DeviceUnavailableError with what was looked for and found.
 
-    `threads` concerns host kernels, of which this device has none.
+    PermanentError if it is there, but has too little memory left to be opened. `threads` concerns
+    host kernels, of which this device has none.
     """
     _check_installed(index)
     # Only here, because this imports the bindings.
     from aegis_pipe.device.cuda.context import CudaContext
 
     _check_driver(index)
+    _load_libraries(index)
     return CudaContext(index, clock)
 
 
@@ -41,7 +47,7 @@ def _check_installed(index: int) -> None:
     if packages:
         names = ", ".join(f"`{name}`" for name in packages)
         missing.append(f"Python modules that it needs were looked for and not found: {names}")
-        hints.append('pip install "aegis-pipe[cuda]"')
+        hints.append(_EXTRA)
     if missing:
         raise _unavailable(index, "; ".join(missing), " and ".join(hints))
 
@@ -78,6 +84,18 @@ def _check_driver(index: int) -> None:
         names = ", ".join(f"`{each}`" for each in range(count)) or "none"
         raise _unavailable(
             index, f"there is no GPU {index}; this machine's are {names}", "change `device.index`"
+        )
+
+
+def _load_libraries(index: int) -> None:
+    """Have what the bindings call loaded from where its packages are."""
+    from aegis_pipe.device.cuda import driver
+
+    missing = driver.load_libraries(*_LIBRARIES)
+    if missing:
+        names = ", ".join(f"`{name}`" for name in missing)
+        raise _unavailable(
+            index, f"NVIDIA libraries that it needs were looked for and not found: {names}", _EXTRA
         )
 
 

@@ -7,6 +7,7 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NoReturn, Self, TypeVar
 
 import numpy as np
@@ -42,10 +43,11 @@ from aegis_pipe.device.protocols import (
     Region,
     StagingAhead,
 )
-from aegis_pipe.errors import PermanentError, UnsupportedOperatorError
+from aegis_pipe.errors import DeviceLostError, PermanentError, UnsupportedOperatorError
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
 _Resource = CudaRegion | CudaStream | CudaEvent | CudaGraph
+_Library = TypeVar("_Library", CublasLt, Cudnn)
 _AnyResource = TypeVar("_AnyResource", CudaRegion, CudaStream, CudaEvent, CudaGraph)
 
 
@@ -56,6 +58,15 @@ class CudaContext:
         self._device = driver.device(index)
         self._name = f"cuda:{index}"
         self._handle = driver.retain_context(self._device)
+        try:
+            self._open(clock)
+        except BaseException:
+            # All that was made so far is in it.
+            driver.release_context(self._device)
+            raise
+        self._is_open = True
+
+    def _open(self, clock: Clock) -> None:
         self._allocation_count = 0
         # Weak, so that what is dropped unclosed warns at once; by number, so that the order of
         # closing is the order of making.
@@ -70,17 +81,14 @@ class CudaContext:
         # With what only this generation has (`a`): warpgroups multiply.
         own = "a" if (major, minor) == (9, 0) else ""
         compiler = KernelCompiler(f"sm_{major}{minor}{own}", cache)
-        # cuDNN compiles some of its plans, and finds the compiler only if it is loaded already; its
-        # binding finds the runtime likewise.
-        driver.load_libraries("cudart", "nvrtc", "cublasLt", "cudnn")
         self._machine = Machine(
             compiler=compiler,
             cache=cache,
             model=model,
             capability=10 * major + minor,
             multiprocessors=driver.attribute(self._device, "MULTIPROCESSOR_COUNT"),
-            cublaslt=CublasLt(),
-            cudnn=Cudnn(self._handle),
+            cublaslt=self._started("cuBLASLt", CublasLt),
+            cudnn=self._started("cuDNN", partial(Cudnn, self._handle)),
             tuner=Tuner(cache, model, driver.attribute(self._device, "L2_CACHE_SIZE")),
         )
         self._stamps = Stamps(compiler)
@@ -95,7 +103,19 @@ class CudaContext:
         self._description = self._describe()
         assert self._machine.tuner is not None
         self._choices = Choices(self._machine.tuner, repr(self._description.library_versions))
-        self._is_open = True
+
+    def _started(self, library: str, start: Callable[[], _Library]) -> _Library:
+        """Start a library; each of them has errors of its own."""
+        try:
+            return start()
+        except Exception as error:
+            raise PermanentError(
+                f"{library} does not start: {error}",
+                context=self._name,
+                hint="see whether the device has memory left and who uses it (nvidia-smi), and "
+                'whether the packages of the extra are those it asks for: pip install "aegis-pipe'
+                '[cuda]"',
+            ) from error
 
     @property
     def description(self) -> DeviceDescription:
@@ -134,10 +154,7 @@ class CudaContext:
     def allocate(self, size_bytes: int) -> CudaRegion:
         """Reserve zeroed memory; PermanentError if the device has not that much to give."""
         self._assert_open()
-        try:
-            region = CudaRegion.reserve(size_bytes)
-        except driver.DriverError as error:
-            raise self._out_of_memory(size_bytes) from error
+        region = CudaRegion.reserve(size_bytes, self._capture_stream)
         self._allocation_count += 1
         return self._own(region)
 
@@ -333,7 +350,13 @@ class CudaContext:
             return
         self._is_open = False
         self._sensors.close()
-        driver.make_current(self._handle)
+        try:
+            driver.make_current(self._handle)
+            driver.synchronise_context()
+            is_lost = False
+        except DeviceLostError:
+            # Whoever used it was told.
+            is_lost = True
         remaining = list(self._resources.values())
         for resource in sorted(remaining, key=lambda one: not isinstance(one, CudaStream)):
             resource.close()
@@ -341,7 +364,12 @@ class CudaContext:
         self._stamps.close()
         self._faults.close()
         self._staging_ahead.close()
-        self._machine.close()
+        try:
+            self._machine.close()
+        except Exception:
+            # Libraries have errors of their own for a context that is broken.
+            if not is_lost:
+                raise
         driver.destroy_stream(self._capture_stream)
         while self._partitions:
             driver.destroy_partition(self._partitions.popitem()[1].handle)
@@ -426,16 +454,6 @@ class CudaContext:
             ),
         )
 
-    def _out_of_memory(self, size_bytes: int) -> PermanentError:
-        free_bytes = driver.free_memory_bytes()
-        return PermanentError(
-            f"{_mebibytes(size_bytes)} were asked for, but only {_mebibytes(free_bytes)} of "
-            f"{_mebibytes(self._description.memory_bytes)} are free",
-            context=self._name,
-            hint="load fewer or smaller models, lower their precision, or end what else is on the "
-            "device (nvidia-smi lists it)",
-        )
-
     def _unsupported(self, request: KernelRequest) -> UnsupportedOperatorError:
         known = KERNELS.operators()
         where = f"node `{request.node}`"
@@ -466,7 +484,3 @@ def _span(address: int, regions: Sequence[Region | None]) -> Span:
         if first <= address < first + region.size_bytes:
             return first, first + region.size_bytes
     return address, address + 1
-
-
-def _mebibytes(size_bytes: int) -> str:
-    return f"{size_bytes / 2**20:,.1f} MiB"

@@ -23,9 +23,15 @@ from aegis_pipe.errors import AegisError, DeviceLostError, PermanentError, Trans
 
 _SUCCESS = cu.CUresult.CUDA_SUCCESS
 _NOT_READY = cu.CUresult.CUDA_ERROR_NOT_READY
+_OUT_OF_MEMORY = 2
 
 _TRANSIENT = frozenset({46, 802, 909})
 """Device unavailable, system not ready, timeout."""
+
+_MAKE_ROOM = (
+    "load fewer or smaller models, lower their precision, or end what else is on the device "
+    "(nvidia-smi lists it)"
+)
 
 _FATAL = frozenset(
     {4, 201, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 720, 721, 911, 999}
@@ -55,8 +61,9 @@ class DriverError(Exception):
             )
         if self.code in _TRANSIENT:
             return TransientError(message, context="cuda", hint="try again")
+        hint = "see `aegis-pipe doctor` for what the device offers"
         return PermanentError(
-            message, context="cuda", hint="see `aegis-pipe doctor` for what the device offers"
+            message, context="cuda", hint=_MAKE_ROOM if self.code == _OUT_OF_MEMORY else hint
         )
 
 
@@ -74,6 +81,16 @@ def raw(function: Callable[..., Any], *arguments: Any) -> Any:
     if code != _SUCCESS:
         raise _error(function, code)
     return results[0] if len(results) == 1 else results
+
+
+def _released(function: Callable[..., Any], *arguments: Any) -> None:
+    """As `checked`, for giving something back: a broken context has lost it already.
+
+    Whoever used that context was told; what else there is to be closed still has to be.
+    """
+    code, *_ = function(*arguments)
+    if code != _SUCCESS and int(code) not in _FATAL:
+        raise _error(function, code).classified()
 
 
 def _error(function: Callable[..., Any], code: Any) -> DriverError:
@@ -148,7 +165,7 @@ def make_current(context: int) -> None:
 
 def release_context(ordinal: int) -> None:
     """Give the primary context back."""
-    checked(cu.cuDevicePrimaryCtxRelease, ordinal)
+    _released(cu.cuDevicePrimaryCtxRelease, ordinal)
 
 
 def synchronise_context() -> None:
@@ -165,36 +182,54 @@ def stream_priority_range() -> tuple[int, int]:
 # --- Memory -----------------------------------------------------------------------------------
 
 
-def free_memory_bytes() -> int:
-    """Return how much device memory is free."""
-    return int(checked(cu.cuMemGetInfo)[0])
-
-
 def allocate(size_bytes: int) -> int:
-    """Reserve device memory; DriverError if there is none."""
-    return int(raw(cu.cuMemAlloc, size_bytes))
+    """Reserve device memory; a PermanentError tells how much there is, if that is too little."""
+    try:
+        return int(raw(cu.cuMemAlloc, size_bytes))
+    except DriverError as error:
+        if error.code != _OUT_OF_MEMORY:
+            raise error.classified() from error
+        free_bytes, total_bytes = checked(cu.cuMemGetInfo)
+        raise PermanentError(
+            f"{_mebibytes(size_bytes)} were asked for, but only {_mebibytes(free_bytes)} of "
+            f"{_mebibytes(total_bytes)} are free",
+            context=f"cuda:{int(checked(cu.cuCtxGetDevice))}",
+            hint=_MAKE_ROOM,
+        ) from error
+
+
+def _mebibytes(size_bytes: int) -> str:
+    return f"{int(size_bytes) / 2**20:,.1f} MiB"
 
 
 def free(address: int) -> None:
     """Give device memory back."""
-    checked(cu.cuMemFree, address)
+    _released(cu.cuMemFree, address)
 
 
 def allocate_pinned(size_bytes: int) -> int:
-    """Reserve page-locked host memory, also addressable by the device."""
+    """Reserve page-locked host memory, also addressable by the device.
+
+    PermanentError if there is too little, of it or of what the device needs for it.
+    """
     flags = cu.CU_MEMHOSTALLOC_PORTABLE | cu.CU_MEMHOSTALLOC_DEVICEMAP
-    return int(checked(cu.cuMemHostAlloc, size_bytes, flags))
+    try:
+        return int(raw(cu.cuMemHostAlloc, size_bytes, flags))
+    except DriverError as error:
+        if error.code != _OUT_OF_MEMORY:
+            raise error.classified() from error
+        raise PermanentError(
+            f"{_mebibytes(size_bytes)} of page-locked host memory were asked for, and are not to "
+            "be had",
+            context="cuda",
+            hint="make room in the host's memory or the device's (nvidia-smi lists who uses it), "
+            "or plan less: fewer streams, smaller inputs and outputs",
+        ) from error
 
 
 def free_pinned(address: int) -> None:
     """Give page-locked memory back."""
-    checked(cu.cuMemFreeHost, address)
-
-
-def fill_zero(address: int, size_bytes: int) -> None:
-    """Zero device memory and wait."""
-    checked(cu.cuMemsetD8, address, 0, size_bytes)
-    checked(cu.cuCtxSynchronize)
+    _released(cu.cuMemFreeHost, address)
 
 
 def copy_to_device(target: int, source: int, size_bytes: int) -> None:
@@ -229,13 +264,18 @@ def enqueue_fill(target: int, value: int, size_bytes: int, stream: int) -> None:
     checked(cu.cuMemsetD8Async, target, value, size_bytes, stream)
 
 
-def load_libraries(*names: str) -> None:
+def load_libraries(*names: str) -> list[str]:
     """Load NVIDIA libraries from where their packages are: `cublasLt`, `cudnn`, ...
 
-    RuntimeError if one is missing. Whoever dlopens them by name afterwards finds them.
+    Returns those that are not to be found. Whoever dlopens the others by name finds them.
     """
+    missing = []
     for name in names:
-        load_nvidia_dynamic_lib(name)
+        try:
+            load_nvidia_dynamic_lib(name)
+        except RuntimeError:
+            missing.append(name)
+    return missing
 
 
 # --- Streams and events -----------------------------------------------------------------------
@@ -249,7 +289,7 @@ def create_stream(priority: int) -> int:
 
 def destroy_stream(stream: int) -> None:
     """Release a stream."""
-    checked(cu.cuStreamDestroy, stream)
+    _released(cu.cuStreamDestroy, stream)
 
 
 def synchronise_stream(stream: int) -> None:
@@ -274,7 +314,7 @@ def create_event() -> int:
 
 def destroy_event(event: int) -> None:
     """Release an event."""
-    checked(cu.cuEventDestroy, event)
+    _released(cu.cuEventDestroy, event)
 
 
 def record_event(event: int, stream: int) -> None:
@@ -362,7 +402,7 @@ def create_partition_stream(partition: int, priority: int) -> int:
 
 def destroy_partition(partition: int) -> None:
     """Release a green context."""
-    checked(cu.cuGreenCtxDestroy, partition)
+    _released(cu.cuGreenCtxDestroy, partition)
 
 
 # --- Kernels ----------------------------------------------------------------------------------
@@ -375,7 +415,7 @@ def load_library(image: bytes) -> int:
 
 def unload_library(library: int) -> None:
     """Unload an image."""
-    checked(cu.cuLibraryUnload, library)
+    _released(cu.cuLibraryUnload, library)
 
 
 def kernel_function(library: int, name: str) -> int:
@@ -504,9 +544,17 @@ def _nvrtc(function: Callable[..., Any], *arguments: Any) -> Any:
 # --- Graphs -----------------------------------------------------------------------------------
 
 
-def begin_capture(stream: int) -> None:
-    """Record what is enqueued on a stream instead of running it; other threads are free."""
-    mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+def begin_capture(stream: int, *, may_load: bool = False) -> None:
+    """Record what is enqueued on a stream instead of running it; other threads are free.
+
+    This one is, too, with `may_load`: to load kernels of libraries, which allocates.
+    """
+    modes = cu.CUstreamCaptureMode
+    mode = (
+        modes.CU_STREAM_CAPTURE_MODE_RELAXED
+        if may_load
+        else modes.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    )
     checked(cu.cuStreamBeginCapture, stream, mode)
 
 
@@ -574,4 +622,4 @@ def launch_graph(launchable: int, stream: int) -> None:
 
 def destroy_graph(launchable: int) -> None:
     """Release a launchable."""
-    checked(cu.cuGraphExecDestroy, launchable)
+    _released(cu.cuGraphExecDestroy, launchable)

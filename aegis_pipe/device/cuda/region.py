@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.captured import run
 from aegis_pipe.device.protocols import Region
 
 ALIGNMENT_BYTES = 256
@@ -23,11 +24,11 @@ class CudaRegion:
         self._is_open = True
 
     @classmethod
-    def reserve(cls, size_bytes: int) -> CudaRegion:
-        """Make an owner of zeroed memory; DriverError if the device has not that much."""
+    def reserve(cls, size_bytes: int, stream: int) -> CudaRegion:
+        """Make an owner of memory, zeroed on a stream; PermanentError if there is not that much."""
         address = driver.allocate(size_bytes) if size_bytes else 0
         if size_bytes:
-            driver.fill_zero(address, size_bytes)
+            run(stream, lambda: driver.enqueue_fill(address, 0, size_bytes, stream))
         return cls(address, size_bytes, None)
 
     @property

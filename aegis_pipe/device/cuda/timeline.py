@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.captured import captured
 from aegis_pipe.device.cuda.stamps import Stamps
 
 _ANCHORS_MIN, _ANCHORS_MAX = 16, 400
-_UNCERTAINTY_NS, _STAMP_UNCERTAINTY_NS = 10_000, 2_000
+_UNCERTAINTY_NS, _STAMP_UNCERTAINTY_NS = 10_000, 6_000
 """Anchors are taken until both offsets are known this well: other processes come between some."""
 _REFRESH_NS = 1_000_000_000
 """Elapsed times are single-precision milliseconds: after a second they resolve 60 ns."""
@@ -31,10 +32,11 @@ class Timeline:
         self._anchor_ns = clock.now_ns()
         low, high = -(1 << 62), 1 << 62
         stamp_low, stamp_high = low, high
+        stamp = captured(self._stream, lambda: stamps.enqueue_single(self._stream))
         for taken in range(1, _ANCHORS_MAX + 1):
             begin, device_ns, end = self._sample()
             low, high = max(low, begin - device_ns), min(high, end - device_ns)
-            first, ticks, last = self._stamped(stamps)
+            first, ticks, last = self._stamped(stamp, stamps)
             stamp_low, stamp_high = max(stamp_low, first - ticks), min(stamp_high, last - ticks)
             known = (
                 high - low <= 2 * _UNCERTAINTY_NS
@@ -42,6 +44,7 @@ class Timeline:
             )
             if known and taken >= _ANCHORS_MIN:
                 break
+        driver.destroy_graph(stamp)
         self._anchor_ns += (low + high) // 2
         self._stamp_offset_ns = (low + high) // 2 + (stamp_low + stamp_high) // 2
         self.uncertainty_ns = max(0, high - low) // 2
@@ -70,10 +73,10 @@ class Timeline:
         device_ns = self._recorded(self._probe)
         return begin, device_ns, self._now_ns()
 
-    def _stamped(self, stamps: Stamps) -> tuple[int, int, int]:
+    def _stamped(self, stamp: int, stamps: Stamps) -> tuple[int, int, int]:
         """Return a stamp between the device times of events right around it."""
         driver.record_event(self._spare, self._stream)
-        stamps.enqueue_single(self._stream)
+        driver.launch_graph(stamp, self._stream)
         driver.record_event(self._probe, self._stream)
         driver.synchronise_event(self._probe)
         return self._device_ns(self._spare), stamps.single(), self._device_ns(self._probe)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.captured import captured, run
 from aegis_pipe.device.cuda.compiler import DiskCache
 
 _RUNS_MIN, _RUNS_MAX = 10, 40
@@ -151,10 +152,17 @@ class Tuner:
         """Fill memory with the pattern, over and over."""
         filled = min(size_bytes, _PATTERN.size)
         driver.copy_to_device(address, _PATTERN.ctypes.data, filled)
-        while filled < size_bytes:
-            more = min(filled, size_bytes - filled)
-            driver.enqueue_copy(address + filled, address, more, self._stream)
-            filled += more
+        if filled == size_bytes:
+            return
+
+        def copy() -> None:
+            done = filled
+            while done < size_bytes:
+                more = min(done, size_bytes - done)
+                driver.enqueue_copy(address + done, address, more, self._stream)
+                done += more
+
+        run(self._stream, copy)
 
     def _repeats(
         self,
@@ -165,38 +173,38 @@ class Tuner:
     ) -> bool:
         """Return whether a way gives the same bits every time."""
         first, found = (np.empty(min(size_bytes, _COMPARED_BYTES_MAX), np.uint8) for _ in range(2))
-        for trial in range(_TRIALS):
-            way(self._stream, addresses)
-            driver.synchronise_stream(self._stream)
-            target = found if trial else first
-            driver.copy_to_host(target.ctypes.data, addresses[result], target.size)
-            if trial and not np.array_equal(first, found):
-                return False
+        launchable = captured(self._stream, lambda: way(self._stream, addresses))
+        try:
+            for trial in range(_TRIALS):
+                driver.launch_graph(launchable, self._stream)
+                driver.synchronise_stream(self._stream)
+                target = found if trial else first
+                driver.copy_to_host(target.ctypes.data, addresses[result], target.size)
+                if trial and not np.array_equal(first, found):
+                    return False
+        finally:
+            driver.destroy_graph(launchable)
         return True
 
     def _measure(
         self, way: Callable[[int, Sequence[int]], None], runs: Sequence[Sequence[int]]
     ) -> float:
-        # Once outside of a capture: what loads lazily may not do so within.
-        way(self._stream, runs[0])
-        driver.synchronise_stream(self._stream)
-        driver.begin_capture(self._stream)
-        try:
+        def enqueue() -> None:
             for addresses in runs:
                 way(self._stream, addresses)
-        except BaseException:
-            driver.abandon_capture(self._stream)
-            raise
-        launchable = driver.instantiate(driver.end_capture(self._stream))
+
+        launchable = captured(self._stream, enqueue)
         first, last = self._events
         best = float("inf")
-        for _ in range(_REPEATS):
-            driver.record_event(first, self._stream)
-            driver.launch_graph(launchable, self._stream)
-            driver.record_event(last, self._stream)
-            driver.synchronise_event(last)
-            best = min(best, driver.elapsed_ns(first, last) / 1e3 / len(runs))
-        driver.destroy_graph(launchable)
+        try:
+            for _ in range(_REPEATS):
+                driver.record_event(first, self._stream)
+                driver.launch_graph(launchable, self._stream)
+                driver.record_event(last, self._stream)
+                driver.synchronise_event(last)
+                best = min(best, driver.elapsed_ns(first, last) / 1e3 / len(runs))
+        finally:
+            driver.destroy_graph(launchable)
         return best
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device import open_device
-from aegis_pipe.errors import DeviceUnavailableError
+from aegis_pipe.errors import DeviceUnavailableError, PermanentError
 
 
 def _refusal(
@@ -43,6 +43,21 @@ def test_driver_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     error = _refusal(monkeypatch, bindings=True, driver=False)
     assert "cuda.bindings" not in error.message
     assert 'kind = "cpu"' in error.hint
+
+
+def test_libraries_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bindings are there, but not the packages that they load from."""
+    _Driver(monkeypatch, 13000, 1)
+    module = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
+
+    def load(name: str) -> None:
+        if name in ("cublasLt", "cudnn"):
+            raise RuntimeError(f"Failure finding lib{name}.so")
+
+    monkeypatch.setattr(module, "load_nvidia_dynamic_lib", load)
+    error = _refusal(monkeypatch, bindings=True, driver=True)
+    assert error.message.endswith("looked for and not found: `cublasLt`, `cudnn`")
+    assert error.hint == 'pip install "aegis-pipe[cuda]", or set `kind = "cpu"`'
 
 
 class _Driver:
@@ -93,3 +108,43 @@ def test_errors_have_their_category(code: int, category: str) -> None:
     assert error.category == category
     assert "cuLaunchKernel" in error.message
     assert error.hint
+
+
+def test_a_full_device_tells_how_much_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
+    code = module.cu.CUresult
+    out_of_memory, fine = code.CUDA_ERROR_OUT_OF_MEMORY, code.CUDA_SUCCESS
+    monkeypatch.setattr(module.cu, "cuMemAlloc", lambda size: (out_of_memory, None))
+    monkeypatch.setattr(module.cu, "cuMemHostAlloc", lambda size, flags: (out_of_memory, None))
+    monkeypatch.setattr(module.cu, "cuMemGetInfo", lambda: (fine, 3 << 20, 80 << 30))
+    monkeypatch.setattr(module.cu, "cuCtxGetDevice", lambda: (fine, 1))
+    with pytest.raises(PermanentError) as caught:
+        module.allocate(64 << 20)
+    text = "64.0 MiB were asked for, but only 3.0 MiB of 81,920.0 MiB are free"
+    assert (caught.value.message, caught.value.context) == (text, "cuda:1")
+    assert "nvidia-smi" in caught.value.hint
+    with pytest.raises(PermanentError, match=r"64\.0 MiB of page-locked host memory"):
+        module.allocate_pinned(64 << 20)
+
+
+def test_what_a_broken_context_can_not_give_back_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor does it hide the error that broke it: closing goes on to the end."""
+    module = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
+    given_back = {
+        "cuMemFree": module.free,
+        "cuMemFreeHost": module.free_pinned,
+        "cuStreamDestroy": module.destroy_stream,
+        "cuEventDestroy": module.destroy_event,
+        "cuGraphExecDestroy": module.destroy_graph,
+        "cuLibraryUnload": module.unload_library,
+        "cuGreenCtxDestroy": module.destroy_partition,
+        "cuDevicePrimaryCtxRelease": module.release_context,
+    }
+    for name, give_back in given_back.items():
+        monkeypatch.setattr(module.cu, name, lambda _: (module.cu.CUresult(719),))
+        give_back(1)
+        monkeypatch.setattr(module.cu, name, lambda _: (module.cu.CUresult(1),))
+        with pytest.raises(PermanentError, match="INVALID_VALUE"):
+            give_back(1)

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from aegis_pipe.clock import SystemClock
-from aegis_pipe.errors import AegisError, DeadlineExceededError, PipelineError, QueueFullError
+from aegis_pipe.errors import (
+    AegisError,
+    DeadlineExceededError,
+    DeviceLostError,
+    PipelineError,
+    QueueFullError,
+    RuntimeStoppedError,
+)
 from aegis_pipe.events import EventHub, ItemFinished, StageFinished
 from aegis_pipe.pipeline import PipelinePlan, PipelineRunner, SinkPlan, StagePlan
 from aegis_pipe.pipeline.arrivals import as_fast_as_possible, periodic
@@ -182,6 +189,35 @@ def test_a_sink_that_raises_ends_the_pipeline_with_its_reason(models) -> None:
     assert "sink `sink`: it raised OSError: no space left" in report.error
     assert report.completed == 5
     assert sink.closed == 1
+
+
+@pytest.mark.parametrize("error", [DeviceLostError("gone"), RuntimeStoppedError("stopped")])
+def test_the_end_of_the_runtime_ends_an_endless_pipeline(models, error) -> None:
+    models.errors = dict.fromkeys(range(20, 10**6), error)
+    report = run(make_plan(Numbers(10**6), Collect()), models)
+    assert report.error == str(error)
+    assert report.failed == report.reasons[type(error).__name__] >= 1
+
+
+def test_a_pipeline_that_was_stopped_is_not_ended_by_the_end_of_the_runtime(models) -> None:
+    started, may_end = threading.Event(), threading.Event()
+
+    def submit(model, inputs, **options):
+        started.set()
+        assert may_end.wait(60)
+        raise RuntimeStoppedError("stopped")
+
+    plan = make_plan(Numbers(5), Collect())
+    runner = PipelineRunner(plan, as_fast_as_possible(), submit, SystemClock(), EventHub())
+    runner.start()
+    assert started.wait(60)
+    runner.stop()
+    runner.give_up()
+    may_end.set()
+    assert runner.join(60)
+    report = runner.report()
+    assert report.error == ""
+    assert report.dropped == report.reasons["RuntimeStoppedError"] >= 1
 
 
 def test_a_refused_request_is_offered_again_when_blocking(models) -> None:

@@ -1,5 +1,7 @@
 """Products of few rows by constant weights: a kernel of ours, tried within the model.
 
+Convolutions with a window of one pixel are such products, too.
+
 Where a result has few rows, cuBLASLt's kernels take several times as long as their weights take to
 come from memory. Ours have them on the way while the kernel ahead runs, and end with bias, residual
 and activation (`warpgroup_source.py`). How long it takes depends on the neighbours: what begins
@@ -15,7 +17,9 @@ from functools import partial
 
 from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.cublaslt import MatrixProduct
+from aegis_pipe.device.cuda.kernels.convolution_products import as_product
 from aegis_pipe.device.cuda.kernels.elementwise import FUNCTIONS
+from aegis_pipe.device.cuda.kernels.library_convolutions import convolution_of
 from aegis_pipe.device.cuda.kernels.library_products import ProductOperands, product_operands
 from aegis_pipe.device.cuda.kernels.operands import required, text
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
@@ -34,7 +38,7 @@ from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 
 CAPABILITY = 90
 """The generation whose tensor cores are driven so; neither older nor newer ones have it."""
-_KERNEL = "matmul.warpgroup"
+_CONVOLUTION = "com.microsoft.NhwcFusedConv"
 _GROUP = 8
 """Columns, and elements of the depth, come in so many."""
 _ACTIVATIONS = {
@@ -68,18 +72,32 @@ def _operands(request: KernelRequest, machine: Machine) -> ProductOperands | Non
     """Return what is to be computed, if it is for this kernel."""
     if machine.capability != CAPABILITY or required(request).dtype not in HALF_FLOATS:
         return None
+    found = _of_convolution(request) if request.operator == _CONVOLUTION else _of_product(request)
+    if found is None or not request.constants.keys() >= {1, *filter(None, [found.bias])}:
+        return None
+    p = found.product
+    fits = p.batch == 1 and not p.x_transposed and p.alpha == 1 and p.m <= _ROWS_MAX
+    return found if fits and not (p.n % _GROUP or p.k % _GROUP) else None
+
+
+def _of_product(request: KernelRequest) -> ProductOperands | None:
     gelu = "activation" in request.attributes and text(request, "activation") == "Gelu"
     plain = request
     if gelu:
         plain = replace(request, attributes={**request.attributes, "activation": ""})
     found = product_operands(plain)
-    if found is None or not request.constants.keys() >= {1, *filter(None, [found.bias])}:
+    if found is None or not gelu:
+        return found
+    return replace(found, product=replace(found.product, activation="gelu"))
+
+
+def _of_convolution(request: KernelRequest) -> ProductOperands | None:
+    convolution = convolution_of(request)
+    found = None if convolution is None else as_product(request, convolution)
+    if found is None or found.are_patches:
         return None
-    p = replace(found.product, activation="gelu") if gelu else found.product
-    fits = p.batch == 1 and not p.x_transposed and p.alpha == 1 and p.m <= _ROWS_MAX
-    if not fits or p.n % _GROUP or p.k % _GROUP or p.activation not in _ACTIVATIONS:
-        return None
-    return replace(found, product=p)
+    p = found.product
+    return ProductOperands(p, 2 if p.bias else None, 3 if p.residual else None)
 
 
 def tilings(p: MatrixProduct, multiprocessors: int) -> list[WarpgroupTiling]:
@@ -118,9 +136,10 @@ def _alternatives(request: KernelRequest, machine: Machine) -> Sequence[KernelCh
     packed = PackedConstant.filled(
         f"warpgroup.{'rows' if p.w_transposed else 'columns'}", packed_bytes(p), partial(pack, p)
     )
+    kernel = "conv.warpgroup" if request.operator == _CONVOLUTION else "matmul.warpgroup"
     return [
         KernelChoice(
-            _KERNEL,
+            kernel,
             packed={1: packed},
             cost=float(p.m * p.n * p.k),
             variant=_variant(tiling),
@@ -170,7 +189,7 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
 
 KERNEL_FAMILY: tuple[CudaKernel, ...] = (
     CudaKernel(
-        ("MatMul", "com.microsoft.FusedMatMul", "Gemm", "com.microsoft.FusedGemm"),
+        ("MatMul", "com.microsoft.FusedMatMul", "Gemm", "com.microsoft.FusedGemm", _CONVOLUTION),
         _choose,
         _bind,
         alternatives=_alternatives,

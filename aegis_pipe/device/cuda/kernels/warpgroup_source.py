@@ -114,12 +114,12 @@ def packed_bytes(p: MatrixProduct) -> int:
 
 
 def pack(p: MatrixProduct, weights: np.ndarray, packed: np.ndarray) -> None:
-    """Write weights, [K, N] or transposed, into uint8[packed_bytes] as blocks read them.
+    """Write weights, [K, N] or [N, K, ...] if transposed, into uint8[packed_bytes].
 
     Step by step, a line for each column: 64 elements in eight groups, which change places by the
     column's number as `wgmma` wants it (swizzle of 128 bytes).
     """
-    across = weights if p.w_transposed else weights.T
+    across = weights.reshape(p.n, p.k) if p.w_transposed else weights.T
     steps = steps_of(p)
     padded = np.zeros((p.n, steps * DEPTH), across.dtype)
     padded[:, : p.k] = across

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -15,12 +14,13 @@ import pytest
 from aegis_pipe.kernel import Attribute, KernelRequest
 from aegis_pipe.tensor import TensorSpec
 
-nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="no CUDA bindings")
+pytest.importorskip("cuda.bindings.nvrtc", reason="no CUDA bindings")
 driver = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda.faults import FaultWord  # noqa: E402
 from aegis_pipe.device.cuda.kernels import KERNELS, planar_convolutions, tensor_attention  # noqa: E402
 from aegis_pipe.device.cuda.kernels.attention import attention_of  # noqa: E402
 from aegis_pipe.device.cuda.kernels.registry import Binding, Machine  # noqa: E402
+from tests.unit.device.cuda.assembler import spilled_bytes  # noqa: E402
 from tests.unit.device.cuda.kernel_requests import examples  # noqa: E402
 
 ARCHITECTURES = ("sm_75", "sm_90", "sm_100")
@@ -177,27 +177,6 @@ def test_there_is_a_request_for_every_operator(all_sources: dict[str, list[str]]
     assert named | {request.operator for request in REQUESTS.values()} == set(KERNELS.operators())
 
 
-def report_of(source: str, architecture: str) -> str:
-    """Compile a source; return what the assembler says of it."""
-    code, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
-    options = [
-        b"--std=c++17",
-        f"--gpu-architecture={architecture}".encode(),
-        b"--ptxas-options=-v",
-    ]
-    (code,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = bytes(size)
-    nvrtc.nvrtcGetProgramLog(program, log)
-    nvrtc.nvrtcDestroyProgram(program)
-    assert code == nvrtc.nvrtcResult.NVRTC_SUCCESS, f"{log.decode()}\n{source}"
-    return log.decode()
-
-
-def _spills(report: str) -> Iterator[int]:
-    yield from map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", report))
-
-
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_operator_compiles_and_spills_nothing(
@@ -206,11 +185,8 @@ def test_every_operator_compiles_and_spills_nothing(
     pairs = [(name, source) for name, sources in all_sources.items() for source in sources]
     # The compiler lets go of Python's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reports = list(pool.map(lambda pair: report_of(pair[1], architecture), pairs))
-    if not any("spill" in report for report in reports):
-        pytest.skip("everything compiles, but this NVRTC has no report of spills")
-    spilling = [name for (name, _), r in zip(pairs, reports, strict=True) if any(_spills(r))]
-    assert spilling == []
+        spilled = list(pool.map(lambda pair: spilled_bytes(pair[1], architecture), pairs))
+    assert [name for (name, _), each in zip(pairs, spilled, strict=True) if each] == []
 
 
 def test_same_source_for_the_same_request() -> None:

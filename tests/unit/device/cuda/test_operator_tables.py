@@ -15,6 +15,14 @@ def test_every_name_is_canonical() -> None:
     assert set(KERNELS.operators()) - set(CPU_KERNELS.operators()) <= _BEYOND
 
 
+_NOT_HERE = {"ImageDecoder", "aegis.InvertedResidual"}
+"""Refused by name (docs/decisions/0021), and made by a pass for the CPU alone."""
+
+
+def test_every_operator_of_the_cpu_is_there_or_known_to_be_refused() -> None:
+    assert set(CPU_KERNELS.operators()) - set(KERNELS.operators()) == _NOT_HERE
+
+
 def test_what_common_networks_need_is_there() -> None:
     needed = {
         *("Conv", "com.microsoft.FusedConv", "com.microsoft.NhwcFusedConv", "ConvTranspose"),

@@ -127,9 +127,9 @@ def test_convolutions(residual: bool) -> None:
 
 
 @pytest.mark.parametrize("residual", [True, False])
-def test_convolutions_as_products(residual: bool) -> None:
+def test_convolutionsas_products(residual: bool) -> None:
     on, request = machine(), constant(convolution(residual=residual), 1, 2)
-    planned(convolution_products._as_product(request, convolution_of(request)).product, on)
+    planned(convolution_products.as_product(request, convolution_of(request)).product, on)
     assert bound(PIXELS, request, on).unwaited == [address(3)] * residual
 
 

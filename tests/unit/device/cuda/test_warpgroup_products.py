@@ -70,7 +70,6 @@ def request(
 def offers(asked: KernelRequest, capability: int = 90) -> list[str]:
     assert FAMILY.alternatives is not None
     found = FAMILY.alternatives(asked, machine(capability))
-    assert {each.kernel for each in found} <= {"matmul.warpgroup"}
     return [each.variant for each in found]
 
 
@@ -86,6 +85,41 @@ def test_what_is_offered_differs_and_is_the_same_every_time() -> None:
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_ends_of_products(activation: str, dtype: object) -> None:
     assert offers(request(dtype=dtype, activation=activation))
+
+
+def convolution(channels: int, window: int, side: int = 14) -> KernelRequest:
+    """Return a convolution of channels last, with bias, residual and Relu."""
+    reach = side - window + 1
+    shapes = [(1, side, side, channels), (48, channels, window, window), (48,)]
+    specs = [TensorSpec(HALF, shape) for shape in (*shapes, (1, reach, reach, 48))]
+    attributes: dict[str, Any] = {
+        "kernel_shape": (window, window),
+        "strides": (1, 1),
+        "dilations": (1, 1),
+        "pads": (0, 0, 0, 0),
+        "group": 1,
+        "activation": "Relu",
+        "activation_params": (),
+    }
+    constants = {at: np.zeros(shapes[at], np.float16) for at in (1, 2)}
+    operator = "com.microsoft.NhwcFusedConv"
+    return KernelRequest(operator, "node", attributes, tuple(specs), tuple(specs[3:]), constants)
+
+
+def test_windows_of_one_pixel_are_products() -> None:
+    assert FAMILY.alternatives is not None
+    asked = convolution(64, 1)
+    found = FAMILY.alternatives(asked, machine())
+    assert {each.kernel for each in found} == {"conv.warpgroup"}
+    operands, _, source = warpgroup_products._found(asked, found[0], machine())
+    p = operands.product
+    assert (p.m, p.k, p.n, p.activation, p.w_transposed) == (196, 64, 48, "relu", True)
+    assert (operands.bias, operands.residual) == (2, 3)
+    assert "const T* b, const T* r, T* y" in source
+    assert len(found[0].packed[1].pack(np.zeros((48, 64, 1, 1), np.float16))) == packed_bytes(p)
+    assert not offers(convolution(64, 3))
+    assert not offers(convolution(60, 1))
+    assert not offers(convolution(64, 1, side=28))
 
 
 def test_what_is_not_offered() -> None:
