@@ -15,15 +15,15 @@ from tests.unit.device.cuda.recurrent_models import CASES, Layer, graph_of
 
 LARGE = Layer("GRU", directions=2, time=50, batch=1, inputs=80, hidden=256)
 SHARED = {
-    "gru": LARGE,
-    "gru that resets first": replace(LARGE, linear=False),
-    "gru of uneven parts": replace(LARGE, hidden=301, lengths=True, batch=4),
-    "lstm": replace(LARGE, operator="LSTM", batch=2, lengths=True, peepholes=True),
-    "lstm whose weights do not fit": replace(LARGE, operator="LSTM", hidden=512),
-    "many sequences": replace(LARGE, operator="LSTM", batch=96, time=10),
-    "halves": replace(LARGE, dtype=np.float16),
-    "rnn": replace(LARGE, operator="RNN", layout=1, hidden=400),
-    "a state that does not fit": replace(LARGE, operator="RNN", hidden=4096, time=4),
+    "large, gru": LARGE,
+    "large, gru that resets first": replace(LARGE, linear=False),
+    "large, gru of uneven parts": replace(LARGE, hidden=301, lengths=True, batch=4),
+    "large, lstm": replace(LARGE, operator="LSTM", batch=2, lengths=True, peepholes=True),
+    "large, lstm whose weights do not fit": replace(LARGE, operator="LSTM", hidden=512),
+    "large, many sequences": replace(LARGE, operator="LSTM", batch=96, time=10),
+    "large, halves": replace(LARGE, dtype=np.float16),
+    "large, rnn": replace(LARGE, operator="RNN", layout=1, hidden=400),
+    "large, a state that does not fit": replace(LARGE, operator="RNN", hidden=4096, time=4),
 }
 
 

@@ -72,7 +72,8 @@ class KernelCompiler:
             library = driver.load_library(image)
             self._libraries.append(library)
             self._functions[key] = driver.kernel_function(library, entry)
-            if shared_bytes > 48 << 10:
+            if shared_bytes:
+                # What a kernel itself declares counts, too, towards the 48 KiB that need no asking.
                 driver.allow_shared_memory(self._functions[key], shared_bytes)
         return self._functions[key]
 
