@@ -56,10 +56,7 @@ _SHARES = (
     (1, 1.0, _SHARED_BYTES_MAX),
     (1, 1.0, _HALF_BYTES),
     (1, 1.5, _HALF_BYTES),
-    (1, 2.0, _HALF_BYTES),
-    (2, 1.0, _HALF_BYTES),
     (4, 1.0, _HALF_BYTES),
-    (4, 2.0, _HALF_BYTES),
 )
 """Blocks that share a tile's depth, blocks a multiprocessor, and the shared memory of one. Blocks
 of a cluster lie within a part of the GPU: with more shared memory, not all that are wanted fit at
