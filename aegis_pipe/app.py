@@ -220,7 +220,7 @@ class Runtime:
             with phases.phase("device.open"):
                 opened = open_manifest_device(manifest, clock)
             context = self._closing.enter_context(opened.context)
-            self.device = context.description
+            self.device, self.device_reason = context.description, opened.reason
             lull = None if self._telemetry is None else self._telemetry.lull
             self._platform = platform = Platform(context, clock, hub, phases, lull)
             if self._telemetry is not None:

@@ -98,3 +98,5 @@ class KernelChoice:
     """Runs on the host through `KernelRequest.reference`; the plan says so."""
     cost: float = 0.0
     """Estimated work (multiply-adds plus elements moved); for cutting segments before profiles."""
+    variant: str = ""
+    """Which of the kernel's ways to do it, where it has several; for the device only."""

@@ -30,6 +30,7 @@ from aegis_pipe.cli.admission import outcome_lines
 from aegis_pipe.cli.arguments import duration
 from aegis_pipe.cli.live import LiveView
 from aegis_pipe.cli.tables import SUMMARY_HEADER, counted, summary_row, table
+from aegis_pipe.device.registry import AUTO
 from aegis_pipe.errors import AegisError, FatalError
 from aegis_pipe.events import Listener
 from aegis_pipe.runtime_report import RuntimeReport
@@ -68,6 +69,8 @@ def run(options: argparse.Namespace) -> int:
         )
         signals.is_loaded = True
         screen.line(_headline(runtime))
+        if runtime.manifest.device.kind == AUTO:
+            screen.line(f"device: {runtime.device_reason}")
         for wish in runtime.unmet_wishes:
             screen.line(f"note: {wish}")
         runtime.start_pipelines(on_error=screen.failure)

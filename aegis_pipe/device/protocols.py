@@ -385,6 +385,18 @@ class DeviceContext(Protocol):
         """Offer a kernel; UnsupportedOperatorError names node, operator and alternatives."""
         ...
 
+    def alternatives(self, request: KernelRequest) -> Sequence[KernelChoice]:
+        """Offer what may be faster within a model than what `select` offers; often nothing.
+
+        The same offers in the same order every time, told apart by kernel and variant. Measuring is
+        for who asks.
+        """
+        ...
+
+    def prepare_to_bind(self, offers: Sequence[tuple[KernelRequest, KernelChoice]]) -> None:
+        """Begin what binding these will wait for, such as compiling them; returns at once."""
+        ...
+
     def bind(
         self,
         request: KernelRequest,

@@ -33,7 +33,7 @@ from aegis_pipe.execution.recurrence import (
     states_of,
     without,
 )
-from aegis_pipe.kernel import KernelRequest, PackedConstant
+from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 from aegis_pipe.memory import (
     AllocationPlan,
     MemoryAnalysis,
@@ -321,6 +321,44 @@ def fork_model(
     )
 
 
+def choose_anew(
+    compiled: CompiledModel, choices: Mapping[int, KernelChoice], alignment_bytes: int
+) -> CompiledModel:
+    """Return the model with other kernels for these steps, its memory planned anew.
+
+    The model is a chain.
+    """
+    assert not compiled.forks, "kernels are chosen before branches"
+    weights = {key: compiled.weights[key] for key in compiled.constant_outputs.values()}
+    steps = []
+    for at, step in enumerate(compiled.steps):
+        choice, keys = choices.get(at), dict(step.weights)
+        if choice is not None:
+            for position, key in step.weights.items():
+                # Its content is known by what it was before.
+                weight = _weight(
+                    key.partition("/")[0],
+                    step.operands[position],
+                    step.request.constants[position],
+                    choice.packed.get(position),
+                )
+                keys[position] = weights.setdefault(weight.key, weight).key
+            steps.append(replace(step, choice=choice, weights=keys))
+        else:
+            weights |= {key: compiled.weights[key] for key in keys.values()}
+            steps.append(step)
+    analysis, plan = plan_memory(
+        compiled.graph, steps, alignment_bytes, compiled.guard_bytes, compiled.states
+    )
+    return replace(
+        compiled,
+        steps=_placed(steps, analysis),
+        weights=weights,
+        analysis=analysis,
+        plan=plan,
+    )
+
+
 def _placed(steps: Sequence[CompiledStep], analysis: MemoryAnalysis) -> tuple[CompiledStep, ...]:
     """Return the steps, marked where the plan has their bytes where they have to come to."""
     return tuple(
@@ -342,12 +380,16 @@ class _WeightTable:
         """Add a weight unless its bytes are there already; return its key."""
         if id(array) not in self._digests:
             self._digests[id(array)] = content_digest(array)
-        layout = packed.layout if packed else "dense"
-        size_bytes = packed.size_bytes if packed else array.nbytes
-        key = f"{self._digests[id(array)]}/{layout}/{size_bytes}"
-        if key not in self.weights:
-            self.weights[key] = Weight(key, tensor, size_bytes, array, packed)
-        return key
+        weight = _weight(self._digests[id(array)], tensor, array, packed)
+        return self.weights.setdefault(weight.key, weight).key
+
+
+def _weight(
+    digest: str, tensor: TensorId, array: np.ndarray, packed: PackedConstant | None
+) -> Weight:
+    layout = packed.layout if packed else "dense"
+    size_bytes = packed.size_bytes if packed else array.nbytes
+    return Weight(f"{digest}/{layout}/{size_bytes}", tensor, size_bytes, array, packed)
 
 
 def _compile_step(
@@ -448,8 +490,22 @@ class ModelBinder:
         )
 
     def _bind(self, index: int, step: CompiledStep) -> KernelCall:
+        workspace = None
+        if step.choice.workspace_bytes:
+            workspace = self._storages[WorkspaceId(index)]
+        return self.bind_as(index, step.choice, {}, workspace)
+
+    def bind_as(
+        self,
+        index: int,
+        choice: KernelChoice,
+        weights: Mapping[int, Region],
+        workspace: Region | None,
+    ) -> KernelCall:
+        """Bind a step as another choice, with constants at these positions elsewhere."""
+        step = self._compiled.steps[index]
         inputs = [
-            self._weights[step.weights[position]]
+            weights.get(position, self._weights[step.weights[position]])
             if position in step.weights
             else self._regions.get(tensor)
             for position, tensor in enumerate(step.operands)
@@ -457,10 +513,7 @@ class ModelBinder:
         outputs = [
             self._regions[tensor] if tensor != NO_TENSOR else None for tensor in step.results
         ]
-        workspace = None
-        if step.choice.workspace_bytes:
-            workspace = self._storages[WorkspaceId(index)]
-        return self._context.bind(step.request, step.choice, inputs, outputs, workspace)
+        return self._context.bind(step.request, choice, inputs, outputs, workspace)
 
     def inputs(self) -> list[BoundTensor]:
         """Return the model's inputs in its order."""

@@ -22,6 +22,7 @@ from aegis_pipe.clock import Clock
 from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, DeviceStream, Region
 from aegis_pipe.errors import AegisError, PermanentError
 from aegis_pipe.events import EventHub, ModelLoaded, Phase, PhaseRecorder
+from aegis_pipe.execution.alternatives import with_alternatives
 from aegis_pipe.execution.capture import GraphCapture
 from aegis_pipe.execution.collector import collector_paused
 from aegis_pipe.execution.compiler import (
@@ -179,7 +180,8 @@ def compile_graph(
         guard_bytes=context.description.alignment_bytes if watched else 0,
         states=states,
     )
-    return branched(replace(compiled, passes=reports), context, phases)
+    compiled = with_alternatives(replace(compiled, passes=reports), context, phases)
+    return branched(compiled, context, phases)
 
 
 def _check_watching(watched: bool, context: DeviceContext) -> None:

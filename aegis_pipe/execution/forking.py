@@ -10,17 +10,17 @@ the same bits. Where a budget has no room for it, models run as chains (`as_chai
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-from aegis_pipe.device.protocols import DeviceContext, DeviceGraph, Fork, Region
-from aegis_pipe.errors import KernelError, PermanentError
+from aegis_pipe.device.protocols import DeviceContext, Fork
+from aegis_pipe.errors import PermanentError
 from aegis_pipe.events import PhaseRecorder
 from aegis_pipe.execution.branches import Work, find_forks
-from aegis_pipe.execution.compiler import Branching, CompiledModel, ModelBinder, fork_model
+from aegis_pipe.execution.compiler import Branching, CompiledModel, fork_model
+from aegis_pipe.execution.model_trial import ModelTrial, described
 from aegis_pipe.execution.segments import CostModel, cost_model
 
 _FORK_NS = 1_000
@@ -31,7 +31,6 @@ _METHOD = "each with a neighbour on either side, then the whole"
 """How is measured; part of what choices are kept by."""
 _CALLS = 32
 """A graph that is measured has at least so many calls: fewer are recorded several times over."""
-_LAUNCHES, _TURNS = 8, 5
 _FORK_GAIN, _MODEL_GAIN = 0.98, 0.99
 """Of the chain's time; less is taken for noise."""
 
@@ -54,7 +53,7 @@ def branched(
         model = within_allowance(compiled, possible, alignment_bytes)
         report = Branching(len(possible), len(model.forks))
         if model.forks:
-            what = _described(model)
+            what = f"forks {model.forks} of {described(model)}, {_METHOD}"
             choice = _Choice.read(choices.remembered(what))
             if choice is None:
                 choice = _measure(model, context)
@@ -146,23 +145,6 @@ class _Choice(NamedTuple):
         return cls(**remembered) if remembered and remembered.keys() == set(cls._fields) else None
 
 
-_ARENA: Final = "the arena"
-_END: Final = "the end"
-
-
-def _offsets(model: CompiledModel, context: DeviceContext) -> dict[object, int]:
-    """Return where weights, states and arena lie side by side, and where they end."""
-    sizes_bytes: dict[object, int] = {key: each.size_bytes for key, each in model.weights.items()}
-    sizes_bytes |= {(name,): size_bytes for name, size_bytes in model.state_bytes.items()}
-    sizes_bytes |= {_ARENA: model.plan.peak_bytes, _END: 0}
-    alignment_bytes = context.description.alignment_bytes
-    offsets, end = {}, 0
-    for name, size_bytes in sizes_bytes.items():
-        offsets[name] = end
-        end += -(-size_bytes // alignment_bytes) * alignment_bytes
-    return offsets
-
-
 def _measure(model: CompiledModel, context: DeviceContext) -> _Choice | None:
     """Return which forks pay: each by itself, and all of those together.
 
@@ -170,100 +152,34 @@ def _measure(model: CompiledModel, context: DeviceContext) -> _Choice | None:
     """
     with ExitStack() as stack:
         try:
-            memory = context.allocate(_offsets(model, context)[_END])
+            trial = ModelTrial(model, context, stack)
         except PermanentError:
             return None
-        stack.callback(memory.close)
-        trial = _Trial(model, context, memory, stack)
+        forks = trial.binder.forks()
         count = len(trial.calls)
         taken = []
-        for number, fork in enumerate(trial.forks):
+        for number, fork in enumerate(forks):
             first = max(0, min(map(min, fork)) - 1)
             end = min(count, max(map(max, fork)) + 2)
-            chain_ns, forked_ns = trial.durations_ns(first, end, [fork])
+            chain_ns, forked_ns = _durations_ns(trial, first, end, [fork])
             if forked_ns < _FORK_GAIN * chain_ns:
                 taken.append(number)
-        chain_ns, forked_ns = trial.durations_ns(0, count, [trial.forks[at] for at in taken])
+        chain_ns, forked_ns = _durations_ns(trial, 0, count, [forks[at] for at in taken])
         if not taken:
             return _Choice([], chain_ns, 0)
         return _Choice(taken if forked_ns < _MODEL_GAIN * chain_ns else [], chain_ns, forked_ns)
 
 
-def _described(model: CompiledModel) -> str:
-    """Return all that the choice depends on: kernels, sizes, who reads what of whom, and forks."""
-    numbers: dict[str, int] = {}
-    steps = [
-        (
-            step.choice.kernel,
-            [str(spec) for spec in (*step.request.inputs, *step.request.outputs)],
-            [numbers.setdefault(each, len(numbers)) for each in (*step.operands, *step.results)],
-        )
-        for step in model.steps
+def _durations_ns(
+    trial: ModelTrial, first: int, end: int, forks: Sequence[Fork]
+) -> tuple[int, int]:
+    """Return how long these calls take as a chain and with forks."""
+    calls = trial.calls[first:end]
+    times = -(-_CALLS // len(calls))
+    shifted = [
+        tuple([tuple([at - first + n * len(calls) for at in part]) for part in fork])
+        for n in range(times)
+        for fork in forks
     ]
-    return f"forks {model.forks} of {steps}, {_METHOD}"
-
-
-class _Trial:
-    """A model bound to memory of its own, whose calls are timed in graphs of them."""
-
-    def __init__(
-        self, model: CompiledModel, context: DeviceContext, memory: Region, stack: ExitStack
-    ) -> None:
-        self._context = context
-        # Of no pool: what its kernels refuse is nobody's fault.
-        self._stream = context.create_stream(-1)
-        stack.callback(self._stream.close)
-        self._events = (context.create_event(), context.create_event())
-        for event in self._events:
-            stack.callback(event.close)
-        offsets = _offsets(model, context)
-
-        def place(name: object, size_bytes: int) -> Region:
-            return memory.view(offsets[name], size_bytes)
-
-        arena = place(_ARENA, model.plan.peak_bytes)
-        binder = ModelBinder(
-            model,
-            context,
-            {key: place(key, each.size_bytes) for key, each in model.weights.items()},
-            {
-                each.tensor_id: arena.view(model.plan.offsets[each.tensor_id], each.size_bytes)
-                for each in model.analysis.lifetimes
-            },
-            {name: place((name,), model.state_bytes[name]) for name in model.states},
-        )
-        self.calls = binder.calls()
-        self.forks = binder.forks()
-
-    def durations_ns(self, first: int, end: int, forks: Sequence[Fork]) -> tuple[int, int]:
-        """Return how long these calls take as a chain and with forks: the best of some turns."""
-        calls = self.calls[first:end]
-        times = -(-_CALLS // len(calls))
-        shifted = [
-            tuple([tuple([at - first + n * len(calls) for at in part]) for part in fork])
-            for n in range(times)
-            for fork in forks
-        ]
-        graphs = [self._context.record(calls * times, self._stream, each) for each in ((), shifted)]
-        try:
-            for graph in graphs:
-                self._elapsed_ns(graph)
-            turns = [[self._elapsed_ns(graph) for graph in graphs] for _ in range(_TURNS)]
-        finally:
-            for graph in graphs:
-                graph.close()
-        chain_ns, forked_ns = (
-            min(each) // (times * _LAUNCHES) for each in zip(*turns, strict=True)
-        )
-        return chain_ns, forked_ns
-
-    def _elapsed_ns(self, graph: DeviceGraph) -> int:
-        first, last = self._events
-        self._stream.record(first)
-        for _ in range(_LAUNCHES):
-            graph.launch(self._stream)
-        self._stream.record(last)
-        # Zeros may be bad data for a kernel (an index): it takes its time all the same.
-        with contextlib.suppress(KernelError):
-            self._stream.synchronise()
-        return last.completed_ns() - first.completed_ns()
+    chain_ns, forked_ns = trial.durations_ns([(calls * times, ()), (calls * times, shifted)])
+    return chain_ns // times, forked_ns // times

@@ -227,3 +227,15 @@ def test_a_runtime_that_fails_ends_pipelines_without_an_end(
     # The summary tells of both, which is all that there is to be done for them.
     assert result.stdout.count("  stopped: ") == 2
     assert "FatalError" in result.stdout
+
+
+def test_auto_says_what_it_chose(model_file: Path, write_manifest) -> None:
+    """Before anything runs; the words are those of a machine with or without a GPU."""
+    for kind, words in (("auto", ["device: `auto` chose "]), ("cpu", [])):
+        path = write_manifest(LOAD, head=f'[device]\nkind = "{kind}"\n')
+        result = aegis("up", path)
+        assert result.returncode == 0
+        found = [line for line in result.stderr.splitlines() if line.startswith("device: ")]
+        assert [line[: len(words[0])] for line in found] == words
+        if kind == "auto" and "chose cpu" in found[0]:
+            assert "cuda is not available: " in found[0]

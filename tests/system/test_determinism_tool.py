@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
-import pytest
 
 from aegis_pipe.events import SegmentFinished
-from tests.system.test_network_tools import TOOLS, call
+from tests.system.test_network_tools import call
+from tests.tool_modules import load_tool
 
-
-@pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    path = TOOLS / "check_determinism.py"
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, path.stem, module)
-    specification.loader.exec_module(module)
-    return module
+determinism = load_tool("check_determinism")
 
 
 def test_every_way_of_a_network_on_the_cpu(tmp_path: Path) -> None:
@@ -50,9 +37,9 @@ def _results(changed: int | None = None) -> list[tuple[int, dict[str, np.ndarray
     return results
 
 
-def test_one_bit_is_seen_and_so_is_a_model_that_shows_nothing(tool: ModuleType) -> None:
+def test_one_bit_is_seen_and_so_is_a_model_that_shows_nothing() -> None:
     def row(results: list[tuple[int, dict[str, np.ndarray]]]) -> dict[str, object]:
-        check = tool.Check(argparse.Namespace(json=None), Path())
+        check = determinism.Check(argparse.Namespace(json=None), Path())
         return check._count("model", "alone", 1, iter(results))
 
     assert row(_results())["passed"]
@@ -62,11 +49,11 @@ def test_one_bit_is_seen_and_so_is_a_model_that_shows_nothing(tool: ModuleType) 
     assert (same["different"], same["passed"]) == (0, False)
 
 
-def test_what_ran_beside_is_counted(tool: ModuleType) -> None:
+def test_what_ran_beside_is_counted() -> None:
     def segment(model: str, stream: int, start_ns: int, end_ns: int) -> SegmentFinished:
         return SegmentFinished(1, model, 0, stream, start_ns, start_ns, end_ns, b"")
 
-    overlap = tool.Overlap()
+    overlap = determinism.Overlap()
     for each in (
         segment("mine", 0, 0, 10),
         segment("other", 1, 10, 30),

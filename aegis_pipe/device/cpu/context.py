@@ -181,6 +181,13 @@ class CpuContext:
             raise self._unsupported(request)
         return reference
 
+    def alternatives(self, request: KernelRequest) -> Sequence[KernelChoice]:
+        """Offer nothing: what a kernel takes does not depend on its neighbours."""
+        return ()
+
+    def prepare_to_bind(self, offers: Sequence[tuple[KernelRequest, KernelChoice]]) -> None:
+        """Do nothing: kernels are compiled when this package is built."""
+
     def bind(
         self,
         request: KernelRequest,

@@ -78,7 +78,9 @@ class CudaContext:
             for part in ("MAJOR", "MINOR")
         )
         cache, model = DiskCache(cache_folder()), driver.device_name(self._device)
-        compiler = KernelCompiler(f"sm_{major}{minor}", cache)
+        # With what only this generation has (`a`): warpgroups multiply.
+        own = "a" if (major, minor) == (9, 0) else ""
+        compiler = KernelCompiler(f"sm_{major}{minor}{own}", cache)
         self._machine = Machine(
             compiler=compiler,
             cache=cache,
@@ -131,7 +133,7 @@ class CudaContext:
             channels_last=True,
             fused_attention=True,
             elementwise_chains=elementwise_chains.STEPS,
-            product_endings=("FastGelu",),
+            product_endings=("FastGelu", "Gelu"),
             half_precision=True,
             planar_convolutions=self._machine.capability >= planar_convolutions.CAPABILITY_MIN,
             sm_partitions=self._machine.multiprocessors,
@@ -241,6 +243,24 @@ class CudaContext:
             if choice is not None:
                 return choice
         raise self._unsupported(request)
+
+    def alternatives(self, request: KernelRequest) -> Sequence[KernelChoice]:
+        """Offer what kernels have whose worth depends on their neighbours."""
+        return [
+            choice
+            for kernel in KERNELS.candidates(request.operator)
+            if kernel.alternatives is not None
+            for choice in kernel.alternatives(request, self._machine)
+        ]
+
+    def prepare_to_bind(self, offers: Sequence[tuple[KernelRequest, KernelChoice]]) -> None:
+        """Begin to compile what will be bound, on the machine's cores."""
+        sources: list[str] = []
+        for request, choice in offers:
+            kernel = self._kernel_of(request, choice)
+            if kernel.sources is not None:
+                sources += kernel.sources(request, choice, self._machine)
+        self._machine.compiler.prepare(sources)
 
     def bind(
         self,
@@ -404,8 +424,13 @@ class CudaContext:
     def _kernel_of(self, request: KernelRequest, choice: KernelChoice) -> CudaKernel:
         # Asked again instead of remembered: choosing is pure, and a table of choices would grow.
         for kernel in KERNELS.candidates(request.operator):
-            offer = kernel.choose(request, self._machine)
-            if offer is not None and offer.kernel == choice.kernel:
+            if choice.variant:
+                other = kernel.alternatives
+                offers = () if other is None else other(request, self._machine)
+            else:
+                offer = kernel.choose(request, self._machine)
+                offers = () if offer is None else (offer,)
+            if any(offer.kernel == choice.kernel for offer in offers):
                 return kernel
         raise AssertionError(f"kernel {choice.kernel} was not offered for {request.operator}")
 

@@ -25,8 +25,8 @@ _SUCCESS = cu.CUresult.CUDA_SUCCESS
 _NOT_READY = cu.CUresult.CUDA_ERROR_NOT_READY
 _OUT_OF_MEMORY = 2
 
-_TRANSIENT = frozenset({46, 802, 909})
-"""Device unavailable, system not ready, timeout."""
+_TRANSIENT = frozenset({46, 802, 807, 909})
+"""Device unavailable, system or its MPS server not ready, timeout."""
 
 _MAKE_ROOM = (
     "load fewer or smaller models, lower their precision, or end what else is on the device "
@@ -34,7 +34,7 @@ _MAKE_ROOM = (
 )
 
 _FATAL = frozenset(
-    {4, 201, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 720, 721, 911, 999}
+    {4, 201, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911, 999}
 )
 """Shut down or destroyed contexts, hardware faults, and what a kernel did wrong (sticky)."""
 
@@ -430,12 +430,52 @@ def allow_shared_memory(kernel: int, size_bytes: int) -> None:
     checked(cu.cuKernelSetAttribute, limit, size_bytes, kernel, ordinal)
 
 
+TensorMap = ctypes.Array[ctypes.c_uint64]
+"""128 bytes of which the tensor memory accelerator knows how a matrix lies in memory."""
+Argument = int | ctypes.c_float | ctypes.c_int | TensorMap
+
+
+def tensor_map(
+    address: int, shape: tuple[int, int], tile: tuple[int, int], *, bfloat16: bool = False
+) -> TensorMap:
+    """Describe a dense row-major matrix of half precision, of which tiles are loaded (compute 9.0).
+
+    Rows of a tile are 128 bytes, whose groups of 16 change places by the row's number (swizzle);
+    what lies beyond the matrix is zero. Address and rows are multiples of 16 bytes.
+    """
+    assert tile[1] == 64, "a tile's row is what is swizzled"
+    assert address % 16 == 0, f"{address:#x} is not aligned"
+    kinds = cu.CUtensorMapDataType
+    kind = (
+        kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+        if bfloat16
+        else kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+    )
+    found = checked(
+        cu.cuTensorMapEncodeTiled,
+        kind,
+        2,
+        address,
+        [cu.cuuint64_t(size) for size in reversed(shape)],
+        [cu.cuuint64_t(2 * shape[1])],
+        [cu.cuuint32_t(size) for size in reversed(tile)],
+        [cu.cuuint32_t(1)] * 2,
+        cu.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        cu.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        cu.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        cu.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )
+    held = (ctypes.c_uint64 * 16)()
+    ctypes.memmove(held, int(found.getPtr()), ctypes.sizeof(held))
+    return held
+
+
 class Arguments:
-    """A kernel's arguments, packed once: device addresses, or 32- and 64-bit numbers."""
+    """A kernel's arguments, packed once: device addresses, 32- and 64-bit numbers, tensor maps."""
 
     __slots__ = ("_keep", "address")
 
-    def __init__(self, values: Sequence[int | ctypes.c_float | ctypes.c_int]) -> None:
+    def __init__(self, values: Sequence[Argument]) -> None:
         cells = [ctypes.c_void_p(each) if isinstance(each, int) else each for each in values]
         table = (ctypes.c_void_p * max(1, len(cells)))(*map(ctypes.addressof, cells))
         self._keep = (cells, table)

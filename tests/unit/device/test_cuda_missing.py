@@ -110,6 +110,17 @@ def test_errors_have_their_category(code: int, category: str) -> None:
     assert error.hint
 
 
+def test_what_the_driver_says_to_end_the_process_for_is_fatal() -> None:
+    """As its own words are, which come with the bindings."""
+    module = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
+    codes = {each: " ".join((each.__doc__ or "").split()) for each in module.cu.CUresult}
+    ending = [each for each, text in codes.items() if "process must be terminated" in text]
+    assert {700, 719} <= {int(each) for each in ending}
+    for code in ending:
+        error = module.DriverError("call", int(code), code.name, codes[code]).classified()
+        assert error.category == "fatal", code
+
+
 def test_a_full_device_tells_how_much_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     module = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
     code = module.cu.CUresult

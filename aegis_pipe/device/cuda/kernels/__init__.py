@@ -48,6 +48,7 @@ from aegis_pipe.device.cuda.kernels import (
     tensor_attention,
     tensor_bytes,
     tensor_convolutions,
+    warpgroup_products,
     windows,
 )
 from aegis_pipe.device.cuda.kernels.registry import KernelTable
@@ -75,6 +76,7 @@ _FAMILIES = (
     spectra,
     state_space,
     library_products,
+    warpgroup_products,
     data_dependent,
     decoder_attention,
     depthwise,

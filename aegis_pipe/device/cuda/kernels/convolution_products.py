@@ -31,13 +31,16 @@ _THREADS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class _Product:
+class ConvolutionProduct:
+    """A convolution as a product."""
+
     product: MatrixProduct
     are_patches: bool
     """Whether pixels have to be gathered first."""
 
 
-def _as_product(request: KernelRequest, c: Convolution) -> _Product | None:
+def as_product(request: KernelRequest, c: Convolution) -> ConvolutionProduct | None:
+    """Return the product of what `convolution_of` gives for a request, if it is one."""
     if c.groups != 1 or c.activation not in ("", "relu"):
         return None
     if any((*c.pads_before, *c.pads_after)) or set(c.dilations) != {1} or c.strides != c.window:
@@ -58,14 +61,14 @@ def _as_product(request: KernelRequest, c: Convolution) -> _Product | None:
         activation=c.activation,
         tf32=c.tf32,
     )
-    return _Product(product, math.prod(c.window) > 1)
+    return ConvolutionProduct(product, math.prod(c.window) > 1)
 
 
 def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
     if machine.cublaslt is None or machine.cudnn is None:
         return None
     convolution = convolution_of(request)
-    found = None if convolution is None else _as_product(request, convolution)
+    found = None if convolution is None else as_product(request, convolution)
     if convolution is None or found is None:
         return None
     planned = planned_product(machine, found.product)
@@ -90,7 +93,7 @@ def library_microseconds(request: KernelRequest, machine: Machine) -> float | No
     convolution = convolution_of(request)
     if convolution is None:
         return None
-    found = _as_product(request, convolution)
+    found = as_product(request, convolution)
     planned = None if found is None else planned_product(machine, found.product)
     times = [cudnn_microseconds(machine, convolution)]
     if found is not None and planned is not None:
@@ -109,7 +112,7 @@ def packed_channels_last(request: KernelRequest) -> PackedConstant:
     return PackedConstant(f"channels_last.{weights.shape[1]}", weights.size_bytes, pack)
 
 
-def _patches_bytes(found: _Product) -> int:
+def _patches_bytes(found: ConvolutionProduct) -> int:
     if not found.are_patches:
         return 0
     item = 4 if found.product.dtype == "float32" else 2
@@ -165,7 +168,7 @@ def _gather_microseconds(request: KernelRequest, machine: Machine) -> float:
 def _bind(binding: Binding) -> Sequence[Enqueue]:
     request = binding.request
     convolution = convolution_of(request)
-    found = None if convolution is None else _as_product(request, convolution)
+    found = None if convolution is None else as_product(request, convolution)
     assert found is not None
     planned = planned_product(binding.machine, found.product)
     assert planned is not None

@@ -11,7 +11,6 @@ from aegis_pipe.device.cuda.kernels.source import (
     ALL,
     Dtypes,
     blocks_for,
-    computed,
     dense_strides,
     kernel_source,
     stored,
@@ -97,13 +96,6 @@ def unravel(shape: Sequence[int], names: Sequence[str], index: str = "i") -> str
         f"const long long {name} = ({index}) / {max(1, stride)}LL % {max(1, size)}LL;"
         for name, size, stride in zip(names, shape, strides, strict=True)
     )
-
-
-def accumulating(request: KernelRequest, position: int = 0) -> str:
-    """Return the type in which an operand's elements are added up: float32 at least."""
-    spec = request.inputs[position]
-    assert spec is not None
-    return computed(spec.dtype)
 
 
 def simple_kernel(

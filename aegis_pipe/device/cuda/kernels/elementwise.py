@@ -27,7 +27,7 @@ from aegis_pipe.kernel import KernelRequest
 
 _BOOL: Dtypes = frozenset({BOOL})
 
-_FUNCTIONS = """
+FUNCTIONS = """
 template <typename T> __device__ __forceinline__ T vmax(T a, T b) { return a > b ? a : b; }
 template <typename T> __device__ __forceinline__ T vmin(T a, T b) { return a < b ? a : b; }
 __device__ __forceinline__ float vmax(float a, float b) {
@@ -134,7 +134,7 @@ _BINARY: Mapping[str, tuple[str, Dtypes]] = {
 
 
 def _simple(expression: str, dtypes: Dtypes) -> Define:
-    function = Pointwise(expression, extra=_FUNCTIONS)
+    function = Pointwise(expression, extra=FUNCTIONS)
     return lambda request: function if required(request).dtype in dtypes else None
 
 
@@ -155,7 +155,7 @@ def _with_numbers(template: str, *names: str) -> Define:
         expression = template
         for name, value in values.items():
             expression = expression.replace(f"<{name}>", value)
-        return Pointwise(expression, extra=_FUNCTIONS)
+        return Pointwise(expression, extra=FUNCTIONS)
 
     return define
 
@@ -186,17 +186,17 @@ def _div(request: KernelRequest) -> Pointwise | None:
     dtype = required(request).dtype
     if dtype in FLOATS:
         return Pointwise("{0} / {1}")
-    return Pointwise("divide({0}, {1})", extra=_FUNCTIONS) if dtype in INTEGERS else None
+    return Pointwise("divide({0}, {1})", extra=FUNCTIONS) if dtype in INTEGERS else None
 
 
 def _mod(request: KernelRequest) -> Pointwise | None:
     dtype = required(request).dtype
     if dtype in FLOATS:
         function = "fmod" if integer(request, "fmod") else "fmodulo"
-        return Pointwise(f"{function}({{0}}, {{1}})", extra=_FUNCTIONS)
+        return Pointwise(f"{function}({{0}}, {{1}})", extra=FUNCTIONS)
     if dtype in UNSIGNED or (dtype in SIGNED and integer(request, "fmod")):
         return Pointwise("({1} == 0 ? 0 : {0} % {1})")
-    return Pointwise("imod({0}, {1})", extra=_FUNCTIONS) if dtype in SIGNED else None
+    return Pointwise("imod({0}, {1})", extra=FUNCTIONS) if dtype in SIGNED else None
 
 
 def _pow(request: KernelRequest) -> Pointwise | None:
@@ -213,7 +213,7 @@ def _pow(request: KernelRequest) -> Pointwise | None:
             expression = "{0} * {0}"
         return Pointwise(expression, (kind, kind), in_place=base.itemsize == exponent.itemsize)
     kind = "u64" if base in UNSIGNED and base.itemsize == 8 else "i64"
-    return Pointwise("ipow({0}, (i64){1})", (kind, "i64"), in_place=False, extra=_FUNCTIONS)
+    return Pointwise("ipow({0}, (i64){1})", (kind, "i64"), in_place=False, extra=FUNCTIONS)
 
 
 def _shift(request: KernelRequest) -> Pointwise | None:
@@ -237,7 +237,7 @@ def _variadic(combine: str, dtypes: Dtypes, scale: bool = False) -> Define:
             expression = combine.replace("<a>", expression).replace("<b>", f"{{{position}}}")
         if scale:
             expression = f"({expression}) / {len(request.inputs)}"
-        return Pointwise(expression, extra=_FUNCTIONS)
+        return Pointwise(expression, extra=FUNCTIONS)
 
     return define
 
@@ -256,7 +256,7 @@ def _clip(request: KernelRequest) -> Pointwise | None:
         elif value is not None:
             bound = _clamped(float(number(request, name)), dtype)
             expression = f"{function}(({kind})({expression}), {literal(bound, kind)})"
-    return Pointwise(expression, extra=_FUNCTIONS)
+    return Pointwise(expression, extra=FUNCTIONS)
 
 
 def _clamped(value: float, dtype: np.dtype) -> float:
@@ -299,7 +299,7 @@ def _bias_gelu(request: KernelRequest) -> Pointwise | None:
     function = "gelu_of_half" if required(request).dtype in HALF_FLOATS else "gelu"
     if text(request, "approximate") == "tanh":
         function = "gelu_tanh"
-    return Pointwise(f"{function}({argument})", extra=_FUNCTIONS)
+    return Pointwise(f"{function}({argument})", extra=FUNCTIONS)
 
 
 DEFINES: Mapping[str, Define] = {

@@ -24,7 +24,7 @@ _ACTIVATIONS = {"": "", "Relu": "relu", "FastGelu": "gelu_tanh"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Operands:
+class ProductOperands:
     """A product and which operands of the request are its bias and its residual."""
 
     product: MatrixProduct
@@ -32,7 +32,8 @@ class _Operands:
     residual: int | None = None
 
 
-def _operands(request: KernelRequest) -> _Operands | None:
+def product_operands(request: KernelRequest) -> ProductOperands | None:
+    """Return what a request computes, if it is a product that libraries could do."""
     dtype = required(request).dtype
     if dtype not in HALF_FLOATS and dtype != FLOAT32:
         return None
@@ -41,7 +42,7 @@ def _operands(request: KernelRequest) -> _Operands | None:
     return _of_gemm(request) if "Gemm" in request.operator else _of_matmul(request)
 
 
-def _of_gemm(request: KernelRequest) -> _Operands | None:
+def _of_gemm(request: KernelRequest) -> ProductOperands | None:
     a, (m, n) = required(request).shape, result(request).shape
     transposed = bool(integer(request, "transA"))
     asked = text(request, "activation") if "activation" in request.attributes else ""
@@ -64,14 +65,16 @@ def _of_gemm(request: KernelRequest) -> _Operands | None:
         tf32=request.tf32,
     )
     if c is None:
-        return _Operands(product)
+        return ProductOperands(product)
     # A bias is added before scaling ends: with alpha it would be the same, but not for integers.
     if c.element_count == n and c.shape[-1:] == (n,):
-        return _Operands(replace(product, bias=True), bias=2)
-    return _Operands(replace(product, residual=True), residual=2) if c.shape == (m, n) else None
+        return ProductOperands(replace(product, bias=True), bias=2)
+    return (
+        ProductOperands(replace(product, residual=True), residual=2) if c.shape == (m, n) else None
+    )
 
 
-def _of_matmul(request: KernelRequest) -> _Operands | None:
+def _of_matmul(request: KernelRequest) -> ProductOperands | None:
     a, b, y = required(request).shape, required(request, 1).shape, result(request).shape
     if len(a) < 2 or len(b) < 2:
         return None
@@ -92,7 +95,7 @@ def _of_matmul(request: KernelRequest) -> _Operands | None:
     )
     rows, batch_b = math.prod(a[:-2]), math.prod(b[:-2])
     if batch_b == 1 and not x_transposed and math.prod(y[:-2]) == rows:
-        return _Operands(replace(product, m=rows * y[-2]))
+        return ProductOperands(replace(product, m=rows * y[-2]))
     if rows != math.prod(y[:-2]) or batch_b not in (1, rows):
         return None
     batched = replace(
@@ -102,7 +105,7 @@ def _of_matmul(request: KernelRequest) -> _Operands | None:
         w_batch_stride=b[-2] * b[-1] if batch_b > 1 else 0,
         y_batch_stride=y[-2] * y[-1],
     )
-    return _Operands(batched)
+    return ProductOperands(batched)
 
 
 def planned_product(machine: Machine, product: MatrixProduct) -> PlannedProduct | None:
@@ -185,7 +188,7 @@ def _sizes(product: MatrixProduct, offered: Sequence[MatrixProductAlgorithm]) ->
 def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
     if machine.cublaslt is None:
         return None
-    operands = _operands(request)
+    operands = product_operands(request)
     planned = None if operands is None else planned_product(machine, operands.product)
     if operands is None or planned is None:
         return None
@@ -198,7 +201,7 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
 
 
 def _bind(binding: Binding) -> Sequence[Enqueue]:
-    operands = _operands(binding.request)
+    operands = product_operands(binding.request)
     assert operands is not None
     planned = planned_product(binding.machine, operands.product)
     assert planned is not None

@@ -1,4 +1,4 @@
-"""Gemm, then GELU by tanh as a kernel behind it: for products that cuBLASLt does not end so."""
+"""Gemm, then GELU as a kernel behind it: for products that cuBLASLt does not end so."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from aegis_pipe.kernel import KernelChoice, KernelRequest
 
 _FUSED, _GELU = "com.microsoft.FusedGemm", "com.microsoft.BiasGelu"
 _PRODUCTS = (*library_products.KERNEL_FAMILY, *products.KERNEL_FAMILY)
-_GELUS = tuple(each for each in elementwise.KERNEL_FAMILY if _GELU in each.operators)
+_APPROXIMATE = {"FastGelu": "tanh", "Gelu": "none"}
+_KERNELS = tuple(each for each in elementwise.KERNEL_FAMILY if _GELU in each.operators)
 
 
 def _product(request: KernelRequest) -> KernelRequest:
@@ -23,7 +24,7 @@ def _product(request: KernelRequest) -> KernelRequest:
 
 
 def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
-    if text(request, "activation") != "FastGelu":
+    if text(request, "activation") not in _APPROXIMATE:
         return None
     found = nested_choice(machine, _PRODUCTS, _product(request))
     return None if found is None else replace(found[1], kernel="matmul.then_gelu")
@@ -32,12 +33,13 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
 def _bind(binding: Binding) -> Sequence[Enqueue]:
     request, outputs = binding.request, binding.outputs
     spec = result(request)
-    gelu = KernelRequest(_GELU, request.node, {"approximate": "tanh"}, (spec, None), (spec,))
+    how = {"approximate": _APPROXIMATE[text(request, "activation")]}
+    gelu = KernelRequest(_GELU, request.node, how, (spec, None), (spec,))
     return [
         *bind_nested(
             binding, _PRODUCTS, _product(request), binding.inputs, outputs, binding.workspace
         ),
-        *bind_nested(binding, _GELUS, gelu, [outputs[0], None], outputs),
+        *bind_nested(binding, _KERNELS, gelu, [outputs[0], None], outputs),
     ]
 
 

@@ -7,7 +7,6 @@ addresses.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -23,7 +22,7 @@ from aegis_pipe.device.cuda.cudnn_attention import AttentionPlan, FusedAttention
 from aegis_pipe.device.cuda.cudnn_convolution import Convolution, ConvolutionPlans, Cudnn
 from aegis_pipe.device.cuda.faults import FaultWord, FaultWords
 from aegis_pipe.device.cuda.graph import Enqueue as Enqueue, WaitingLaunch
-from aegis_pipe.device.cuda.kernels.source import EARLY_CAPABILITY, WAITS
+from aegis_pipe.device.cuda.kernels.source import EARLY_CAPABILITY, does_wait
 from aegis_pipe.device.cuda.tuning import Tuner
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
@@ -116,7 +115,7 @@ class Binding:
     def kernel(
         self,
         source: str,
-        arguments: Sequence[int | ctypes.c_float | ctypes.c_int | None],
+        arguments: Sequence[driver.Argument | None],
         *,
         grid: int | tuple[int, int, int],
         block: int,
@@ -126,7 +125,7 @@ class Binding:
         function = self.machine.compiler.function(source, shared_bytes)
         packed = driver.Arguments([0 if each is None else each for each in arguments])
         blocks = (grid, 1, 1) if isinstance(grid, int) else grid
-        early = self.machine.capability >= EARLY_CAPABILITY and WAITS in source
+        early = self.machine.capability >= EARLY_CAPABILITY and does_wait(source)
 
         def enqueue(stream: int) -> None:
             driver.launch(
@@ -146,6 +145,10 @@ class CudaKernel:
     bind: Callable[[Binding], Sequence[Enqueue]]
     prepare: Callable[[Sequence[KernelRequest], Machine], None] | None = None
     """Begins what choosing for these requests will wait for; returns at once."""
+    alternatives: Callable[[KernelRequest, Machine], Sequence[KernelChoice]] | None = None
+    """Offers with a variant, of which none is chosen before it was tried within a model."""
+    sources: Callable[[KernelRequest, KernelChoice, Machine], Sequence[str]] | None = None
+    """What binding an alternative compiles."""
 
 
 class KernelTable:

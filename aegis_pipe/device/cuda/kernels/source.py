@@ -71,18 +71,27 @@ __device__ __forceinline__ float INF() { return __int_as_float(0x7f800000); }
 __device__ __forceinline__ float QNAN() { return __int_as_float(0x7fffffff); }
 template <typename A, typename B> struct Same { static const bool value = false; };
 template <typename A> struct Same<A, A> { static const bool value = true; };
-__device__ __forceinline__ void wait_for_kernels_before() {
+__device__ __forceinline__ void let_the_next_begin() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+__device__ __forceinline__ void wait_for_kernels() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_kernels_before() {
+  wait_for_kernels(); let_the_next_begin(); }
 """
 
 WAITS = "\n  wait_for_kernels_before();\n"
 """In a kernel that may be started while the one before it still runs (programmatic dependent
 launch): from here on that has ended, and all it wrote is to be seen. Only now may the next one be
 started, so that of a chain no more than two run at once."""
+WAITS_ALONE = "\n  wait_for_kernels();\n"
+"""The same, but the next one is not started before the kernel calls `let_the_next_begin`, or ends:
+a next one whose blocks lie badly beside this one's is slower for having begun early."""
 
 EARLY_CAPABILITY = 90
 """The least that starts kernels early."""
@@ -109,23 +118,30 @@ def kernel_source(
     blocks: int = 0,
     cluster: int = 1,
     prefetch: str = "",
+    starts_next: bool = True,
 ) -> str:
     """Return a whole source with a kernel named `k`.
 
     `blocks`: how many have to fit a multiprocessor at once; 0 leaves it to the compiler, which
     may save registers until some are spilled. `cluster`: so many blocks side by side may read each
     other's shared memory. `prefetch`: statements ahead of the body that run before the kernel ahead
-    has ended, and so may read constants only.
+    has ended, and so may read constants only. `starts_next`: whether the next kernel may begin as
+    soon as the one ahead has ended.
     """
     bounds = f"__launch_bounds__({f'{threads}, {blocks}' if blocks else threads})"
     if cluster > 1:
         bounds += f" __cluster_dims__({cluster}, 1, 1)"
     code = (
         f'extern "C" __global__ void {bounds} k({", ".join(parameters)}) {{'
-        f"{prefetch}{WAITS}{body}\n}}\n"
+        f"{prefetch}{WAITS if starts_next else WAITS_ALONE}{body}\n}}\n"
     )
     small = small_types.PRELUDE if "Tiny" in code else ""
     return f"{_PRELUDE}{small}{extra}\n{code}"
+
+
+def does_wait(source: str) -> bool:
+    """Return whether the kernel of a source may be started before the one ahead has ended."""
+    return WAITS in source or WAITS_ALONE in source
 
 
 def literal(value: float, ctype: str) -> str:

@@ -327,7 +327,7 @@ class HostContext(CpuContext):
             channels_last=True,
             fused_attention=True,
             elementwise_chains=STEPS,
-            product_endings=("FastGelu",),
+            product_endings=("FastGelu", "Gelu"),
             half_precision=True,
             planar_convolutions=True,
         )

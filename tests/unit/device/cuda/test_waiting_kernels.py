@@ -115,7 +115,7 @@ def address(position: int) -> int:
 def test_products(c: tuple[int, ...], constants: tuple[int, ...], unwaited: list[int]) -> None:
     """Of all but the operand that is multiplied, what is not constant, be it bias or residual."""
     on, request = machine(), constant(gemm(c=c), *constants)
-    planned(library_products._operands(request).product, on)
+    planned(library_products.product_operands(request).product, on)
     assert bound(PRODUCT, request, on).unwaited == [address(at) for at in unwaited]
 
 
@@ -127,9 +127,9 @@ def test_convolutions(residual: bool) -> None:
 
 
 @pytest.mark.parametrize("residual", [True, False])
-def test_convolutions_as_products(residual: bool) -> None:
+def test_convolutionsas_products(residual: bool) -> None:
     on, request = machine(), constant(convolution(residual=residual), 1, 2)
-    planned(convolution_products._as_product(request, convolution_of(request)).product, on)
+    planned(convolution_products.as_product(request, convolution_of(request)).product, on)
     assert bound(PIXELS, request, on).unwaited == [address(3)] * residual
 
 
@@ -137,7 +137,7 @@ def test_a_nested_kernel_passes_it_on() -> None:
     on = machine()
     adding, plain = constant(gemm(c=(6, 16)), 1), constant(gemm(c=(16,)), 1, 2)
     for request in (adding, plain):
-        planned(library_products._operands(request).product, on)
+        planned(library_products.product_operands(request).product, on)
     outer = binding_of(adding, on)
     bind_nested(outer, [PRODUCT], plain, outer.inputs, outer.outputs)
     assert outer.unwaited == []
@@ -150,7 +150,7 @@ def test_a_nested_kernel_passes_it_on() -> None:
 def test_a_product_within_another_kernel(c: tuple[int, ...], constants: tuple[int, ...]) -> None:
     on = machine()
     request = gemm(c=c, operator="com.microsoft.FusedGemm", activation="FastGelu")
-    planned(library_products._operands(gemm(c=c)).product, on)
+    planned(library_products.product_operands(gemm(c=c)).product, on)
     binding = bound(THEN_GELU, constant(request, *constants), on)
     assert binding.unwaited == [address(2)] * (2 not in constants)
     product, gelu = THEN_GELU.bind(binding)

@@ -1,0 +1,79 @@
+"""The tool that compares a device with the CPU: it sees differences and bits that do not repeat."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aegis_pipe.clock import SystemClock
+from aegis_pipe.device.registry import open_device
+from tests.system.test_network_tools import call
+from tests.tool_modules import load_tool
+
+parity = load_tool("record_parity")
+MANIFEST = """
+manifest_version = 1
+name = "parity"
+[[models]]
+name = "digits"
+path = "{}"
+[[models]]
+name = "elsewhere"
+path = "package://no_such_package/model.onnx"
+"""
+DIGITS = parity.ZOO.parent / "quickstart" / "digits.onnx"
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list:
+    (tmp_path / "m.toml").write_text(MANIFEST.format(DIGITS))
+    return parity.listed(tmp_path / "m.toml")
+
+
+def test_rows_of_models(models: list) -> None:
+    with open_device("cpu", clock=SystemClock()).context as cpu:
+        digits, elsewhere = parity.rows(models, ["fp32"], cpu, cpu)
+    assert digits["passed"]
+    assert all(each["same_bits"] for each in digits["outputs"].values())
+    assert elsewhere == {
+        "model": "elsewhere",
+        "skipped": "package `no_such_package` is not installed",
+    }
+
+
+def test_a_difference_is_seen_and_so_are_other_bits(models: list) -> None:
+    graph = models[0].graph()
+    expected = [{"y": np.arange(n, n + 8, dtype=np.float32)} for n in (0, 1, 0)]
+
+    def judged(change: float, at: int) -> tuple[bool, bool]:
+        found = [{"y": each["y"].copy()} for each in expected]
+        found[at]["y"][3] += change
+        of_output = parity.differences(graph, "fp32", found, expected)["y"]
+        return of_output["passed"], of_output["same_bits"]
+
+    assert judged(0, 1) == (True, True)
+    assert judged(0.1, 1) == (False, True)
+    assert judged(1e-6, 2) == (True, False)
+
+
+def test_the_record(tmp_path: Path) -> None:
+    # The zoo's packages may or may not be there: what is not is told.
+    path = tmp_path / "record.json"
+    call(
+        "record_parity.py",
+        "--device",
+        "cpu",
+        "--precisions",
+        "fp32",
+        "--json",
+        path,
+        "faces-refine",
+    )
+    record = json.loads(path.read_text("utf-8"))
+    (row,) = record["rows"]
+    assert record["passed"]
+    assert row["model"] == "faces-refine"
+    assert ("skipped" in row) != ("outputs" in row)

@@ -1,0 +1,223 @@
+"""Compare models on a GPU with the CPU device, in every precision, and record how far they are.
+
+    python tools/record_parity.py --json docs/benchmarks/cuda-parity-<GPU>-<date>.json
+    python tools/record_parity.py --networks FOLDER --json FILE            those of make_networks.py
+    python tools/record_parity.py --precisions fp32 --json FILE voice      some, in one precision
+
+Real models are those of manifests/zoo.toml, as far as their packages are installed (`pip install
+'aegis-pipe[zoo]'`). Each answers four requests and the first once more; the CPU in fp32 has what is
+expected. Exit status 1 if an output is farther away than its arithmetic allows
+(`aegis_pipe/execution/output_comparison.py`), or has other bits the second time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aegis_pipe import __version__
+from aegis_pipe.clock import SystemClock
+from aegis_pipe.device.protocols import DeviceContext
+from aegis_pipe.device.registry import open_device
+from aegis_pipe.execution.graph import ExecutionGraph
+from aegis_pipe.execution.input_generation import generate_inputs
+from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
+from aegis_pipe.execution.output_comparison import arithmetic_of, compare
+from aegis_pipe.execution.standalone import StandaloneGraph
+from aegis_pipe.manifest.model import PACKAGE_SCHEME, resolve_path
+
+ZOO = Path(__file__).resolve().parents[1] / "manifests" / "zoo.toml"
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+REQUESTS = 4
+LIMITS = {"file-type": 257}
+"""What integers are below, where a graph does not tell: of zeros and ones alone, the variances
+that this model takes are differences of nearly equal numbers."""
+ONLY = {"detector": ("fp32",)}
+"""Where boxes are chosen by comparing scores, a rounding chooses others."""
+
+Results = list[dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model file with what a manifest says of it."""
+
+    name: str
+    path: str
+    folder: Path
+    shapes: Mapping[str, Sequence[int]]
+    bind: Mapping[str, Any]
+
+    @property
+    def missing_package(self) -> str:
+        """The package that it is in, if that is not installed."""
+        if not self.path.startswith(PACKAGE_SCHEME):
+            return ""
+        package = self.path.removeprefix(PACKAGE_SCHEME).partition("/")[0]
+        return "" if importlib.util.find_spec(package) else package
+
+    def graph(self) -> ExecutionGraph:
+        """Load it."""
+        shapes = {name: tuple(shape) for name, shape in self.shapes.items()}
+        options = LoadOptions(shapes, self.bind, self.name)
+        return ModelLoader().load(resolve_path(self.path, self.folder), options)
+
+
+def listed(manifest: Path) -> list[Model]:
+    """Return the models of a manifest."""
+    tables = tomllib.loads(manifest.read_text(encoding="utf-8"))["models"]
+    return [
+        Model(
+            table["name"],
+            table["path"],
+            manifest.parent,
+            table.get("shapes", {}),
+            table.get("bind", {}),
+        )
+        for table in tables
+    ]
+
+
+def requests_of(graph: ExecutionGraph, name: str) -> list[dict[str, np.ndarray]]:
+    """Return requests, of which the last is the first once more."""
+    requests = [generate_inputs(graph, seed) for seed in range(REQUESTS)]
+    if name in LIMITS:
+        for seed, inputs in enumerate(requests):
+            for tensor, values in inputs.items():
+                drawn = np.random.default_rng(seed).integers(0, LIMITS[name], values.shape)
+                inputs[tensor] = drawn.astype(values.dtype)
+    return [*requests, requests[0]]
+
+
+def run(
+    graph: ExecutionGraph,
+    context: DeviceContext,
+    requests: Sequence[Mapping[str, np.ndarray]],
+    precision: str,
+) -> Results:
+    """Return the results of requests; every operator has to be a kernel of the device."""
+    stream = context.create_stream(0)
+    try:
+        with StandaloneGraph(graph, context, stream, SystemClock(), precision) as standalone:
+            reference = [step.operator for step in standalone.compiled.reference_steps]
+            assert not reference, f"{', '.join(reference)} run as reference functions"
+            return [standalone.run(inputs) for inputs in requests]
+    finally:
+        stream.close()
+
+
+def differences(
+    graph: ExecutionGraph, precision: str, found: Results, expected: Results
+) -> dict[str, dict[str, Any]]:
+    """Return how far each output is, of all requests together, and whether its bits repeat."""
+    arithmetic = arithmetic_of(graph, precision)
+    outputs = {}
+    for name in expected[0]:
+        # Together: one number alone has no deviation to compare with.
+        one, other = (np.stack([each[name] for each in some]) for some in (found, expected))
+        difference = compare(one, other, arithmetic)
+        outputs[name] = {
+            **{key: _as_json(value) for key, value in asdict(difference).items()},
+            "arithmetic": arithmetic.name,
+            "same_bits": found[0][name].tobytes() == found[-1][name].tobytes(),
+            "passed": difference.passed,
+        }
+    return outputs
+
+
+def _as_json(value: Any) -> Any:
+    """Return a figure; None for what can not be said."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def rows(
+    models: Sequence[Model], precisions: Sequence[str], device: DeviceContext, cpu: DeviceContext
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each model and precision."""
+    for model in models:
+        if model.missing_package:
+            package = model.missing_package
+            yield {"model": model.name, "skipped": f"package `{package}` is not installed"}
+            continue
+        graph = model.graph()
+        requests = requests_of(graph, model.name)
+        expected = run(graph, cpu, requests, "fp32")
+        for precision in precisions:
+            if precision not in ONLY.get(model.name, PRECISIONS):
+                continue
+            begin = time.perf_counter()
+            outputs = differences(
+                graph, precision, run(graph, device, requests, precision), expected
+            )
+            yield {
+                "model": model.name,
+                "precision": precision,
+                "outputs": outputs,
+                "seconds": round(time.perf_counter() - begin, 2),
+                "passed": all(each["passed"] and each["same_bits"] for each in outputs.values()),
+            }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compare, print, and write the record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="words of names; default: all")
+    parser.add_argument("--networks", type=Path, metavar="FOLDER", help="compare these instead")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=("fp32", "fp16"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here")
+    options = parser.parse_args(arguments)
+    manifest = ZOO
+    if options.networks is not None:
+        tool = Path(__file__).with_name("make_networks.py")
+        subprocess.run([sys.executable, tool, options.networks], check=True, stdout=sys.stderr)
+        manifest = options.networks.resolve() / "networks.toml"
+    models = [
+        model
+        for model in listed(manifest)
+        if not options.models or any(word in model.name for word in options.models)
+    ]
+    found: list[dict[str, Any]] = []
+    clock = SystemClock()
+    threads = len(os.sched_getaffinity(0))
+    with (
+        open_device(options.device, clock=clock).context as device,
+        open_device("cpu", clock=clock, threads=threads).context as cpu,
+    ):
+        for row in rows(models, options.precisions, device, cpu):
+            found.append(row)
+            print(json.dumps(row), flush=True)
+            if options.json:
+                report = {
+                    "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "command": " ".join(["python", *sys.argv]),
+                    "device": device.description.model,
+                    "versions": {
+                        "aegis_pipe": __version__,
+                        **dict(device.description.library_versions),
+                    },
+                    "passed": all(each.get("passed", True) for each in found),
+                    "rows": found,
+                }
+                options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    return 0 if all(each.get("passed", True) for each in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
