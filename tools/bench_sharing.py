@@ -42,6 +42,7 @@ import numpy as np
 import onnx
 
 from aegis_pipe import Runtime, open_pipeline
+from aegis_pipe.clock import wake_promptly
 from aegis_pipe.events import Event, SegmentFinished
 from aegis_pipe.execution.input_generation import generate_inputs
 
@@ -185,7 +186,11 @@ def _send(
     rate_per_s: float,
     dice: random.Random,
 ) -> list[Any]:
-    """Submit urgent requests at their instants, however late the ones before are."""
+    """Submit urgent requests at their instants, however late the ones before are.
+
+    What they wait for this thread to wake up is no latency of theirs, so it does so promptly.
+    """
+    wake_promptly()
     futures = []
     due = time.perf_counter() + (dice.expovariate(rate_per_s) if rate_per_s else end)
     while due < end:

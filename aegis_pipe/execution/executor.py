@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from aegis_pipe.device.protocols import DeviceStream
+from aegis_pipe.device.protocols import DeviceEvent, DeviceStream
 from aegis_pipe.errors import InvalidInputError
 from aegis_pipe.execution.program import BoundModel, BoundTensor, Work, WorkKind
 
@@ -38,11 +38,12 @@ class Executor:
         work = bound.work
         first = segment + 1 if segment else 0
         end = len(work) if segment == len(work) - 3 else segment + 2
+        before: DeviceEvent | None = None
         for piece in work[first:end]:
             stream = lanes[piece.lane]
             for event in piece.waits:
                 stream.wait(event)
-            if timed:
+            if timed and piece.begin is not before:
                 stream.record(piece.begin)
             if piece.graph is not None:
                 piece.graph.launch(stream, stamped=stamped)
@@ -54,6 +55,7 @@ class Executor:
                     stream.copy_out(tensor.region, array)
             if timed or piece.awaited:
                 stream.record(piece.done)
+            before = piece.done
 
     @staticmethod
     def last_work(bound: BoundModel, segment: int) -> Work:
@@ -69,14 +71,28 @@ def check_inputs(
     Raises InvalidInputError for a missing or unknown name, a wrong shape or a wrong dtype, and for
     what is no array; dtypes are not converted, because a silent conversion hides mistakes.
     """
+    if type(given) is dict and len(given) == len(tensors):
+        # Nearly always they are right, and nothing needs to be done to them.
+        arrays = []
+        for tensor in tensors:
+            value, spec = given.get(tensor.name), tensor.spec
+            # Not of another byte order: those have a dtype object of their own.
+            if (
+                type(value) is not np.ndarray
+                or value.dtype is not spec.dtype
+                or value.shape != spec.shape
+                or not value.flags.c_contiguous
+            ):
+                break
+            arrays.append(value)
+        else:
+            return arrays
     if not isinstance(given, Mapping):
         raise InvalidInputError(
             f"inputs are given by name, not as {type(given).__name__}",
             context=f"model `{model}`",
             hint=f"give a dict of arrays; the model's inputs are {_names(tensors)}",
         )
-    if len(given) == len(tensors) and all(tensor.name in given for tensor in tensors):
-        return [_check_input(model, tensor, given) for tensor in tensors]
     unknown = given.keys() - {tensor.name for tensor in tensors}
     if unknown:
         raise InvalidInputError(
@@ -88,12 +104,6 @@ def check_inputs(
 
 
 def _check_input(model: str, tensor: BoundTensor, given: Mapping[str, np.ndarray]) -> np.ndarray:
-    value = given.get(tensor.name)
-    # Nearly every input needs nothing done to it.
-    if type(value) is np.ndarray and value.flags.c_contiguous:
-        spec = tensor.spec
-        if value.shape == spec.shape and value.dtype == spec.dtype and value.dtype.isnative:
-            return value
     context = f"model `{model}`, input `{tensor.name}`"
     if tensor.name not in given:
         raise InvalidInputError("no value was given", context=context, hint=f"give {tensor.spec}")

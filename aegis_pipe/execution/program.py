@@ -52,6 +52,7 @@ class Work:
     waits: tuple[DeviceEvent, ...]
     """Reached on other lanes before this may start."""
     begin: DeviceEvent
+    """`done` of the work before it, if the two are always launched together on one lane."""
     done: DeviceEvent
     awaited: bool = False
     """Whether another lane waits for `done`."""
@@ -141,6 +142,11 @@ def build_program(
     ends_segment = [i == len(kinds) - 1 or 0 < i < len(segments) for i in range(len(kinds))]
     done = [context.create_event(is_announced=ends) for ends in ends_segment]
     graphs: list[DeviceGraph | None] = [None, *segments, None]
+
+    def follows(i: int) -> bool:
+        """Return whether it is always launched right behind the one before it, on its lane."""
+        return i in (1, len(kinds) - 1) and lanes[i] == lanes[i - 1]
+
     work = tuple(
         [
             Work(
@@ -148,7 +154,7 @@ def build_program(
                 lane=lanes[i],
                 graph=graphs[i],
                 waits=tuple([done[wait.record_after] for wait in waits if wait.wait_before == i]),
-                begin=context.create_event(is_announced=False),
+                begin=done[i - 1] if follows(i) else context.create_event(is_announced=False),
                 done=done[i],
                 awaited=any(wait.record_after == i for wait in waits),
             )

@@ -86,6 +86,14 @@ class StandaloneGraph:
             self._context.read(tensor.region, array)
         return self._bound.named_results(arrays)
 
+    def enqueue_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Enqueue the inputs' copies as a request does, through the stream's staging memory."""
+        bound = self._bound
+        for array, tensor in zip(
+            check_inputs(bound.name, bound.inputs, inputs), bound.inputs, strict=True
+        ):
+            self._stream.copy_in(array, tensor.region)
+
     def run_on_device(self) -> None:
         """Run the operators alone and wait, `write_inputs` before: inputs share memory."""
         self.launch()

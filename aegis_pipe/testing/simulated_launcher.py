@@ -82,6 +82,9 @@ class SimulatedLauncher:
         ended, self._ended = self._ended, []
         return ended
 
+    def tell(self) -> None:
+        """Do nothing: there are no events."""
+
     def finish(
         self, request: ExecutionRequest, state: RequestState, error: Exception | None
     ) -> None:

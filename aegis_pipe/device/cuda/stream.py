@@ -152,9 +152,10 @@ class CudaStream:
         """Raise the first error of the work since the last check, and forget it.
 
         Data that a kernel refused is a KernelError; what broke the context is a DeviceLostError,
-        for ever.
+        for ever: who saw an event reached was told of that by then.
         """
-        driver.stream_is_idle(self.handle)
+        if event is None:
+            driver.stream_is_idle(self.handle)
         error = self._faults.take(self._index, None if event is None else _own(event).order)
         if error is not None:
             raise error

@@ -71,3 +71,23 @@ def test_numbers_without_a_value_are_no_noise_on_the_thread_that_waits() -> None
     ):
         found = graph.run({"x": x})["y"]
     assert np.array_equal(found, [np.nan, 1.0, np.nan], equal_nan=True)
+
+
+def test_inputs_are_copied_as_by_a_request() -> None:
+    x = np.float32([-1, 0, 2, 3])
+    copies: list[int] = []
+    with (
+        CpuContext(SystemClock(), threads=1) as context,
+        closing(context.create_stream(0)) as stream,
+        StandaloneGraph(load(SMALL), context, stream, SystemClock()) as graph,
+    ):
+        expected = graph.run({"x": x})["y"].tolist()
+        copy_in = stream.copy_in
+        stream.copy_in = lambda array, region: (copies.append(array.nbytes), copy_in(array, region))  # type: ignore[method-assign, func-returns-value, assignment]
+        graph.enqueue_inputs({"x": x})
+        graph.run_on_device()
+        y = np.empty(4, np.float32)
+        context.read(graph._bound.outputs[0].region, y)
+        del stream.copy_in
+    assert copies == [x.nbytes]
+    assert y.tolist() == expected
