@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,28 @@ def _needs_gpu() -> None:
         open_device("cuda", clock=SystemClock()).context.close()
     except DeviceUnavailableError as error:
         pytest.skip(f"no GPU: {error.message}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu_alone: nobody else's test uses the GPU meanwhile")
+
+
+@pytest.fixture(autouse=True)
+def _turns(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Have the GPU together with the tests of other workers, or alone for one that says so."""
+    base = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        base = base.parent
+    is_alone = request.node.get_closest_marker("gpu_alone") is not None
+    kind = fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH
+    with open(base / "gpu.lock", "a") as lock:
+        # Who waits to be alone holds the gate, so that those who share do not go on for ever.
+        with open(base / "gpu-gate.lock", "a") as gate:
+            fcntl.flock(gate, kind)
+            fcntl.flock(lock, kind)
+        yield
 
 
 @pytest.fixture
