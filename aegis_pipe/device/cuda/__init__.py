@@ -11,6 +11,8 @@ from aegis_pipe.errors import DeviceUnavailableError
 
 _DRIVER_LIBRARY = "libcuda.so.1"
 _DRIVER_VERSION_MIN = 13000
+_CAPABILITY_MIN = (7, 5)
+"""What compilers for CUDA 13 make kernels for; its drivers still start older GPUs."""
 _PACKAGES = ("cuda.bindings", "cuda.pathfinder", "cudnn", "nvmath")
 _LIBRARIES = ("cudart", "nvrtc", "cublasLt", "cudnn")
 """cuDNN compiles some of its plans, and finds the compiler only if it is loaded already; its
@@ -84,6 +86,15 @@ def _check_driver(index: int) -> None:
         names = ", ".join(f"`{each}`" for each in range(count)) or "none"
         raise _unavailable(
             index, f"there is no GPU {index}; this machine's are {names}", "change `device.index`"
+        )
+    capability = driver.capability(index)
+    if capability < _CAPABILITY_MIN:
+        found, needed = (".".join(map(str, each)) for each in (capability, _CAPABILITY_MIN))
+        raise _unavailable(
+            index,
+            f"the GPU ({driver.device_name(index)}) has compute capability {found}, but {needed} "
+            "is needed",
+            "take a GPU of the Turing generation or later",
         )
 
 

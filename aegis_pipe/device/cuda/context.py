@@ -73,10 +73,7 @@ class CudaContext:
         self._resources: weakref.WeakValueDictionary[int, _Resource]
         self._resources = weakref.WeakValueDictionary()
         self._numbers = itertools.count()
-        major, minor = (
-            driver.attribute(self._device, f"COMPUTE_CAPABILITY_{part}")
-            for part in ("MAJOR", "MINOR")
-        )
+        major, minor = driver.capability(self._device)
         cache, model = DiskCache(cache_folder()), driver.device_name(self._device)
         # With what only this generation has (`a`): warpgroups multiply.
         own = "a" if (major, minor) == (9, 0) else ""

@@ -143,6 +143,12 @@ def attribute(ordinal: int, name: str) -> int:
     return int(checked(cu.cuDeviceGetAttribute, key, ordinal))
 
 
+def capability(ordinal: int) -> tuple[int, int]:
+    """Return the device's compute capability: (9, 0)."""
+    major, minor = (attribute(ordinal, f"COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR"))
+    return major, minor
+
+
 def pci_address(ordinal: int) -> str:
     """Return where the device is, `domain:bus:device.function`, whatever ordinals others count."""
     domain, bus, device = (

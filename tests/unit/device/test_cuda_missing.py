@@ -63,11 +63,19 @@ def test_libraries_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 class _Driver:
     """Answers of a driver that is there."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, version: int, count: int) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        version: int,
+        count: int,
+        capability: tuple[int, int] = (9, 0),
+    ) -> None:
         module = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
         monkeypatch.setattr(module, "initialise", lambda: None)
         monkeypatch.setattr(module, "driver_version", lambda: version)
         monkeypatch.setattr(module, "device_count", lambda: count)
+        monkeypatch.setattr(module, "capability", lambda ordinal: capability)
+        monkeypatch.setattr(module, "device_name", lambda ordinal: "Tesla V100")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +93,14 @@ def test_driver_that_does_not_do(
     text = str(_refusal(monkeypatch, bindings=True, driver=True, index=index))
     for word in words:
         assert word in text
+
+
+def test_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drivers for CUDA 13 start it, but nothing makes kernels for it."""
+    _Driver(monkeypatch, 13000, 1, (7, 0))
+    text = str(_refusal(monkeypatch, bindings=True, driver=True))
+    assert "the GPU (Tesla V100) has compute capability 7.0, but 7.5 is needed" in text
+    assert "Turing" in text
 
 
 def test_driver_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
