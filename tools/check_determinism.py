@@ -380,6 +380,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--networks", type=Path, metavar="FOLDER", help="where networks lie")
     parser.add_argument("--requests", type=int, default=1000, help="of each model in each way")
     parser.add_argument("--eager-requests", type=int, help="as many as the others, if not given")
+    counts = [setting.streams for setting in SETTINGS]
+    parser.add_argument("--streams", type=int, nargs="+", choices=counts, default=counts)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts here")
     options = parser.parse_args(arguments)
     if unknown := set(options.models) - set(names):
@@ -394,7 +396,8 @@ def main(arguments: list[str] | None = None) -> int:
         make_networks(networks, sorted(used))
         check = Check(options, networks)
         for setting in SETTINGS:
-            check.run_captured(setting, models)
+            if setting.streams in options.streams:
+                check.run_captured(setting, models)
         if options.device == "cuda":
             for model in models:
                 check.run_eager(model)

@@ -137,7 +137,8 @@ def _measure(
             return None
         launched = [at for at, step in enumerate(steps) if step.is_launched]
         position = {at: call for call, at in enumerate(launched)}
-        calls = list(trial.calls)
+        first = _Way(list(trial.calls), trial, stack)
+        best = first
         taken: list[int | None] = []
         for group in groups:
             taken.append(None)
@@ -148,16 +149,29 @@ def _measure(
                 except PermanentError:
                     # No room for these operands beside the model.
                     break
-                tried = list(calls)
+                calls = list(best.calls)
                 for at, call in bound.items():
-                    tried[position[at]] = call
-                before_ns, after_ns = trial.durations_ns([(calls, ()), (tried, ())])
+                    calls[position[at]] = call
+                tried = _Way(calls, trial, stack)
+                before_ns, after_ns = trial.durations_ns(best.graph, tried.graph)
+                loser = tried
                 if after_ns < _GAIN * before_ns:
-                    calls, taken[-1] = tried, number
-        before_ns, after_ns = trial.durations_ns([(trial.calls, ()), (calls, ())])
+                    loser, best, taken[-1] = best, tried, number
+                if loser is not first:
+                    loser.graph.close()
+        before_ns, after_ns = trial.durations_ns(first.graph, best.graph)
         if after_ns >= _MODEL_GAIN * before_ns:
             taken = [None] * len(groups)
         return _Choice(taken, before_ns, after_ns)
+
+
+class _Way:
+    """The model's calls, recorded."""
+
+    def __init__(self, calls: list[KernelCall], trial: ModelTrial, stack: ExitStack) -> None:
+        self.calls = calls
+        self.graph = trial.record(calls)
+        stack.callback(self.graph.close)
 
 
 class _Scratch:

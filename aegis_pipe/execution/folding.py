@@ -123,6 +123,17 @@ def _gather(node: OperatorNode, operands: _Operands) -> np.ndarray | None:
     return np.asarray(np.take(data, indices, axis=_integer(node, "axis", 0)))
 
 
+def _gather_elements(node: OperatorNode, operands: _Operands) -> np.ndarray | None:
+    data, indices = operands
+    if data is None or indices is None or indices.dtype.kind not in "iu":
+        return None
+    axis = _integer(node, "axis", 0) % data.ndim
+    reached = [slice(None) if at == axis else slice(n) for at, n in enumerate(indices.shape)]
+    found = np.take_along_axis(data[tuple(reached)], indices, axis)
+    # Operands of other shapes would be spread, which the operator does not do.
+    return found if found.shape == indices.shape else None
+
+
 def _slice(node: OperatorNode, operands: _Operands) -> np.ndarray | None:
     data = _first(operands)
     starts = _integers(node, "starts", operands, 1)
@@ -193,6 +204,7 @@ _FOLDS: dict[str, _Fold] = {
     "Equal": _elementwise(np.equal),
     "Expand": _expanded,
     "Gather": _gather,
+    "GatherElements": _gather_elements,
     "Greater": _elementwise(np.greater),
     "GreaterOrEqual": _elementwise(np.greater_equal),
     "Identity": _same,

@@ -11,7 +11,7 @@ the same bits. Where a budget has no room for it, models run as chains (`as_chai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -181,5 +181,9 @@ def _durations_ns(
         for n in range(times)
         for fork in forks
     ]
-    chain_ns, forked_ns = trial.durations_ns([(calls * times, ()), (calls * times, shifted)])
+    with (
+        closing(trial.record(calls * times)) as chain,
+        closing(trial.record(calls * times, shifted)) as forked,
+    ):
+        chain_ns, forked_ns = trial.durations_ns(chain, forked)
     return chain_ns // times, forked_ns // times

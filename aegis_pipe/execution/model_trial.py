@@ -78,26 +78,21 @@ class ModelTrial:
         )
         self.calls = self.binder.calls()
 
-    def durations_ns(
-        self, ways: Sequence[tuple[Sequence[KernelCall], Sequence[Fork]]]
-    ) -> tuple[int, ...]:
-        """Return how long each list of calls with its forks takes: the best of some turns.
+    def record(self, calls: Sequence[KernelCall], forks: Sequence[Fork] = ()) -> DeviceGraph:
+        """Return calls as a graph to be timed; the caller closes it."""
+        return self._context.record(calls, self._stream, forks)
+
+    def durations_ns(self, *graphs: DeviceGraph) -> tuple[int, ...]:
+        """Return how long each graph takes: the best of some turns.
 
         All take turns, so that whatever the device's clocks do happens to all.
         """
-        graphs: list[DeviceGraph] = []
-        try:
-            for calls, forks in ways:
-                graphs.append(self._context.record(calls, self._stream, forks))
-            longest_ns = max([self._elapsed_ns(graph, 1) for graph in graphs])
-            launches = min(_LAUNCHES, 1 + _LAUNCHED_NS // max(1, longest_ns))
-            turns = [
-                [self._elapsed_ns(graph, launches) // launches for graph in graphs]
-                for _ in range(1 + _TURNS)
-            ]
-        finally:
-            for graph in graphs:
-                graph.close()
+        longest_ns = max([self._elapsed_ns(graph, 1) for graph in graphs])
+        launches = min(_LAUNCHES, 1 + _LAUNCHED_NS // max(1, longest_ns))
+        turns = [
+            [self._elapsed_ns(graph, launches) // launches for graph in graphs]
+            for _ in range(1 + _TURNS)
+        ]
         return tuple([min(each) for each in zip(*turns, strict=True)])
 
     def _elapsed_ns(self, graph: DeviceGraph, launches: int) -> int:

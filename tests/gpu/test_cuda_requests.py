@@ -34,7 +34,7 @@ name = "two"
 path = "net.onnx"
 precision = "fp16"
 """
-WAITING = ("synchronise_stream", "synchronise_context", "fill_zero", "copy_to_device")
+WAITING = ("synchronise_stream", "synchronise_context", "copy_to_device")
 WAITING += ("copy_to_host", "upload_graph")
 RESERVING = ("allocate", "allocate_pinned", "free", "free_pinned", "create_stream", "create_event")
 RESERVING += ("load_library", "begin_capture", "instantiate")

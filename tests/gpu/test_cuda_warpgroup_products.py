@@ -79,11 +79,10 @@ def test_every_alternative(
     context.prepare_to_bind([(request, offer) for offer in offers])
     packed = offers[0].packed[1].pack(w)
     contents = [x, packed, *arrays[2:]]
-    regions = [context.allocate(each.nbytes) for each in contents]
+    found = np.empty((m, n), dtype)
+    *regions, target = (context.allocate(each.nbytes) for each in (*contents, found))
     for region, each in zip(regions, contents, strict=True):
         context.write(region, each)
-    found = np.empty((m, n), dtype)
-    target = context.allocate(found.nbytes)
     stream = context.create_stream(0)
     for offer in offers:
         call = context.bind(request, offer, regions, [target], None)
@@ -100,6 +99,8 @@ def test_every_alternative(
         error = np.abs(found.astype(np.float64) - expected) / (1 + np.abs(expected))
         assert error.max() < TOLERANCE[kind], offer.variant
     stream.close()
+    for region in (*regions, target):
+        region.close()
 
 
 def blocks(depth: int) -> onnx.ModelProto:

@@ -54,6 +54,8 @@ CASES: list[Case] = [
     ("Expand", (FLOATS[:, :1], ints(3, 1, 4)), {}),
     ("Gather", (CUBE, ints(-1, 0)), {"axis": 2}),
     ("Gather", (ints(4, 5, 6), np.array(-2)), {}),
+    ("GatherElements", (FLOATS, ints(1, 0, -1, 0).reshape(2, 2)), {"axis": 1}),
+    ("GatherElements", (FLOATS, ints(1, -2, 0).reshape(1, 3)), {}),
     ("Reshape", (CUBE, ints(0, -1)), {}),
     ("Reshape", (CUBE[:, :0], ints(0, 4, 2)), {"allowzero": 1}),
     ("Slice", (CUBE, ints(-1, 3), ints(-100, 0), ints(1, -1), ints(-1, -2)), {}),
@@ -91,6 +93,20 @@ def test_numpy_and_the_reference_agree(case: Case) -> None:
 
 def test_every_operator_has_a_case() -> None:
     assert {operator for operator, _, _ in CASES} == set(_FOLDS)
+
+
+def test_elements_of_more_than_numpy_chooses_from() -> None:
+    """ONNX's reference has a limit there: types of tokens were looked up at every request."""
+    data, indices = np.arange(512).reshape(1, 512), np.arange(0, 256, 2).reshape(1, 128)
+    (found,) = fold(node_of("GatherElements", (data, indices), axis=1), (data, indices)) or ()
+    np.testing.assert_array_equal(found, indices)
+
+
+def test_elements_along_fewer_rows_than_there_are() -> None:
+    """ONNX allows for it, its reference does not."""
+    indices = ints(3, 1, 2).reshape(1, 1, 3)
+    (found,) = fold(node_of("GatherElements", (CUBE, indices), axis=-1), (CUBE, indices)) or ()
+    np.testing.assert_array_equal(found, CUBE[:1, :1, [3, 1, 2]])
 
 
 def test_operands_that_do_not_fit_are_the_models_fault() -> None:
