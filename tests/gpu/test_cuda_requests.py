@@ -9,11 +9,13 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from onnx import numpy_helper
 
 import aegis_pipe
 
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.region import CudaRegion
 
 MANIFEST = """
 manifest_version = 1
@@ -49,9 +51,11 @@ def test_requests_wait_for_nothing_and_reserve_nothing(
     chain = " ".join(f"t{n + 1} = Tanh(t{n}) u{n + 1} = Softmax(t{n + 1})" for n in range(8))
     model = onnx.parser.parse_model(
         '<ir_version: 9, opset_import: ["": 17]> net (float[64,256] t0) => (float[64,256] y) '
-        f"{{ {chain} y = Sum(u1, u2, u3, u4, u5, u6, u7, u8) }}"
+        f"<float[64,256] w> {{ {chain} y = Sum(u1, u2, u3, u4, u5, u6, u7, u8, w) }}"
     )
     del model.graph.value_info[:]
+    w = np.random.default_rng(2).standard_normal((64, 256), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(w, "w"))
     onnx.save(model, tmp_path / "net.onnx")
     path = tmp_path / "requests.toml"
     path.write_text(MANIFEST.format(in_flight=in_flight))
@@ -67,7 +71,19 @@ def test_requests_wait_for_nothing_and_reserve_nothing(
 
         monkeypatch.setattr(driver, name, counting)
 
+    reserve, reserved = CudaRegion.reserve, []
+
+    def noting(size_bytes: int, stream: int) -> CudaRegion:
+        reserved.append(size_bytes)
+        return reserve(size_bytes, stream)
+
+    monkeypatch.setattr(CudaRegion, "reserve", noting)
     with aegis_pipe.open_pipeline(path) as runtime:
+        # One a pool: weights, streams, and what models keep; an empty one is a byte.
+        plan = runtime.plan
+        arenas = [arena.size_bytes for arena in plan.arenas]
+        assert len(arenas) == 2
+        assert reserved == [plan.weights_bytes, *arenas, max(1, plan.states_bytes)]
         assert any(runtime.boundaries.values()), "models are not cut into segments"
         # Whatever a thread does once is done.
         for name in ("one", "two"):

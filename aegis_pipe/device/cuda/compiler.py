@@ -40,9 +40,12 @@ class DiskCache:
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             file, name = tempfile.mkstemp(dir=self._folder)
-            with os.fdopen(file, "wb") as target:
-                target.write(content)
-            os.replace(name, self._folder / key)
+            try:
+                with os.fdopen(file, "wb") as target:
+                    target.write(content)
+                os.replace(name, self._folder / key)
+            except OSError:
+                os.unlink(name)
 
 
 def _key(source: str) -> str:
@@ -69,7 +72,8 @@ class KernelCompiler:
             library = driver.load_library(image)
             self._libraries.append(library)
             self._functions[key] = driver.kernel_function(library, entry)
-            if shared_bytes > 48 << 10:
+            if shared_bytes:
+                # What a kernel itself declares counts, too, towards the 48 KiB that need no asking.
                 driver.allow_shared_memory(self._functions[key], shared_bytes)
         return self._functions[key]
 

@@ -1,19 +1,20 @@
-"""RNN, GRU and LSTM: one product for the inputs of all time steps, then a block per sequence.
+"""RNN, GRU and LSTM: one product for the inputs of all time steps, then the steps of each sequence.
 
-A block keeps one sequence's state and goes from step to step; a warp computes one row of gates at
-a time, reading its weights in order. Sequences of different length keep their state where they
-have ended, so that a reversed direction starts each at its own last element.
+The blocks of a cluster share a sequence's steps in one direction: each has some of the units, with
+their rows of weights in its shared memory where they fit, and the whole state; what it computes it
+writes into the state of all. Eight lanes add up a row. Older GPUs have one block a sequence.
+Sequences of different length keep their state where they have ended, so that a reversed direction
+starts each at its own last element.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from aegis_pipe.device.cuda.kernels.each import each, given, launch, results, simple_kernel
-from aegis_pipe.device.cuda.kernels.nested import bind_nested, nested_choice
+from aegis_pipe.device.cuda.kernels.each import given, results, simple_kernel
 from aegis_pipe.device.cuda.kernels.operands import (
     integer,
     integers,
@@ -24,19 +25,29 @@ from aegis_pipe.device.cuda.kernels.operands import (
 )
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
 from aegis_pipe.device.cuda.kernels.source import (
-    FLOAT32,
+    EARLY_CAPABILITY,
     FLOATS,
     INTEGERS,
     computed,
+    kernel_source,
     literal,
     stored,
 )
 from aegis_pipe.device.cuda.kernels.tiles import tiled_product
 from aegis_pipe.device.requests import texts
-from aegis_pipe.kernel import KernelChoice, KernelRequest
-from aegis_pipe.tensor import TensorSpec
+from aegis_pipe.kernel import KernelRequest
 
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+_ROWS = 4
+"""Rows of weights that a warp adds up at once, eight lanes each."""
+_THREADS_MAX = 768
+_BLOCKS_MAX = 8
+"""Of a cluster, on any GPU that has clusters."""
+_OWN_BYTES = 32 << 10
+"""Of weights that one block reads in less time than blocks take to meet."""
+_WEIGHTS_BYTES_MAX = 160 << 10
+_STATE_BYTES_MAX = 40 << 10
+
 _BIAS, _LENGTHS, _INITIAL_H, _INITIAL_C, _PEEPHOLES = 3, 4, 5, 6, 7
 
 _ACTIVATIONS: dict[str, Callable[[str, str], str]] = {
@@ -83,10 +94,56 @@ class _Sizes:
         """Elements of all sequences."""
         return self.time * self.batch
 
-    @property
-    def state(self) -> int:
-        """Numbers that a block keeps: two states, what it works on, and all gates."""
-        return 3 * self.hidden + self.width
+
+@dataclass(frozen=True, slots=True)
+class _Sharing:
+    """How blocks share a sequence's steps."""
+
+    blocks: int
+    units: int
+    """Of each block; the last may have fewer."""
+    threads: int
+    weights_bytes: int
+    """Of a block's rows in shared memory; 0 if they are read from where they are."""
+    state_is_shared: bool
+    """Or else in the workspace, for states that are too large; of one block then."""
+
+    @classmethod
+    def of(cls, request: KernelRequest, machine: Machine) -> _Sharing:
+        sizes, width = _Sizes.of(request), _width_of(request)
+        hidden = sizes.hidden
+        is_small = _state(sizes, hidden) * width <= _STATE_BYTES_MAX
+        row_bytes = _row_bytes(request)
+        weights_bytes = sizes.width * row_bytes
+        blocks = 1
+        # Without the rest of a GPU, as where sources run elsewhere, a block has only itself.
+        if machine.capability >= EARLY_CAPABILITY and machine.tuner is not None and is_small:
+            while (
+                blocks < _BLOCKS_MAX
+                and weights_bytes > blocks * _OWN_BYTES
+                and 2 * blocks * sizes.batch * sizes.directions <= machine.multiprocessors
+            ):
+                blocks *= 2
+        units = -(-hidden // blocks)
+        rows = sizes.gates * units
+        threads = max(64, -(-rows // _ROWS) * 32)
+        if threads > _THREADS_MAX:
+            # Half as many have registers for more weights that are on their way.
+            threads = 512
+        own_bytes = rows * row_bytes
+        stays = blocks > 1 and own_bytes <= _WEIGHTS_BYTES_MAX
+        return cls(blocks, units, threads, own_bytes if stays else 0, is_small)
+
+
+def _row_bytes(request: KernelRequest) -> int:
+    """Return what a unit's weights for one gate take."""
+    recurrent = required(request, 2)
+    return recurrent.shape[2] * recurrent.dtype.itemsize
+
+
+def _state(sizes: _Sizes, units: int) -> int:
+    """Return how many numbers a block keeps: states in turns, one that is reset, and its own."""
+    return 3 * sizes.hidden + (sizes.gates + 2) * units
 
 
 def _accepts(request: KernelRequest) -> bool:
@@ -107,10 +164,11 @@ def _width_of(request: KernelRequest) -> int:
 
 
 def _workspace(request: KernelRequest) -> int:
-    """Return room for the gates' share of the inputs, and for the state of every sequence."""
-    sizes = _Sizes.of(request)
-    numbers_kept = sizes.rows * sizes.width + sizes.batch * sizes.state
-    return sizes.directions * numbers_kept * _width_of(request)
+    """Return room for the gates' share of the inputs, and for states that are too large."""
+    sizes, width = _Sizes.of(request), _width_of(request)
+    state = _state(sizes, sizes.hidden)
+    states = 0 if state * width <= _STATE_BYTES_MAX else sizes.batch * state
+    return sizes.directions * (sizes.rows * sizes.width + states) * width
 
 
 def _functions(request: KernelRequest, direction: int, kind: str) -> str:
@@ -133,14 +191,17 @@ def _functions(request: KernelRequest, direction: int, kind: str) -> str:
     return f"typedef {kind} A;\n" + "\n".join(lines)
 
 
-_ROW = """
-  // A warp's sum over a row of weights times the state.
-  auto dot = [&](const E* weights, const A* state) {
+_DOT = """
+  // Eight lanes' sum over a row of weights times a state.
+  auto dot = [&](const E* row, const A* state) {
     A s = 0;
-    for (int k = lane; k < H; k += 32) s += (A)get(weights[k]) * state[k];
-    for (int m = 16; m; m >>= 1) s += sum_with(s, m);
+    #pragma unroll
+    for (int k = lane % 8 * V; k < H; k += 8 * V) {
+      const Pack<E, V> some = *(const Pack<E, V>*)(row + k);
+      #pragma unroll
+      for (int e = 0; e < V; ++e) s += (A)get(some.v[e]) * state[k + e]; }
+    for (int m = 4; m; m >>= 1) s += sum_with(s, m);
     return s; };
-  auto bias = [&](int row) -> A { return <bias>; };
 """
 
 _SHUFFLE = """
@@ -152,238 +213,252 @@ __device__ __forceinline__ double sum_with(double v, int m) {
   return u.d; }
 """
 
+CLUSTER = """
+template <typename T> __device__ __forceinline__ T* of_block(T* own, u32 block) {
+  u64 there;
+  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"((u64)own), "r"(block));
+  return (T*)there; }
+__device__ __forceinline__ void meet() {
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+"""
 
-def _step(request: KernelRequest) -> str:
-    """Return statements that make `next` (and for an LSTM `cell`) of `h`, `c` and the inputs."""
-    gates = """
-    for (int row = warp; row < <rows>; row += WARPS) {
-      const A s = dot(r + (long long)row * H, h);
-      if (lane == 0) g[row] = <pre>s + bias(<bias row>); }
+
+def _step(request: KernelRequest, weights: str) -> str:
+    """Return statements that make `mine`, a block's part of the next state, and an LSTM's `c`.
+
+    Of the state `h`, the inputs' share `x`, the biases, and the weights at an address.
+    """
+
+    def rows(gates: str, before: str = "(A)x[row] + ", state: str = "h") -> str:
+        """Return the sums of gates from the first of them on, up to the last."""
+        first, _, last = gates.partition(" to ")
+        return f"""
+    for (int at = {first} * U + warp * 4; at < {last} * U; at += 4 * WARPS) {{
+      const int q = at + lane / 8, row = q / U * H + lo + q % U;
+      const bool there = q < {last} * U && q % U < units;
+      const A more = there ? {before}bias(row) : (A)0;
+      const A s = dot({weights}, {state});
+      if (there && lane % 8 == 0) g[q] = more + s; }}
     __syncthreads();"""
 
-    def rows(count: str, before: str = "(A)x[row] + ", bias_row: str = "row") -> str:
-        text = gates.replace("<rows>", count).replace("<pre>", before)
-        return text.replace("<bias row>", bias_row)
-
     if request.operator == "RNN":
-        return rows("H") + "\n    each_unit(next[u] = f0(g[u]);)"
+        return rows("0 to 1") + "\n    each_unit(mine[u] = f0(g[u]);)"
     if request.operator == "LSTM":
         peepholes = operand(request, _PEEPHOLES) is not None
 
         def peep(place: int, state: str) -> str:
-            return f" + (A)get(p[{place} * H + u]) * {state}" if peepholes else ""
+            return f" + (A)get(p[{place} * H + lo + u]) * {state}" if peepholes else ""
 
-        forget = f"f0(g[2 * H + u]{peep(2, 'c[u]')})"
+        forget = f"f0(g[2 * U + u]{peep(2, 'c[u]')})"
         if integer(request, "input_forget"):
             forget = "1 - admit"
         return (
-            rows("4 * H")
+            rows("0 to 4")
             + f"""
     each_unit(
       const A admit = f0(g[u]{peep(0, "c[u]")});
       const A forget = {forget};
-      const A cell = forget * c[u] + admit * f1(g[3 * H + u]);
-      const A emit = f0(g[H + u]{peep(1, "cell")});
-      next[u] = emit * f2(cell); g[u] = cell;)"""
+      const A cell = forget * c[u] + admit * f1(g[3 * U + u]);
+      const A emit = f0(g[U + u]{peep(1, "cell")});
+      mine[u] = emit * f2(cell); if (live) c[u] = cell;)"""
         )
-    blend = "next[u] = n + f0(g[u]) * (h[u] - n);"
+    blend = "mine[u] = n + f0(g[u]) * (h[lo + u] - n);"
     if integer(request, "linear_before_reset"):
         # The recurrent share of the candidate is apart: the reset gate scales it.
-        inner = """
-    for (int row = warp; row < 3 * H; row += WARPS) {
-      const A s = dot(r + (long long)row * H, h);
-      if (lane == 0) g[row] = (row < 2 * H ? (A)x[row] : (A)0) + s + bias(row); }
-    __syncthreads();"""
         return (
-            inner
+            rows("0 to 3", "(row < 2 * H ? (A)x[row] : (A)0) + ")
             + f"""
     each_unit(
-      const A n = f1((A)x[2 * H + u] + input_bias(2 * H + u) + f0(g[H + u]) * g[2 * H + u]);
+      const int row = 2 * H + lo + u;
+      const A n = f1((A)x[row] + input_bias(row) + f0(g[U + u]) * g[2 * U + u]);
       {blend})"""
         )
     return (
-        rows("2 * H")
+        rows("0 to 2")
+        + """
+    each_unit(mine[u] = f0(g[U + u]) * h[lo + u];)
+    spread(reset);"""
+        + rows("2 to 3", state="reset")
         + f"""
-    each_unit(next[u] = f0(g[H + u]) * h[u];)
-    __syncthreads();
-    for (int row = warp; row < H; row += WARPS) {{
-      const A s = dot(r + (long long)(2 * H + row) * H, next);
-      if (lane == 0) g[2 * H + row] = (A)x[2 * H + row] + s + bias(2 * H + row); }}
-    __syncthreads();
-    each_unit(const A n = f1(g[2 * H + u]); {blend})"""
+    each_unit(const A n = f1(g[2 * U + u]); {blend})"""
     )
 
 
 def _bind(binding: Binding) -> Sequence[Enqueue]:
     request = binding.request
     sizes = _Sizes.of(request)
-    launches: list[Enqueue] = []
-    for direction in range(sizes.directions):
-        launches += _inputs(binding, sizes, direction)
-        launches += _sequences(binding, sizes, direction)
+    if sizes.batch == 0 or sizes.hidden == 0:
+        return []
+    launches = _inputs(binding, sizes)
+    kind = computed(required(request).dtype)
+    functions = [_functions(request, each, kind) for each in range(sizes.directions)]
+    if len(set(functions)) == 1:
+        return launches + _sequences(binding, sizes, range(sizes.directions), functions[0])
+    for direction, own in enumerate(functions):
+        launches += _sequences(binding, sizes, range(direction, direction + 1), own)
     return launches
 
 
-def _gate_inputs(binding: Binding, sizes: _Sizes, direction: int) -> int:
-    width = _width_of(binding.request)
-    return binding.workspace + direction * sizes.rows * sizes.width * width
-
-
-def _inputs(binding: Binding, sizes: _Sizes, direction: int) -> list[Enqueue]:
-    """Launch the product of all inputs with a direction's weights."""
+def _inputs(binding: Binding, sizes: _Sizes) -> list[Enqueue]:
+    """Launch the product of all inputs with the weights of all directions."""
     kind = computed(required(binding.request).dtype)
-    weights = f"w[{direction * sizes.width * sizes.inputs}LL + (long long)j * {sizes.inputs} + q]"
     return tiled_product(
         binding,
-        (sizes.rows, sizes.width, sizes.inputs),
+        (sizes.rows, sizes.directions * sizes.width, sizes.inputs),
         1,
         kind=kind,
         left=f"get(x[(long long)i * {sizes.inputs} + q])",
-        right=f"get({weights})",
+        right=f"get(w[(long long)j * {sizes.inputs} + q])",
         final="y[place] = s;",
-        parameters=[
-            *given(binding, {"x": 0, "w": 1}),
-            (f"{kind}* y", _gate_inputs(binding, sizes, direction)),
-        ],
+        parameters=[*given(binding, {"x": 0, "w": 1}), (f"{kind}* y", binding.workspace)],
     )
 
 
-def _sequences(binding: Binding, sizes: _Sizes, direction: int) -> list[Enqueue]:
-    """Launch a block for every sequence."""
+def _sequences(binding: Binding, sizes: _Sizes, directions: range, functions: str) -> list[Enqueue]:
+    """Launch the blocks of every sequence in these directions, which have the same activations."""
     request = binding.request
-    data = required(request)
-    kind, element = computed(data.dtype), stored(data.dtype)
-    hidden, width, batch, time = sizes.hidden, sizes.width, sizes.batch, sizes.time
-    is_linear = request.operator == "GRU" and integer(request, "linear_before_reset")
-    threads = min(1024, max(64, -(-hidden // 32) * 32 * 2))
-    own_bias, input_bias = "(A)0", "(A)0"
-    if operand(request, _BIAS) is not None:
-        first = direction * 2 * width
-        input_bias = f"(A)get(b[{first} + row])"
-        own_bias = f"{input_bias} + (A)get(b[{first + width} + row])"
-        if is_linear:
-            # Of the candidate only the recurrent share is scaled by the reset gate.
-            own_bias = f"row < {2 * hidden} ? {own_bias} : (A)get(b[{first + width} + row])"
-    place = f"n * {sizes.directions} + {direction}" if sizes.layout else f"{direction * batch} + n"
-    row = f"n * {time} + t" if sizes.layout else f"t * {batch} + n"
-    sequence = (
-        f"((n * {time}LL + t) * {sizes.directions} + {direction}) * {hidden}"
-        if sizes.layout
-        else f"((long long)(t * {sizes.directions} + {direction}) * {batch} + n) * {hidden}"
-    )
-    is_lstm = request.operator == "LSTM"
+    sharing = _Sharing.of(request, binding.machine)
+    names = {"r": 2, "b": _BIAS, "lengths": _LENGTHS, "h0": _INITIAL_H}
+    if request.operator == "LSTM":
+        names |= {"c0": _INITIAL_C, "p": _PEEPHOLES}
+    kind = computed(required(request).dtype)
     outputs = results(binding, {"y": 0, "yh": 1, "yc": 2})
-    names = [text.rpartition(" ")[2] for text, _ in outputs]
-    to = f"To<{element}>::of"
-    keep = "h[u] = next[u];" + (" c[u] = g[u];" if is_lstm else "")
-    written = f"y[{sequence} + u] = {to}(live ? next[u] : (A)0);" if "y" in names else ""
-    state = f"({place}) * {hidden} + u"
-    ends = (f"yh[{state}] = {to}(h[u]); " if "yh" in names else "") + (
-        f"yc[{state}] = {to}(c[u]);" if "yc" in names else ""
-    )
-    start_h = f"(A)get(h0[{state}])" if operand(request, _INITIAL_H) is not None else "0"
-    has_cell = is_lstm and operand(request, _INITIAL_C) is not None
-    start_c = f"(A)get(c0[{state}])" if has_cell else "0"
-    peeps = is_lstm and operand(request, _PEEPHOLES) is not None
-    backwards = integers(request, "reverse")[direction]
-    live = "t < (long long)lengths[n]" if operand(request, _LENGTHS) is not None else "true"
-    body = f"""
-  typedef {element} E;
-  const int H = {hidden}, WARPS = {threads // 32};
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const long long n = blockIdx.x;
-  #define each_unit(...) for (int u = threadIdx.x; u < H; u += {threads}) {{ __VA_ARGS__ }}
-  A* h = states + n * {sizes.state}; A* c = h + H; A* next = c + H; A* g = next + H;
-  r += {direction * width * hidden}LL;
-  {f"p += {direction * 3 * hidden};" if peeps else ""}
-  {_ROW.replace("<bias>", own_bias)}
-  auto input_bias = [&](int row) -> A {{ return {input_bias}; }}; (void)input_bias;
-  each_unit(h[u] = {start_h}; c[u] = {start_c};)
-  __syncthreads();
-  for (int step = 0; step < {time}; ++step) {{
-    const long long t = {f"{time - 1} - step" if backwards else "step"};
-    const A* x = inputs + ({row}) * {width}LL;
-    const bool live = {live}; (void)live;
-    {_step(request)}
-    __syncthreads();
-    each_unit({written} if (live) {{ {keep} }})
-    __syncthreads(); }}
-  each_unit({ends})"""
-    state_bytes = sizes.directions * sizes.rows * width + direction * batch * sizes.state
+    states = sizes.directions * sizes.rows * sizes.width * _width_of(request)
     parameters = [
-        *given(
-            binding,
-            {"r": 2, "b": _BIAS, "lengths": _LENGTHS, "h0": _INITIAL_H}
-            | ({"c0": _INITIAL_C, "p": _PEEPHOLES} if is_lstm else {}),
-        ),
-        (f"const {kind}* inputs", _gate_inputs(binding, sizes, direction)),
-        (f"{kind}* states", binding.workspace + state_bytes * _width_of(request)),
+        *given(binding, names),
+        (f"const {kind}* inputs", binding.workspace),
+        (f"{kind}* states", binding.workspace + states),
         *outputs,
     ]
-    extra = _SHUFFLE + _functions(request, direction, kind)
-    if batch == 0 or hidden == 0:
-        return []
-    return launch(binding, body, parameters, grid=batch, threads=threads, extra=extra, blocks=1)
+    written = [text.rpartition(" ")[2] for text, _ in outputs]
+    source = _source(request, sizes, sharing, directions, functions, written, parameters)
+    return [
+        binding.kernel(
+            source,
+            [address for _, address in parameters],
+            grid=(sharing.blocks * sizes.batch, len(directions), 1),
+            block=sharing.threads,
+            shared_bytes=sharing.weights_bytes,
+        )
+    ]
 
 
-_LAYERS = simple_kernel(
+def _source(
+    request: KernelRequest,
+    sizes: _Sizes,
+    sharing: _Sharing,
+    directions: range,
+    functions: str,
+    written: Sequence[str],
+    parameters: Sequence[tuple[str, int]],
+) -> str:
+    """Return the kernel; a grid of (blocks of all sequences, directions)."""
+    data = required(request)
+    element = stored(data.dtype)
+    hidden, width, batch, time = sizes.hidden, sizes.width, sizes.batch, sizes.time
+    vector = next(each for each in (16 // data.dtype.itemsize, 4, 2, 1) if hidden % each == 0)
+    is_linear = request.operator == "GRU" and integer(request, "linear_before_reset")
+    own_bias, input_bias = "(A)0", "(A)0"
+    if operand(request, _BIAS) is not None:
+        input_bias = "(A)get(b[row])"
+        own_bias = f"{input_bias} + (A)get(b[{width} + row])"
+        if is_linear:
+            # Of the candidate only the recurrent share is scaled by the reset gate.
+            own_bias = f"row < {2 * hidden} ? {own_bias} : (A)get(b[{width} + row])"
+    place = f"n * {sizes.directions} + d" if sizes.layout else f"d * {batch} + n"
+    row = f"n * {time} + t" if sizes.layout else f"t * {batch} + n"
+    sequence = (
+        f"((n * {time}LL + t) * {sizes.directions} + d) * {hidden}"
+        if sizes.layout
+        else f"((long long)(t * {sizes.directions} + d) * {batch} + n) * {hidden}"
+    )
+    to = f"To<{element}>::of"
+    result = f"y[{sequence} + lo + u] = {to}(live ? mine[u] : (A)0);" if "y" in written else ""
+    state = f"({place}) * {hidden} + lo + u"
+    ends = (f"yh[{state}] = {to}(h[lo + u]); " if "yh" in written else "") + (
+        f"yc[{state}] = {to}(c[u]);" if "yc" in written else ""
+    )
+    start_h = f"(A)get(h0[({place}) * {hidden} + u])" if _has(request, _INITIAL_H) else "(A)0"
+    is_lstm = request.operator == "LSTM"
+    start_c = f"(A)get(c0[{state}])" if is_lstm and _has(request, _INITIAL_C) else "(A)0"
+    reverse = integers(request, "reverse")
+    backwards = " || ".join(f"d == {each}" for each in directions if reverse[each]) or "false"
+    live = "t < (long long)lengths[n]" if _has(request, _LENGTHS) else "true"
+    count = _state(sizes, sharing.units)
+    memory = f"__shared__ A memory[{count}];"
+    if not sharing.state_is_shared:
+        memory = f"A* memory = states + (d * {batch} + n) * {count};"
+    spread = f"""
+    for (int i = threadIdx.x; i < units * {sharing.blocks}; i += {sharing.threads})
+      *of_block(to + lo + i % units, i / units) = mine[i % units];
+    meet();"""
+    if sharing.blocks == 1:
+        spread = "each_unit(to[u] = mine[u];) __syncthreads();"
+    # All lanes of a warp add up together; where there is no row, the first is another time.
+    weights, own = "r + (long long)(there ? row : lo) * H", ""
+    if sharing.weights_bytes:
+        weights = "weights + (there ? q : 0) * H"
+        own = f"""
+  extern __shared__ __align__(16) u8 rows_of_weights[];
+  E* weights = (E*)rows_of_weights;
+  for (int i = threadIdx.x * V; i < {sizes.gates} * U * H; i += {sharing.threads} * V) {{
+    const int q = i / H, row = q / U * H + lo + q % U;
+    if (q % U < units)
+      *(Pack<E, V>*)(weights + i) = *(const Pack<E, V>*)(r + (long long)row * H + i % H); }}"""
+    whose = f"""
+  typedef {element} E;
+  const int H = {hidden}, U = {sharing.units}, V = {vector}, WARPS = {sharing.threads // 32};
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const long long n = blockIdx.x / {sharing.blocks};
+  const int d = {directions.start} + blockIdx.y, lo = blockIdx.x % {sharing.blocks} * U;
+  const int units = H - lo < U ? H - lo : U;
+  r += (long long)d * {width * hidden};"""
+    # What is constant may be fetched while the kernel ahead still runs.
+    prefetch, late = (whose + own, "") if 2 in request.constants else ("", whose + own)
+    body = f"""{late}
+  {f"b += d * {2 * width};" if _has(request, _BIAS) else ""}
+  {f"p += d * {3 * hidden};" if is_lstm and _has(request, _PEEPHOLES) else ""}
+  #define each_unit(...) for (int u = threadIdx.x; u < units; u += {sharing.threads}) \\
+    {{ __VA_ARGS__ }}
+  {memory}
+  A* h = memory; A* next = h + H; A* reset = next + H; (void)reset;
+  A* mine = reset + H; A* c = mine + U; A* g = c + U;
+  {_DOT}
+  auto bias = [&](int row) -> A {{ return {own_bias}; }};
+  auto input_bias = [&](int row) -> A {{ return {input_bias}; }}; (void)input_bias;
+  auto spread = [&](A* to) {{ __syncthreads(); {spread} }};
+  for (int u = threadIdx.x; u < H; u += {sharing.threads}) h[u] = {start_h};
+  each_unit(c[u] = {start_c};)
+  {"__syncthreads();" if sharing.blocks == 1 else "meet();"}
+  for (int step = 0; step < {time}; ++step) {{
+    const long long t = {backwards} ? {time - 1} - step : step;
+    const A* x = inputs + (({row}) * {sizes.directions}LL + d) * {width};
+    const bool live = {live}; (void)live;
+    {_step(request, weights)}
+    each_unit({result} if (!live) mine[u] = h[lo + u];)
+    spread(next);
+    A* last = h; h = next; next = last; }}
+  each_unit({ends})"""
+    extra = _SHUFFLE + (CLUSTER if sharing.blocks > 1 else "") + functions
+    return kernel_source(
+        [text for text, _ in parameters],
+        body,
+        threads=sharing.threads,
+        extra=extra,
+        blocks=1,
+        cluster=sharing.blocks,
+        prefetch=prefetch,
+    )
+
+
+def _has(request: KernelRequest, position: int) -> bool:
+    return operand(request, position) is not None
+
+
+LAYERS = simple_kernel(
     "recurrent", ("RNN", "GRU", "LSTM"), _bind, accepts=_accepts, workspace=_workspace
 )
 
-# --- An LSTM whose weights are quantised ------------------------------------------------------
-# X and the state stay floats; the CPU rounds them to bytes.
-
-_EIGHT_BITS = frozenset({np.dtype(np.int8), np.dtype(np.uint8)})
-_SCALES = {1: 8, 2: 10}
-"""Where the scale of W and that of R are; the zero point follows."""
-
-
-def _real_request(request: KernelRequest) -> KernelRequest:
-    inputs = list(request.inputs[:8])
-    for position in _SCALES:
-        directions, rows, columns = required(request, position).shape
-        inputs[position] = TensorSpec(FLOAT32, (directions, columns, rows))
-    return replace(request, operator="LSTM", inputs=tuple(inputs), constants={})
-
-
-def _aligned(size: int) -> int:
-    return -(-size // 256) * 256
-
-
-def _choose_quantised(request: KernelRequest, machine: Machine) -> KernelChoice | None:
-    if any(required(request, position).dtype not in _EIGHT_BITS for position in _SCALES):
-        return None
-    real = _real_request(request)
-    found = nested_choice(machine, (_LAYERS,), real)
-    if found is None:
-        return None
-    weights = sum(_aligned(required(real, position).size_bytes) for position in _SCALES)
-    return KernelChoice("recurrent.quantised", weights + found[1].workspace_bytes)
-
-
-def _bind_quantised(binding: Binding) -> Sequence[Enqueue]:
-    request, real = binding.request, _real_request(binding.request)
-    addresses, free = list(binding.inputs[:8]), binding.workspace
-    launches: list[Enqueue] = []
-    for position, scale_at in _SCALES.items():
-        spec, scale = required(request, position), required(request, scale_at)
-        _, rows, columns = spec.shape
-        per_column = f"d * {columns} + c" if len(scale.shape) > 1 else "d"
-        place = per_column if scale.element_count > 1 else "0"
-        zero = f" - (float)zero[{place}]" if operand(request, scale_at + 1) is not None else ""
-        statements = f"""
-  const long long k = i % {rows}, c = i / {rows} % {columns}, d = i / {rows * columns};
-  (void)d; (void)c;
-  y[i] = ((float)x[(d * {rows} + k) * {columns} + c]{zero}) * scale[{place}];"""
-        names = given(binding, {"x": position, "scale": scale_at, "zero": scale_at + 1})
-        parameters = [*names, ("float* y", free)]
-        launches += each(binding, spec.element_count, statements, parameters)
-        addresses[position] = free
-        free += _aligned(required(real, position).size_bytes)
-    return launches + bind_nested(binding, (_LAYERS,), real, addresses, binding.outputs, free)
-
-
-KERNEL_FAMILY: tuple[CudaKernel, ...] = (
-    _LAYERS,
-    CudaKernel(("com.microsoft.DynamicQuantizeLSTM",), _choose_quantised, _bind_quantised),
-)
+KERNEL_FAMILY: tuple[CudaKernel, ...] = (LAYERS,)

@@ -102,6 +102,16 @@ def test_another_start_finds_the_images(tmp_path: Path, compiled: list[tuple[str
     assert len(compiled) == len(SOURCES)
 
 
+def test_a_full_disk_keeps_nothing(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path)
+    cache.write("kept", b"whole")
+    # Its name is taken by a folder: what was written can not be put in its place.
+    (tmp_path / "taken").mkdir()
+    cache.write("taken", b"whole")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["kept", "taken"]
+    assert (cache.read("kept"), cache.read("taken")) == (b"whole", None)
+
+
 def test_a_source_that_does_not_compile_is_told(
     tmp_path: Path, compiled: list[tuple[str, str]]
 ) -> None:

@@ -1,0 +1,101 @@
+"""Kernels whose blocks share their memory, on the host: a cluster's threads take turns together.
+
+Every barrier is one of the whole cluster here, which is more than a block's own is: this says
+whether a kernel finds the right places in the memory of other blocks, not whether it waits enough.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Sequence
+from unittest import mock
+
+from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.kernels.recurrent import CLUSTER
+from aegis_pipe.device.cuda.kernels.registry import Enqueue
+from tests.unit.device.cuda import host_device
+
+_FUNCTIONS = """
+static long apart;
+template <typename T> static inline T* of_block(T* own, u32 block) {
+  return (T*)((char*)own + ((long)block - (long)(blockIdx.x % BLOCKS)) * apart); }
+static inline void meet() { pause_at(2); }
+"""
+_PLACES = (
+    (
+        "void pause_at(int kind) {",
+        """static int per_block, first_block;
+#define set_place(i) (current = (i), threadIdx.x = (i) % per_block, \\
+                      blockIdx.x = first_block + (i) / per_block)
+void pause_at(int kind) {""",
+    ),
+    ("current = me; threadIdx.x = me;", "set_place(me);"),
+    ("current = i; threadIdx.x = i; swapcontext", "set_place(i); swapcontext"),
+    ("for (int x = 0; x < gx; ++x)", "for (int x = 0; x < gx; x += BLOCKS)"),
+    (
+        "blockIdx = {(unsigned)x, (unsigned)y, (unsigned)z};",
+        "blockIdx = {(unsigned)x, (unsigned)y, (unsigned)z}; first_block = x; per_block = threads;",
+    ),
+    ("if (turns) block(threads);", "if (turns) block(threads * BLOCKS);"),
+)
+"""What is another way in the host's runtime."""
+
+
+class ClusterBinding(host_device.HostBinding):
+    """Binds a source of a cluster to what g++ made of it; others as ever."""
+
+    def kernel(
+        self,
+        source: str,
+        arguments: Sequence[int | ctypes.c_float | ctypes.c_int | None],
+        *,
+        grid: int | tuple[int, int, int],
+        block: int,
+        shared_bytes: int = 0,
+    ) -> Enqueue:
+        """Compile a source and return its run."""
+        found = re.search(r"__cluster_dims__\((\d+), 1, 1\)", source)
+        if found is None:
+            return super().kernel(
+                source, arguments, grid=grid, block=block, shared_bytes=shared_bytes
+            )
+        blocks = int(found[1])
+        assert isinstance(grid, tuple)
+        assert grid[0] % blocks == 0
+        assert block * blocks <= 1024, "the host runs so many threads at once"
+        with mock.patch.object(host_device, "_RUNTIME", _clustered(host_device._RUNTIME)):
+            library = host_device._loaded(_on_host(source, blocks, shared_bytes))
+        packed = driver.Arguments([0 if each is None else each for each in arguments])
+
+        def enqueue(stream: int) -> None:
+            library.run(*grid, block, 1, ctypes.c_void_p(packed.address))
+
+        return enqueue
+
+
+def _on_host(source: str, blocks: int, shared_bytes: int) -> str:
+    """Return the source with memory for each block, and the runtime that runs them together."""
+    assert CLUSTER in source
+    source = source.replace(CLUSTER, f"#define BLOCKS {blocks}\n{_FUNCTIONS}")
+    source = source.replace(f" __cluster_dims__({blocks}, 1, 1)", "")
+    source, count = re.subn(
+        r"__shared__ A memory\[(\d+)\];",
+        r"static A memories[BLOCKS][\1]; apart = sizeof memories[0]; "
+        r"A* memory = memories[blockIdx.x % BLOCKS];",
+        source,
+    )
+    assert count == 1
+    return source.replace(
+        "extern __shared__ __align__(16) u8 rows_of_weights[];",
+        f"__attribute__((aligned(16))) static u8 rows[BLOCKS][{max(16, shared_bytes)}]; "
+        "u8* rows_of_weights = rows[blockIdx.x % BLOCKS];",
+    )
+
+
+def _clustered(runtime: str) -> str:
+    """Return the host's runtime with a cluster's blocks side by side."""
+    for one, other in _PLACES:
+        assert runtime.count(one) == 1, one
+        runtime = runtime.replace(one, other)
+    return runtime
