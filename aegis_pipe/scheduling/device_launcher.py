@@ -172,6 +172,9 @@ class DeviceLauncher:
         Raises PermanentError for a model whose state an earlier request left half-written.
         """
         slot, payload = self._slots[stream], request.payload
+        if self._untold:
+            # This may record those events anew that have the times.
+            self.tell()
         if segment == 0:
             self._prepare(request, stream)
         bound = payload.bound
@@ -262,11 +265,12 @@ class DeviceLauncher:
         return SegmentCompletion(running.request.request_id, stream, error)
 
     def tell(self) -> None:
-        """Emit what finished; the next launch may record the events anew that have its times."""
-        for stream, members, running, error in self._untold:
+        """Emit what finished."""
+        # What can not be told is not tried again.
+        untold, self._untold = self._untold, []
+        for stream, members, running, error in untold:
             for member in members:
                 self._emit(stream, member, running, error)
-        self._untold.clear()
 
     def _emit(
         self, stream: int, request: ExecutionRequest, running: _Running, error: AegisError | None

@@ -35,6 +35,8 @@ from aegis_pipe.scheduling.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
 
+MANNERS_NS = 100_000
+"""How long the interpreter is left to those who got a result: about what waking up takes."""
 GIVE_UP_POLL_S = 0.02
 """Pause between two looks at whether the drain has been given up."""
 
@@ -82,7 +84,7 @@ class Launcher(Protocol):
         ...
 
     def tell(self) -> None:
-        """Emit the events of what `poll` has returned: called before anything else is launched."""
+        """Emit the events of what `poll` has returned, if it was not done before."""
         ...
 
     def finish(
@@ -268,13 +270,29 @@ class OrchestrationLoop:
         """Step until stopped; the body of the thread."""
         wake_promptly()
         while True:
-            self.step()
-            if self.is_idle and (self._stopping != "no" or self._fatal_error is not None):
+            self._work()
+            is_ending = self._stopping != "no" or self._fatal_error is not None
+            if self._open or is_ending or not self._over:
+                self._tell()
+            else:
+                self._give_way()
+            if is_ending and self.is_idle:
                 return
             self._wait()
 
     def step(self) -> None:
         """Do everything that can be done now, without waiting."""
+        self._work()
+        self._tell()
+
+    def _give_way(self) -> None:
+        """Leave the interpreter to who has got a result, and tell listeners afterwards."""
+        until_ns = self._clock.now_ns() + MANNERS_NS
+        if not self._clock.wait_until(until_ns, self._wake):
+            self._tell()
+
+    def _work(self) -> None:
+        """Do what somebody waits for."""
         # First, so that whatever arrives during the step causes another one.
         self._wake.clear()
         now_ns = self._clock.now_ns()
@@ -282,25 +300,17 @@ class OrchestrationLoop:
             try:
                 if self._scheduler.running:
                     self._take_completions(now_ns)
+                if not self._inbox and not self._scheduler.queue.waiting:
+                    # Nobody is kept from starting by it.
+                    self._deliver()
                 self._take_inbox(now_ns)
                 self._obey_stop(now_ns)
                 self._carry_out(now_ns)
-            except FatalError as error:
-                self._fail(error)
             except Exception as error:
-                # Not tied to any one request, so nothing here can be trusted any more. Callers
-                # must not wait for ever for a thread that has died.
-                fatal = FatalError(
-                    f"the orchestration loop failed: {error!r}",
-                    context="scheduling.loop",
-                    hint="this is a defect of the runtime, the launcher or the policy; report it",
-                )
-                fatal.__cause__ = error
-                self._fail(fatal)
+                self._fail(error)
         if self._gave_up:
             self._give_up(now_ns)
         self._deliver()
-        self._tell()
         # Last, so that nobody waits for it: the streams are busy by now.
         if self._launcher.stages_ahead and not self._gave_up:
             upcoming = self._scheduler.upcoming()
@@ -319,10 +329,6 @@ class OrchestrationLoop:
                 raise completion.error
             self._scheduler.segment_finished(completion.request_id, now_ns, completion.error)
         completed.clear()
-        if not self._inbox and not self._scheduler.queue.waiting:
-            # Nobody is kept from starting by it.
-            self._deliver()
-        self._tell()
 
     def _take_inbox(self, now_ns: int) -> None:
         while self._inbox:
@@ -384,10 +390,21 @@ class OrchestrationLoop:
                 all_launched = False
         return all_launched
 
-    def _fail(self, error: FatalError) -> None:
+    def _fail(self, error: Exception) -> None:
+        fatal = error
+        if not isinstance(fatal, FatalError):
+            # Not tied to any one request, so nothing here can be trusted any more. Callers must
+            # not wait for ever for a thread that has died.
+            fatal = FatalError(
+                f"the orchestration loop failed: {error!r}",
+                context="scheduling.loop",
+                hint="this is a defect of the runtime, the launcher or the policy; report it",
+            )
+            fatal.__cause__ = error
         self._scheduler.queue.close()
-        self._fatal_error = error
+        self._fatal_error = fatal
         self._gave_up = True
+        self._wake.set()
 
     def _give_up(self, now_ns: int) -> None:
         """Bring everything that is open to an end on the spot."""
@@ -420,7 +437,11 @@ class OrchestrationLoop:
         """Tell listeners what has happened, in its order."""
         if self._came:
             self._tell_who_came()
-        self._launcher.tell()
+        try:
+            self._launcher.tell()
+        except Exception as error:
+            # The device may be gone that is asked when something began and ended.
+            self._fail(error)
         if self._over:
             for over in self._over:
                 self._hub.tell(over)

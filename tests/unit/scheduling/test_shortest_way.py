@@ -1,6 +1,10 @@
 """What lies on a request's way from its submission to its result, and what does not."""
 
-from aegis_pipe.errors import DeviceLostError
+import threading
+
+import pytest
+
+from aegis_pipe.errors import DeviceLostError, RuntimeStoppedError
 from aegis_pipe.events import DecisionMade, EventHub, RequestFinished, RequestSubmitted
 from aegis_pipe.scheduling import (
     ExecutionRequest,
@@ -9,6 +13,7 @@ from aegis_pipe.scheduling import (
     StreamPool,
     make_policy,
 )
+from aegis_pipe.scheduling.loop import MANNERS_NS
 from aegis_pipe.scheduling.statistics import RequestStatistics
 from aegis_pipe.testing.simulated_launcher import SimulatedLauncher, durations_by_model
 from aegis_pipe.testing.virtual_clock import VirtualClock
@@ -26,6 +31,8 @@ class NotingLauncher(SimulatedLauncher):
         self.untold = []
 
     def launch(self, request, segment, stream):
+        # As one does whose events the next launch records anew.
+        self.tell()
         super().launch(request, segment, stream)
         self.notes.append(("launch", request.request_id))
 
@@ -81,7 +88,6 @@ def test_who_waits_for_the_stream_comes_before_results():
     bench.submit(1)
     bench.submit(2)
     assert bench.loop.stop()
-    # The next launch may overwrite when the first one's segment began and ended.
     assert bench.notes.index(("segment", 1)) < bench.notes.index(("launch", 2))
     assert bench.notes.index(("launch", 2)) < bench.notes.index(("finish", 1))
     for number in (1, 2):
@@ -121,8 +127,8 @@ def test_noted_events_are_counted_without_anybody_asking():
 def test_looking_for_completions_is_no_step():
     bench = Bench(notifies=False)
     steps = []
-    step = bench.loop.step
-    bench.loop.step = lambda: (steps.append(bench.clock.now_ns()), step())
+    work = bench.loop._work
+    bench.loop._work = lambda: (steps.append(bench.clock.now_ns()), work())
     bench.submit(1)
     assert bench.loop.stop()
     # One to start it and one to end it, however often was looked; only the second one looks itself.
@@ -133,8 +139,8 @@ def test_looking_for_completions_is_no_step():
 def test_deadlines_and_arrivals_end_the_wait_for_completions():
     bench = Bench(notifies=False)
     steps = []
-    step = bench.loop.step
-    bench.loop.step = lambda: (steps.append(bench.clock.now_ns()), step())
+    work = bench.loop._work
+    bench.loop._work = lambda: (steps.append(bench.clock.now_ns()), work())
     bench.submit(1)
     waiting = ExecutionRequest(2, "m", 0, deadline_ns=12_345)
     bench.loop.submit(waiting)
@@ -164,3 +170,65 @@ def test_what_a_look_raises_reaches_every_caller():
         (2, "failed"),
     ]
     assert bench.clock.now_ns() == 20_000
+
+
+@pytest.mark.parametrize("error", [DeviceLostError("gone"), ValueError("not one of ours")])
+def test_times_that_can_not_be_read_stop_the_loop(error):
+    bench = Bench()
+    tell = bench.launcher.tell
+
+    def breaks():
+        if bench.launcher.untold:
+            bench.launcher.untold = []
+            raise error
+        tell()
+
+    bench.launcher.tell = breaks
+    bench.submit(1)
+    bench.loop._thread = type("Here", (), {"ident": threading.get_ident()})()
+    bench.loop.run()
+    # The first has its result; but what is gone is gone for all that come.
+    assert bench.notes == [(what, 1) for what in ("launch", "came", "decided", "finish", "over")]
+    fatal = bench.loop.fatal_error
+    assert error in (fatal, fatal.__cause__)
+    with pytest.raises(RuntimeStoppedError, match="has failed"):
+        bench.submit(2)
+
+
+class Waker:
+    """Submits the next request a while after each result, from outside the loop."""
+
+    def __init__(self, bench, after_ns, count):
+        self.bench, self.left = bench, count
+        finish = bench.launcher.finish
+
+        def then(request, state, error):
+            finish(request, state, error)
+            self.left -= 1
+            number = request.request_id + 1
+            act = bench.loop.stop if not self.left else lambda: bench.submit(number)
+            bench.clock.call_at(bench.clock.now_ns() + after_ns, act)
+
+        bench.launcher.finish = then
+
+
+@pytest.mark.parametrize(("after_ns", "is_told_between"), [(10_000, False), (1_000_000, True)])
+def test_who_got_a_result_has_the_interpreter_first(after_ns, is_told_between):
+    bench = Bench()
+    Waker(bench, after_ns, 3)
+    told = []
+    listen = bench.listen
+    bench.loop._hub.remove(bench.listen)
+    bench.loop._hub.add(lambda event: (told.append((bench.clock.now_ns(), event)), listen(event)))
+    bench.loop._thread = type("Here", (), {"ident": threading.get_ident()})()
+    bench.submit(1)
+    bench.loop.run()
+    ends = [at_ns for at_ns, event in told if type(event) is RequestFinished]
+    finished = [event.at_ns for _, event in told if type(event) is RequestFinished]
+    # At once only at the end of the run, when nobody is kept waiting.
+    late = [at_ns - finished_ns for at_ns, finished_ns in zip(ends, finished, strict=True)]
+    assert late[:2] == [MANNERS_NS if is_told_between else after_ns] * 2
+    for number in (1, 2):
+        own = [what for what, whose in bench.notes if whose == number]
+        assert own == ["launch", "came", "decided", "finish", "segment", "over"]
+        assert bench.notes.index(("segment", number)) < bench.notes.index(("launch", number + 1))
