@@ -11,8 +11,6 @@ from aegis_pipe.errors import DeviceUnavailableError
 
 _DRIVER_LIBRARY = "libcuda.so.1"
 _DRIVER_VERSION_MIN = 13000
-_CAPABILITY_MIN = (7, 5)
-"""What compilers for CUDA 13 make kernels for; its drivers still start older GPUs."""
 _PACKAGES = ("cuda.bindings", "cuda.pathfinder", "cudnn", "nvmath")
 _LIBRARIES = ("cudart", "nvrtc", "cublasLt", "cudnn")
 """cuDNN compiles some of its plans, and finds the compiler only if it is loaded already; its
@@ -87,19 +85,10 @@ def _check_driver(index: int) -> None:
         raise _unavailable(
             index, f"there is no GPU {index}; this machine's are {names}", "change `device.index`"
         )
-    capability = driver.capability(index)
-    if capability < _CAPABILITY_MIN:
-        found, needed = (".".join(map(str, each)) for each in (capability, _CAPABILITY_MIN))
-        raise _unavailable(
-            index,
-            f"the GPU ({driver.device_name(index)}) has compute capability {found}, but {needed} "
-            "is needed",
-            "take a GPU of the Turing generation or later",
-        )
 
 
 def _load_libraries(index: int) -> None:
-    """Have what the bindings call loaded from where its packages are."""
+    """Have what the bindings call loaded from where its packages are, and able to serve the GPU."""
     from aegis_pipe.device.cuda import driver
 
     missing = driver.load_libraries(*_LIBRARIES)
@@ -107,6 +96,15 @@ def _load_libraries(index: int) -> None:
         names = ", ".join(f"`{name}`" for name in missing)
         raise _unavailable(
             index, f"NVIDIA libraries that it needs were looked for and not found: {names}", _EXTRA
+        )
+    # Drivers start GPUs that are older, or newer, than what the compiler makes kernels for.
+    found, known = driver.architecture(index), driver.compiler_architectures()
+    if found not in known:
+        raise _unavailable(
+            index,
+            f"the GPU ({driver.device_name(index)}) is an sm_{found}, but the compiler (NVRTC "
+            f"{driver.compiler_version()}) makes kernels for sm_{min(known)} to sm_{max(known)}",
+            "take another GPU or another version of the package `nvidia-cuda-nvrtc`",
         )
 
 

@@ -143,10 +143,10 @@ def attribute(ordinal: int, name: str) -> int:
     return int(checked(cu.cuDeviceGetAttribute, key, ordinal))
 
 
-def capability(ordinal: int) -> tuple[int, int]:
-    """Return the device's compute capability: (9, 0)."""
+def architecture(ordinal: int) -> int:
+    """Return the device's compute capability as one number: 90 for 9.0."""
     major, minor = (attribute(ordinal, f"COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR"))
-    return major, minor
+    return 10 * major + minor
 
 
 def pci_address(ordinal: int) -> str:
@@ -539,6 +539,11 @@ def compiler_version() -> str:
     """Return NVRTC's version."""
     major, minor = _nvrtc(nvrtc.nvrtcVersion)
     return f"{major}.{minor}"
+
+
+def compiler_architectures() -> list[int]:
+    """Return those that NVRTC compiles for: 75, 80, ..."""
+    return [int(each) for each in _nvrtc(nvrtc.nvrtcGetSupportedArchs)]
 
 
 def _nvrtc(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -68,14 +68,14 @@ class _Driver:
         monkeypatch: pytest.MonkeyPatch,
         version: int,
         count: int,
-        capability: tuple[int, int] = (9, 0),
+        architecture: int = 90,
     ) -> None:
         module = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
         monkeypatch.setattr(module, "initialise", lambda: None)
         monkeypatch.setattr(module, "driver_version", lambda: version)
         monkeypatch.setattr(module, "device_count", lambda: count)
-        monkeypatch.setattr(module, "capability", lambda ordinal: capability)
-        monkeypatch.setattr(module, "device_name", lambda ordinal: "Tesla V100")
+        monkeypatch.setattr(module, "architecture", lambda ordinal: architecture)
+        monkeypatch.setattr(module, "device_name", lambda ordinal: "Some GPU")
 
 
 @pytest.mark.parametrize(
@@ -95,12 +95,20 @@ def test_driver_that_does_not_do(
         assert word in text
 
 
-def test_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drivers for CUDA 13 start it, but nothing makes kernels for it."""
-    _Driver(monkeypatch, 13000, 1, (7, 0))
+@pytest.mark.parametrize("architecture", [70, 999])
+def test_a_gpu_that_the_compiler_does_not_know(
+    monkeypatch: pytest.MonkeyPatch, architecture: int
+) -> None:
+    """Drivers for CUDA 13 start older ones all the same, and later drivers newer ones."""
+    _Driver(monkeypatch, 13000, 1, architecture)
+    module = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
+    known = module.compiler_architectures()
+    assert {75, 80, 90, 100} <= set(known)
+    monkeypatch.setattr(module, "load_nvidia_dynamic_lib", lambda name: None)
     text = str(_refusal(monkeypatch, bindings=True, driver=True))
-    assert "the GPU (Tesla V100) has compute capability 7.0, but 7.5 is needed" in text
-    assert "Turing" in text
+    assert f"the GPU (Some GPU) is an sm_{architecture}, but the compiler (NVRTC " in text
+    assert "makes kernels for sm_75 to sm_" in text
+    assert "nvidia-cuda-nvrtc" in text
 
 
 def test_driver_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
