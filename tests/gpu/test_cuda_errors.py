@@ -126,6 +126,7 @@ def _assert_told(status: int, said: str) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.gpu_alone
 def test_too_little_free_memory(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _up(manifest, capsys)[0] == 0
     with _held(12 << 20):
@@ -134,6 +135,7 @@ def test_too_little_free_memory(manifest: Path, capsys: pytest.CaptureFixture[st
     assert _up(manifest, capsys)[0] == 0
 
 
+@pytest.mark.gpu_alone
 def test_too_little_free_memory_to_open_the_device(manifest: Path) -> None:
     command = [sys.executable, "-m", "aegis_pipe", "up", manifest, "--for", "1s"]
     with _held(0):
@@ -172,6 +174,7 @@ sys.exit(main(["up", sys.argv[1]]))
 """
 
 
+@pytest.mark.gpu_alone
 def test_a_kernel_that_faults_ends_the_run(manifest: Path) -> None:
     """Sticky: the context is broken, and requests without an end have one."""
     command = [sys.executable, "-W", "error::ResourceWarning", "-c", FAULTY, manifest, FAULT]
@@ -223,6 +226,7 @@ print("closed")
 """
 
 
+@pytest.mark.gpu_alone
 def test_a_broken_context_says_so_at_every_call_and_can_be_closed() -> None:
     command = [sys.executable, "-W", "error::ResourceWarning", "-c", BROKEN, FAULT]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -88,7 +88,7 @@ def _check_driver(index: int) -> None:
 
 
 def _load_libraries(index: int) -> None:
-    """Have what the bindings call loaded from where its packages are."""
+    """Have what the bindings call loaded from where its packages are, and able to serve the GPU."""
     from aegis_pipe.device.cuda import driver
 
     missing = driver.load_libraries(*_LIBRARIES)
@@ -96,6 +96,15 @@ def _load_libraries(index: int) -> None:
         names = ", ".join(f"`{name}`" for name in missing)
         raise _unavailable(
             index, f"NVIDIA libraries that it needs were looked for and not found: {names}", _EXTRA
+        )
+    # Drivers start GPUs that are older, or newer, than what the compiler makes kernels for.
+    found, known = driver.architecture(index), driver.compiler_architectures()
+    if found not in known:
+        raise _unavailable(
+            index,
+            f"the GPU ({driver.device_name(index)}) is an sm_{found}, but the compiler (NVRTC "
+            f"{driver.compiler_version()}) makes kernels for sm_{min(known)} to sm_{max(known)}",
+            "take another GPU or another version of the package `nvidia-cuda-nvrtc`",
         )
 
 

@@ -73,19 +73,16 @@ class CudaContext:
         self._resources: weakref.WeakValueDictionary[int, _Resource]
         self._resources = weakref.WeakValueDictionary()
         self._numbers = itertools.count()
-        major, minor = (
-            driver.attribute(self._device, f"COMPUTE_CAPABILITY_{part}")
-            for part in ("MAJOR", "MINOR")
-        )
+        architecture = driver.architecture(self._device)
         cache, model = DiskCache(cache_folder()), driver.device_name(self._device)
         # With what only this generation has (`a`): warpgroups multiply.
-        own = "a" if (major, minor) == (9, 0) else ""
-        compiler = KernelCompiler(f"sm_{major}{minor}{own}", cache)
+        own = "a" if architecture == 90 else ""
+        compiler = KernelCompiler(f"sm_{architecture}{own}", cache)
         self._machine = Machine(
             compiler=compiler,
             cache=cache,
             model=model,
-            capability=10 * major + minor,
+            capability=architecture,
             multiprocessors=driver.attribute(self._device, "MULTIPROCESSOR_COUNT"),
             cublaslt=self._started("cuBLASLt", CublasLt),
             cudnn=self._started("cuDNN", partial(Cudnn, self._handle)),

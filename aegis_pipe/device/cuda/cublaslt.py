@@ -18,8 +18,6 @@ from typing import Final
 
 import numpy as np
 
-from aegis_pipe.device.cuda.lean_import import alone
-
 DATA_TYPES: Final = {"float32": 0, "float16": 2, "bfloat16": 14, "int8": 3, "int32": 10}
 """cudaDataType_t by dtype name."""
 
@@ -51,11 +49,10 @@ ALIGNMENT_BYTES: Final = 16
 
 
 def load_library() -> ModuleType:
-    """Import the binding; ImportError if the `cuda` extra is missing.
+    """Import the binding; ImportError if the `cuda` extra is missing."""
+    from nvmath.bindings import cublasLt
 
-    By itself: its package would import all of its others, which takes half a second.
-    """
-    return alone("nvmath.bindings.cublasLt")
+    return cublasLt  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

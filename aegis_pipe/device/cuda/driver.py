@@ -143,6 +143,12 @@ def attribute(ordinal: int, name: str) -> int:
     return int(checked(cu.cuDeviceGetAttribute, key, ordinal))
 
 
+def architecture(ordinal: int) -> int:
+    """Return the device's compute capability as one number: 90 for 9.0."""
+    major, minor = (attribute(ordinal, f"COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR"))
+    return 10 * major + minor
+
+
 def pci_address(ordinal: int) -> str:
     """Return where the device is, `domain:bus:device.function`, whatever ordinals others count."""
     domain, bus, device = (
@@ -533,6 +539,11 @@ def compiler_version() -> str:
     """Return NVRTC's version."""
     major, minor = _nvrtc(nvrtc.nvrtcVersion)
     return f"{major}.{minor}"
+
+
+def compiler_architectures() -> list[int]:
+    """Return those that NVRTC compiles for: 75, 80, ..."""
+    return [int(each) for each in _nvrtc(nvrtc.nvrtcGetSupportedArchs)]
 
 
 def _nvrtc(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -63,11 +63,19 @@ def test_libraries_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 class _Driver:
     """Answers of a driver that is there."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, version: int, count: int) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        version: int,
+        count: int,
+        architecture: int = 90,
+    ) -> None:
         module = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
         monkeypatch.setattr(module, "initialise", lambda: None)
         monkeypatch.setattr(module, "driver_version", lambda: version)
         monkeypatch.setattr(module, "device_count", lambda: count)
+        monkeypatch.setattr(module, "architecture", lambda ordinal: architecture)
+        monkeypatch.setattr(module, "device_name", lambda ordinal: "Some GPU")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +93,22 @@ def test_driver_that_does_not_do(
     text = str(_refusal(monkeypatch, bindings=True, driver=True, index=index))
     for word in words:
         assert word in text
+
+
+@pytest.mark.parametrize("architecture", [70, 999])
+def test_a_gpu_that_the_compiler_does_not_know(
+    monkeypatch: pytest.MonkeyPatch, architecture: int
+) -> None:
+    """Drivers for CUDA 13 start older ones all the same, and later drivers newer ones."""
+    _Driver(monkeypatch, 13000, 1, architecture)
+    module = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
+    known = module.compiler_architectures()
+    assert {75, 80, 90, 100} <= set(known)
+    monkeypatch.setattr(module, "load_nvidia_dynamic_lib", lambda name: None)
+    text = str(_refusal(monkeypatch, bindings=True, driver=True))
+    assert f"the GPU (Some GPU) is an sm_{architecture}, but the compiler (NVRTC " in text
+    assert "makes kernels for sm_75 to sm_" in text
+    assert "nvidia-cuda-nvrtc" in text
 
 
 def test_driver_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,7 @@ _DOT = """
   // Eight lanes' sum over a row of weights times a state.
   auto dot = [&](const E* row, const A* state) {
     A s = 0;
-    #pragma unroll
+    #pragma unroll 16
     for (int k = lane % 8 * V; k < H; k += 8 * V) {
       const Pack<E, V> some = *(const Pack<E, V>*)(row + k);
       #pragma unroll
