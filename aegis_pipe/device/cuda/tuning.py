@@ -116,17 +116,18 @@ class Tuner:
         totals = [
             step * (copies if position == weights else 1) for position, step in enumerate(steps)
         ]
-        addresses = [driver.allocate(total) for total in totals]
-        runs = [
-            [
-                address + (run % copies * steps[position] if position == weights else 0)
-                for position, address in enumerate(addresses)
-            ]
-            for run in range(max(_RUNS_MIN, copies))
-        ]
+        addresses: list[int] = []
         try:
-            for address, total in zip(addresses, totals, strict=True):
-                self._fill(address, total)
+            for total in totals:
+                addresses.append(driver.allocate(total))
+                self._fill(addresses[-1], total)
+            runs = [
+                [
+                    address + (run % copies * steps[position] if position == weights else 0)
+                    for position, address in enumerate(addresses)
+                ]
+                for run in range(max(_RUNS_MIN, copies))
+            ]
             tried, times = [], []
             for way in ways:
                 tried.append(way)
