@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from aegis_pipe.clock import Clock
 
@@ -300,71 +300,40 @@ def instant_ns(event: Event) -> int:
 _log = logging.getLogger(__name__)
 
 
-class Counter(Protocol):
-    """A listener that wants `RequestSubmitted` and `RequestFinished`, and can count later."""
-
-    def __call__(self, event: Event) -> None:
-        """Count an event."""
-        ...
-
-    def note(self, event: Event) -> None:
-        """Keep an event until `settle`, or until somebody asks; takes next to no time."""
-        ...
-
-    def settle(self) -> None:
-        """Count what was noted."""
-        ...
-
-
 class EventHub:
     """Hands each event to every listener, on the emitting thread.
 
     Listeners must be quick and must not raise; one that does is logged and removed, and the run
-    goes on. `counters` need to know of `RequestSubmitted` and `RequestFinished` and nothing else.
+    goes on. `counters` are listeners that want to
+    know of `RequestSubmitted` and `RequestFinished` and need nothing else.
 
     `enabled` says whether anybody listens at all; `detailed`, whether anybody wants more than
     counters do: without, nobody has to find out what happened in between.
     """
 
-    def __init__(self, *listeners: Listener, counters: tuple[Counter, ...] = ()) -> None:
+    def __init__(self, *listeners: Listener, counters: tuple[Listener, ...] = ()) -> None:
+        self._listeners = (*counters, *listeners)
         self._counters = counters
-        self._others: tuple[Listener, ...] = listeners
         self._look()
 
     def add(self, listener: Listener) -> None:
         """Hand later events to this listener too."""
-        self._others = (*self._others, listener)
+        self._listeners = (*self._listeners, listener)
         self._look()
 
     def remove(self, listener: Listener) -> None:
         """Hand no later events to this listener."""
         # Equality, not identity: a bound method is a new object at each access.
-        self._counters = tuple(other for other in self._counters if other != listener)
-        self._others = tuple(other for other in self._others if other != listener)
+        self._listeners = tuple(other for other in self._listeners if other != listener)
         self._look()
 
     def _look(self) -> None:
-        self._listeners: tuple[Listener, ...] = (*self._counters, *self._others)
         self.enabled = bool(self._listeners)
-        self.detailed = bool(self._others)
+        self.detailed = any(listener not in self._counters for listener in self._listeners)
 
     def emit(self, event: Event) -> None:
         """Hand an event to all listeners."""
-        self._hand(event, self._listeners)
-
-    def note(self, event: Event) -> None:
-        """Have the counters know of an event, which is handed on by `tell` once there is time."""
-        for counter in self._counters:
-            counter.note(event)
-
-    def tell(self, event: Event) -> None:
-        """Hand an event that was noted to everybody but the counters, which count it by now."""
-        for counter in self._counters:
-            counter.settle()
-        self._hand(event, self._others)
-
-    def _hand(self, event: Event, listeners: tuple[Listener, ...]) -> None:
-        for listener in listeners:
+        for listener in self._listeners:
             try:
                 listener(event)
             except Exception:

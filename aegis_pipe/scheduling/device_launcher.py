@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -101,15 +100,6 @@ class _Running:
     """Whether its events were recorded; without listeners nobody asks."""
 
 
-class _Finished(NamedTuple):
-    """A segment that finished, and whose it was."""
-
-    stream: int
-    members: tuple[ExecutionRequest, ...]
-    running: _Running
-    error: AegisError | None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamSlot:
     """A stream with its lanes and the models bound to its arena.
@@ -145,12 +135,6 @@ class DeviceLauncher:
         self._hub = hub
         self._is_stamped = is_stamped
         self._in_flight: tuple[deque[_Running], ...] = tuple(deque() for _ in slots)
-        self._untold: list[_Finished] = []
-        self._layouts = {
-            name: [(tensor.spec.shape, tensor.spec.dtype) for tensor in bound.outputs]
-            for slot in slots
-            for name, bound in slot.models.items()
-        }
         # Models with a request that has begun to write over their state.
         self._half_written = set() if half_written is None else half_written
         self.notifies = notifies
@@ -172,9 +156,6 @@ class DeviceLauncher:
         Raises PermanentError for a model whose state an earlier request left half-written.
         """
         slot, payload = self._slots[stream], request.payload
-        if self._untold:
-            # This may record those events anew that have the times.
-            self.tell()
         if segment == 0:
             self._prepare(request, stream)
         bound = payload.bound
@@ -190,11 +171,10 @@ class DeviceLauncher:
         stamped = timed and self._is_stamped(request.request_id)
         last = Executor.last_work(bound, segment)
         in_flight = self._in_flight[stream]
-        if in_flight:
-            assert not any(each.last is last for each in in_flight), f"{bound.name} has no twin"
-            if in_flight[-1].request is not request:
-                for lane in slot.lanes:
-                    lane.begin_request()
+        assert not any(each.last is last for each in in_flight), f"{bound.name} has no twin"
+        if in_flight and in_flight[-1].request is not request:
+            for lane in slot.lanes:
+                lane.begin_request()
         # Noted before launching, so that a launch that fails half-way is still waited for.
         in_flight.append(_Running(request, bound, segment, last, launch_ns, stamped, timed))
         try:
@@ -232,13 +212,12 @@ class DeviceLauncher:
         twin = slot.twins.get(name)
         if twin is not None and any(each.bound is bound for each in self._in_flight[stream]):
             bound = twin
-        layouts = self._layouts[request.model]
-        payload = request.payload
-        payload.bound = bound
-        payload.outputs = [np.empty(shape, dtype) for shape, dtype in layouts]
-        for row, member in enumerate(request.companions, 1):
+        outputs = slot.models[request.model].outputs
+        for row, member in enumerate((request, *request.companions)):
             member.payload.row, member.payload.bound = row, bound
-            member.payload.outputs = [np.empty(shape, dtype) for shape, dtype in layouts]
+            member.payload.outputs = [
+                np.empty(tensor.spec.shape, tensor.spec.dtype) for tensor in outputs
+            ]
 
     def poll(self) -> Iterable[SegmentCompletion]:
         """Return what has finished since the last poll, by stream."""
@@ -259,18 +238,9 @@ class DeviceLauncher:
         if error is None and running.segment == running.bound.segment_count - 1:
             self._half_written.discard(running.request.model)
         if running.timed:
-            # By now, because a batch is dissolved when it is over.
-            members = (running.request, *running.request.companions)
-            self._untold.append(_Finished(stream, members, running, error))
-        return SegmentCompletion(running.request.request_id, stream, error)
-
-    def tell(self) -> None:
-        """Emit what finished."""
-        # What can not be told is not tried again.
-        untold, self._untold = self._untold, []
-        for stream, members, running, error in untold:
-            for member in members:
+            for member in (running.request, *running.request.companions):
                 self._emit(stream, member, running, error)
+        return SegmentCompletion(running.request.request_id, stream, error)
 
     def _emit(
         self, stream: int, request: ExecutionRequest, running: _Running, error: AegisError | None

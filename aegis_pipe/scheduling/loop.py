@@ -21,22 +21,21 @@ from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, Protocol, Self
 
 from aegis_pipe.clock import Clock, Wake, wake_promptly
-from aegis_pipe.errors import FatalError
+from aegis_pipe.errors import (
+    DeadlineExceededError,
+    FatalError,
+    QueueFullError,
+    RequestCancelledError,
+    RuntimeStoppedError,
+    TransientError,
+)
 from aegis_pipe.events import DecisionMade, EventHub, RequestFinished, RequestSubmitted
 from aegis_pipe.scheduling.decision import Decision, Reason
-from aegis_pipe.scheduling.endings import (
-    ending,
-    outcome_error,
-    queue_full_error,
-    refusal_error,
-)
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
 from aegis_pipe.scheduling.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
 
-MANNERS_NS = 100_000
-"""How long the interpreter is left to those who got a result: about what waking up takes."""
 GIVE_UP_POLL_S = 0.02
 """Pause between two looks at whether the drain has been given up."""
 
@@ -83,10 +82,6 @@ class Launcher(Protocol):
         """Return the segments that finished since the last call, each once."""
         ...
 
-    def tell(self) -> None:
-        """Emit the events of what `poll` has returned, if it was not done before."""
-        ...
-
     def finish(
         self, request: ExecutionRequest, state: RequestState, error: Exception | None
     ) -> None:
@@ -114,7 +109,7 @@ class OrchestrationLoop:
         hub: EventHub,
         *,
         when_idle: Callable[[], None] | None = None,
-        poll_interval_ns: int = 5_000,
+        poll_interval_ns: int = 20_000,
         thread_name: str = "aegis-orchestration",
     ) -> None:
         self._scheduler = scheduler
@@ -129,14 +124,7 @@ class OrchestrationLoop:
         # An ordered set, bounded by the open requests; its methods are atomic.
         self._cancellations: OrderedDict[int, None] = OrderedDict()
         self._open: dict[int, ExecutionRequest] = {}
-        # What was seen to be done between two steps.
-        self._completed: list[SegmentCompletion] = []
-        self._failure: Exception | None = None
         self._finished_ns = 0
-        # What listeners are told once nobody waits for the thread: who came and how many waited
-        # then, and who is over.
-        self._came: list[tuple[ExecutionRequest, int]] = []
-        self._over: list[RequestFinished] = []
         self._thread = threading.Thread(target=self.run, name=thread_name, daemon=True)
         self._stopping: Literal["no", "drain", "cancel"] = "no"
         self._stop_at_ns: int | None = None
@@ -187,17 +175,16 @@ class OrchestrationLoop:
         reason = self._scheduler.reserve(request, now_ns)
         if reason is not None:
             if is_patient and reason is Reason.QUEUE_FULL:
-                raise queue_full_error(request, self._scheduler.queue.places_taken)
+                raise _queue_full_error(request, self._scheduler.queue.places_taken)
             if reason is Reason.RUNTIME_STOPPING:
                 # It may have held a place while the queue was closed, and the loop waits for that.
                 self.wake()
             refusal = self._scheduler.reject(request, now_ns, reason)
-            needed_ns = self._scheduler.needed_ns(request.model)
-            error = refusal_error(request, refusal, needed_ns, self._fatal_error)
+            error = self._refusal_error(request, refusal)
             if self._hub.detailed:
                 self._emit_decision(refusal, now_ns, now_ns)
             if self._hub.enabled:
-                self._hub.emit(ending(request, error))
+                self._emit_finished(request, error)
             raise error
         self._open[request.request_id] = request
         self._inbox.append(request)
@@ -270,47 +257,37 @@ class OrchestrationLoop:
         """Step until stopped; the body of the thread."""
         wake_promptly()
         while True:
-            self._work()
-            is_ending = self._stopping != "no" or self._fatal_error is not None
-            if self._open or is_ending or not self._over:
-                self._tell()
-            else:
-                self._give_way()
-            if is_ending and self.is_idle:
+            self.step()
+            if self.is_idle and (self._stopping != "no" or self._fatal_error is not None):
                 return
-            self._wait()
+            self._clock.wait_until(self._next_wake_ns(), self._wake)
 
     def step(self) -> None:
         """Do everything that can be done now, without waiting."""
-        self._work()
-        self._tell()
-
-    def _give_way(self) -> None:
-        """Leave the interpreter to who has got a result, and tell listeners afterwards."""
-        until_ns = self._clock.now_ns() + MANNERS_NS
-        if not self._clock.wait_until(until_ns, self._wake):
-            self._tell()
-
-    def _work(self) -> None:
-        """Do what somebody waits for."""
         # First, so that whatever arrives during the step causes another one.
         self._wake.clear()
         now_ns = self._clock.now_ns()
         if not self._gave_up:
             try:
-                if self._scheduler.running:
-                    self._take_completions(now_ns)
-                if not self._inbox and not self._scheduler.queue.waiting:
-                    # Nobody is kept from starting by it.
-                    self._deliver()
+                self._take_completions(now_ns)
                 self._take_inbox(now_ns)
                 self._obey_stop(now_ns)
                 self._carry_out(now_ns)
-            except Exception as error:
+            except FatalError as error:
                 self._fail(error)
+            except Exception as error:
+                # Not tied to any one request, so nothing here can be trusted any more. Callers
+                # must not wait for ever for a thread that has died.
+                fatal = FatalError(
+                    f"the orchestration loop failed: {error!r}",
+                    context="scheduling.loop",
+                    hint="this is a defect of the runtime, the launcher or the policy; report it",
+                )
+                fatal.__cause__ = error
+                self._fail(fatal)
         if self._gave_up:
             self._give_up(now_ns)
-        self._deliver()
+        self._report_finished()
         # Last, so that nobody waits for it: the streams are busy by now.
         if self._launcher.stages_ahead and not self._gave_up:
             upcoming = self._scheduler.upcoming()
@@ -320,15 +297,10 @@ class OrchestrationLoop:
             self._when_idle()
 
     def _take_completions(self, now_ns: int) -> None:
-        if self._failure is not None:
-            raise self._failure
-        completed = self._completed
-        completed += self._launcher.poll()
-        for completion in completed:
+        for completion in self._launcher.poll():
             if isinstance(completion.error, FatalError):
                 raise completion.error
             self._scheduler.segment_finished(completion.request_id, now_ns, completion.error)
-        completed.clear()
 
     def _take_inbox(self, now_ns: int) -> None:
         while self._inbox:
@@ -337,7 +309,7 @@ class OrchestrationLoop:
             # Only now: until it is enqueued, giving up has to find it here.
             self._inbox.popleft()
             if self._hub.enabled:
-                self._came.append((request, self._scheduler.queue.waiting))
+                self._emit_submitted(request)
         for _ in range(len(self._cancellations)):
             request_id, _ = self._cancellations.popitem(last=False)
             # Another thread can be quicker than the submission it cancels; that one will wake us.
@@ -360,8 +332,6 @@ class OrchestrationLoop:
                 all_launched = self._launch(decisions)
             finally:
                 # After launching, so that the device does not wait for listeners.
-                if self._came:
-                    self._tell_who_came()
                 if self._hub.detailed:
                     for decision in decisions:
                         self._emit_decision(decision, start_ns, end_ns)
@@ -390,21 +360,10 @@ class OrchestrationLoop:
                 all_launched = False
         return all_launched
 
-    def _fail(self, error: Exception) -> None:
-        fatal = error
-        if not isinstance(fatal, FatalError):
-            # Not tied to any one request, so nothing here can be trusted any more. Callers must
-            # not wait for ever for a thread that has died.
-            fatal = FatalError(
-                f"the orchestration loop failed: {error!r}",
-                context="scheduling.loop",
-                hint="this is a defect of the runtime, the launcher or the policy; report it",
-            )
-            fatal.__cause__ = error
+    def _fail(self, error: FatalError) -> None:
         self._scheduler.queue.close()
-        self._fatal_error = fatal
+        self._fatal_error = error
         self._gave_up = True
-        self._wake.set()
 
     def _give_up(self, now_ns: int) -> None:
         """Bring everything that is open to an end on the spot."""
@@ -417,14 +376,11 @@ class OrchestrationLoop:
             for decision in decisions:
                 self._emit_decision(decision, now_ns, now_ns)
 
-    def _deliver(self) -> None:
-        """Give callers what they wait for; who asks for figures then finds them counted."""
+    def _report_finished(self) -> None:
         for request in self._scheduler.take_finished():
-            error = outcome_error(request)
+            error = _outcome_error(request)
             if self._hub.enabled:
-                over = ending(request, error)
-                self._hub.note(over)
-                self._over.append(over)
+                self._emit_finished(request, error)
             try:
                 self._launcher.finish(request, request.state, error)
             except Exception:
@@ -433,58 +389,17 @@ class OrchestrationLoop:
             del self._open[request.request_id]
             self._finished_ns = request.finished_ns
 
-    def _tell(self) -> None:
-        """Tell listeners what has happened, in its order."""
-        if self._came:
-            self._tell_who_came()
-        try:
-            self._launcher.tell()
-        except Exception as error:
-            # The device may be gone that is asked when something began and ended.
-            self._fail(error)
-        if self._over:
-            for over in self._over:
-                self._hub.tell(over)
-            self._over.clear()
-
-    def _tell_who_came(self) -> None:
-        for request, waiting in self._came:
-            self._emit_submitted(request, waiting)
-        self._came.clear()
-
-    def _wait(self) -> None:
-        """Wait until there is something to do."""
-        due_ns = self._due_ns()
-        if self._launcher.notifies or not self._scheduler.running:
-            self._clock.wait_until(due_ns, self._wake)
-            return
-        # Looked at here, because a step that finds nothing takes ten times as long, and the
-        # interpreter with it.
-        while True:
-            look_ns = self._clock.now_ns() + self._poll_interval_ns
-            if due_ns is not None and due_ns <= look_ns:
-                self._clock.wait_until(due_ns, self._wake)
-                return
-            if self._clock.wait_until(look_ns, self._wake):
-                return
-            try:
-                self._completed += self._launcher.poll()
-            except Exception as error:
-                self._failure = error
-            if self._completed or self._failure is not None:
-                return
-
-    def _due_ns(self) -> int | None:
+    def _next_wake_ns(self) -> int | None:
         if self._gave_up:
             return None
-        timer_ns, stop_ns = self._scheduler.next_deadline_ns(), self._stop_at_ns
-        if stop_ns is None:
-            return timer_ns
-        return stop_ns if timer_ns is None else min(timer_ns, stop_ns)
+        instants = [self._scheduler.next_deadline_ns(), self._stop_at_ns]
+        if self._scheduler.running and not self._launcher.notifies:
+            instants.append(self._clock.now_ns() + self._poll_interval_ns)
+        return min((instant for instant in instants if instant is not None), default=None)
 
-    # Events.
+    # Events and errors.
 
-    def _emit_submitted(self, request: ExecutionRequest, waiting: int) -> None:
+    def _emit_submitted(self, request: ExecutionRequest) -> None:
         self._hub.emit(
             RequestSubmitted(
                 request.arrival_ns,
@@ -492,7 +407,7 @@ class OrchestrationLoop:
                 request.asked_model,
                 request.priority,
                 request.deadline_ns or 0,
-                waiting,
+                len(self._scheduler.queue),
                 request.traceparent,
             )
         )
@@ -514,3 +429,88 @@ class OrchestrationLoop:
                 decision.blocked_by,
             )
         )
+
+    def _emit_finished(self, request: ExecutionRequest, error: Exception | None) -> None:
+        self._hub.emit(
+            RequestFinished(
+                request.finished_ns,
+                request.request_id,
+                request.asked_model,
+                request.state,
+                request.reason,
+                "" if error is None else str(error),
+                request.arrival_ns,
+                request.started_ns,
+                request.deadline_ns or 0,
+                request.deadline_missed,
+            )
+        )
+
+    def _refusal_error(self, request: ExecutionRequest, refusal: Decision) -> TransientError:
+        context = f"model `{request.model}`"
+        if refusal.reason is Reason.WOULD_BE_LATE:
+            assert request.deadline_ns is not None
+            needed_ms = self._scheduler.needed_ns(request.model) / 1e6
+            left_ms = (request.deadline_ns - refusal.at_ns) / 1e6
+            return DeadlineExceededError(
+                f"the result would be late: the model needs {needed_ms:.3f} ms, and the deadline "
+                f"leaves {left_ms:.3f} ms",
+                context=context,
+                hint="allow more time, or have late requests run or degrade (`late`)",
+            )
+        if refusal.reason is Reason.QUEUE_FULL:
+            return _queue_full_error(request, refusal.queue_depth)
+        if self._fatal_error is not None:
+            return RuntimeStoppedError(
+                f"the runtime has failed: {self._fatal_error.message}",
+                context=context,
+                hint="end the process and start it again",
+            )
+        return _stopped_error(context)
+
+
+def _outcome_error(request: ExecutionRequest) -> Exception | None:
+    if request.state is RequestState.COMPLETED:
+        return None
+    context = f"model `{request.asked_model}`, request {request.request_id}"
+    if request.state is RequestState.EXPIRED:
+        assert request.deadline_ns is not None
+        late_ms = (request.finished_ns - request.deadline_ns) / 1e6
+        if request.reason == Reason.WOULD_BE_LATE:
+            return DeadlineExceededError(
+                f"the result would be late: when {-late_ms:.3f} ms were left it still waited in "
+                "the queue, and the model needs more",
+                context=context,
+                hint="`aegis-pipe why` shows who held the streams; allow more time or load less",
+            )
+        waited = (
+            f"after it had run {request.next_segment} of {request.segment_count} segments"
+            if request.started_ns
+            else "while it waited in the queue"
+        )
+        return DeadlineExceededError(
+            f"the deadline passed {waited} ({late_ms:.3f} ms late)",
+            context=context,
+            hint="`aegis-pipe why` shows who held the streams; allow more time or load less",
+        )
+    if request.state is RequestState.CANCELLED:
+        if request.reason == Reason.RUNTIME_STOPPING:
+            return _stopped_error(context)
+        return RequestCancelledError(
+            "the request was cancelled", context=context, hint="submit it again if it is wanted"
+        )
+    return request.error
+
+
+def _queue_full_error(request: ExecutionRequest, waiting: int) -> QueueFullError:
+    return QueueFullError(
+        f"the queue is full: {waiting} requests wait",
+        context=f"model `{request.model}`",
+        hint="submit again later or more slowly, or raise `scheduler.queue_capacity`",
+    )
+
+
+def _stopped_error(context: str) -> RuntimeStoppedError:
+    return RuntimeStoppedError(
+        "the runtime is stopping", context=context, hint="open it again to go on"
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -117,34 +117,15 @@ class RequestStatistics:
         self._figures = {model: _Figures() for model in models}
         # Refusals are told by the submitting threads, everything else by the loop's.
         self._lock = threading.Lock()
-        # Emptied by the loop, after it has delivered results, or by who reads the figures before.
-        self._noted: deque[Event] = deque()
-
-    def note(self, event: Event) -> None:
-        """Keep an event until `settle`, or until somebody reads the figures."""
-        self._noted.append(event)
-
-    def settle(self) -> None:
-        """Take notice of what was noted."""
-        if self._noted:
-            with self._lock:
-                self._settle()
-
-    def _settle(self) -> None:
-        while self._noted:
-            self._count(self._noted.popleft())
 
     def __call__(self, event: Event) -> None:
         """Take notice of submissions and endings; all else is let pass."""
-        if type(event) is RequestFinished or type(event) is RequestSubmitted:
-            with self._lock:
-                self._count(event)
-
-    def _count(self, event: Event) -> None:
         if type(event) is RequestFinished:
-            self._finish(self._figures[event.model], event)
+            with self._lock:
+                self._finish(self._figures[event.model], event)
         elif type(event) is RequestSubmitted:
-            self._figures[event.model].submitted += 1
+            with self._lock:
+                self._figures[event.model].submitted += 1
 
     @staticmethod
     def _finish(figures: _Figures, event: RequestFinished) -> None:
@@ -169,14 +150,12 @@ class RequestStatistics:
     def pending(self, model: str) -> int:
         """Return how many requests of a model are not over yet."""
         with self._lock:
-            self._settle()
             figures = self._figures[model]
             return figures.submitted - sum(figures.outcomes.values())
 
     def snapshot(self) -> tuple[ModelStatistics, ...]:
         """Return all figures: models in the manifest's order, then those no longer in it."""
         with self._lock:
-            self._settle()
             return tuple(self._snapshot(model, figures) for model, figures in self._figures.items())
 
     @staticmethod

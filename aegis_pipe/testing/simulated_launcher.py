@@ -82,9 +82,6 @@ class SimulatedLauncher:
         ended, self._ended = self._ended, []
         return ended
 
-    def tell(self) -> None:
-        """Do nothing: there are no events."""
-
     def finish(
         self, request: ExecutionRequest, state: RequestState, error: Exception | None
     ) -> None:

@@ -122,7 +122,7 @@ def test_the_loop_decides_what_the_simulation_decides(scenario):
     while not (clock.next_call_ns() is None and loop.is_idle):
         loop.step()
         if not (clock.next_call_ns() is None and loop.is_idle):
-            clock.wait_until(loop._due_ns(), loop._wake)
+            clock.wait_until(loop._next_wake_ns(), loop._wake)
     expected = simulate(make_scheduler(scenario), make_arrivals(), DURATIONS).decisions
     assert seen == [
         (each.sequence, each.at_ns, each.kind, each.request_id, each.model, each.reason,

@@ -195,7 +195,7 @@ class Run:
         clock.call_at(dice.choice((100, 2_000)), lambda: self.stop(stop))
         self.loop.step()
         while not (self.is_stopped and self.loop.is_idle):
-            clock.wait_until(self.loop._due_ns(), self.loop._wake)
+            clock.wait_until(self.loop._next_wake_ns(), self.loop._wake)
             self.loop.step()
             self.launcher.check_slots()
 
