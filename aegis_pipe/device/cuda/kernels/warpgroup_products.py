@@ -130,9 +130,9 @@ def _alternatives(request: KernelRequest, machine: Machine) -> Sequence[KernelCh
     if operands is None:
         return ()
     p = operands.product
-    packed = PackedConstant.filled(
-        f"warpgroup.{'rows' if p.w_transposed else 'columns'}", packed_bytes(p), partial(pack, p)
-    )
+    # Bytes that are the same may have been other matrices.
+    layout = f"warpgroup.{'rows' if p.w_transposed else 'columns'}.{p.k}"
+    packed = PackedConstant.filled(layout, packed_bytes(p), partial(pack, p))
     kernel = "conv.warpgroup" if request.operator == _CONVOLUTION else "matmul.warpgroup"
     return [
         KernelChoice(

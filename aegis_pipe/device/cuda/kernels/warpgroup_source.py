@@ -114,12 +114,14 @@ def packed_bytes(p: MatrixProduct) -> int:
 
 
 def pack(p: MatrixProduct, weights: np.ndarray, packed: np.ndarray) -> None:
-    """Write weights, [K, N] or [N, K, ...] if transposed, into uint8[packed_bytes].
+    """Write weights, [..., K, N] or [N, K, ...] if transposed, into uint8[packed_bytes].
+
+    All other axes are of length 1.
 
     Step by step, a line for each column: 64 elements in eight groups, which change places by the
     column's number as `wgmma` wants it (swizzle of 128 bytes).
     """
-    across = weights.reshape(p.n, p.k) if p.w_transposed else weights.T
+    across = weights.reshape(p.n, p.k) if p.w_transposed else weights.reshape(p.k, p.n).T
     steps = steps_of(p)
     padded = np.zeros((p.n, steps * DEPTH), across.dtype)
     padded[:, : p.k] = across
@@ -160,10 +162,10 @@ def source_of(
     bias = ""
     if p.bias:
         bias = f"""T* const bias = (T*)(memory + {full_at + 16 * stages});
-  if (t < {wide}) {{
+  for (int j = t; j < {wide}; j += {THREADS}) {{
     T added; added.bits = 0;
-    if (tile * {wide} + t < {p.n}) added = b[tile * {wide} + t];
-    bias[t] = added;
+    if (tile * {wide} + j < {p.n}) added = b[tile * {wide} + j];
+    bias[j] = added;
   }}"""
     prefetch = f"""
   extern __shared__ __align__(1024) u8 memory[];

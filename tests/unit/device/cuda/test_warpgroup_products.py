@@ -170,6 +170,35 @@ def test_weights_lie_as_blocks_read_them(is_transposed: bool, dtype: Any) -> Non
     assert not lines[3 * 24 :].any()
 
 
+def test_weights_with_axes_of_length_one_are_matrices() -> None:
+    assert FAMILY.alternatives is not None
+    specs = [TensorSpec(HALF, each) for each in ((2, 5, 72), (1, 72, 40), (2, 5, 40))]
+    weights = np.arange(72 * 40).reshape(1, 72, 40).astype(np.float16)
+    asked = KernelRequest("MatMul", "node", {}, tuple(specs[:2]), (specs[2],), {1: weights})
+    layout = FAMILY.alternatives(asked, machine())[0].packed[1]
+    p = replace(product(10, 72, 40), bias=False)
+    expected = np.empty(packed_bytes(p), np.uint8)
+    pack(p, weights[0], expected)
+    assert np.array_equal(layout.pack(weights), expected)
+
+
+def test_the_same_bytes_of_another_matrix_are_another_layout() -> None:
+    """What is packed is kept by the bytes it is made of, its layout and its size."""
+    assert FAMILY.alternatives is not None
+    wide, deep = (
+        FAMILY.alternatives(request((20, k, n)), machine())[0].packed[1]
+        for k, n in ((64, 128), (128, 64))
+    )
+    assert wide.size_bytes == deep.size_bytes
+    content = np.arange(64 * 128).astype(np.float16)
+    packed = [
+        each.pack(content.reshape(shape)).tobytes()
+        for each, shape in ((wide, (64, 128)), (deep, (128, 64)))
+    ]
+    assert packed[0] != packed[1]
+    assert wide.layout != deep.layout
+
+
 def log_of(source: str) -> str:
     """Compile for compute 9.0 as the device does; return what the assembler says."""
     _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"k.cu", 0, [], [])
