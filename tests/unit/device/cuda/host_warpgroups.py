@@ -85,7 +85,8 @@ template <typename T> static inline u32 both(float a, float b) {
 _PLACES = (
     (
         'extern "C" void run(',
-        'extern "C" void spoil() { memset(memories, 0xff, sizeof memories); }\nextern "C" void run(',
+        'extern "C" void spoil() { memset(memories, 0xff, sizeof memories); }\n'
+        'extern "C" void run(',
     ),
     # Who waits for a barrier is asked again when all others have had their turn.
     (
