@@ -12,6 +12,7 @@ every bank once (`ldmatrix`, transposed for values).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from aegis_pipe.device.cuda.kernels.source import (
     FLOAT16,
     Walk,
     broadcast_strides,
+    index_type,
     kernel_source,
     stored,
 )
@@ -157,7 +159,8 @@ def source_of(a: Attention, dtype: np.dtype, block: Block) -> str:
     if a.mask is not None:
         shape = (a.q.batch, a.q.heads, a.q.length, count)
         walk = Walk.of(shape, [broadcast_strides(a.mask.shape, shape)])
-        index = f"((blockIdx.z * {a.q.heads}u + blockIdx.y) * {a.q.length}u + i) * {count}u + j"
+        line = f"(({index_type(math.prod(shape))})blockIdx.z * {a.q.heads}u + blockIdx.y)"
+        index = f"({line} * {a.q.length}u + i) * {count}u + j"
         score += f" + (j < K ? get(mask[{walk.offset(0, f'({index})')}]) * {log2e!r}f : 0.0f)"
         parameters.append(f"const {element}* mask")
     if a.is_causal:

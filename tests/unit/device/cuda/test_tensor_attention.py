@@ -14,6 +14,7 @@ from aegis_pipe.tensor import TensorSpec
 
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda.kernels import tensor_attention, tensor_attention_source
+from aegis_pipe.device.cuda.kernels.attention import Attention, Heads
 from aegis_pipe.device.cuda.kernels.tensor_attention_source import Block
 from tests.unit.device.cuda import host_device
 
@@ -112,3 +113,12 @@ def test_blocks_fit_the_shared_memory_that_all_have() -> None:
         assert block.page * block.pages >= count
         if block.pages > 1:
             assert block.page >= 64
+
+
+@pytest.mark.parametrize(("length", "counter"), [(512, "u32"), (20_000, "u64")])
+def test_places_in_a_mask_are_counted_as_far_as_they_go(length: int, counter: str) -> None:
+    heads = Heads.of((1, 12, length, 64), 12)
+    mask = TensorSpec(HALF, (1, 1, 1, length))
+    attention = Attention(heads, heads, heads, heads, 0.125, False, 0.0, mask)
+    source = tensor_attention_source.source_of(attention, HALF, Block(2, 4, 64, length, True))
+    assert f"mask[(long long)((((({counter})blockIdx.z" in source
