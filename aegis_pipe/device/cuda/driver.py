@@ -616,9 +616,10 @@ def replace_edges(graph: int, removed: Sequence[Edge], added: Sequence[Edge]) ->
 
 def instantiate(graph: int) -> int:
     """Make a launchable of a recorded graph, which is released."""
-    launchable = int(checked(cu.cuGraphInstantiate, graph, 0))
-    checked(cu.cuGraphDestroy, graph)
-    return launchable
+    try:
+        return int(checked(cu.cuGraphInstantiate, graph, 0))
+    finally:
+        _released(cu.cuGraphDestroy, graph)
 
 
 def upload_graph(launchable: int, stream: int) -> None:

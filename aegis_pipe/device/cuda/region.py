@@ -26,9 +26,14 @@ class CudaRegion:
     @classmethod
     def reserve(cls, size_bytes: int, stream: int) -> CudaRegion:
         """Make an owner of memory, zeroed on a stream; PermanentError if there is not that much."""
-        address = driver.allocate(size_bytes) if size_bytes else 0
-        if size_bytes:
+        if not size_bytes:
+            return cls(0, 0, None)
+        address = driver.allocate(size_bytes)
+        try:
             run(stream, lambda: driver.enqueue_fill(address, 0, size_bytes, stream))
+        except BaseException:
+            driver.free(address)
+            raise
         return cls(address, size_bytes, None)
 
     @property
