@@ -121,4 +121,4 @@ def test_places_in_a_mask_are_counted_as_far_as_they_go(length: int, counter: st
     mask = TensorSpec(HALF, (1, 1, 1, length))
     attention = Attention(heads, heads, heads, heads, 0.125, False, 0.0, mask)
     source = tensor_attention_source.source_of(attention, HALF, Block(2, 4, 64, length, True))
-    assert f"mask[(long long)((((({counter})blockIdx.z" in source
+    assert f"({counter})blockIdx.z * 12u + blockIdx.y" in source
