@@ -131,7 +131,9 @@ class _Sharing:
             # Half as many have registers for more weights that are on their way.
             threads = 512
         own_bytes = rows * row_bytes
-        stays = blocks > 1 and own_bytes <= _WEIGHTS_BYTES_MAX
+        room = machine.shared_bytes_max - _state(sizes, units) * width
+        # What lies behind the state begins at a multiple of sixteen.
+        stays = blocks > 1 and own_bytes <= min(_WEIGHTS_BYTES_MAX, room - 16)
         return cls(blocks, units, threads, own_bytes if stays else 0, is_small)
 
 

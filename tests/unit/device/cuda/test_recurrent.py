@@ -87,8 +87,8 @@ def test_shared(
     assert seen
 
 
-def _machine(capability: int = 90) -> Machine:
-    return Machine(None, None, "none", capability, 132, tuner=object())
+def _machine(capability: int = 90, shared_kib: int = 227) -> Machine:
+    return Machine(None, None, "none", capability, 132, shared_kib << 10, tuner=object())
 
 
 def _request(layer: Layer) -> KernelRequest:
@@ -109,6 +109,11 @@ def test_how_blocks_share() -> None:
     assert (sharing.blocks, sharing.units, sharing.threads) == (8, 32, 768)
     assert sharing.weights_bytes == 3 * 32 * 256 * 4
     assert recurrent._Sharing.of(request, _machine(80)).blocks == 1
+    # 12.0 has less shared memory: weights are read from where they are.
+    other = recurrent._Sharing.of(request, _machine(120, 99))
+    assert (other.blocks, other.weights_bytes) == (8, 0)
+    halves = recurrent._Sharing.of(_request(replace(LARGE, dtype=np.float16)), _machine(120, 99))
+    assert 0 < halves.weights_bytes < 99 << 10
     # Many sequences have the multiprocessors to themselves.
     many = _request(replace(LARGE, batch=40))
     assert recurrent._Sharing.of(many, _machine()).blocks == 1
