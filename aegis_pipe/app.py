@@ -436,7 +436,7 @@ class Runtime:
         self._refuse_if_closed("reset_state")
         if model not in self.models:
             raise unknown_model(model, self.models)
-        pending = self._requests.pending(model)
+        pending = self._gate.revision.loop.pending(model)
         if pending:
             raise TransientError(
                 f"{pending} requests wait or run",

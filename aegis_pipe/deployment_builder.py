@@ -19,7 +19,9 @@ from aegis_pipe.device.protocols import DeviceContext, DeviceStream, StagingStat
 from aegis_pipe.device.registry import OpenedDevice, open_device
 from aegis_pipe.errors import BudgetExceededError
 from aegis_pipe.events import EventHub, PhaseRecorder
+from aegis_pipe.execution.alternatives import without_alternatives
 from aegis_pipe.execution.collector import heap_frozen
+from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.deployment import (
     Deployment,
     LoadedModel,
@@ -290,7 +292,8 @@ def compile_manifest(
 ) -> tuple[LoadedModel, ...]:
     """Compile the manifest's models, then the variants of those that batch.
 
-    Where budgets have no room for branches that run side by side, none do.
+    Where budgets have no room for branches that run side by side, none do; and where they have none
+    for alternatives of kernels, none are taken.
     """
     orders = model_orders(manifest)
     loaded = compile_models(orders, context, phases)
@@ -312,15 +315,25 @@ def graphs_of(loaded: Sequence[LoadedModel]) -> dict[str, ExecutionGraph]:
 def _within_budgets(
     manifest: Manifest, loaded: tuple[LoadedModel, ...], context: DeviceContext
 ) -> tuple[LoadedModel, ...]:
-    """Return the models as chains if with their forks they are over a budget."""
-    if not any(model.compiled.forks for model in loaded):
-        return loaded
-    try:
-        _plan(manifest, loaded, context, None)
-    except BudgetExceededError as error:
-        reason = f"a budget has no room for them: {error.message}"
-        return tuple([replace(each, compiled=as_chain(each.compiled, reason)) for each in loaded])
+    """Return the models without forks, then without alternatives, where they are over a budget."""
+    for change, takes_more in (
+        (as_chain, [model.compiled.forks for model in loaded]),
+        (without_alternatives, [_has_alternatives(model.compiled) for model in loaded]),
+    ):
+        if not any(takes_more):
+            continue
+        try:
+            _plan(manifest, loaded, context, None)
+        except BudgetExceededError as error:
+            reason = f"a budget has no room for them: {error.message}"
+            loaded = tuple(
+                [replace(each, compiled=change(each.compiled, reason)) for each in loaded]
+            )
     return loaded
+
+
+def _has_alternatives(compiled: CompiledModel) -> bool:
+    return (compiled.chain or compiled).plain is not None
 
 
 def plan_memory(

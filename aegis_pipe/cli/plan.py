@@ -149,6 +149,11 @@ def as_text(planned: PlannedDeployment, *, steps: bool, passes: bool) -> str:
         "kernels",
         *[_kernel_line(model) for model in planned.models],
         *[_branch_line(model) for model in (*planned.models, *planned.variants) if model.branching],
+        *[
+            f"  {model.name}: no alternatives of kernels are taken; {model.plain_because}"
+            for model in (*planned.models, *planned.variants)
+            if model.plain_because
+        ],
     ]
     if passes:
         lines += [line for model in planned.models for line in ("", *_pass_lines(model))]
@@ -403,6 +408,7 @@ def _model_json(
         ],
         "reference_kernels": [step.node for step in model.reference_steps],
         "branches": _branches_json(model),
+        "alternatives_given_up": model.plain_because or None,
     }
     if passes:
         described["passes"] = [one._asdict() for one in model.passes]

@@ -3,20 +3,23 @@
 How long a kernel takes depends on its neighbours: what begins while it ends, and what lies beside
 it. So alternatives are tried within the model, bound to memory of its own for a moment: requests
 that are alike, those with most work first, take one offer after the other, and keep it where the
-whole model is faster. The device remembers what was chosen, so that it is measured once.
+whole model is faster. The device remembers what was chosen, so that it is measured once. Where a
+budget has no room for what they take, models are as the device offered them without neighbours
+(`without_alternatives`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from aegis_pipe.device.protocols import DeviceContext, KernelCall, Region
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.events import PhaseRecorder
 from aegis_pipe.execution.compiler import CompiledModel, choose_anew
+from aegis_pipe.execution.forking import as_chain
 from aegis_pipe.execution.memory_planning import CompiledStep
 from aegis_pipe.execution.model_trial import ModelTrial, described
 from aegis_pipe.kernel import KernelChoice
@@ -78,7 +81,25 @@ def with_alternatives(
         }
         if not chosen:
             return compiled
-        return choose_anew(compiled, chosen, context.description.alignment_bytes)
+        model = choose_anew(compiled, chosen, context.description.alignment_bytes)
+        return replace(model, plain=compiled)
+
+
+def without_alternatives(compiled: CompiledModel, reason: str) -> CompiledModel:
+    """Return the model with what `select` offered, if it has taken anything else: a chain then.
+
+    Weights in a layout of an alternative's own are so much more wherever others read them as well.
+    """
+    chain = as_chain(compiled, reason)
+    if chain.plain is None:
+        return compiled
+    return replace(
+        chain.plain,
+        branching=chain.branching,
+        plain_because=reason,
+        variant_of=compiled.variant_of,
+        rows=compiled.rows,
+    )
 
 
 class _Choice(NamedTuple):

@@ -123,6 +123,10 @@ class CompiledModel:
     """Why these; None where nothing may run side by side."""
     chain: CompiledModel | None = None
     """The same without forks, if it has any."""
+    plain: CompiledModel | None = None
+    """The same without alternatives, if it has taken any."""
+    plain_because: str = ""
+    """Why alternatives that pay were not taken after all."""
     variant_of: str = ""
     """The model that it runs several requests of; empty for a model itself."""
     rows: int = 1

@@ -11,6 +11,7 @@ from dataclasses import replace
 from aegis_pipe.device.protocols import DeviceContext
 from aegis_pipe.errors import AegisError
 from aegis_pipe.events import PhaseRecorder
+from aegis_pipe.execution.alternatives import without_alternatives
 from aegis_pipe.execution.batching import variant_shapes
 from aegis_pipe.execution.compiler import CompiledModel
 from aegis_pipe.execution.deployment import LoadedModel, ModelOrder, compile_models
@@ -72,9 +73,9 @@ def _compile_with(
     context: DeviceContext,
     phases: PhaseRecorder,
 ) -> dict[str, CompiledModel]:
-    """Compile a lighter model, and each of its variants anew from it, all as chains.
+    """Compile a lighter model, and each of its variants anew from it.
 
-    As such they are compared with others: over a budget, all models are chains.
+    All as chains without alternatives: over a budget, so are those they are compared with.
     """
     (model,) = compile_models([order], context, phases)
     compiled = {order.name: model.compiled}
@@ -86,7 +87,8 @@ def _compile_with(
         )
         (variant,) = compile_models([wanted], context, phases)
         compiled[old.name] = variant.compiled
-    return {name: as_chain(each) for name, each in compiled.items()}
+    why = "compared with models over a budget"
+    return {name: without_alternatives(as_chain(each, why), why) for name, each in compiled.items()}
 
 
 def lighter_orders(

@@ -141,6 +141,16 @@ class OrchestrationLoop:
         """Return how many accepted requests are not finished."""
         return len(self._open)
 
+    def pending(self, model: str) -> int:
+        """Return how many accepted requests that asked for a model wait or run; on any thread.
+
+        One that was handed in counts at once, one whose end is told does not any more.
+        """
+        return sum(
+            request.asked_model == model and not request.state.is_final
+            for request in list(self._open.values())
+        )
+
     def idle_since_ns(self) -> int | None:
         """Return when the last request finished (0: none did), or None while one is open."""
         return None if self._open else self._finished_ns

@@ -147,12 +147,6 @@ class RequestStatistics:
             figures = {model: known.get(model) or _Figures() for model in models}
             self._figures = figures | {m: f for m, f in known.items() if m not in figures}
 
-    def pending(self, model: str) -> int:
-        """Return how many requests of a model are not over yet."""
-        with self._lock:
-            figures = self._figures[model]
-            return figures.submitted - sum(figures.outcomes.values())
-
     def snapshot(self) -> tuple[ModelStatistics, ...]:
         """Return all figures: models in the manifest's order, then those no longer in it."""
         with self._lock:

@@ -32,6 +32,8 @@ SHAPES = {
     "columns beyond a tile": (128, 512, 1160),
     "deep": (130, 3072, 768),
     "flat": (300, 64, 64),
+    "more columns than threads": (512, 768, 3072),
+    "less than a tile in every way": (1, 8, 8),
 }
 _erf = np.vectorize(math.erf)
 ENDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from aegis_pipe import app
 from aegis_pipe.app import PlannedDeployment, plan_deployment
@@ -18,6 +21,7 @@ from aegis_pipe.device.cpu.context import CpuContext
 from aegis_pipe.device.cpu.kernels import compiled_elementwise_chains
 from aegis_pipe.device.cpu.kernels.native import LIBRARY
 from aegis_pipe.device.cpu.kernels.product_endings import ENDINGS
+from aegis_pipe.device.protocols import KernelCall
 from aegis_pipe.device.registry import OpenedDevice
 from aegis_pipe.execution.passes import (
     ATTENTION_PASSES,
@@ -27,6 +31,7 @@ from aegis_pipe.execution.passes import (
     chain_passes,
     product_passes,
 )
+from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 from aegis_pipe.manifest.model import Manifest
 from tests.unit.execution.forking_device import CALL_NS, FORK_NS, NET, ForkingCpu
 from tests.unit.execution.models import parse
@@ -166,3 +171,67 @@ def test_a_device_without_parallel_branches_says_nothing_of_them(
     assert main(["plan", manifest, "--json"]) == 0
     (model,) = json.loads(capsys.readouterr().out)["models"]
     assert model["branches"] is None
+
+
+class Offering(ForkingCpu):
+    """Has a way for every product that is faster, and wants its weights filled up."""
+
+    def alternatives(self, request: KernelRequest) -> Sequence[KernelChoice]:
+        if request.operator != "MatMul" or 1 not in request.constants:
+            return ()
+
+        def pack(array: np.ndarray) -> np.ndarray:
+            return np.resize(np.ascontiguousarray(array).reshape(-1).view(np.uint8), 1 << 16)
+
+        choice = self.context.select(request)
+        packed = {1: PackedConstant("filled up", 1 << 16, pack)}
+        return [replace(choice, variant="quicker", packed=packed)]
+
+    def prepare_to_bind(self, offers: Sequence[tuple[KernelRequest, KernelChoice]]) -> None:
+        pass
+
+    def bind(self, request: KernelRequest, choice: KernelChoice, *operands: Any) -> KernelCall:
+        call = self.context.bind(request, choice, *operands)
+        self.quicker = {*getattr(self, "quicker", ()), *([call] if choice.variant else [])}
+        return call
+
+    def record(self, calls: Sequence[KernelCall], *more: Any) -> Any:
+        graph = super().record(calls, *more)
+        if self.trial:
+            graph.lasts_ns -= CALL_NS // 2 * sum(call in self.quicker for call in calls)
+        return graph
+
+
+@pytest.mark.parametrize("where", ["[device]", "[[models]]"])
+def test_alternatives_that_are_over_a_budget_are_not_taken(
+    forked: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+) -> None:
+    def opened(manifest: Manifest, clock: SystemClock) -> OpenedDevice:
+        return OpenedDevice(Offering(CpuContext(clock)), "for a test")  # type: ignore[arg-type]
+
+    monkeypatch.setattr(app, "open_manifest_device", opened)
+    model = parse("g (float[8, 32] x) => (float[8, 32] y) { y = MatMul(x, w) }")
+    weights = np.ones((32, 32), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weights, "w"))
+    onnx.save(model, forked.parent / "net.onnx")
+
+    def planned() -> tuple[str, dict[str, Any]]:
+        assert main(["plan", str(forked), "--check"]) == 0
+        out = capsys.readouterr().out
+        assert main(["plan", str(forked), "--json"]) == 0
+        (found,) = json.loads(capsys.readouterr().out)["models"]
+        return out, found
+
+    out, large = planned()
+    assert "no alternatives" not in out
+    assert large["weights_bytes"] == 1 << 16
+    assert large["alternatives_given_up"] is None
+    budget_bytes = (1 << 15) + large["activations_bytes"]
+    forked.write_text(MANIFEST.replace(where, f'{where}\nmemory_budget = "{budget_bytes} B"'))
+    out, small = planned()
+    assert "net: no alternatives of kernels are taken; a budget has no room for them: " in out
+    assert small["weights_bytes"] <= 1 << 15
+    assert small["alternatives_given_up"]

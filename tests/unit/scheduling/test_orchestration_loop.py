@@ -97,6 +97,27 @@ def test_the_story_of_a_request_in_events():
     assert finished == RequestFinished(30, 1, "long", "completed", "", "", 0, 0, 100, False)
 
 
+def test_a_request_is_pending_from_when_it_is_handed_in_until_its_end_is_told():
+    bench = Bench()
+    seen = []
+
+    def look(name):
+        original = getattr(bench.launcher, name)
+
+        def look_and_go_on(*operands):
+            seen.append((name, bench.loop.pending("m"), bench.loop.pending("long")))
+            return original(*operands)
+
+        setattr(bench.launcher, name, look_and_go_on)
+
+    look("launch")
+    look("finish")
+    bench.submit(1)
+    assert bench.loop.pending("m") == 1
+    assert bench.loop.stop()
+    assert seen == [("launch", 1, 0), ("finish", 0, 0)]
+
+
 def test_nothing_is_built_for_nobody():
     bench = Bench()
     loop = OrchestrationLoop(bench.scheduler, bench.launcher, bench.clock, EventHub())
