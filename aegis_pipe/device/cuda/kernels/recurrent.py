@@ -28,6 +28,7 @@ from aegis_pipe.device.cuda.kernels.source import (
     EARLY_CAPABILITY,
     FLOATS,
     INTEGERS,
+    MEET,
     computed,
     kernel_source,
     literal,
@@ -215,16 +216,13 @@ __device__ __forceinline__ double sum_with(double v, int m) {
   return u.d; }
 """
 
-CLUSTER = """
-template <typename T> __device__ __forceinline__ T* of_block(T* own, u32 block) {
+CLUSTER = f"""
+template <typename T> __device__ __forceinline__ T* of_block(T* own, u32 block) {{
   u64 there;
   asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"((u64)own), "r"(block));
-  return (T*)there; }
-__device__ __forceinline__ void meet() {
-  __syncwarp();
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-"""
+  return (T*)there; }}
+{MEET}"""
+"""Where another block of the cluster has what this one has at an address, and a barrier of all."""
 
 
 def _step(request: KernelRequest, weights: str) -> str:
