@@ -122,6 +122,20 @@ def test_how_blocks_share() -> None:
 
 
 @needs_compiler
+def test_grids_of_very_many_elements_are_what_a_gpu_can_have() -> None:
+    grids = []
+
+    class Binding(host_device.HostBinding):
+        def kernel(self, source, arguments, *, grid, **options):
+            grids.append(grid)
+
+    request = _request(Layer("RNN", time=70_000, batch=16, inputs=1, hidden=1))
+    recurrent._bind(Binding(request, None, _machine(), (256,) * 8, (512,) * 3, 4096, None))
+    assert len(grids) == 2
+    assert all(max(grid[1:]) <= 65535 for grid in grids)
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     "layer",
     [LARGE, replace(LARGE, linear=False), replace(LARGE, operator="LSTM", hidden=512)],
