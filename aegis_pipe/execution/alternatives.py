@@ -168,8 +168,8 @@ def _measure(
                 try:
                     bound = _bound(model, group, number, trial, memory)
                 except PermanentError:
-                    # No room for these operands beside the model.
-                    break
+                    # What was not tried must not be remembered as what does not pay.
+                    return None
                 calls = list(best.calls)
                 for at, call in bound.items():
                     calls[position[at]] = call

@@ -174,6 +174,29 @@ def test_without_memory_to_measure_in_nothing_is_taken_or_remembered(
     assert not device.choices.kept
 
 
+def test_without_memory_for_all_that_is_offered_nothing_is_taken_or_remembered(
+    context: CpuContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Offering(context, {"good": 9_000})
+    device.layouts["good"] = "elsewhere"
+    model = compiled(context)
+    allocate, left = context.allocate, 2
+
+    def allocate_some(size_bytes: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise PermanentError("full")
+        return allocate(size_bytes)
+
+    monkeypatch.setattr(context, "allocate", allocate_some)
+    assert with_alternatives(model, device, phases()) is model
+    assert not device.choices.kept
+    # Where there is room again, they are tried again.
+    left = 1_000
+    assert ways(with_alternatives(model, device, phases()))[:2] == ["good", "good"]
+
+
 def test_a_device_without_alternatives_or_choices_is_not_measured(context: CpuContext) -> None:
     model = compiled(context)
     device = Offering(context, {})

@@ -56,6 +56,9 @@ static inline double sinpi(double x) { return sin(3.14159265358979323846 * x); }
 #define __align__(n) __attribute__((aligned(n)))
 #define __restrict__ __restrict
 struct dim3 { unsigned x, y, z; };
+struct uint4 { unsigned x, y, z, w; };
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+  return {x, y, z, w}; }
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 static inline float __uint_as_float(unsigned b) { float f; memcpy(&f, &b, 4); return f; }
 static inline float __int_as_float(int b) { float f; memcpy(&f, &b, 4); return f; }

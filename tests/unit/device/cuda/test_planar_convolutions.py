@@ -108,6 +108,7 @@ def expected_of(asked: KernelRequest, x: np.ndarray, bias: np.ndarray) -> np.nda
 
 REQUESTS = {
     "stem": request((2, 3, 21, 37), (7, 7), (2, 2), (3, 3, 3, 3), filters=16),
+    "filters by four groups": request((1, 3, 9, 11), (3, 3), (2, 2), (1, 1, 1, 1), filters=32),
     "small window": request((1, 3, 12, 35), (3, 3), (2, 2), (1, 1, 1, 1)),
     "brain": request((1, 4, 9, 18), (5, 3), (1, 2), (0, 1, 2, 0), dtype=BRAIN),
     "half already": request((1, 1, 10, 17), (4, 8), (1, 1), (0, 0, 0, 0), source=HALF),
