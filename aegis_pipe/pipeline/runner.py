@@ -378,7 +378,8 @@ class PipelineRunner:
             outcome = "dropped" if self._is_no_fault(item.error) else "failed"
             self._finish(item, outcome, type(item.error).__name__, item.error)
         elif self._error is not None:
-            self._finish(item, "dropped", "sink_failed")
+            # It came through, but where it would go has failed, or the runtime has ended.
+            self._finish(item, "dropped", "pipeline_ended")
         else:
             self._finish(item, "completed", "")
 
@@ -406,7 +407,7 @@ class PipelineRunner:
                 self._emit_stage(item, sink.name, "sink", start_ns)
 
     def _fail(self, context: str, error: Exception) -> AegisError:
-        """End the pipeline: a sink that raised would go on losing items."""
+        """End the pipeline: later items would be lost by the same sink, or fail as this one did."""
         if not isinstance(error, AegisError):
             error = PipelineError(f"it raised {type(error).__name__}: {error}", context=context)
         self._error = self._error or error

@@ -84,6 +84,7 @@ class CudaContext:
             model=model,
             capability=architecture,
             multiprocessors=driver.attribute(self._device, "MULTIPROCESSOR_COUNT"),
+            shared_bytes_max=driver.attribute(self._device, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
             cublaslt=self._started("cuBLASLt", CublasLt),
             cudnn=self._started("cuDNN", partial(Cudnn, self._handle)),
             tuner=Tuner(cache, model, driver.attribute(self._device, "L2_CACHE_SIZE")),

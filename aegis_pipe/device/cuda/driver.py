@@ -382,7 +382,13 @@ class Multiprocessors:
 
     @property
     def left(self) -> int:
-        """How many have not been handed out."""
+        """How many can be handed out.
+
+        What makes no whole group only goes with one: nothing says that a cluster of eight blocks
+        fits it, while the multiprocessors of a group are side by side.
+        """
+        if not self._groups:
+            return 0
         return sum(int(each.sm.smCount) for each in (*self._groups, *self._rest))
 
     def partition(self, sm_count: int) -> Partition:

@@ -199,6 +199,14 @@ def test_the_end_of_the_runtime_ends_an_endless_pipeline(models, error) -> None:
     assert report.failed == report.reasons[type(error).__name__] >= 1
 
 
+def test_what_comes_through_after_the_end_of_the_runtime_blames_no_sink(models) -> None:
+    # Item 10, doubled on its way there.
+    models.errors = {20: DeviceLostError("gone")}
+    report = run(make_plan(Numbers(10**6), Collect()), models)
+    assert report.completed == 10
+    assert report.reasons.keys() <= {"DeviceLostError", "pipeline_ended"}
+
+
 def test_a_pipeline_that_was_stopped_is_not_ended_by_the_end_of_the_runtime(models) -> None:
     started, may_end = threading.Event(), threading.Event()
 

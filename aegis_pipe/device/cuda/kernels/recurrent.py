@@ -28,6 +28,7 @@ from aegis_pipe.device.cuda.kernels.source import (
     EARLY_CAPABILITY,
     FLOATS,
     INTEGERS,
+    MEET,
     computed,
     kernel_source,
     literal,
@@ -131,7 +132,9 @@ class _Sharing:
             # Half as many have registers for more weights that are on their way.
             threads = 512
         own_bytes = rows * row_bytes
-        stays = blocks > 1 and own_bytes <= _WEIGHTS_BYTES_MAX
+        room = machine.shared_bytes_max - _state(sizes, units) * width
+        # What lies behind the state begins at a multiple of sixteen.
+        stays = blocks > 1 and own_bytes <= min(_WEIGHTS_BYTES_MAX, room - 16)
         return cls(blocks, units, threads, own_bytes if stays else 0, is_small)
 
 
@@ -213,16 +216,13 @@ __device__ __forceinline__ double sum_with(double v, int m) {
   return u.d; }
 """
 
-CLUSTER = """
-template <typename T> __device__ __forceinline__ T* of_block(T* own, u32 block) {
+CLUSTER = f"""
+template <typename T> __device__ __forceinline__ T* of_block(T* own, u32 block) {{
   u64 there;
   asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"((u64)own), "r"(block));
-  return (T*)there; }
-__device__ __forceinline__ void meet() {
-  __syncwarp();
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-"""
+  return (T*)there; }}
+{MEET}"""
+"""Where another block of the cluster has what this one has at an address, and a barrier of all."""
 
 
 def _step(request: KernelRequest, weights: str) -> str:

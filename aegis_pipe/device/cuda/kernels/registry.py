@@ -37,6 +37,8 @@ class Machine:
     capability: int
     """Major and minor as one number: 90."""
     multiprocessors: int
+    shared_bytes_max: int = 227 << 10
+    """Of a block that asks for it: 9.0 and 10.0 have so much, 12.0 has 99 KiB."""
     cublaslt: CublasLt | None = None
     cudnn: Cudnn | None = None
     tuner: Tuner | None = None

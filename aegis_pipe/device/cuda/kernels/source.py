@@ -93,6 +93,14 @@ WAITS_ALONE = "\n  wait_for_kernels();\n"
 """The same, but the next one is not started before the kernel calls `let_the_next_begin`, or ends:
 a next one whose blocks lie badly beside this one's is slower for having begun early."""
 
+MEET = """
+__device__ __forceinline__ void meet() {
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+"""
+"""All threads of a cluster wait for each other, and see what the others wrote before that."""
+
 EARLY_CAPABILITY = 90
 """The least that starts kernels early."""
 

@@ -12,7 +12,13 @@ import math
 
 import numpy as np
 
-from aegis_pipe.device.cuda.kernels.source import FLOAT16, HALF_FLOATS, kernel_source, stored
+from aegis_pipe.device.cuda.kernels.source import (
+    FLOAT16,
+    HALF_FLOATS,
+    MEET,
+    kernel_source,
+    stored,
+)
 from aegis_pipe.device.cuda.kernels.tensor_tilings import DEPTH, TensorConvolution, Tiling
 
 _FUNCTIONS = """
@@ -38,10 +44,6 @@ __device__ __forceinline__ Four part_of(u32 address, u32 block) {
   asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
       : "=f"(r.v[0]), "=f"(r.v[1]), "=f"(r.v[2]), "=f"(r.v[3]) : "r"(there) : "memory");
   return r; }
-__device__ __forceinline__ void meet() {
-  __syncwarp();
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 """
 
 
@@ -202,7 +204,7 @@ def source_of(p: TensorConvolution, tiling: Tiling) -> str:
         cluster=tiling.splits,
         prefetch=prefetch,
         extra=f"typedef {stored(np.dtype(FLOAT16) if kind == 'f16' else _bfloat16())} T; "
-        f"typedef float A;\n{_FUNCTIONS.replace('<kind>', kind)}",
+        f"typedef float A;\n{_FUNCTIONS.replace('<kind>', kind)}{MEET}",
     )
 
 

@@ -30,6 +30,7 @@ from aegis_pipe.device.cuda.kernels.source import EARLY_CAPABILITY, HALF_FLOATS
 from aegis_pipe.device.cuda.kernels.tensor_convolution_source import source_of
 from aegis_pipe.device.cuda.kernels.tensor_tilings import (
     DEPTH,
+    SHARED_BYTES_MAX,
     TensorConvolution,
     Tiling,
     tilings,
@@ -133,7 +134,9 @@ def _what(p: TensorConvolution, found: Sequence[Tiling]) -> str:
 
 def _offered(request: KernelRequest, machine: Machine) -> TensorConvolution | None:
     """Return what is to be computed if there is a library to be faster than, and a way to tell."""
-    if machine.capability < EARLY_CAPABILITY or machine.tuner is None or machine.cudnn is None:
+    if machine.capability < EARLY_CAPABILITY or machine.shared_bytes_max < SHARED_BYTES_MAX:
+        return None
+    if machine.tuner is None or machine.cudnn is None:
         return None
     return _convolution_of(request)
 

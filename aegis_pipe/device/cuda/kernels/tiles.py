@@ -26,11 +26,12 @@ def tiled_product(
     m, n, k = sizes
     if m * n * batch == 0:
         return []
+    across, down = blocks_for(n, TILE), blocks_for(m, TILE)
     body = f"""
   typedef {kind} S;
   __shared__ S ta[{TILE}][{TILE + 1}], tb[{TILE}][{TILE + 1}];
   const int tx = threadIdx.x % {TILE}, ty = threadIdx.x / {TILE};
-  const int i0 = blockIdx.y * {TILE}, j0 = blockIdx.x * {TILE};
+  const int i0 = blockIdx.x / {across}u * {TILE}, j0 = blockIdx.x % {across}u * {TILE};
   const unsigned z = blockIdx.z;
   S s = 0;
   for (int q0 = 0; q0 < {k}; q0 += {TILE}) {{
@@ -47,5 +48,6 @@ def tiled_product(
   if (i >= {m} || j >= {n}) return;
   const long long place = ((long long)z * {m} + i) * {n} + j;
   {final}"""
-    grid = (blocks_for(n, TILE), blocks_for(m, TILE), batch)
+    # Rows may be more than a grid can have beyond its first axis: 65,535.
+    grid = (across * down, 1, batch)
     return launch(binding, body, parameters, grid=grid, threads=TILE * TILE)

@@ -1,7 +1,9 @@
-"""Kernels whose blocks share their memory, on the host: a cluster's threads take turns together.
+"""Kernels whose blocks share their memory, on the host: a cluster's blocks take turns.
 
-Every barrier is one of the whole cluster here, which is more than a block's own is: this says
-whether a kernel finds the right places in the memory of other blocks, not whether it waits enough.
+Each block goes as far as it may before the next one moves: from one barrier of the cluster to the
+next, the first block ahead of all others, then the last, and so on. Whoever reads another block's
+memory too early, or writes to it too early or too late, does so here. Whether a block's own threads
+wait enough for each other is not to be seen.
 """
 
 from __future__ import annotations
@@ -18,9 +20,12 @@ from tests.unit.device.cuda import host_device
 
 _FUNCTIONS = """
 static long apart;
+static bool runs[BLOCKS];
 template <typename T> static inline T* of_block(T* own, u32 block) {
+  // Only of a block that has begun, and has not ended, there is memory.
+  if (!runs[block]) abort();
   return (T*)((char*)own + ((long)block - (long)(blockIdx.x % BLOCKS)) * apart); }
-static inline void meet() { pause_at(2); }
+static inline void meet() { pause_at(4); }
 """
 _PLACES = (
     (
@@ -30,6 +35,23 @@ _PLACES = (
                       blockIdx.x = first_block + (i) / per_block)
 void pause_at(int kind) {""",
     ),
+    (
+        "static void block(int count) {",
+        """static void cluster(int threads) {
+  begin(threads * BLOCKS);
+  for (bool reversed = false;; reversed = !reversed) {
+    for (int each = 0; each < BLOCKS; ++each) {
+      const int block = reversed ? BLOCKS - 1 - each : each;
+      runs[block] = true;
+      turn(block * threads, (block + 1) * threads);
+      runs[block] = state[block * threads] != DONE; }
+    int waiting = 0;
+    for (int i = 0; i < threads * BLOCKS; ++i) waiting += state[i] == AT_CLUSTER;
+    if (!waiting) return;
+    if (waiting < threads * BLOCKS) abort();
+    for (int i = 0; i < waiting; ++i) state[i] = READY; } }
+static void block(int count) {""",
+    ),
     ("current = me; threadIdx.x = me;", "set_place(me);"),
     ("current = i; threadIdx.x = i; swapcontext", "set_place(i); swapcontext"),
     ("for (int x = 0; x < gx; ++x)", "for (int x = 0; x < gx; x += BLOCKS)"),
@@ -37,7 +59,7 @@ void pause_at(int kind) {""",
         "blockIdx = {(unsigned)x, (unsigned)y, (unsigned)z};",
         "blockIdx = {(unsigned)x, (unsigned)y, (unsigned)z}; first_block = x; per_block = threads;",
     ),
-    ("if (turns) block(threads);", "if (turns) block(threads * BLOCKS);"),
+    ("if (turns) block(threads);", "if (turns) cluster(threads);"),
 )
 """What is another way in the host's runtime."""
 

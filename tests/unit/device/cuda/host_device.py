@@ -129,7 +129,7 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 long long exchanged[1024];
 unsigned fragments[1024][6];
 int current;
-enum { READY, AT_WARP, AT_BLOCK, DONE };
+enum { READY, AT_WARP, AT_BLOCK, DONE, AT_CLUSTER };
 static int state[1024];
 static ucontext_t home, fibers[1024];
 static char* stacks[1024];
@@ -148,30 +148,35 @@ void pause_at(int kind) {
   state[current] = kind; int me = current; swapcontext(&fibers[me], &home);
   current = me; threadIdx.x = me; }
 static void enter() { invoke(); state[current] = DONE; swapcontext(&fibers[current], &home); }
-static void block(int count) {
+static void begin(int count) {
   for (int i = 0; i < count; ++i) {
     if (!stacks[i]) stacks[i] = (char*)malloc(1 << 16);
     getcontext(&fibers[i]);
     fibers[i].uc_stack.ss_sp = stacks[i]; fibers[i].uc_stack.ss_size = 1 << 16;
-    fibers[i].uc_link = 0; makecontext(&fibers[i], enter, 0); state[i] = READY; }
+    fibers[i].uc_link = 0; makecontext(&fibers[i], enter, 0); state[i] = READY; } }
+// Lets threads go on until all of them have ended or are where the others of a cluster have to be.
+static void turn(int first, int end) {
   for (;;) {
-    for (int i = 0; i < count; ++i)
+    for (int i = first; i < end; ++i)
       if (state[i] == READY) { current = i; threadIdx.x = i; swapcontext(&home, &fibers[i]); }
     bool moved = false;
-    for (int w = 0; w < count; w += 32) {
+    for (int w = first; w < end; w += 32) {
       bool all = true, any = false;
-      for (int i = w; i < w + 32 && i < count; ++i) {
+      for (int i = w; i < w + 32 && i < end; ++i) {
         all &= state[i] == AT_WARP || state[i] == DONE; any |= state[i] == AT_WARP; }
-      if (all && any) for (int i = w; i < w + 32 && i < count; ++i)
+      if (all && any) for (int i = w; i < w + 32 && i < end; ++i)
         if (state[i] == AT_WARP) { state[i] = READY; moved = true; } }
     if (moved) continue;
     bool any = false;
-    for (int i = 0; i < count; ++i) {
+    for (int i = first; i < end; ++i) {
       if (state[i] == AT_WARP) abort();
       any |= state[i] == AT_BLOCK; }
     if (!any) return;
-    for (int i = 0; i < count; ++i) if (state[i] == AT_BLOCK) state[i] = READY;
+    for (int i = first; i < end; ++i) {
+      if (state[i] == AT_CLUSTER) abort();
+      if (state[i] == AT_BLOCK) state[i] = READY; }
   } }
+static void block(int count) { begin(count); turn(0, count); }
 extern "C" void run(int gx, int gy, int gz, int threads, int turns, void** arguments) {
   packed = arguments; takes_turns = turns; blockDim = {(unsigned)threads, 1, 1};
   gridDim = {(unsigned)gx, (unsigned)gy, (unsigned)gz};

@@ -155,6 +155,13 @@ def convolution(channels: int = 64, batch: int = 1) -> KernelRequest:
     )
 
 
+def test_tilings_are_for_those_with_memory_for_them() -> None:
+    on = machine()
+    on.capability, on.shared_bytes_max = 120, 99 << 10
+    tensor_convolutions._prepare([convolution()], on)
+    assert not on.compiler.prepared
+
+
 def test_tilings_that_will_be_measured_are_compiled_ahead() -> None:
     on, requests = machine(), [convolution(), convolution(128), convolution(), convolution(20)]
     tensor_convolutions._prepare(requests, on)

@@ -87,8 +87,8 @@ def test_shared(
     assert seen
 
 
-def _machine(capability: int = 90) -> Machine:
-    return Machine(None, None, "none", capability, 132, tuner=object())
+def _machine(capability: int = 90, shared_kib: int = 227) -> Machine:
+    return Machine(None, None, "none", capability, 132, shared_kib << 10, tuner=object())
 
 
 def _request(layer: Layer) -> KernelRequest:
@@ -109,11 +109,30 @@ def test_how_blocks_share() -> None:
     assert (sharing.blocks, sharing.units, sharing.threads) == (8, 32, 768)
     assert sharing.weights_bytes == 3 * 32 * 256 * 4
     assert recurrent._Sharing.of(request, _machine(80)).blocks == 1
+    # 12.0 has less shared memory: weights are read from where they are.
+    other = recurrent._Sharing.of(request, _machine(120, 99))
+    assert (other.blocks, other.weights_bytes) == (8, 0)
+    halves = recurrent._Sharing.of(_request(replace(LARGE, dtype=np.float16)), _machine(120, 99))
+    assert 0 < halves.weights_bytes < 99 << 10
     # Many sequences have the multiprocessors to themselves.
     many = _request(replace(LARGE, batch=40))
     assert recurrent._Sharing.of(many, _machine()).blocks == 1
     small = _request(replace(LARGE, hidden=32))
     assert recurrent._Sharing.of(small, _machine()).blocks == 1
+
+
+@needs_compiler
+def test_grids_of_very_many_elements_are_what_a_gpu_can_have() -> None:
+    grids = []
+
+    class Binding(host_device.HostBinding):
+        def kernel(self, source, arguments, *, grid, **options):
+            grids.append(grid)
+
+    request = _request(Layer("RNN", time=70_000, batch=16, inputs=1, hidden=1))
+    recurrent._bind(Binding(request, None, _machine(), (256,) * 8, (512,) * 3, 4096, None))
+    assert len(grids) == 2
+    assert all(max(grid[1:]) <= 65535 for grid in grids)
 
 
 @needs_compiler
