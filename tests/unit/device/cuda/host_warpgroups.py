@@ -73,11 +73,14 @@ static inline void multiply(float* c, u64 a, u64 b) {
       for (int k = 0; k < 16; ++k)
         c[n * 4 + e] += element(a, warp * 16 + lane / 4 + e / 2 * 8, k)
             * element(b, n * 8 + lane % 4 * 2 + e % 2, k); }
+static bool runs[BLOCKS];
 struct alignas(16) Four { float v[4]; };
 static inline void push(u32 address, u32 block, const float* v) {
+  // Only of a block that has begun, and has not ended, there is memory.
+  if (!runs[block]) abort();
   memcpy(memories[block] + address, v, 16); }
 static inline void come() {}
-static inline void meet() { pause_at(2); }
+static inline void meet() { pause_at(BLOCKS > 1 ? 4 : 2); }
 template <typename T> static inline u32 both(float a, float b) {
   return (u32)To<T>::of(a).bits | (u32)To<T>::of(b).bits << 16; }
 """
@@ -91,7 +94,7 @@ _PLACES = (
     # Who waits for a barrier is asked again when all others have had their turn.
     (
         "bool moved = false;",
-        "bool moved = false; for (int i = 0; i < count; ++i) moved |= state[i] == READY;",
+        "bool moved = false; for (int i = first; i < end; ++i) moved |= state[i] == READY;",
     ),
 )
 """What is another way in the host's runtime."""
