@@ -26,6 +26,7 @@ from aegis_pipe.device.cuda.kernels.source import (
     kernel_source,
     stored,
 )
+from aegis_pipe.device.cuda.kernels.tensor_instructions import INSTRUCTIONS
 
 GROUP = 16
 """Queries of a warp, and keys of a step."""
@@ -37,30 +38,18 @@ _SIZE_LIGHT, _WARPS_LIGHT = 64, 12
 """Of heads, and warps that a multiprocessor is then to have at once."""
 
 SHARED = "extern __shared__ __align__(128) u8 memory[];"
-FUNCTIONS = """
-__device__ __forceinline__ u32 shared_address(const void* p) {
-  u32 r; asm("{ .reg .u64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a; }" : "=r"(r) : "l"(p));
-  return r; }
-__device__ __forceinline__ void copy(u32 target, const void* source, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-      :: "r"(target), "l"(source), "r"(there ? 16 : 0) : "memory"); }
-__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+FUNCTIONS = (
+    INSTRUCTIONS
+    + """\
 template <int N> __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
-__device__ __forceinline__ void read(u32* r, u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory"); }
 __device__ __forceinline__ void read_transposed(u32* r, u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
       : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory"); }
 __device__ __forceinline__ u32 both(float low, float high) {
   u32 r; asm("cvt.rn.<kind>x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
-__device__ __forceinline__ void multiply(float* c, const u32* a, const u32* b) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.<kind>.<kind>.f32 {%0, %1, %2, %3}, "
-      "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); }
 """
+)
 """What tests on the host have in another form."""
 _FURTHER = """
 __device__ __forceinline__ float power_of_two(float x) {

@@ -19,24 +19,10 @@ from aegis_pipe.device.cuda.kernels.source import (
     kernel_source,
     stored,
 )
+from aegis_pipe.device.cuda.kernels.tensor_instructions import INSTRUCTIONS
 from aegis_pipe.device.cuda.kernels.tensor_tilings import DEPTH, TensorConvolution, Tiling
 
 _FUNCTIONS = """
-__device__ __forceinline__ u32 shared_address(const void* p) {
-  u32 r; asm("{ .reg .u64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a; }" : "=r"(r) : "l"(p));
-  return r; }
-__device__ __forceinline__ void copy(u32 target, const void* source, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-      :: "r"(target), "l"(source), "r"(there ? 16 : 0) : "memory"); }
-__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ __forceinline__ void read(u32* r, u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory"); }
-__device__ __forceinline__ void multiply(float* c, const u32* a, const u32* b) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.<kind>.<kind>.f32 {%0, %1, %2, %3}, "
-      "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); }
 struct alignas(16) Four { float v[4]; };
 __device__ __forceinline__ Four part_of(u32 address, u32 block) {
   Four r; u32 there;
@@ -204,7 +190,7 @@ def source_of(p: TensorConvolution, tiling: Tiling) -> str:
         cluster=tiling.splits,
         prefetch=prefetch,
         extra=f"typedef {stored(np.dtype(FLOAT16) if kind == 'f16' else _bfloat16())} T; "
-        f"typedef float A;\n{_FUNCTIONS.replace('<kind>', kind)}{MEET}",
+        f"typedef float A;\n{INSTRUCTIONS.replace('<kind>', kind)}{_FUNCTIONS}{MEET}",
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from aegis_pipe.device.cuda.cublaslt import MatrixProduct
 from aegis_pipe.device.cuda.kernels.source import blocks_for, kernel_source
+from aegis_pipe.device.cuda.kernels.tensor_instructions import ADDRESSES
 
 ROWS, DEPTH = 64, 64
 """Of a tile; a line of it is 128 bytes."""
@@ -25,11 +26,10 @@ LINE_BYTES = 2 * DEPTH
 THREADS = 160
 """Four warps that multiply, and one that loads."""
 
-_FUNCTIONS = """
+_FUNCTIONS = (
+    ADDRESSES
+    + """\
 struct alignas(64) Map { u64 v[16]; };
-__device__ __forceinline__ u32 shared_address(const void* p) {
-  u32 r; asm("{ .reg .u64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a; }" : "=r"(r) : "l"(p));
-  return r; }
 __device__ __forceinline__ void start(u32 barrier, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(count) : "memory"); }
 __device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
@@ -64,6 +64,7 @@ __device__ __forceinline__ void meet() {
 template <typename T> __device__ __forceinline__ u32 both(float a, float b) {
   return (u32)To<T>::of(a).bits | (u32)To<T>::of(b).bits << 16; }
 """
+)
 
 WIDEST = 256
 """Columns of the widest tile."""

@@ -1,0 +1,30 @@
+"""Instructions that kernels on tensor cores have in common, as functions (PTX ISA 7.0 or later)."""
+
+from __future__ import annotations
+
+ADDRESSES = """
+__device__ __forceinline__ u32 shared_address(const void* p) {
+  u32 r; asm("{ .reg .u64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a; }" : "=r"(r) : "l"(p));
+  return r; }
+"""
+"""Where a pointer to shared memory points to within it."""
+
+INSTRUCTIONS = (
+    ADDRESSES
+    + """\
+__device__ __forceinline__ void copy(u32 target, const void* source, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+      :: "r"(target), "l"(source), "r"(there ? 16 : 0) : "memory"); }
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void read(u32* r, u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory"); }
+__device__ __forceinline__ void multiply(float* c, const u32* a, const u32* b) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.<kind>.<kind>.f32 {%0, %1, %2, %3}, "
+      "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); }
+"""
+)
+"""And 16 bytes copied while others work (`cp.async`), four tiles of 8 x 8 halves read by a warp
+(`ldmatrix`), and products of 16 x 16 by 16 x 8 (`mma.sync`); `<kind>` is f16 or bf16."""
