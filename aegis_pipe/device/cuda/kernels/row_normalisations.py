@@ -163,22 +163,9 @@ def _bind_skip(binding: Binding) -> Sequence[Enqueue]:
 
 
 def _bind_channels(binding: Binding) -> Sequence[Enqueue]:
-    request = binding.request
-    source = required(request)
+    source = required(binding.request)
     axes = tuple(range(2, len(source.shape)))
-    channel = f"row % {source.shape[1]}"
-    return _normalise(
-        binding,
-        _Normalisation(
-            source.shape,
-            axes,
-            "get(x[p])",
-            True,
-            number(request, "epsilon"),
-            f"z * get(scale[{channel}]) + get(shift[{channel}])",
-            [*_given(binding, 0, "x"), *_given(binding, 1, "scale"), *_given(binding, 2, "shift")],
-        ),
-    )
+    return _scaled(binding, source.shape, axes, f"row % {source.shape[1]}")
 
 
 def _bind_group(binding: Binding) -> Sequence[Enqueue]:
@@ -189,18 +176,23 @@ def _bind_group(binding: Binding) -> Sequence[Enqueue]:
     index = f"(p / {max(1, inner)}) % {channels}"
     if required(request, 1).shape[0] != channels:
         index = f"row % {groups}"
-    return _normalise(
-        binding,
-        _Normalisation(
-            (batch * groups, channels // groups * inner),
-            (1,),
-            "get(x[p])",
-            True,
-            number(request, "epsilon"),
-            f"z * get(scale[{index}]) + get(shift[{index}])",
-            [*_given(binding, 0, "x"), *_given(binding, 1, "scale"), *_given(binding, 2, "shift")],
-        ),
+    return _scaled(binding, (batch * groups, channels // groups * inner), (1,), index)
+
+
+def _scaled(
+    binding: Binding, shape: tuple[int, ...], axes: tuple[int, ...], index: str
+) -> Sequence[Enqueue]:
+    """Normalise an operand as of this shape over axes; scale and shift it by elements `index`."""
+    what = _Normalisation(
+        shape,
+        axes,
+        "get(x[p])",
+        True,
+        number(binding.request, "epsilon"),
+        f"z * get(scale[{index}]) + get(shift[{index}])",
+        [*_given(binding, 0, "x"), *_given(binding, 1, "scale"), *_given(binding, 2, "shift")],
     )
+    return _normalise(binding, what)
 
 
 def _bind_mean_variance(binding: Binding) -> Sequence[Enqueue]:
