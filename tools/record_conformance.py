@@ -98,7 +98,7 @@ def _about(device: str) -> dict[str, object]:
 
     from aegis_pipe import onnx_backend
 
-    context, _, _ = onnx_backend._device(device.lower())
+    context, _, _ = onnx_backend.open_backend_device(device)
     description = context.description
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
