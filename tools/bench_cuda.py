@@ -17,6 +17,7 @@ import argparse
 import copy
 import datetime
 import gc
+import importlib.util
 import json
 import platform
 import sys
@@ -27,10 +28,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from bench_cuda_peers import (
     Contestant,
     Field,
@@ -45,8 +45,12 @@ from aegis_pipe import __version__
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.protocols import DeviceContext, DeviceStream
 from aegis_pipe.device.registry import open_device
+from aegis_pipe.errors import AegisError
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
 from aegis_pipe.execution.standalone import StandaloneGraph
+
+if TYPE_CHECKING:
+    import torch
 
 WARM_UPS = 30
 TURNS = 8
@@ -66,26 +70,35 @@ ROWS = (
 """What is measured unless something else is asked for: network, batch, precision."""
 
 
-class _LastHidden(torch.nn.Module):
-    """An encoder that returns its last hidden state only."""
+PACKAGES = ("torch", "torchvision", "transformers")
+"""Where networks come from."""
 
-    def __init__(self, encoder: torch.nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.encoder(input_ids=ids).last_hidden_state
+def _missing_packages() -> str:
+    """Return what is needed and not installed, in one line; empty if all is here."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if not missing:
+        return ""
+    return (
+        f"networks come from {', '.join(PACKAGES)}, of which were looked for and not found: "
+        f"{', '.join(missing)}; install them beside the extra `cuda`"
+    )
 
 
 def _image(batch: int) -> torch.Tensor:
+    import torch
+
     return torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(7))
 
 
 def _ids(batch: int) -> torch.Tensor:
+    import torch
+
     return torch.randint(0, 30000, (batch, LENGTH), generator=torch.Generator().manual_seed(7))
 
 
 def _torchvision(name: str) -> torch.nn.Module:
+    import torch
     import torchvision
 
     # The fast path has no form in ONNX.
@@ -103,10 +116,21 @@ def _torchvision(name: str) -> torch.nn.Module:
 
 
 def _bert() -> torch.nn.Module:
+    import torch
     from transformers import BertConfig, BertModel
 
+    class LastHidden(torch.nn.Module):
+        """An encoder that returns its last hidden state only."""
+
+        def __init__(self, encoder: torch.nn.Module) -> None:
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.encoder(input_ids=ids).last_hidden_state
+
     config = BertConfig(attn_implementation="eager")
-    return _LastHidden(BertModel(config, add_pooling_layer=False))
+    return LastHidden(BertModel(config, add_pooling_layer=False))
 
 
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[int], torch.Tensor], str]] = {
@@ -296,6 +320,8 @@ def _peers(
     options: argparse.Namespace,
 ) -> Field:
     """Return what ours is compared with in a row; a peer that fails has its reason there."""
+    import torch
+
     name, precision = row["model"], row["precision"]
 
     def export_half(target: Path) -> None:
@@ -335,6 +361,8 @@ def _row(
     keep: Callable[[dict[str, Any]], None],
 ) -> None:
     """Measure a network in each precision; every row goes to `keep`, which may get it again."""
+    import torch
+
     make, example_of, _ = NETWORKS[name]
     torch.manual_seed(1)
     model = make().eval()
@@ -428,6 +456,8 @@ def _summary(rows: list[dict[str, Any]]) -> str:
 
 
 def _machine() -> dict[str, Any]:
+    import torch
+
     with open_device("cuda", clock=SystemClock()).context as context:
         about = context.description
         return {
@@ -443,12 +473,13 @@ def _machine() -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run the rows asked for."""
+    """Run the rows asked for; 1 if one of ours has no figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--models", nargs="+", choices=list(NETWORKS))
     parser.add_argument("--batches", nargs="+", type=int)
-    parser.add_argument("--precisions", nargs="+")
+    precisions = list(dict.fromkeys(row[2] for row in ROWS))
+    parser.add_argument("--precisions", nargs="+", choices=precisions)
     parser.add_argument("--no-peers", action="store_true", help="measure ours alone")
     parser.add_argument("--no-onnxruntime", action="store_true", help="leave its rows out")
     parser.add_argument(
@@ -462,11 +493,25 @@ def main() -> int:
         "--compile-limit", type=int, default=150, metavar="SECONDS", help="most for each of them"
     )
     options = parser.parse_args()
+    wanted = [
+        row
+        for row in ROWS
+        if (not options.models or row[0] in options.models)
+        and (not options.batches or row[1] in options.batches)
+        and (not options.precisions or row[2] in options.precisions)
+    ]
+    if not wanted:
+        parser.error("no row is of these models, batches and precisions")
+    if missing := _missing_packages():
+        sys.exit(f"error: {missing}")
     options.without_onnxruntime = "left out" if options.no_onnxruntime else ""
     if not options.no_peers and not options.no_onnxruntime:
         options.without_onnxruntime = why_no_onnxruntime()
     rows: list[dict[str, Any]] = []
-    report = {"machine": _machine(), "rows": rows}
+    try:
+        report = {"machine": _machine(), "rows": rows}
+    except AegisError as error:
+        sys.exit(f"error: {error}")
 
     def keep(row: dict[str, Any]) -> None:
         if not any(each is row for each in rows):
@@ -475,13 +520,7 @@ def main() -> int:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(report, indent=1) + "\n")
 
-    wanted = [
-        row
-        for row in ROWS
-        if (not options.models or row[0] in options.models)
-        and (not options.batches or row[1] in options.batches)
-        and (not options.precisions or row[2] in options.precisions)
-    ]
+    failed = False
     with tempfile.TemporaryDirectory() as folder:
         for name, batch in dict.fromkeys(row[:2] for row in wanted):
             precisions = [row[2] for row in wanted if row[:2] == (name, batch)]
@@ -489,8 +528,9 @@ def main() -> int:
                 _row(name, batch, precisions, Path(folder), options, keep)
             except Exception:
                 traceback.print_exc()
+                failed = True
     print(_summary(rows))
-    return 0
+    return 1 if failed or any("error" in row[OURS] for row in rows) else 0
 
 
 if __name__ == "__main__":
