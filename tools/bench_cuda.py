@@ -5,19 +5,18 @@
 
 One request at a time, data on the device: launch and synchronise, by the host's clock; all in
 turns, so that whatever the GPU's clocks do happens to all. Networks come from torchvision and
-transformers, with random weights, exported to ONNX on the spot; needs torch, torchvision and
-transformers beside the `cuda` extra, and compares with ONNX Runtime where its CUDA provider runs.
-Every row tells the relative error of the outputs against PyTorch in float32, so that a fast wrong
-answer is seen, and what could not be compared with says why.
+transformers, with random weights, exported to ONNX on the spot; where they or torch are missing,
+from tools/make_networks.py, and PyTorch is no peer. ONNX Runtime is one where its CUDA provider
+runs. Every row tells the relative error of the outputs against the network in float32, so that a
+fast wrong answer is seen, and what could not be compared with says why.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import datetime
 import gc
-import importlib.util
+import importlib.metadata
 import json
 import platform
 import sys
@@ -28,9 +27,17 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from bench_cuda_networks import (
+    NETWORKS,
+    Subject,
+    half_exporter,
+    release_memory,
+    subject_of,
+    why_no_torch,
+)
 from bench_cuda_peers import (
     Contestant,
     Field,
@@ -49,15 +56,11 @@ from aegis_pipe.errors import AegisError
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
 from aegis_pipe.execution.standalone import StandaloneGraph
 
-if TYPE_CHECKING:
-    import torch
-
 WARM_UPS = 30
 TURNS = 8
 REQUESTS = 400
 """Of each, in all turns together."""
 OURS = "aegis-pipe"
-LENGTH = 128
 PAUSE_S = 0.005
 """Between requests that come now and then."""
 
@@ -69,76 +72,6 @@ ROWS = (
 )
 """What is measured unless something else is asked for: network, batch, precision."""
 
-
-PACKAGES = ("torch", "torchvision", "transformers")
-"""Where networks come from."""
-
-
-def _missing_packages() -> str:
-    """Return what is needed and not installed, in one line; empty if all is here."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if not missing:
-        return ""
-    return (
-        f"networks come from {', '.join(PACKAGES)}, of which were looked for and not found: "
-        f"{', '.join(missing)}; install them beside the extra `cuda`"
-    )
-
-
-def _image(batch: int) -> torch.Tensor:
-    import torch
-
-    return torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(7))
-
-
-def _ids(batch: int) -> torch.Tensor:
-    import torch
-
-    return torch.randint(0, 30000, (batch, LENGTH), generator=torch.Generator().manual_seed(7))
-
-
-def _torchvision(name: str) -> torch.nn.Module:
-    import torch
-    import torchvision
-
-    # The fast path has no form in ONNX.
-    torch.backends.mha.set_fastpath_enabled(False)
-    model = getattr(torchvision.models, name)(weights=None)
-    if hasattr(model, "heads"):
-        # Zero as it is made, which would make every output right.
-        torch.nn.init.normal_(model.heads.head.weight, std=0.02)
-    # Statistics of random weights make outputs vanish: take them from data.
-    model.train()
-    with torch.no_grad():
-        for seed in range(3):
-            model(torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(seed)))
-    return model
-
-
-def _bert() -> torch.nn.Module:
-    import torch
-    from transformers import BertConfig, BertModel
-
-    class LastHidden(torch.nn.Module):
-        """An encoder that returns its last hidden state only."""
-
-        def __init__(self, encoder: torch.nn.Module) -> None:
-            super().__init__()
-            self.encoder = encoder
-
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            return self.encoder(input_ids=ids).last_hidden_state
-
-    config = BertConfig(attn_implementation="eager")
-    return LastHidden(BertModel(config, add_pooling_layer=False))
-
-
-NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[int], torch.Tensor], str]] = {
-    "resnet50": (lambda: _torchvision("resnet50"), _image, "images"),
-    "mobilenet_v2": (lambda: _torchvision("mobilenet_v2"), _image, "images"),
-    "bert_base": (_bert, _ids, "ids"),
-    "vit_b_16": (lambda: _torchvision("vit_b_16"), _image, "images"),
-}
 
 ARCHITECTURES = {"bert_base": "bert", "vit_b_16": "vit"}
 """What ONNX Runtime's optimiser calls them."""
@@ -195,23 +128,21 @@ def _compete(field: Field) -> dict[str, dict[str, Any]]:
 
 def _ours(
     stack: ExitStack,
-    path: Path,
+    subject: Subject,
     name: str,
-    example: torch.Tensor,
-    expected: np.ndarray,
     precision: str,
 ) -> Contestant:
     """Load, check and measure alone; the device stays open until `stack` is left."""
     clock = SystemClock()
     begin = time.perf_counter()
-    graph = ModelLoader().load(path, LoadOptions(name=name))
+    graph = ModelLoader().load(subject.path, LoadOptions(name=name))
     context = stack.enter_context(open_device("cuda", clock=clock).context)
     stream = context.create_stream(0)
     stack.callback(stream.close)
     opened = time.perf_counter()
     standalone = stack.enter_context(StandaloneGraph(graph, context, stream, clock, precision))
     loaded = time.perf_counter()
-    inputs = {str(graph.inputs[0]): example.numpy()}
+    inputs = {str(graph.inputs[0]): subject.example}
     (result,) = standalone.run(inputs).values()
     before = context.allocation_count
     again = {standalone.run(inputs).popitem()[1].tobytes() for _ in range(50)}
@@ -223,7 +154,7 @@ def _ours(
     alone = Contestant(standalone.run_on_device, prepare)
     _run(alone, WARM_UPS, REQUESTS // 2)
     facts: dict[str, Any] = {
-        "relative_error": relative_error(result, expected),
+        "relative_error": relative_error(result, subject.expected),
         "same_bits": again == {result.tobytes()},
         "allocations_per_request": context.allocation_count - before,
         "launch_us": _launch_us(standalone, inputs, 0),
@@ -311,40 +242,36 @@ def _kernel_times(
     return dict(sorted(totals.items(), key=lambda item: -item[1][1]))
 
 
-def _peers(
-    path: Path,
-    model: torch.nn.Module,
-    example: torch.Tensor,
-    expected: np.ndarray,
-    row: dict[str, Any],
-    options: argparse.Namespace,
-) -> Field:
+def _peers(subject: Subject, row: dict[str, Any], options: argparse.Namespace) -> Field:
     """Return what ours is compared with in a row; a peer that fails has its reason there."""
-    import torch
-
     name, precision = row["model"], row["precision"]
-
-    def export_half(target: Path) -> None:
-        half = copy.deepcopy(model).to("cuda", torch.float16)
-        data = example.to("cuda")
-        data = data.half() if data.is_floating_point() else data
-        with torch.inference_mode():
-            torch.onnx.export(half, (data,), str(target), opset_version=17, dynamo=False)
-
     peers: Field = {}
-    try:
-        peers |= torch_peers(
-            model, example, expected, precision, options.compile, options.compile_limit
-        )
-    except Exception as failure:
-        traceback.print_exc()
-        peers["torch eager"] = reason(failure)
+    if subject.module is None:
+        peers["torch eager"] = why_no_torch()
+    else:
+        try:
+            peers |= torch_peers(
+                subject.module,
+                subject.data,
+                subject.expected,
+                precision,
+                options.compile,
+                options.compile_limit,
+            )
+        except Exception as failure:
+            traceback.print_exc()
+            peers["torch eager"] = reason(failure)
     if options.without_onnxruntime:
         peers["onnxruntime"] = options.without_onnxruntime
         return peers
     try:
         peers |= onnxruntime_peers(
-            path, ARCHITECTURES.get(name), example.numpy(), expected, precision, export_half
+            subject.path,
+            ARCHITECTURES.get(name),
+            subject.example,
+            subject.expected,
+            precision,
+            half_exporter(subject),
         )
     except Exception as failure:
         traceback.print_exc()
@@ -361,26 +288,13 @@ def _row(
     keep: Callable[[dict[str, Any]], None],
 ) -> None:
     """Measure a network in each precision; every row goes to `keep`, which may get it again."""
-    import torch
-
-    make, example_of, _ = NETWORKS[name]
-    torch.manual_seed(1)
-    model = make().eval()
-    example = example_of(batch)
-    path = folder / f"{name}_{batch}.onnx"
-    with torch.inference_mode():
-        torch.onnx.export(model, (example,), str(path), opset_version=17, dynamo=False)
-        # The reference is taken without tf32, in the precision of the weights.
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-        expected = model.to("cuda")(example.to("cuda")).cpu().numpy()
-        model.to("cpu")
+    subject = subject_of(name, batch, folder)
     for precision in precisions:
         row: dict[str, Any] = {"model": name, "batch": batch, "precision": precision}
         with ExitStack() as stack:
             field: Field = {}
             try:
-                ours = _ours(stack, path, name, example, expected, precision)
+                ours = _ours(stack, subject, name, precision)
                 field[OURS] = ours
                 # Kept already: what follows is others' code.
                 row[OURS] = {**ours.facts["alone"], **ours.facts}
@@ -390,21 +304,21 @@ def _row(
                 row[OURS] = {"error": reason(failure)}
             keep(row)
             if not options.no_peers:
-                field |= _peers(path, model, example, expected, row, options)
+                field |= _peers(subject, row, options)
             row |= _compete(field)
             if "error" in row[OURS] and "alone" in row[OURS]:
                 row[OURS] |= row[OURS]["alone"]
             keep(row)
             field.clear()
         gc.collect()
-        torch.cuda.empty_cache()
+        if subject.module is not None:
+            release_memory()
         try:
-            row[OURS]["load_warm_s"] = _load_s(path, name, precision)
+            row[OURS]["load_warm_s"] = _load_s(subject.path, name, precision)
         except Exception as failure:
             row[OURS]["load_warm_error"] = reason(failure)
         keep(row)
         _show(row)
-    torch.compiler.reset()
 
 
 def _figures(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -456,15 +370,13 @@ def _summary(rows: list[dict[str, Any]]) -> str:
 
 
 def _machine() -> dict[str, Any]:
-    import torch
-
     with open_device("cuda", clock=SystemClock()).context as context:
         about = context.description
         return {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "gpu": about.model,
             "libraries": dict(about.library_versions),
-            "torch": torch.__version__,
+            "torch": why_no_torch() or importlib.metadata.version("torch"),
             "aegis_pipe": __version__,
             "python": platform.python_version(),
             "command": " ".join(sys.argv),
@@ -502,8 +414,8 @@ def main() -> int:
     ]
     if not wanted:
         parser.error("no row is of these models, batches and precisions")
-    if missing := _missing_packages():
-        sys.exit(f"error: {missing}")
+    if missing := why_no_torch():
+        print(f"networks are those of tools/make_networks.py; {missing}", file=sys.stderr)
     options.without_onnxruntime = "left out" if options.no_onnxruntime else ""
     if not options.no_peers and not options.no_onnxruntime:
         options.without_onnxruntime = why_no_onnxruntime()

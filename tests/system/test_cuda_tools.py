@@ -3,9 +3,14 @@
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from aegis_pipe.device.registry import open_device
+from tests.tool_modules import load_tool
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
@@ -46,12 +51,13 @@ def test_help_needs_nothing(without_torch: Path) -> None:
     assert "--json" in done.stdout
 
 
-def test_packages_that_are_missing_are_one_line(without_torch: Path) -> None:
-    done = call("bench_cuda.py", packages=without_torch)
+def test_without_torch_the_networks_are_others(without_torch: Path) -> None:
+    done = call("bench_cuda.py", "--no-onnxruntime", packages=without_torch)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: networks come from torch, ")
-    assert "not found: torch, torchvision, transformers" in done.stderr
-    assert done.stderr.count("\n") == 1
+    networks, error, *hints = done.stderr.splitlines()
+    assert networks.startswith("networks are those of tools/make_networks.py; not installed: torch")
+    assert error.startswith("error: cuda:0: ")
+    assert hints[0].startswith("  hint: ")
 
 
 def test_rows_that_do_not_exist_are_wrong_usage(without_torch: Path) -> None:
@@ -75,3 +81,44 @@ def test_no_case_runs_where_there_is_no_gpu(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "DeviceUnavailableError: cuda:0: " in done.stderr
     assert not record.exists()
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, without_torch: Path) -> ModuleType:
+    """The bench, on the CPU instead of a GPU and short."""
+    monkeypatch.syspath_prepend(TOOLS)
+    module = load_tool("bench_cuda")
+    monkeypatch.setattr(
+        module, "open_device", lambda kind, clock: open_device("cpu", clock=clock, threads=2)
+    )
+    monkeypatch.setattr(module, "REQUESTS", 16)
+    monkeypatch.setattr(module, "WARM_UPS", 1)
+    return module
+
+
+def test_a_row_without_torch(bench: ModuleType, tmp_path: Path) -> None:
+    """One input, the batch asked for, results as ONNX Runtime has them, in half precision, too."""
+    networks, peers = load_tool("bench_cuda_networks"), load_tool("bench_cuda_peers")
+    subject = networks.written("mobilenet_v2", 2, tmp_path)
+    assert subject.example.shape == (2, 3, 224, 224)
+    assert networks.half_exporter(subject) is None
+    with ExitStack() as stack:
+        facts = bench._ours(stack, subject, "mobilenet_v2", "fp32").facts
+    assert facts["relative_error"] < 1e-5
+    assert (facts["same_bits"], facts["allocations_per_request"]) == (True, 0)
+    for precision, error in (("fp32", 1e-5), ("fp16", 2e-2)):
+        found = peers.onnxruntime_peers(
+            *(subject.path, None, subject.example, subject.expected, precision, None),
+            provider="CPUExecutionProvider",
+        )
+        assert found["onnxruntime"].facts["relative_error"] < error
+
+
+def test_inputs_beyond_the_first_become_constants(bench: ModuleType, tmp_path: Path) -> None:
+    """BERT's mask and kinds of words."""
+    networks = load_tool("bench_cuda_networks")
+    subject = networks.written("bert_base", 1, tmp_path)
+    graph = bench.ModelLoader().load(subject.path)
+    assert [str(name) for name in graph.inputs] == ["input_ids"]
+    assert subject.expected.shape == (1, networks.LENGTH, 768)
+    assert 0.5 < subject.expected.std() < 2
