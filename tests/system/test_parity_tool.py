@@ -60,6 +60,15 @@ def test_a_difference_is_seen_and_so_are_other_bits(models: list) -> None:
     assert judged(1e-6, 2) == (True, False)
 
 
+def test_results_whose_lengths_differ(models: list) -> None:
+    expected = [{"y": np.arange(n, dtype=np.float32)} for n in (3, 5, 3)]
+    found = [{"y": each["y"].copy()} for each in expected]
+    arithmetic = arithmetic_of(models[0].graph())
+    assert parity.differences(arithmetic, found, expected)["y"]["passed"]
+    found[1]["y"] = found[1]["y"][:4]
+    assert parity.differences(arithmetic, found, expected)["y"]["failure"] == "expected shape [5]"
+
+
 def test_what_rounding_alone_costs(models: list) -> None:
     graph = models[0].graph()
     requests = parity.requests_of(graph, "digits")
