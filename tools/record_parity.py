@@ -12,7 +12,9 @@ expected. Exit status 1 if an output is farther away than its arithmetic allows
 Some models amplify roundings (a sigmoid of large sums): what half precision costs them by itself is
 measured by the CPU, which computes in fp32 and rounds what is stored between operators, and known
 weights. An output that is at most twice as far as that in norm, and three times at its farthest,
-has passed, too; the record has both distances. (tf32 has as many bits as fp16.)
+has passed, too; the record has both distances. (tf32 has as many bits as fp16.) Where a model
+compares scores with a threshold, a rounding gives it one row more or less: then all rows but one
+of a hundred have to be among the expected.
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ ONLY = {"detector": ("fp32",)}
 
 ROUNDED = {"tf32": "fp16", "fp16": "fp16", "bf16": "bf16"}
 """What values are rounded to."""
+ROWS_ALIKE = 0.99
+"""Part of the rows that have to be the same where their number is decided by comparing."""
 STORED_TIMES = (2.0, 3.0)
 """How much farther than by rounding alone an output may be: in norm, at its farthest."""
 
@@ -218,6 +222,31 @@ def differences(
     return outputs
 
 
+def match_rows(
+    outputs: dict[str, dict[str, Any]], arithmetic: Arithmetic, found: Results, expected: Results
+) -> None:
+    """Let outputs pass whose number of rows differs, if nearly all rows are among the expected."""
+    names = [name for name, each in outputs.items() if each["failure"].startswith("expected shape")]
+    if not names:
+        return
+    alike = most = 0
+    for each in zip(found, expected, strict=True):
+        if any(one[name].ndim == 0 for one in each for name in names):
+            return
+        ours, theirs = (
+            np.hstack([one[name].reshape(len(one[name]), -1) for name in names]) for one in each
+        )
+        if ours.shape[1] != theirs.shape[1] or not theirs.size:
+            return
+        allowed = arithmetic.tolerance * theirs.std(axis=0)
+        near = (abs(ours[:, None] - theirs[None]) <= allowed).all(axis=2)
+        alike += min(near.any(axis=0).sum(), near.any(axis=1).sum())
+        most += max(near.shape)
+    for name in names:
+        outputs[name]["rows_alike"] = round(float(alike / most), 4)
+        outputs[name]["passed"] = bool(alike >= ROWS_ALIKE * most)
+
+
 def hold_against(outputs: dict[str, dict[str, Any]], stored: dict[str, dict[str, Any]]) -> None:
     """Let outputs pass that are about as far as rounding alone takes them."""
     in_norm, farthest = STORED_TIMES
@@ -256,6 +285,7 @@ def rows(
             arithmetic = arithmetic_of(graph, precision)
             found = run(graph, device, requests, precision)
             outputs = differences(arithmetic, found, expected)
+            match_rows(outputs, arithmetic, found, expected)
             if precision in ROUNDED and not all(each["passed"] for each in outputs.values()):
                 rounded = stored_in_half(graph, ROUNDED[precision])
                 stored = run(rounded, cpu, requests, "fp32")

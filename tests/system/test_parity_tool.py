@@ -69,6 +69,25 @@ def test_results_whose_lengths_differ(models: list) -> None:
     assert parity.differences(arithmetic, found, expected)["y"]["failure"] == "expected shape [5]"
 
 
+def test_rows_by_a_threshold(models: list) -> None:
+    arithmetic = arithmetic_of(models[0].graph())
+    rows = np.random.default_rng(1).standard_normal((300, 4)).astype(np.float32)
+    kinds = np.arange(300, dtype=np.int64) % 80
+    expected = [{"boxes": rows, "kinds": kinds}] * 2
+
+    def passed(boxes: np.ndarray, of_kinds: np.ndarray) -> bool:
+        found = [{"boxes": boxes, "kinds": of_kinds}] * 2
+        outputs = parity.differences(arithmetic, found, expected)
+        parity.match_rows(outputs, arithmetic, found, expected)
+        return all(each["passed"] for each in outputs.values())
+
+    assert passed(rows[:-3], kinds[:-3])
+    assert not passed(rows[:-4], kinds[:-4])
+    assert not passed(rows[:-3], kinds[:-3] // 2)
+    assert not passed(rows[:-3] + np.float32(0.01), kinds[:-3])
+    assert not passed(np.repeat(rows[:1], 299, axis=0), np.repeat(kinds[:1], 299))
+
+
 def test_what_rounding_alone_costs(models: list) -> None:
     graph = models[0].graph()
     requests = parity.requests_of(graph, "digits")
