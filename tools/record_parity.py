@@ -8,6 +8,13 @@ Real models are those of manifests/zoo.toml, as far as their packages are instal
 'aegis-pipe[zoo]'`). Each answers four requests and the first once more; the CPU in fp32 has what is
 expected. Exit status 1 if an output is farther away than its arithmetic allows
 (`aegis_pipe/execution/output_comparison.py`), or has other bits the second time.
+
+Some models amplify roundings (a sigmoid of large sums): what half precision costs them by itself is
+measured by the CPU, which computes in fp32 and rounds what is stored between operators, and known
+weights. An output that is at most twice as far as that in norm, and three times at its farthest,
+has passed, too; the record has both distances. (tf32 has as many bits as fp16.) Where a model
+compares scores with a threshold, a rounding gives it one row more or less: then all rows but one
+of a hundred have to be among the expected.
 """
 
 from __future__ import annotations
@@ -22,23 +29,29 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+from onnx import helper
 
 from aegis_pipe import __version__
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.protocols import DeviceContext
 from aegis_pipe.device.registry import open_device
-from aegis_pipe.execution.graph import ExecutionGraph
+from aegis_pipe.execution.graph import ExecutionGraph, OperatorNode
 from aegis_pipe.execution.input_generation import generate_inputs
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
-from aegis_pipe.execution.output_comparison import arithmetic_of, compare
+from aegis_pipe.execution.output_comparison import Arithmetic, arithmetic_of, compare
+from aegis_pipe.execution.passes import PASSES, run_passes
+from aegis_pipe.execution.passes.precision import HALF_DTYPES, convert
+from aegis_pipe.execution.passes.rewriting import rewritten
 from aegis_pipe.execution.standalone import StandaloneGraph
 from aegis_pipe.manifest.model import PACKAGE_SCHEME, resolve_path
+from aegis_pipe.tensor import TensorId, TensorSpec
 
 ZOO = Path(__file__).resolve().parents[1] / "manifests" / "zoo.toml"
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
@@ -48,6 +61,13 @@ LIMITS = {"file-type": 257}
 that this model takes are differences of nearly equal numbers."""
 ONLY = {"detector": ("fp32",)}
 """Where boxes are chosen by comparing scores, a rounding chooses others."""
+
+ROUNDED = {"tf32": "fp16", "fp16": "fp16", "bf16": "bf16"}
+"""What values are rounded to."""
+ROWS_ALIKE = 0.99
+"""Part of the rows that have to be the same where their number is decided by comparing."""
+STORED_TIMES = (2.0, 3.0)
+"""How much farther than by rounding alone an output may be: in norm, at its farthest."""
 
 Results = list[dict[str, np.ndarray]]
 
@@ -120,16 +140,79 @@ def run(
         stream.close()
 
 
+def stored_in_half(graph: ExecutionGraph, precision: str) -> ExecutionGraph:
+    """Return the graph with what is stored between operators, and its weights, rounded to a half.
+
+    The operators are those that half precision suits, after the passes; they compute in float32.
+    """
+    fused, _ = run_passes(graph, PASSES)
+    edit = _Rounding(fused, precision)
+    nodes = [each for node in fused.operators for each in edit.rounded(node)]
+    return rewritten(fused, nodes, constants=edit.constants, specs=edit.specs)
+
+
+class _Rounding:
+    """Casts to a half and back, and the tensors that these need."""
+
+    def __init__(self, graph: ExecutionGraph, precision: str) -> None:
+        self._graph = graph
+        self._dtype = HALF_DTYPES[precision]
+        # What conversion leaves in float32 is computed with what is stored as it is.
+        halves = convert(graph, precision)
+        self._suited = {
+            node.name
+            for node in halves.operators
+            if any(halves.spec(tensor).dtype == self._dtype for tensor in node.outputs if tensor)
+        }
+        self.constants: dict[TensorId, np.ndarray] = {}
+        self.specs: dict[TensorId, TensorSpec] = {}
+
+    def rounded(self, node: OperatorNode) -> list[OperatorNode]:
+        """Return an operator with rounded constants, and casts of its results behind it."""
+        if node.name not in self._suited:
+            return [node]
+        casts: list[OperatorNode] = []
+        inputs = tuple([self._constant(tensor) for tensor in node.inputs])
+        outputs = tuple([self._result(tensor, casts) for tensor in node.outputs])
+        return [replace(node, inputs=inputs, outputs=outputs), *casts]
+
+    def _is_float(self, tensor: TensorId) -> bool:
+        return bool(tensor) and self._graph.spec(tensor).dtype == np.float32
+
+    def _constant(self, tensor: TensorId) -> TensorId:
+        if tensor not in self._graph.constants or not self._is_float(tensor):
+            return tensor
+        name = TensorId(f"{tensor}.rounded")
+        largest = float(ml_dtypes.finfo(self._dtype).max)
+        array = np.clip(self._graph.constants[tensor], -largest, largest)
+        self.constants[name] = array.astype(self._dtype).astype(np.float32)
+        return name
+
+    def _result(self, tensor: TensorId, casts: list[OperatorNode]) -> TensorId:
+        if not self._is_float(tensor) or tensor in self._graph.outputs:
+            return tensor
+        exact, half = TensorId(f"{tensor}.exact"), TensorId(f"{tensor}.half")
+        spec = self._graph.spec(tensor)
+        self.specs |= {exact: spec, half: TensorSpec(self._dtype, spec.shape)}
+        for source, target, dtype in ((exact, half, self._dtype), (half, tensor, np.float32)):
+            to = {"to": helper.np_dtype_to_tensor_dtype(np.dtype(dtype))}
+            casts.append(OperatorNode(f"{target}.cast", "Cast", "", 13, to, (source,), (target,)))
+        return exact
+
+
 def differences(
-    graph: ExecutionGraph, precision: str, found: Results, expected: Results
+    arithmetic: Arithmetic, found: Results, expected: Results
 ) -> dict[str, dict[str, Any]]:
     """Return how far each output is, of all requests together, and whether its bits repeat."""
-    arithmetic = arithmetic_of(graph, precision)
     outputs = {}
     for name in expected[0]:
-        # Together: one number alone has no deviation to compare with.
-        one, other = (np.stack([each[name] for each in some]) for some in (found, expected))
-        difference = compare(one, other, arithmetic)
+        pairs = [(one[name], other[name]) for one, other in zip(found, expected, strict=True)]
+        unequal = [pair for pair in pairs if pair[0].shape != pair[1].shape]
+        # Together: one number alone has no deviation to compare with. Lengths may differ.
+        one, other = (
+            np.concatenate(list(map(np.ravel, each))) for each in zip(*pairs, strict=True)
+        )
+        difference = compare(*(unequal[0] if unequal else (one, other)), arithmetic)
         outputs[name] = {
             **{key: _as_json(value) for key, value in asdict(difference).items()},
             "arithmetic": arithmetic.name,
@@ -137,6 +220,45 @@ def differences(
             "passed": difference.passed,
         }
     return outputs
+
+
+def match_rows(
+    outputs: dict[str, dict[str, Any]], arithmetic: Arithmetic, found: Results, expected: Results
+) -> None:
+    """Let outputs pass whose number of rows differs, if nearly all rows are among the expected."""
+    names = [name for name, each in outputs.items() if each["failure"].startswith("expected shape")]
+    if not names:
+        return
+    alike = most = 0
+    for each in zip(found, expected, strict=True):
+        if any(one[name].ndim == 0 for one in each for name in names):
+            return
+        ours, theirs = (
+            np.hstack([one[name].reshape(len(one[name]), -1) for name in names]) for one in each
+        )
+        if ours.shape[1] != theirs.shape[1] or not theirs.size:
+            return
+        allowed = arithmetic.tolerance * theirs.std(axis=0)
+        near = (abs(ours[:, None] - theirs[None]) <= allowed).all(axis=2)
+        alike += min(near.any(axis=0).sum(), near.any(axis=1).sum())
+        most += max(near.shape)
+    for name in names:
+        outputs[name]["rows_alike"] = round(float(alike / most), 4)
+        outputs[name]["passed"] = bool(alike >= ROWS_ALIKE * most)
+
+
+def hold_against(outputs: dict[str, dict[str, Any]], stored: dict[str, dict[str, Any]]) -> None:
+    """Let outputs pass that are about as far as rounding alone takes them."""
+    in_norm, farthest = STORED_TIMES
+    for name, output in outputs.items():
+        by_rounding = {key: stored[name][key] for key in ("relative", "max_absolute")}
+        output["by_rounding_alone"] = by_rounding
+        figures = (*by_rounding.values(), output["relative"], output["max_absolute"])
+        output["passed"] = output["passed"] or (
+            None not in figures
+            and output["relative"] <= in_norm * by_rounding["relative"]
+            and output["max_absolute"] <= farthest * by_rounding["max_absolute"]
+        )
 
 
 def _as_json(value: Any) -> Any:
@@ -160,9 +282,14 @@ def rows(
             if precision not in ONLY.get(model.name, PRECISIONS):
                 continue
             begin = time.perf_counter()
-            outputs = differences(
-                graph, precision, run(graph, device, requests, precision), expected
-            )
+            arithmetic = arithmetic_of(graph, precision)
+            found = run(graph, device, requests, precision)
+            outputs = differences(arithmetic, found, expected)
+            match_rows(outputs, arithmetic, found, expected)
+            if precision in ROUNDED and not all(each["passed"] for each in outputs.values()):
+                rounded = stored_in_half(graph, ROUNDED[precision])
+                stored = run(rounded, cpu, requests, "fp32")
+                hold_against(outputs, differences(arithmetic, stored, expected))
             yield {
                 "model": model.name,
                 "precision": precision,

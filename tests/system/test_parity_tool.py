@@ -10,6 +10,7 @@ import pytest
 
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.registry import open_device
+from aegis_pipe.execution.output_comparison import ARITHMETICS, arithmetic_of
 from tests.system.test_network_tools import call
 from tests.tool_modules import load_tool
 
@@ -51,12 +52,69 @@ def test_a_difference_is_seen_and_so_are_other_bits(models: list) -> None:
     def judged(change: float, at: int) -> tuple[bool, bool]:
         found = [{"y": each["y"].copy()} for each in expected]
         found[at]["y"][3] += change
-        of_output = parity.differences(graph, "fp32", found, expected)["y"]
+        of_output = parity.differences(arithmetic_of(graph), found, expected)["y"]
         return of_output["passed"], of_output["same_bits"]
 
     assert judged(0, 1) == (True, True)
     assert judged(0.1, 1) == (False, True)
     assert judged(1e-6, 2) == (True, False)
+
+
+def test_results_whose_lengths_differ(models: list) -> None:
+    expected = [{"y": np.arange(n, dtype=np.float32)} for n in (3, 5, 3)]
+    found = [{"y": each["y"].copy()} for each in expected]
+    arithmetic = arithmetic_of(models[0].graph())
+    assert parity.differences(arithmetic, found, expected)["y"]["passed"]
+    found[1]["y"] = found[1]["y"][:4]
+    assert parity.differences(arithmetic, found, expected)["y"]["failure"] == "expected shape [5]"
+
+
+def test_rows_by_a_threshold(models: list) -> None:
+    arithmetic = arithmetic_of(models[0].graph())
+    rows = np.random.default_rng(1).standard_normal((300, 4)).astype(np.float32)
+    kinds = np.arange(300, dtype=np.int64) % 80
+    expected = [{"boxes": rows, "kinds": kinds}] * 2
+
+    def passed(boxes: np.ndarray, of_kinds: np.ndarray) -> bool:
+        found = [{"boxes": boxes, "kinds": of_kinds}] * 2
+        outputs = parity.differences(arithmetic, found, expected)
+        parity.match_rows(outputs, arithmetic, found, expected)
+        return all(each["passed"] for each in outputs.values())
+
+    assert passed(rows[:-3], kinds[:-3])
+    assert not passed(rows[:-4], kinds[:-4])
+    assert not passed(rows[:-3], kinds[:-3] // 2)
+    assert not passed(rows[:-3] + np.float32(0.01), kinds[:-3])
+    assert not passed(np.repeat(rows[:1], 299, axis=0), np.repeat(kinds[:1], 299))
+
+
+def test_what_rounding_alone_costs(models: list) -> None:
+    graph = models[0].graph()
+    requests = parity.requests_of(graph, "digits")
+    rounded = {each: parity.stored_in_half(graph, each) for each in ("fp16", "bf16")}
+    with open_device("cpu", clock=SystemClock()).context as cpu:
+        expected = parity.run(graph, cpu, requests, "fp32")
+        costs = {
+            each: parity.differences(
+                ARITHMETICS[each], parity.run(of, cpu, requests, "fp32"), expected
+            )["logits"]["relative"]
+            for each, of in rounded.items()
+        }
+    # Halves have 11 bits, and 8.
+    assert 1e-5 < costs["fp16"] < 2e-3
+    assert 4 < costs["bf16"] / costs["fp16"] < 16
+
+
+def test_who_is_about_as_far_as_rounding_alone_has_passed() -> None:
+    def judged(relative: float, max_absolute: float | None) -> bool:
+        output = {"relative": relative, "max_absolute": max_absolute, "passed": False}
+        parity.hold_against({"y": output}, {"y": {"relative": 0.1, "max_absolute": 1.0}})
+        return output["passed"]
+
+    assert judged(0.2, 3.0)
+    assert not judged(0.21, 3.0)
+    assert not judged(0.2, 3.1)
+    assert not judged(0.1, None)
 
 
 def test_the_record(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from typing import Final
 
 import numpy as np
 
+from aegis_pipe.device.cuda.lean_import import import_alone
+
 DATA_TYPES: Final = {"float32": 0, "float16": 2, "bfloat16": 14, "int8": 3, "int32": 10}
 """cudaDataType_t by dtype name."""
 
@@ -49,10 +51,11 @@ ALIGNMENT_BYTES: Final = 16
 
 
 def load_library() -> ModuleType:
-    """Import the binding; ImportError if the `cuda` extra is missing."""
-    from nvmath.bindings import cublasLt
+    """Import the binding; ImportError if the `cuda` extra is missing.
 
-    return cublasLt  # type: ignore[no-any-return]
+    Its package would import the bindings of all other libraries and load those libraries, too.
+    """
+    return import_alone("nvmath.bindings.cublasLt")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,11 @@ half precision suits keep their sums in float32 inside of their kernels (product
 softmax, reductions); all others, whose intermediate values may be too large or too fine, stay in
 float32, between casts. Constants that are too large become the largest finite value, as masks of
 "minus infinity" want it.
+
+Statistics are such intermediate values, too: what is computed of sums alone (a variance as the
+difference of a mean of squares and a squared mean, in a normalisation spelled out). They are
+easily larger than float16 can tell, and lose all their digits to the difference. So they stay in
+float32, as do the squares that only sums read, and what they do to a whole tensor.
 """
 
 from __future__ import annotations
@@ -47,11 +52,49 @@ _SUITED = frozenset(_NAMES.split())
 _NORMALISATIONS = frozenset(name for name in _SUITED if name.endswith("LayerNormalization"))
 _STATISTICS = (1, 2)
 """Results of these that stay in float32: mean and deviation."""
+_SUMS = frozenset(
+    {"ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceSum"}
+    | {"ReduceSumSquare"}
+)
+_ARITHMETIC = frozenset({"Abs", "Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Sub", "Sum"})
+_ROOTS = frozenset({"Exp", "Log", "Pow", "Reciprocal", "Sqrt"})
+"""Arithmetic that half precision does not suit anyway."""
+_MOVING = frozenset({"Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+_DERIVING = _ARITHMETIC | _ROOTS | _MOVING
 
 
 def convert(graph: ExecutionGraph, precision: str) -> ExecutionGraph:
     """Return the graph in `fp16` or `bf16`; its inputs, outputs and their specs stay."""
     return _Conversion(graph, HALF_DTYPES[precision]).run()
+
+
+def _of_statistics(graph: ExecutionGraph) -> frozenset[str]:
+    """Return the names of the operators that compute statistics, or with them, in float32."""
+    statistics: set[TensorId] = set()
+    kept: set[str] = set()
+    for node in graph.operators:
+        name = node.qualified_operator
+        data = [tensor for tensor in node.reads if tensor not in graph.constants]
+        derives = name in _DERIVING and data and statistics.issuperset(data)
+        if name in _SUMS or derives:
+            statistics.update(node.outputs)
+            if name in _ARITHMETIC:
+                kept.add(node.name)
+    # What leads to that arithmetic, and squares for sums alone.
+    for node in reversed(graph.operators):
+        read_by = [graph.operators[n] for t in node.outputs for n in graph.consumers.get(t, ())]
+        leads = statistics.issuperset(node.outputs) and any(one.name in kept for one in read_by)
+        is_square = node.qualified_operator == "Mul" and len(set(node.inputs)) == 1
+        if leads or (is_square and read_by and all(n.qualified_operator in _SUMS for n in read_by)):
+            kept.add(node.name)
+    # What comes of it.
+    wide: set[TensorId] = set()
+    for node in graph.operators:
+        if node.qualified_operator in _DERIVING and not wide.isdisjoint(node.inputs):
+            kept.add(node.name)
+        if node.name in kept:
+            wide.update(statistics.intersection(node.outputs))
+    return frozenset(kept)
 
 
 class _Conversion:
@@ -68,11 +111,13 @@ class _Conversion:
         self._constants: dict[TensorId, np.ndarray] = {}
         self._specs: dict[TensorId, TensorSpec] = {}
         self._names = {node.name for node in graph.operators}
+        self._wide = _of_statistics(graph)
 
     def run(self) -> ExecutionGraph:
         """Rewrite operator by operator."""
         for node in self._graph.operators:
-            if node.qualified_operator in _SUITED and self._has_floats(node):
+            is_suited = node.qualified_operator in _SUITED and node.name not in self._wide
+            if is_suited and self._has_floats(node):
                 self._convert(node)
             else:
                 for tensor in reads_of(node):

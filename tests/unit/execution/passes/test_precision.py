@@ -1,6 +1,8 @@
 """Half precision changes types in between, and nothing that can be seen from outside."""
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -65,6 +67,55 @@ def test_same_results() -> None:
         stream.close()
     for name, tolerance in (("y", 4e-3), ("e", 2e-2)):
         np.testing.assert_allclose(results[1][name], results[0][name], tolerance, tolerance)
+
+
+NORMALISATION = """
+sum = ReduceSum (x, axis) mean = Mul (sum, share) q = Mul (x, x) squares = ReduceSum (q, axis)
+s = Mul (squares, share) m = Mul (mean, mean) v = Sub (s, m) e = Add (v, eps) r = Sqrt (e)
+i = Reciprocal (r) wide = Expand (mean, shape) d = Sub (x, wide) n = Mul (d, i) y = Mul (n, two)
+"""
+
+
+def test_statistics_stay_in_float32() -> None:
+    """Squares are beyond float16 here, and variances a difference of nearly equal numbers."""
+    rows, width = 4, 512
+    model = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["": 17]> net (float[{rows},{width}] a) '
+        f"=> (float[{rows},{width}] y) "
+        f"<int64[1] axis = {{1}}, int64[2] shape = {{{rows}, {width}}}, float two = {{2.0}}, "
+        f"float share = {{{1 / width}}}, float eps = {{0.000001}}> "
+        f"{{ x = Mul(a, two) {NORMALISATION} }}"
+    )
+    graph = ModelLoader().load_proto(model, LoadOptions())
+    half = convert(graph, "fp16")
+    types = {
+        node.operator + node.outputs[0]: {half.spec(tensor).dtype.name for tensor in node.outputs}
+        for node in half.operators
+    }
+    for name in ("Mulq", "Mulmean", "Mulm", "Subv", "Expandwide", "Subd", "Muln"):
+        assert types[name] == {"float32"}
+    assert types["Mulx.float16"] == types["Muly.float16"] == {"float16"}
+    a = 150 + np.random.default_rng(5).standard_normal((rows, width)).astype(np.float32)
+    clock = SystemClock()
+    with open_device("cpu", clock=clock).context as context:
+        stream = context.create_stream(0)
+        results = []
+        for each in (graph, half):
+            with StandaloneGraph(each, context, stream, clock) as standalone:
+                results.append(standalone.run({"a": a})["y"])
+        stream.close()
+    # Of 300, float16 tells quarters; a deviation is 2.
+    np.testing.assert_allclose(results[1], results[0], 0, 0.2)
+
+
+def test_means_that_are_not_computed_with_are_halves() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 17]> net (float[1,8,4,4] x) => (float[1,8,4,4] y) '
+        "{ m = ReduceMean <axes=[2,3]> (x) s = Sigmoid (m) y = Mul (x, s) }"
+    )
+    half = convert(ModelLoader().load_proto(model, LoadOptions()), "fp16")
+    kinds = [node.operator for node in half.operators]
+    assert kinds == ["Cast", "ReduceMean", "Sigmoid", "Mul", "Cast"]
 
 
 def test_a_device_that_is_not_made_for_it_says_so() -> None:
