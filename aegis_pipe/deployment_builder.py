@@ -17,7 +17,7 @@ from aegis_pipe.analysis_builder import cut_segments
 from aegis_pipe.clock import Clock, SystemClock, real_time_threads
 from aegis_pipe.device.protocols import DeviceContext, DeviceStream, StagingStatistics
 from aegis_pipe.device.registry import OpenedDevice, open_device
-from aegis_pipe.errors import BudgetExceededError
+from aegis_pipe.errors import BudgetExceededError, PermanentError
 from aegis_pipe.events import EventHub, PhaseRecorder
 from aegis_pipe.execution.alternatives import without_alternatives
 from aegis_pipe.execution.collector import heap_frozen
@@ -256,11 +256,24 @@ def _close_all(streams: Sequence[DeviceStream]) -> None:
 
 
 def open_manifest_device(manifest: Manifest, clock: Clock) -> OpenedDevice:
-    """Open the device that a manifest asks for."""
+    """Open the device that a manifest asks for.
+
+    PermanentError if it has fewer multiprocessors than streams are to have for themselves.
+    """
     section = manifest.device
-    return open_device(
+    opened = open_device(
         section.kind, index=section.index, clock=clock, threads=manifest.streams.threads
     )
+    wanted, found = sum(manifest.streams.sm), opened.context.capabilities.sm_partitions
+    if wanted > found:
+        name = opened.context.description.name
+        opened.context.close()
+        raise PermanentError(
+            f"streams are to have {wanted} multiprocessors, but {name} has {found} to divide",
+            context="streams.sm",
+            hint="give the streams fewer" if found else 'leave `sm` out, or set `kind = "cuda"`',
+        )
+    return opened
 
 
 def model_orders(manifest: Manifest) -> list[ModelOrder]:

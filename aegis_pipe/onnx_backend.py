@@ -40,25 +40,26 @@ COMPILED_GRAPHS_MAX = 8
 """Specialisations that a prepared model keeps; the least recently used goes first."""
 
 
+def open_backend_device(device: str) -> tuple[DeviceContext, DeviceStream, Clock]:
+    """Open `CPU`, `CUDA` or `CUDA:1` once, for all prepared models; closed with the process.
+
+    Raises InvalidInputError for another name, DeviceUnavailableError if it can not be had.
+    """
+    kind, _, index = device.lower().partition(":")
+    number = index or "0"
+    if kind not in ("cpu", "cuda") or not (number.isascii() and number.isdigit()):
+        raise InvalidInputError(
+            f"device `{device}` is not supported", hint="use `CPU`, `CUDA` or `CUDA:1`"
+        )
+    return _opened(kind, int(number))
+
+
 @cache
-def _device(kind: str) -> tuple[DeviceContext, DeviceStream, Clock]:
-    """Open a device once, for all prepared models of this process; closed at its end."""
+def _opened(kind: str, index: int) -> tuple[DeviceContext, DeviceStream, Clock]:
     clock = SystemClock()
-    context = open_device(kind, clock=clock).context
+    context = open_device(kind, index=index, clock=clock).context
     atexit.register(context.close)
     return context, context.create_stream(0), clock
-
-
-def _is_here(kind: str) -> bool:
-    try:
-        _device(kind)
-    except DeviceUnavailableError:
-        return False
-    return True
-
-
-def _compile(graph: ExecutionGraph, device: str) -> StandaloneGraph:
-    return StandaloneGraph(graph, *_device(device.partition(":")[0].lower()))
 
 
 class AegisBackendRep(BackendRep):
@@ -116,7 +117,8 @@ class AegisBackendRep(BackendRep):
             graph = self._load(arrays)
             # Loading may have found further inputs that have to be bound.
             key = self._key(arrays)
-            self._compiled[key] = graph, _compile(graph, self._device)
+            opened = open_backend_device(self._device)
+            self._compiled[key] = graph, StandaloneGraph(graph, *opened)
             if len(self._compiled) > COMPILED_GRAPHS_MAX:
                 self._compiled.popitem(last=False)[1][1].close()
         self._compiled.move_to_end(key)
@@ -165,11 +167,12 @@ class AegisBackend(Backend):
 
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **_: Any) -> AegisBackendRep:
-        """Return the model ready to run; it is compiled on its first run."""
-        if not cls.supports_device(device):
-            raise InvalidInputError(
-                f"device `{device}` is not supported", hint="use `CPU` or `CUDA`"
-            )
+        """Return the model ready to run; it is compiled on its first run.
+
+        Raises InvalidInputError for a device of no such name, and DeviceUnavailableError, which
+        says what was looked for, for one that is not here.
+        """
+        open_backend_device(device)
         return AegisBackendRep(model, device)
 
     @classmethod
@@ -206,8 +209,11 @@ class AegisBackend(Backend):
     @classmethod
     def supports_device(cls, device: str) -> bool:
         """Return whether models can be prepared for this device."""
-        kind = device.partition(":")[0].lower()
-        return kind == "cpu" or (kind == "cuda" and _is_here(kind))
+        try:
+            open_backend_device(device)
+        except (InvalidInputError, DeviceUnavailableError):
+            return False
+        return True
 
 
 is_compatible = AegisBackend.is_compatible

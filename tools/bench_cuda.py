@@ -5,18 +5,18 @@
 
 One request at a time, data on the device: launch and synchronise, by the host's clock; all in
 turns, so that whatever the GPU's clocks do happens to all. Networks come from torchvision and
-transformers, with random weights, exported to ONNX on the spot; needs torch, torchvision and
-transformers beside the `cuda` extra, and compares with ONNX Runtime where its CUDA provider runs.
-Every row tells the relative error of the outputs against PyTorch in float32, so that a fast wrong
-answer is seen, and what could not be compared with says why.
+transformers, with random weights, exported to ONNX on the spot; where they or torch are missing,
+from tools/make_networks.py, and PyTorch is no peer. ONNX Runtime is one where its CUDA provider
+runs. Every row tells the relative error of the outputs against the network in float32, so that a
+fast wrong answer is seen, and what could not be compared with says why.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import datetime
 import gc
+import importlib.metadata
 import json
 import platform
 import sys
@@ -30,7 +30,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from bench_cuda_networks import (
+    NETWORKS,
+    Subject,
+    half_exporter,
+    release_memory,
+    subject_of,
+    why_no_torch,
+)
 from bench_cuda_peers import (
     Contestant,
     Field,
@@ -45,6 +52,7 @@ from aegis_pipe import __version__
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.protocols import DeviceContext, DeviceStream
 from aegis_pipe.device.registry import open_device
+from aegis_pipe.errors import AegisError
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
 from aegis_pipe.execution.standalone import StandaloneGraph
 
@@ -53,7 +61,6 @@ TURNS = 8
 REQUESTS = 400
 """Of each, in all turns together."""
 OURS = "aegis-pipe"
-LENGTH = 128
 PAUSE_S = 0.005
 """Between requests that come now and then."""
 
@@ -65,56 +72,6 @@ ROWS = (
 )
 """What is measured unless something else is asked for: network, batch, precision."""
 
-
-class _LastHidden(torch.nn.Module):
-    """An encoder that returns its last hidden state only."""
-
-    def __init__(self, encoder: torch.nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.encoder(input_ids=ids).last_hidden_state
-
-
-def _image(batch: int) -> torch.Tensor:
-    return torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(7))
-
-
-def _ids(batch: int) -> torch.Tensor:
-    return torch.randint(0, 30000, (batch, LENGTH), generator=torch.Generator().manual_seed(7))
-
-
-def _torchvision(name: str) -> torch.nn.Module:
-    import torchvision
-
-    # The fast path has no form in ONNX.
-    torch.backends.mha.set_fastpath_enabled(False)
-    model = getattr(torchvision.models, name)(weights=None)
-    if hasattr(model, "heads"):
-        # Zero as it is made, which would make every output right.
-        torch.nn.init.normal_(model.heads.head.weight, std=0.02)
-    # Statistics of random weights make outputs vanish: take them from data.
-    model.train()
-    with torch.no_grad():
-        for seed in range(3):
-            model(torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(seed)))
-    return model
-
-
-def _bert() -> torch.nn.Module:
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(attn_implementation="eager")
-    return _LastHidden(BertModel(config, add_pooling_layer=False))
-
-
-NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[int], torch.Tensor], str]] = {
-    "resnet50": (lambda: _torchvision("resnet50"), _image, "images"),
-    "mobilenet_v2": (lambda: _torchvision("mobilenet_v2"), _image, "images"),
-    "bert_base": (_bert, _ids, "ids"),
-    "vit_b_16": (lambda: _torchvision("vit_b_16"), _image, "images"),
-}
 
 ARCHITECTURES = {"bert_base": "bert", "vit_b_16": "vit"}
 """What ONNX Runtime's optimiser calls them."""
@@ -171,23 +128,21 @@ def _compete(field: Field) -> dict[str, dict[str, Any]]:
 
 def _ours(
     stack: ExitStack,
-    path: Path,
+    subject: Subject,
     name: str,
-    example: torch.Tensor,
-    expected: np.ndarray,
     precision: str,
 ) -> Contestant:
     """Load, check and measure alone; the device stays open until `stack` is left."""
     clock = SystemClock()
     begin = time.perf_counter()
-    graph = ModelLoader().load(path, LoadOptions(name=name))
+    graph = ModelLoader().load(subject.path, LoadOptions(name=name))
     context = stack.enter_context(open_device("cuda", clock=clock).context)
     stream = context.create_stream(0)
     stack.callback(stream.close)
     opened = time.perf_counter()
     standalone = stack.enter_context(StandaloneGraph(graph, context, stream, clock, precision))
     loaded = time.perf_counter()
-    inputs = {str(graph.inputs[0]): example.numpy()}
+    inputs = {str(graph.inputs[0]): subject.example}
     (result,) = standalone.run(inputs).values()
     before = context.allocation_count
     again = {standalone.run(inputs).popitem()[1].tobytes() for _ in range(50)}
@@ -199,7 +154,7 @@ def _ours(
     alone = Contestant(standalone.run_on_device, prepare)
     _run(alone, WARM_UPS, REQUESTS // 2)
     facts: dict[str, Any] = {
-        "relative_error": relative_error(result, expected),
+        "relative_error": relative_error(result, subject.expected),
         "same_bits": again == {result.tobytes()},
         "allocations_per_request": context.allocation_count - before,
         "launch_us": _launch_us(standalone, inputs, 0),
@@ -287,38 +242,36 @@ def _kernel_times(
     return dict(sorted(totals.items(), key=lambda item: -item[1][1]))
 
 
-def _peers(
-    path: Path,
-    model: torch.nn.Module,
-    example: torch.Tensor,
-    expected: np.ndarray,
-    row: dict[str, Any],
-    options: argparse.Namespace,
-) -> Field:
+def _peers(subject: Subject, row: dict[str, Any], options: argparse.Namespace) -> Field:
     """Return what ours is compared with in a row; a peer that fails has its reason there."""
     name, precision = row["model"], row["precision"]
-
-    def export_half(target: Path) -> None:
-        half = copy.deepcopy(model).to("cuda", torch.float16)
-        data = example.to("cuda")
-        data = data.half() if data.is_floating_point() else data
-        with torch.inference_mode():
-            torch.onnx.export(half, (data,), str(target), opset_version=17, dynamo=False)
-
     peers: Field = {}
-    try:
-        peers |= torch_peers(
-            model, example, expected, precision, options.compile, options.compile_limit
-        )
-    except Exception as failure:
-        traceback.print_exc()
-        peers["torch eager"] = reason(failure)
+    if subject.module is None:
+        peers["torch eager"] = why_no_torch()
+    else:
+        try:
+            peers |= torch_peers(
+                subject.module,
+                subject.data,
+                subject.expected,
+                precision,
+                options.compile,
+                options.compile_limit,
+            )
+        except Exception as failure:
+            traceback.print_exc()
+            peers["torch eager"] = reason(failure)
     if options.without_onnxruntime:
         peers["onnxruntime"] = options.without_onnxruntime
         return peers
     try:
         peers |= onnxruntime_peers(
-            path, ARCHITECTURES.get(name), example.numpy(), expected, precision, export_half
+            subject.path,
+            ARCHITECTURES.get(name),
+            subject.example,
+            subject.expected,
+            precision,
+            half_exporter(subject),
         )
     except Exception as failure:
         traceback.print_exc()
@@ -335,24 +288,13 @@ def _row(
     keep: Callable[[dict[str, Any]], None],
 ) -> None:
     """Measure a network in each precision; every row goes to `keep`, which may get it again."""
-    make, example_of, _ = NETWORKS[name]
-    torch.manual_seed(1)
-    model = make().eval()
-    example = example_of(batch)
-    path = folder / f"{name}_{batch}.onnx"
-    with torch.inference_mode():
-        torch.onnx.export(model, (example,), str(path), opset_version=17, dynamo=False)
-        # The reference is taken without tf32, in the precision of the weights.
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-        expected = model.to("cuda")(example.to("cuda")).cpu().numpy()
-        model.to("cpu")
+    subject = subject_of(name, batch, folder)
     for precision in precisions:
         row: dict[str, Any] = {"model": name, "batch": batch, "precision": precision}
         with ExitStack() as stack:
             field: Field = {}
             try:
-                ours = _ours(stack, path, name, example, expected, precision)
+                ours = _ours(stack, subject, name, precision)
                 field[OURS] = ours
                 # Kept already: what follows is others' code.
                 row[OURS] = {**ours.facts["alone"], **ours.facts}
@@ -362,21 +304,21 @@ def _row(
                 row[OURS] = {"error": reason(failure)}
             keep(row)
             if not options.no_peers:
-                field |= _peers(path, model, example, expected, row, options)
+                field |= _peers(subject, row, options)
             row |= _compete(field)
             if "error" in row[OURS] and "alone" in row[OURS]:
                 row[OURS] |= row[OURS]["alone"]
             keep(row)
             field.clear()
         gc.collect()
-        torch.cuda.empty_cache()
+        if subject.module is not None:
+            release_memory()
         try:
-            row[OURS]["load_warm_s"] = _load_s(path, name, precision)
+            row[OURS]["load_warm_s"] = _load_s(subject.path, name, precision)
         except Exception as failure:
             row[OURS]["load_warm_error"] = reason(failure)
         keep(row)
         _show(row)
-    torch.compiler.reset()
 
 
 def _figures(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -434,7 +376,7 @@ def _machine() -> dict[str, Any]:
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "gpu": about.model,
             "libraries": dict(about.library_versions),
-            "torch": torch.__version__,
+            "torch": why_no_torch() or importlib.metadata.version("torch"),
             "aegis_pipe": __version__,
             "python": platform.python_version(),
             "command": " ".join(sys.argv),
@@ -443,12 +385,13 @@ def _machine() -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run the rows asked for."""
+    """Run the rows asked for; 1 if one of ours has no figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--models", nargs="+", choices=list(NETWORKS))
     parser.add_argument("--batches", nargs="+", type=int)
-    parser.add_argument("--precisions", nargs="+")
+    precisions = list(dict.fromkeys(row[2] for row in ROWS))
+    parser.add_argument("--precisions", nargs="+", choices=precisions)
     parser.add_argument("--no-peers", action="store_true", help="measure ours alone")
     parser.add_argument("--no-onnxruntime", action="store_true", help="leave its rows out")
     parser.add_argument(
@@ -462,11 +405,25 @@ def main() -> int:
         "--compile-limit", type=int, default=150, metavar="SECONDS", help="most for each of them"
     )
     options = parser.parse_args()
+    wanted = [
+        row
+        for row in ROWS
+        if (not options.models or row[0] in options.models)
+        and (not options.batches or row[1] in options.batches)
+        and (not options.precisions or row[2] in options.precisions)
+    ]
+    if not wanted:
+        parser.error("no row is of these models, batches and precisions")
+    if missing := why_no_torch():
+        print(f"networks are those of tools/make_networks.py; {missing}", file=sys.stderr)
     options.without_onnxruntime = "left out" if options.no_onnxruntime else ""
     if not options.no_peers and not options.no_onnxruntime:
         options.without_onnxruntime = why_no_onnxruntime()
     rows: list[dict[str, Any]] = []
-    report = {"machine": _machine(), "rows": rows}
+    try:
+        report = {"machine": _machine(), "rows": rows}
+    except AegisError as error:
+        sys.exit(f"error: {error}")
 
     def keep(row: dict[str, Any]) -> None:
         if not any(each is row for each in rows):
@@ -475,13 +432,7 @@ def main() -> int:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(report, indent=1) + "\n")
 
-    wanted = [
-        row
-        for row in ROWS
-        if (not options.models or row[0] in options.models)
-        and (not options.batches or row[1] in options.batches)
-        and (not options.precisions or row[2] in options.precisions)
-    ]
+    failed = False
     with tempfile.TemporaryDirectory() as folder:
         for name, batch in dict.fromkeys(row[:2] for row in wanted):
             precisions = [row[2] for row in wanted if row[:2] == (name, batch)]
@@ -489,8 +440,9 @@ def main() -> int:
                 _row(name, batch, precisions, Path(folder), options, keep)
             except Exception:
                 traceback.print_exc()
+                failed = True
     print(_summary(rows))
-    return 0
+    return 1 if failed or any("error" in row[OURS] for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -26,9 +26,11 @@ DTYPES = {
     "tensor(int32)": np.int32,
 }
 PROBE = """
+import importlib.util
 import sys
-import torch
-torch.zeros(1, device="cuda")
+if importlib.util.find_spec("torch"):
+    import torch
+    torch.zeros(1, device="cuda")
 import numpy, onnx, onnxruntime
 from onnx import helper
 if hasattr(onnxruntime, "preload_dlls"):
@@ -240,13 +242,14 @@ def onnxruntime_peers(
     example: np.ndarray,
     expected: np.ndarray,
     precision: str,
-    export_half: Callable[[Path], object],
+    export_half: Callable[[Path], object] | None,
     provider: str = CUDA,
 ) -> Field:
     """Return ONNX Runtime with and without its CUDA graph, inputs and outputs on the device.
 
     `path` is the model in float32. `architecture` (`bert`, `vit`) has it first go through
-    `onnxruntime.transformers`, as its users do; `export_half` writes a float16 file.
+    `onnxruntime.transformers`, as its users do; `export_half` writes a float16 file, where
+    PyTorch is there to do it.
     """
     variants: dict[str, dict[str, str]] = {
         "onnxruntime": {},
@@ -268,7 +271,11 @@ class _Forms:
     """Files of one model for ONNX Runtime, best first, each made when it is asked for."""
 
     def __init__(
-        self, path: Path, architecture: str | None, is_half: bool, export_half: Callable[..., Any]
+        self,
+        path: Path,
+        architecture: str | None,
+        is_half: bool,
+        export_half: Callable[[Path], object] | None,
     ) -> None:
         self._made: dict[str, Path | Exception] = {}
         suffix = "half" if is_half else "single"
@@ -284,7 +291,9 @@ class _Forms:
         else:
             if importlib.util.find_spec("onnxconverter_common") is not None:
                 ways["float16 by onnxconverter_common"] = self._convert
-            ways["float16 exported by torch"] = export_half
+            if export_half is not None:
+                ways["float16 exported by torch"] = export_half
+            ways["float16 by onnxruntime.transformers"] = self._convert_plainly
         self._ways = ways
         self._stem = path.with_suffix("").as_posix() + f"_{suffix}"
 
@@ -317,6 +326,13 @@ class _Forms:
         if self._is_half:
             model.convert_float_to_float16(use_symbolic_shape_infer=False, keep_io_types=False)
         model.save_model_to_file(str(target))
+
+    def _convert_plainly(self, target: Path) -> None:
+        import onnx
+        from onnxruntime.transformers import float16
+
+        model = float16.convert_float_to_float16(onnx.load(self._path), keep_io_types=False)
+        onnx.save(model, target)
 
     def _convert(self, target: Path) -> None:
         import onnx

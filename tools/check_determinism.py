@@ -307,6 +307,8 @@ class Check:
 
     def run_eager(self, model: Model) -> None:
         """Launch every kernel by itself, once the one before has ended."""
+        from aegis_pipe.device.cuda.stream import handle_of
+
         clock = SystemClock()
         requests = self._options.eager_requests
         graph = model.graph(self._networks)
@@ -328,7 +330,7 @@ class Check:
                     for number in range(requests):
                         standalone.write_inputs(inputs[number % INPUTS])
                         for launch in launches:
-                            launch(stream.handle)
+                            launch(handle_of(stream))
                             stream.synchronise()
                         yield number, standalone.read_outputs()
 

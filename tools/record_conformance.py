@@ -98,7 +98,7 @@ def _about(device: str) -> dict[str, object]:
 
     from aegis_pipe import onnx_backend
 
-    context, _, _ = onnx_backend._device(device.lower())
+    context, _, _ = onnx_backend.open_backend_device(device)
     description = context.description
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -115,10 +115,12 @@ def main() -> int:
     parser.add_argument("--device", default="CUDA")
     parser.add_argument("--workers", type=int, default=4)
     options = parser.parse_args()
+    # First, so that a device that is not here is told at once, not case by case.
+    about = _about(options.device)
     outcomes = record(options.device, options.workers)
     suites = dict(counts(outcomes))
     not_passed = {name: list(why) for name, why in outcomes.items() if why[0]}
-    report = {**_about(options.device), "counts": suites, "not_passed": not_passed}
+    report = {**about, "counts": suites, "not_passed": not_passed}
     options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     for suite, count in suites.items():
         print(f"{suite}: {count['passed']} of {count['cases']} pass")

@@ -28,6 +28,7 @@ extern "C" __global__ void entry(unsigned* out) {
 
 def test_a_stream_keeps_to_its_multiprocessors() -> None:
     from aegis_pipe.device.cuda import driver
+    from aegis_pipe.device.cuda.stream import handle_of
 
     with open_gpu() as context:
         parts = [context.create_stream(n, multiprocessors=size) for n, size in enumerate((16, 32))]
@@ -41,7 +42,7 @@ def test_a_stream_keeps_to_its_multiprocessors() -> None:
         kernel, arguments = driver.kernel_function(library, "entry"), driver.Arguments([address])
         seen = []
         for stream in parts:
-            driver.launch(kernel, (blocks, 1, 1), (64, 1, 1), 0, stream.handle, arguments)
+            driver.launch(kernel, (blocks, 1, 1), (64, 1, 1), 0, handle_of(stream), arguments)
             stream.synchronise()
             found = np.empty(blocks, np.uint32)
             driver.copy_to_host(found.ctypes.data, address, found.nbytes)

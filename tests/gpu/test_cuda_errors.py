@@ -197,6 +197,7 @@ BROKEN = """
 import sys
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.stream import handle_of
 from aegis_pipe.device.registry import open_device
 from aegis_pipe.errors import DeviceLostError
 
@@ -206,7 +207,7 @@ with open_device("cuda", clock=SystemClock()).context as context:
     parts = [driver.attribute(0, f"COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR")]
     image = driver.compile_cubin(sys.argv[1], "sm_{}{}".format(*parts))
     kernel = driver.kernel_function(driver.load_library(image), "fault")
-    driver.launch(kernel, (1, 1, 1), (1, 1, 1), 0, stream.handle, driver.Arguments([8]))
+    driver.launch(kernel, (1, 1, 1), (1, 1, 1), 0, handle_of(stream), driver.Arguments([8]))
     uses = (
         stream.synchronise,
         lambda: stream.record(event),

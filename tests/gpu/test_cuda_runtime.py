@@ -252,7 +252,7 @@ def test_more_multiprocessors_than_there_are(folder: Path) -> None:
     path = folder / "too-many.toml"
     text = MANIFEST.format(kind="cuda", precision="fp16", streams=2)
     path.write_text(text.replace("[streams]", "[streams]\nsm = [16, 1000]"))
-    with pytest.raises(PermanentError, match="stream 1 is to have 1000 multiprocessors"):
+    with pytest.raises(PermanentError, match="streams are to have 1016 multiprocessors, but"):
         aegis_pipe.open_pipeline(path)
 
 

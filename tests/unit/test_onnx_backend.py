@@ -9,7 +9,9 @@ import pytest
 from onnx import helper
 
 from aegis_pipe import onnx_backend
-from aegis_pipe.errors import InvalidInputError
+from aegis_pipe.clock import Clock
+from aegis_pipe.device.registry import OpenedDevice
+from aegis_pipe.errors import DeviceUnavailableError, InvalidInputError
 
 RESHAPE = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -71,12 +73,32 @@ def test_models_run_at_once() -> None:
 def test_devices_and_compatibility() -> None:
     model = onnx.parser.parse_model(RESHAPE)
     assert onnx_backend.supports_device("CPU")
-    assert not onnx_backend.supports_device("TPU")
     assert onnx_backend.is_compatible(model)
     model.graph.node[0].op_type = "Unheard"
     assert not onnx_backend.is_compatible(model)
-    with pytest.raises(InvalidInputError, match="`TPU` is not supported"):
-        onnx_backend.prepare(model, "TPU")
+
+
+@pytest.mark.parametrize("device", ["TPU", "", "CUDA:x", "CUDA:-1", "CPU:0:0"])
+def test_devices_of_no_such_name(device: str) -> None:
+    assert not onnx_backend.supports_device(device)
+    with pytest.raises(InvalidInputError, match="is not supported") as caught:
+        onnx_backend.prepare(onnx.parser.parse_model(RESHAPE), device)
+    assert caught.value.hint == "use `CPU`, `CUDA` or `CUDA:1`"
+
+
+def test_a_device_that_is_not_here_is_told_as_in_a_manifest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By its index, too: another one never takes its place."""
+
+    def refuse(kind: str, *, index: int, clock: Clock) -> OpenedDevice:
+        raise DeviceUnavailableError(f"there is no {kind} {index}", hint="install it")
+
+    monkeypatch.setattr(onnx_backend, "open_device", refuse)
+    assert not onnx_backend.supports_device("CUDA:3")
+    with pytest.raises(DeviceUnavailableError, match="there is no cuda 3") as caught:
+        onnx_backend.prepare(onnx.parser.parse_model(RESHAPE), "CUDA:3")
+    assert caught.value.hint == "install it"
 
 
 def test_inputs_that_do_not_fit() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from importlib import metadata
 
 from aegis_pipe.clock import Clock
 from aegis_pipe.device.protocols import DeviceContext
@@ -12,6 +13,8 @@ from aegis_pipe.errors import DeviceUnavailableError
 _DRIVER_LIBRARY = "libcuda.so.1"
 _DRIVER_VERSION_MIN = 13000
 _PACKAGES = ("cuda.bindings", "cuda.pathfinder", "cudnn", "nvmath")
+_BINDINGS, _BINDINGS_MAJOR = "cuda-bindings", "13"
+"""Those of other major versions have functions that take other arguments."""
 _LIBRARIES = ("cudart", "nvrtc", "cublasLt", "cudnn")
 """cuDNN compiles some of its plans, and finds the compiler only if it is loaded already; its
 binding finds the runtime likewise."""
@@ -27,7 +30,12 @@ def open_context(*, index: int, clock: Clock, threads: int) -> DeviceContext:
     """
     _check_installed(index)
     # Only here, because this imports the bindings.
-    from aegis_pipe.device.cuda.context import CudaContext
+    try:
+        from aegis_pipe.device.cuda.context import CudaContext
+    except ImportError as error:
+        raise _unavailable(
+            index, f"the bindings of CUDA are installed, but not to be imported: {error}", _EXTRA
+        ) from error
 
     _check_driver(index)
     _load_libraries(index)
@@ -48,6 +56,9 @@ def _check_installed(index: int) -> None:
         names = ", ".join(f"`{name}`" for name in packages)
         missing.append(f"Python modules that it needs were looked for and not found: {names}")
         hints.append(_EXTRA)
+    elif version := _other_bindings():
+        missing.append(f"the package `{_BINDINGS}` is {version}, but {_BINDINGS_MAJOR} is needed")
+        hints.append(_EXTRA)
     if missing:
         raise _unavailable(index, "; ".join(missing), " and ".join(hints))
 
@@ -57,6 +68,15 @@ def _is_installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:
         return False
+
+
+def _other_bindings() -> str:
+    """Return the version of the bindings if it is not what is needed, as another extra's may be."""
+    try:
+        version = metadata.version(_BINDINGS)
+    except metadata.PackageNotFoundError:
+        return ""
+    return "" if version.partition(".")[0] == _BINDINGS_MAJOR else version
 
 
 def _check_driver(index: int) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from aegis_pipe.device.cuda import driver
+from aegis_pipe.errors import PermanentError
 
 ENTRY = "k"
 """The name of the kernel in a source, unless it says another."""
@@ -69,7 +70,11 @@ class KernelCompiler:
         if key not in self._functions:
             prepared = self._images.pop(key, None)
             image = self._image(source, key) if prepared is None else prepared.result()
-            library = driver.load_library(image)
+            try:
+                library = driver.load_library(image)
+            except PermanentError:
+                # What was kept on disk may be damaged: what is compiled now is not.
+                library = driver.load_library(self._compiled(source, key))
             self._libraries.append(library)
             self._functions[key] = driver.kernel_function(library, entry)
             if shared_bytes:
@@ -104,9 +109,13 @@ class KernelCompiler:
             driver.unload_library(self._libraries.pop())
 
     def _image(self, source: str, key: str) -> bytes:
-        name = f"{key}.{self._architecture}.{driver.compiler_version()}.cubin"
-        image = self._cache.read(name)
-        if image is None:
-            image = driver.compile_cubin(source, self._architecture)
-            self._cache.write(name, image)
+        image = self._cache.read(self._name(key))
+        return self._compiled(source, key) if image is None else image
+
+    def _compiled(self, source: str, key: str) -> bytes:
+        image = driver.compile_cubin(source, self._architecture)
+        self._cache.write(self._name(key), image)
         return image
+
+    def _name(self, key: str) -> str:
+        return f"{key}.{self._architecture}.{driver.compiler_version()}.cubin"

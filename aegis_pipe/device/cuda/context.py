@@ -27,7 +27,7 @@ from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_o
 from aegis_pipe.device.cuda.sensors import Sensors
 from aegis_pipe.device.cuda.staging import STAGING_ALIGNMENT_BYTES, CudaStagingAhead
 from aegis_pipe.device.cuda.stamps import Stamps
-from aegis_pipe.device.cuda.stream import CudaStream
+from aegis_pipe.device.cuda.stream import CudaStream, handle_of, partition_of
 from aegis_pipe.device.cuda.timeline import Timeline
 from aegis_pipe.device.cuda.tracing import KernelTracer
 from aegis_pipe.device.cuda.tuning import Choices, Tuner
@@ -316,11 +316,11 @@ class CudaContext:
         """Capture bound calls as one CUDA graph, to run in this order but for forks."""
         self._assert_open()
         # A graph keeps to the multiprocessors of the stream that it was captured on.
-        partition = stream.partition if isinstance(stream, CudaStream) else 0
+        partition = partition_of(stream)
         capture_stream = self._capture_stream
         if partition:
             assert isinstance(stream, CudaStream)
-            capture_stream = stream.handle
+            capture_stream = handle_of(stream)
             self._enter(partition)
         try:
             graph = CudaGraph(

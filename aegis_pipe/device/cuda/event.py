@@ -54,7 +54,7 @@ class CudaEvent:
     def recorded(self, stream: RecordingStream, order: int) -> int:
         """Note the stream and its position; return the handle. For the stream only."""
         self._stream, self._order = stream, order
-        return self.handle
+        return event_handle_of(self)
 
     @property
     def order(self) -> int:
@@ -66,12 +66,6 @@ class CudaEvent:
         """Whether there is anything to wait for."""
         return self._stream is not None
 
-    @property
-    def handle(self) -> int:
-        """The driver's handle; used within this folder."""
-        assert self._handle, "the event is used after it was closed"
-        return self._handle
-
     def close(self) -> None:
         """Release; idempotent."""
         if self._handle:
@@ -81,3 +75,9 @@ class CudaEvent:
     def __del__(self) -> None:
         if getattr(self, "_handle", 0):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+
+def event_handle_of(event: CudaEvent) -> int:
+    """Return the driver's handle of an open event."""
+    assert event._handle, "the event is used after it was closed"
+    return event._handle

@@ -67,9 +67,14 @@ class FaultWords:
         """Return the first fault of a stream's graphs, up to a position, and clear those faults."""
         found: FaultWord | None = None
         reason = 0
-        for order, words in self._launched.get(stream, {}).values():
-            if until is not None and order > until:
-                continue
+        graphs = self._launched.get(stream, {})
+        for graph, (order, words) in list(graphs.items()):
+            if until is not None:
+                if order > until:
+                    continue
+                # Looked at for the last time, until it is launched again: what a completion costs
+                # does not grow with the number of models.
+                del graphs[graph]
             for word in words:
                 if word.cell[0]:
                     if found is None:

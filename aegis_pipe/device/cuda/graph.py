@@ -27,7 +27,7 @@ from aegis_pipe.device.cuda.recording import (
     wanted_edges,
 )
 from aegis_pipe.device.cuda.staging import pinned_bytes
-from aegis_pipe.device.cuda.stream import CudaStream
+from aegis_pipe.device.cuda.stream import CudaStream, handle_of
 from aegis_pipe.device.cuda.timeline import Timeline
 from aegis_pipe.device.protocols import DeviceStream, Fork, KernelCall
 
@@ -119,7 +119,7 @@ class CudaGraph:
         """Enqueue the whole list; with `stamped`, also write each call's start and end."""
         assert isinstance(stream, CudaStream), f"{stream!r} belongs to another device"
         assert self._is_open, "the graph is used after it was closed"
-        handle = stream.handle
+        handle = handle_of(stream)
         self._has_stamps |= stamped
         launchable = self._stamped if stamped else self._plain
         if launchable:

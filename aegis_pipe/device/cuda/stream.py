@@ -9,11 +9,11 @@ from collections import deque
 import numpy as np
 
 from aegis_pipe.device.cuda import driver
-from aegis_pipe.device.cuda.event import CudaEvent
+from aegis_pipe.device.cuda.event import CudaEvent, event_handle_of
 from aegis_pipe.device.cuda.faults import FaultWords
 from aegis_pipe.device.cuda.region import address_of
 from aegis_pipe.device.cuda.staging import CudaStagingAhead, PinnedStaging
-from aegis_pipe.device.protocols import DeviceEvent, Region, StagingStatistics
+from aegis_pipe.device.protocols import DeviceEvent, DeviceStream, Region, StagingStatistics
 from aegis_pipe.errors import AegisError
 
 _FIRST_STAGING_BYTES = 1 << 16
@@ -65,27 +65,11 @@ class CudaStream:
         """Position in the stream pool."""
         return self._index
 
-    @property
-    def partition(self) -> int:
-        """The context that graphs for this stream are captured in; 0 for the device's own."""
-        return self._partition
-
-    @property
-    def handle(self) -> int:
-        """The driver's handle, current context made sure of; used within this folder."""
-        assert self._handle, f"{self!r} is used after it was closed"
-        thread = threading.get_ident()
-        if thread != self._thread:
-            # The driver keeps a current context per thread.
-            driver.make_current(self._context)
-            self._thread = thread
-        return self._handle
-
     def copy_in(self, source: np.ndarray, target: Region) -> None:
         """Enqueue a copy to the device; `source` may change as soon as this returns."""
         assert source.flags.c_contiguous, "host arrays of copies are C-contiguous"
         assert source.nbytes == target.size_bytes, f"{source.nbytes} host bytes go to {target!r}"
-        handle, address = self.handle, address_of(target)
+        handle, address = handle_of(self), address_of(target)
         if source.nbytes == 0:
             return
         staged = self._ahead.find(source, self, self._order + 1)
@@ -102,7 +86,7 @@ class CudaStream:
         """Enqueue a copy to the host; `target` (C-contiguous) is filled when done."""
         assert target.flags.c_contiguous, "host arrays of copies are C-contiguous"
         assert target.nbytes == source.size_bytes, f"{target.nbytes} host bytes from {source!r}"
-        handle, address = self.handle, address_of(source)
+        handle, address = handle_of(self), address_of(source)
         if target.nbytes == 0:
             return
         self._make_room(target.nbytes)
@@ -125,18 +109,18 @@ class CudaStream:
 
     def record(self, event: DeviceEvent) -> None:
         """Enqueue: mark the event when everything before has finished."""
-        handle = self.handle
+        handle = handle_of(self)
         driver.record_event(_own(event).recorded(self, self._order), handle)
 
     def wait(self, event: DeviceEvent) -> None:
         """Enqueue: go on only once the event's latest record has been reached."""
-        handle = self.handle
+        handle = handle_of(self)
         if _own(event).is_recorded:
-            driver.wait_event(handle, _own(event).handle)
+            driver.wait_event(handle, event_handle_of(_own(event)))
 
     def synchronise(self) -> None:
         """Block until everything enqueued has finished, then `check`."""
-        driver.synchronise_stream(self.handle)
+        driver.synchronise_stream(handle_of(self))
         self.reached(self._order)
         self.check()
 
@@ -155,7 +139,7 @@ class CudaStream:
         for ever: who saw an event reached was told of that by then.
         """
         if event is None:
-            driver.stream_is_idle(self.handle)
+            driver.stream_is_idle(handle_of(self))
         error = self._faults.take(self._index, None if event is None else _own(event).order)
         if error is not None:
             raise error
@@ -170,7 +154,7 @@ class CudaStream:
         """Finish what is enqueued and release; idempotent."""
         if not self._handle:
             return
-        handle = self.handle
+        handle = handle_of(self)
         try:
             driver.synchronise_stream(handle)
             self.reached(self._order)
@@ -198,6 +182,22 @@ class CudaStream:
     def __del__(self) -> None:
         if getattr(self, "_handle", 0):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+
+def handle_of(stream: CudaStream) -> int:
+    """Return the driver's handle of an open stream, current context made sure of."""
+    assert stream._handle, f"{stream!r} is used after it was closed"
+    thread = threading.get_ident()
+    if thread != stream._thread:
+        # The driver keeps a current context per thread.
+        driver.make_current(stream._context)
+        stream._thread = thread
+    return stream._handle
+
+
+def partition_of(stream: DeviceStream | None) -> int:
+    """Return the context that graphs for a stream are captured in; 0 for the device's own."""
+    return stream._partition if isinstance(stream, CudaStream) else 0
 
 
 def _own(event: DeviceEvent) -> CudaEvent:

@@ -16,6 +16,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import aegis_pipe
 from aegis_pipe.app import unmet_wishes
+from aegis_pipe.cli import main
+from aegis_pipe.device import registry
 from aegis_pipe.manifest.model import ServeSection
 from tests.unit.app.small_models import DIGITS, FLOAT_ROW, WAIT_S, WEIGHT, Open, Save, Write, row
 
@@ -48,6 +50,21 @@ def test_a_manifest_with_problems_lists_them_all(write: Write) -> None:
         "scheduler.queue_capacity",
         "models[0].path",
     }
+
+
+def test_multiprocessors_that_the_chosen_device_has_not_are_refused_by_plan_too(
+    write: Write, product: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Left out of account, what was to be apart would not be."""
+    # A machine without a GPU, whatever this one has.
+    defaults = {**(registry.open_device.__kwdefaults__ or {}), "kinds": registry.DEVICE_KINDS[1:]}
+    monkeypatch.setattr(registry.open_device, "__kwdefaults__", defaults)
+    path = write("[device]", 'kind = "auto"', "[streams]", "count = 2", "sm = [16, 32]", m=product)
+    for verb in ("plan", "up"):
+        assert main([verb, str(path)]) == 1
+        said = capsys.readouterr().err
+        assert "streams.sm: streams are to have 48 multiprocessors, but cpu has 0 to divide" in said
+        assert "leave `sm` out" in said
 
 
 def test_a_model_over_its_budget_is_refused_with_the_cause(write: Write, product: str) -> None:

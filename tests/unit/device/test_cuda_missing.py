@@ -2,6 +2,8 @@
 
 import ctypes
 import importlib.util
+import sys
+from importlib import metadata
 
 import pytest
 
@@ -36,6 +38,23 @@ def test_nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bindings_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     error = _refusal(monkeypatch, bindings=False, driver=True)
     assert "driver" not in error.message
+    assert error.hint == 'pip install "aegis-pipe[cuda]", or set `kind = "cpu"`'
+
+
+def test_bindings_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed for something else: they are there, and do something else."""
+    monkeypatch.setattr(metadata, "version", lambda name: "12.9.1")
+    error = _refusal(monkeypatch, bindings=True, driver=True)
+    assert error.message == "the package `cuda-bindings` is 12.9.1, but 13 is needed"
+    assert error.hint == 'pip install "aegis-pipe[cuda]", or set `kind = "cpu"`'
+
+
+def test_bindings_that_can_not_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: "13.0.3")
+    # As if what it imports did not load.
+    monkeypatch.setitem(sys.modules, "aegis_pipe.device.cuda.context", None)
+    error = _refusal(monkeypatch, bindings=True, driver=True)
+    assert error.message.startswith("the bindings of CUDA are installed, but not to be imported: ")
     assert error.hint == 'pip install "aegis-pipe[cuda]", or set `kind = "cpu"`'
 
 

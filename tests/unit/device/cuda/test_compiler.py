@@ -11,6 +11,7 @@ pytest.importorskip("cuda.bindings.nvrtc", reason="no CUDA bindings")
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda import compiler, driver
 from aegis_pipe.device.cuda.compiler import DiskCache, KernelCompiler
+from aegis_pipe.errors import PermanentError
 
 SOURCES = [f'extern "C" __global__ void k(int* y) {{ *y = {n}; }}' for n in range(4)]
 
@@ -100,6 +101,30 @@ def test_another_start_finds_the_images(tmp_path: Path, compiled: list[tuple[str
         assert all(kernels.function(source) for source in SOURCES)
         kernels.close()
     assert len(compiled) == len(SOURCES)
+
+
+def test_a_damaged_image_is_compiled_again(
+    tmp_path: Path, compiled: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once: what can not be loaded when it is new is an error."""
+
+    def load(image: bytes) -> int:
+        if not image.startswith(b"\x7fELF"):
+            raise driver.DriverError("cuLibraryLoadData", 200, "INVALID_IMAGE", "").classified()
+        return len(image)
+
+    monkeypatch.setattr(driver, "load_library", load)
+    KernelCompiler("sm_90", DiskCache(tmp_path)).function(SOURCES[0])
+    (file,) = tmp_path.iterdir()
+    image = file.read_bytes()
+    for damaged in (b"", b"what a full disk left"):
+        file.write_bytes(damaged)
+        assert KernelCompiler("sm_90", DiskCache(tmp_path)).function(SOURCES[0])
+        assert file.read_bytes() == image
+    assert len(compiled) == 3
+    monkeypatch.setattr(driver, "compile_cubin", lambda source, architecture: b"no image")
+    with pytest.raises(PermanentError):
+        KernelCompiler("sm_90", DiskCache(tmp_path)).function(SOURCES[1])
 
 
 def test_a_full_disk_keeps_nothing(tmp_path: Path) -> None:
