@@ -27,6 +27,6 @@ def test_as_the_cpu_and_the_same_bits(context: DeviceContext, name: str) -> None
     found = parity.run(graph, context, requests, "fp32")
     (key,) = expected[0]
     assert expected[0][key].tobytes() != expected[1][key].tobytes()
-    outputs = parity.differences(graph, "fp32", found, expected)
+    outputs = parity.differences(parity.arithmetic_of(graph), found, expected)
     print(outputs)
     assert all(each["passed"] and each["same_bits"] for each in outputs.values())
