@@ -44,6 +44,7 @@ from aegis_pipe import Runtime, __version__, open_pipeline
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.protocols import DeviceDescription
 from aegis_pipe.device.registry import open_device
+from aegis_pipe.errors import AegisError
 from aegis_pipe.events import Event, SegmentFinished
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.input_generation import generate_inputs
@@ -409,4 +410,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except AegisError as error:
+        sys.exit(f"error: {error}")

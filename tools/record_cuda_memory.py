@@ -22,6 +22,7 @@ from typing import Any
 from aegis_pipe import open_pipeline
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.registry import open_device
+from aegis_pipe.errors import AegisError
 
 MANIFEST = """
 manifest_version = 1
@@ -90,6 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.measure is not None:
         print(json.dumps(measure(options.measure)))
         return 0
+    # First, so that a GPU that is not here is told in its own words.
+    open_device("cuda", clock=SystemClock()).context.close()
     with tempfile.TemporaryDirectory() as folder:
         networks = (options.networks or Path(folder)).resolve()
         tool = Path(__file__).with_name("make_networks.py")
@@ -126,4 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except AegisError as error:
+        sys.exit(f"error: {error}")

@@ -42,6 +42,7 @@ from aegis_pipe import __version__
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.protocols import DeviceContext
 from aegis_pipe.device.registry import open_device
+from aegis_pipe.errors import AegisError
 from aegis_pipe.execution.graph import ExecutionGraph, OperatorNode
 from aegis_pipe.execution.input_generation import generate_inputs
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
@@ -347,4 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except AegisError as error:
+        sys.exit(f"error: {error}")

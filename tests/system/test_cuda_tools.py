@@ -122,3 +122,12 @@ def test_inputs_beyond_the_first_become_constants(bench: ModuleType, tmp_path: P
     assert [str(name) for name in graph.inputs] == ["input_ids"]
     assert subject.expected.shape == (1, networks.LENGTH, 768)
     assert 0.5 < subject.expected.std() < 2
+
+
+@pytest.mark.parametrize("tool", ["record_parity.py", "record_cuda_memory.py"])
+def test_what_was_looked_for_is_told(tmp_path: Path, tool: str) -> None:
+    done = call(tool, packages=tmp_path)
+    assert done.returncode == 1
+    error, *hints = done.stderr.splitlines()
+    assert error.startswith("error: cuda:0: ")
+    assert hints[0].startswith("  hint: ")
