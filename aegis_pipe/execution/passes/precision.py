@@ -78,7 +78,7 @@ def _of_statistics(graph: ExecutionGraph) -> frozenset[str]:
         derives = name in _DERIVING and data and statistics.issuperset(data)
         if name in _SUMS or derives:
             statistics.update(node.outputs)
-            if name in _ARITHMETIC:
+            if name in _ARITHMETIC | _ROOTS:
                 kept.add(node.name)
     # What leads to that arithmetic, and squares for sums alone.
     for node in reversed(graph.operators):

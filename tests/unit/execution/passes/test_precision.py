@@ -108,6 +108,19 @@ def test_statistics_stay_in_float32() -> None:
     np.testing.assert_allclose(results[1], results[0], 0, 0.2)
 
 
+def test_norms_stay_in_float32() -> None:
+    """A root of a mean of squares alone: 300 squared is beyond float16."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 17]> net (float[2,64] x) => (float[2,64] y) '
+        "<float two = {2.0}> { p = Pow (x, two) m = ReduceMean <axes=[1]> (p) r = Sqrt (m) "
+        "d = Div (x, r) y = Relu (d) }"
+    )
+    half = convert(ModelLoader().load_proto(model, LoadOptions()), "fp16")
+    types = {node.operator: half.spec(node.outputs[0]).dtype.name for node in half.operators}
+    assert types["ReduceMean"] == types["Div"] == "float32"
+    assert types["Relu"] == "float16"
+
+
 def test_means_that_are_not_computed_with_are_halves() -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 9, opset_import: ["": 17]> net (float[1,8,4,4] x) => (float[1,8,4,4] y) '
