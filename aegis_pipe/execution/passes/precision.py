@@ -68,6 +68,13 @@ def convert(graph: ExecutionGraph, precision: str) -> ExecutionGraph:
     return _Conversion(graph, HALF_DTYPES[precision]).run()
 
 
+def rounded(array: np.ndarray, half: np.dtype) -> np.ndarray:
+    """Return float32 values in half precision; what is finite stays finite."""
+    largest = float(ml_dtypes.finfo(half).max)  # type: ignore[no-untyped-call]
+    finite = np.where(np.isfinite(array), np.clip(array, -largest, largest), array)
+    return finite.astype(half)
+
+
 def _of_statistics(graph: ExecutionGraph) -> frozenset[str]:
     """Return the names of the operators that compute statistics, or with them, in float32."""
     statistics: set[TensorId] = set()
@@ -172,15 +179,10 @@ class _Conversion:
         if tensor not in self._halves:
             form = self._form(tensor)
             if tensor in self._graph.constants:
-                self._constants[form] = self._rounded(self._graph.constants[tensor])
+                self._constants[form] = rounded(self._graph.constants[tensor], self._half)
             else:
                 self._cast(tensor, form, self._half)
         return self._halves[tensor]
-
-    def _rounded(self, array: np.ndarray) -> np.ndarray:
-        largest = float(ml_dtypes.finfo(self._half).max)  # type: ignore[no-untyped-call]
-        finite = np.where(np.isfinite(array), np.clip(array, -largest, largest), array)
-        return finite.astype(self._half)
 
     def _widen(self, tensor: TensorId) -> None:
         """Make a tensor that exists in half precision only."""
