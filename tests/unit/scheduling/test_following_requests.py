@@ -24,14 +24,16 @@ name = "net"
 path = "net.onnx"
 """
 ROWS = 4
+SIZE = 256
+"""Of the matrices: segments take so much longer than launching one that requests queue up."""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """`x` float32[32, 64] and `row` int64[1] -> products of x, plus a row of a table."""
+    """`x` float32[SIZE, SIZE], `row` int64[1] -> products of x, plus a row of a table."""
     dice = np.random.default_rng(3)
-    weights = (dice.standard_normal((64, 64)) / 8).astype(np.float32)
-    table = dice.standard_normal((ROWS, 64)).astype(np.float32)
+    weights = (dice.standard_normal((SIZE, SIZE)) / 16).astype(np.float32)
+    table = dice.standard_normal((ROWS, SIZE)).astype(np.float32)
     node = helper.make_node
     nodes = [
         node("MatMul", ["x", "w"], ["a"]),
@@ -45,10 +47,10 @@ def folder(tmp_path: Path) -> Path:
         nodes,
         "net",
         [
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, [32, 64]),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [SIZE, SIZE]),
             helper.make_tensor_value_info("row", TensorProto.INT64, [1]),
         ],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [32, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [SIZE, SIZE])],
         [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(table, "table")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -60,7 +62,7 @@ def requests(count: int) -> list[dict[str, np.ndarray]]:
     dice = np.random.default_rng(4)
     return [
         {
-            "x": dice.standard_normal((32, 64)).astype(np.float32),
+            "x": dice.standard_normal((SIZE, SIZE)).astype(np.float32),
             # Every fifth is out of range: its request fails, and no other.
             "row": np.array([ROWS if number % 5 == 3 else number % ROWS]),
         }
