@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from importlib import metadata
 
 from aegis_pipe.clock import Clock
@@ -29,17 +32,24 @@ def open_context(*, index: int, clock: Clock, threads: int) -> DeviceContext:
     host kernels, of which this device has none.
     """
     _check_installed(index)
-    # Only here, because this imports the bindings.
-    try:
-        from aegis_pipe.device.cuda.context import CudaContext
-    except ImportError as error:
-        raise _unavailable(
-            index, f"the bindings of CUDA are installed, but not to be imported: {error}", _EXTRA
-        ) from error
+    with ThreadPoolExecutor(1, "aegis-driver") as pool, ExitStack() as stack:
+        # Only here, because this imports the bindings.
+        try:
+            from aegis_pipe.device.cuda import driver
 
-    _check_driver(index)
-    _load_libraries(index)
-    return CudaContext(index, clock)
+            # It takes as long to start as what is imported next, and leaves Python alone meanwhile.
+            starting = pool.submit(_start_driver, index)
+            stack.callback(_release, starting, driver.release_context)
+            from aegis_pipe.device.cuda.context import CudaContext
+        except ImportError as error:
+            raise _unavailable(
+                index,
+                f"the bindings of CUDA are installed, but not to be imported: {error}",
+                _EXTRA,
+            ) from error
+        starting.result()
+        _load_libraries(index)
+        return CudaContext(index, clock)
 
 
 def _check_installed(index: int) -> None:
@@ -79,8 +89,11 @@ def _other_bindings() -> str:
     return "" if version.partition(".")[0] == _BINDINGS_MAJOR else version
 
 
-def _check_driver(index: int) -> None:
-    """Start the driver and see that it is new enough and has such a GPU."""
+def _start_driver(index: int) -> int:
+    """See that the driver is new enough and has such a GPU; start it, and open what takes longest.
+
+    Returns the GPU, whose primary context is retained.
+    """
     from aegis_pipe.device.cuda import driver
 
     try:
@@ -105,6 +118,15 @@ def _check_driver(index: int) -> None:
         raise _unavailable(
             index, f"there is no GPU {index}; this machine's are {names}", "change `device.index`"
         )
+    gpu = driver.device(index)
+    driver.retain_context(gpu)
+    return gpu
+
+
+def _release(starting: Future[int], release_context: Callable[[int], None]) -> None:
+    """Let go of what the driver was started with: who uses the GPU has retained its context too."""
+    if starting.exception() is None:
+        release_context(starting.result())
 
 
 def _load_libraries(index: int) -> None:

@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import sys
+import threading
 from importlib import metadata
 
 import pytest
@@ -51,11 +52,13 @@ def test_bindings_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bindings_that_can_not_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: "13.0.3")
+    driver = _Driver(monkeypatch, 13000, 1)
     # As if what it imports did not load.
     monkeypatch.setitem(sys.modules, "aegis_pipe.device.cuda.context", None)
     error = _refusal(monkeypatch, bindings=True, driver=True)
     assert error.message.startswith("the bindings of CUDA are installed, but not to be imported: ")
     assert error.hint == 'pip install "aegis-pipe[cuda]", or set `kind = "cpu"`'
+    assert not driver.retained
 
 
 def test_driver_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +69,7 @@ def test_driver_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_libraries_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bindings are there, but not the packages that they load from."""
-    _Driver(monkeypatch, 13000, 1)
+    driver = _Driver(monkeypatch, 13000, 1)
     module = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 
     def load(name: str) -> None:
@@ -76,6 +79,8 @@ def test_libraries_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "load_nvidia_dynamic_lib", load)
     error = _refusal(monkeypatch, bindings=True, driver=True)
     assert error.message.endswith("looked for and not found: `cublasLt`, `cudnn`")
+    assert driver.threads - {threading.get_ident()}, "the driver was not started meanwhile"
+    assert not driver.retained
     assert error.hint == 'pip install "aegis-pipe[cuda]", or set `kind = "cpu"`'
 
 
@@ -95,6 +100,19 @@ class _Driver:
         monkeypatch.setattr(module, "device_count", lambda: count)
         monkeypatch.setattr(module, "architecture", lambda ordinal: architecture)
         monkeypatch.setattr(module, "device_name", lambda ordinal: "Some GPU")
+        monkeypatch.setattr(module, "device", lambda index: index)
+        monkeypatch.setattr(module, "retain_context", self._retain)
+        monkeypatch.setattr(module, "release_context", self._release)
+        self.retained: list[int] = []
+        self.threads: set[int] = set()
+
+    def _retain(self, ordinal: int) -> int:
+        self.retained.append(ordinal)
+        self.threads.add(threading.get_ident())
+        return 1
+
+    def _release(self, ordinal: int) -> None:
+        self.retained.remove(ordinal)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +137,7 @@ def test_a_gpu_that_the_compiler_does_not_know(
     monkeypatch: pytest.MonkeyPatch, architecture: int
 ) -> None:
     """Drivers for CUDA 13 start older ones all the same, and later drivers newer ones."""
-    _Driver(monkeypatch, 13000, 1, architecture)
+    driver = _Driver(monkeypatch, 13000, 1, architecture)
     module = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
     known = module.compiler_architectures()
     assert {75, 80, 90, 100} <= set(known)
@@ -128,6 +146,7 @@ def test_a_gpu_that_the_compiler_does_not_know(
     assert f"the GPU (Some GPU) is an sm_{architecture}, but the compiler (NVRTC " in text
     assert "makes kernels for sm_75 to sm_" in text
     assert "nvidia-cuda-nvrtc" in text
+    assert not driver.retained
 
 
 def test_driver_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
