@@ -182,7 +182,8 @@ class Installation:
             self._streams = streams
             stopping = self._closing.enter_context(ExitStack())
             stopping.callback(_close_all, streams)
-            self.staging_ahead = context.reserve_staging_ahead(self.plan.staging_ahead.size_bytes)
+            ahead = self.plan.staging_ahead
+            self.staging_ahead = context.reserve_staging_ahead(ahead.part_bytes, ahead.parts)
             shares = manifest.streams.sm or (None,) * manifest.streams.count
             with real_time_threads(manifest.streams.real_time):
                 for index, staging in enumerate(self.plan.staging):

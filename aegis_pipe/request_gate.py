@@ -52,14 +52,23 @@ class RequestGate:
             )
         revision = self.revision
         request = revision.make_request(submission)
-        # Held while handing in, so that no request comes to a revision that has been stopped.
-        with self._lock:
-            if self._held is not None:
-                self._hold(submission)
-                return
-            if revision is not self.revision:
-                request = self.revision.make_request(submission)
-            self.revision.loop.submit(request, is_patient=submission.is_patient)
+        # Before the lock: what is large takes its time.
+        revision.stage(request)
+        is_handed_in = False
+        try:
+            # Held while handing in, so that no request comes to a revision that has been stopped.
+            with self._lock:
+                if self._held is not None:
+                    self._hold(submission)
+                elif revision is not self.revision:
+                    other = self.revision.make_request(submission)
+                    self.revision.loop.submit(other, is_patient=submission.is_patient)
+                else:
+                    revision.loop.submit(request, is_patient=submission.is_patient)
+                    is_handed_in = True
+        finally:
+            if not is_handed_in:
+                revision.unstage(request)
 
     def cancel(self, request_id: int) -> bool:
         """Ask for a request to end; return whether it was open."""

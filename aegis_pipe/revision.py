@@ -184,6 +184,14 @@ class Revision:
             traceparent=submission.traceparent,
         )
 
+    def stage(self, request: ExecutionRequest) -> None:
+        """Have its inputs ready for its launch, if there is room; before it is handed in."""
+        self.launcher.stage_inputs(request.payload)
+
+    def unstage(self, request: ExecutionRequest) -> None:
+        """Undo that, for a request that was not handed in."""
+        self.launcher.give_back_inputs(request.payload)
+
     def stop(self, until_ns: int | None = None, give_up: threading.Event | None = None) -> bool:
         """Bring open requests to their end; idempotent.
 

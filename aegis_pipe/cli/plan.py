@@ -340,7 +340,8 @@ def as_json(planned: PlannedDeployment, *, steps: bool, passes: bool) -> dict[st
                     {"size_bytes": each.size_bytes, "model": each.model or None}
                     for each in memory.staging
                 ],
-                "next_request": {
+                "next_requests": {
+                    "count": memory.staging_ahead.parts,
                     "size_bytes": memory.staging_ahead.size_bytes,
                     "model": memory.staging_ahead.model or None,
                 },

@@ -86,6 +86,8 @@ class DeviceDescription:
     library_versions: tuple[tuple[str, str], ...] = ()
     staging_alignment_bytes: int = 0
     """Copies pass through host memory of their stream, each in a multiple of this; 0: straight."""
+    staged_ahead_min_bytes: int = 0
+    """Inputs of a request that take less are not worth being staged ahead."""
     event_step_ns: int = 0
     """How coarse the times of events are, and so how far they may be from stamps taken beside."""
 
@@ -153,19 +155,36 @@ class DeviceEvent(Protocol):
         ...
 
 
+class StagedInputs(Protocol):
+    """Arrays whose bytes a `StagingAhead` has; a place of its memory."""
+
+
 class StagingAhead(Protocol):
-    """Host memory for the inputs of the request that is next; for one thread."""
+    """Host memory for the inputs of requests that wait, so that launching one copies nothing.
 
-    def stage(self, sources: Sequence[np.ndarray]) -> bool:
-        """Have these arrays' bytes ready for any stream's `copy_in`, in place of those before.
+    Any thread stages and gives back; what is served belongs to the thread that launches.
+    """
 
-        They stay unchanged until copied or forgotten. False if that can not be done just now, or
-        they are larger than planned: they are then copied when it is their turn.
+    def stage(self, sources: Sequence[np.ndarray]) -> StagedInputs | None:
+        """Copy these arrays' bytes into a place of their own.
+
+        None if that is not worth it, no place is free just now, or they are larger than planned:
+        they are then copied when it is their turn.
         """
         ...
 
-    def forget(self) -> None:
-        """Take no array for one that was staged: they may have other contents by now."""
+    def serve(self, staged: Sequence[StagedInputs]) -> None:
+        """Have any stream's `copy_in` of these arrays, and of no others, take the bytes from here.
+
+        Until the next call, which may have none.
+        """
+        ...
+
+    def give_back(self, staged: StagedInputs) -> None:
+        """Have the place back, which is free once copies that were enqueued from it are over.
+
+        By one thread at a time; idempotent.
+        """
         ...
 
 
@@ -362,11 +381,11 @@ class DeviceContext(Protocol):
         """
         ...
 
-    def reserve_staging_ahead(self, size_bytes: int) -> StagingAhead | None:
-        """Reserve host memory, as planned, in which inputs are staged while streams are busy.
+    def reserve_staging_ahead(self, place_bytes: int, places: int) -> StagingAhead | None:
+        """Reserve host memory, as planned, in which the inputs of requests that wait are staged.
 
-        Before the first stream; again, for another size, once all streams are closed. None where
-        copies go straight and `size_bytes` is therefore 0.
+        Before the first stream; again, for other sizes, once all streams are closed. None where
+        `place_bytes` is 0, as it is where copies go straight.
         """
         ...
 

@@ -50,8 +50,6 @@ from aegis_pipe.tensor import TensorId
 from aegis_pipe.units import format_size
 
 _NAMED_MAX = 3
-STAGED_AHEAD_MAX_BYTES = 4 << 20
-"""Inputs that are larger are not staged ahead: a copy of half a millisecond is not in the way."""
 """So many tensors are named where an arena is fullest."""
 
 
@@ -197,15 +195,15 @@ class CompiledModel:
         return sum(self.rows * device.staged_bytes(size // self.rows) for size in sizes)
 
     def staging_ahead_bytes(self, device: DeviceDescription) -> int:
-        """Return the host memory for staging one request's inputs ahead; 0 for a variant.
+        """Return the host memory for staging one request's inputs ahead.
 
-        Copying them holds up whoever schedules, so it is not done with large ones.
+        0 if they are too small to be worth it, and for a variant, whose requests are the model's.
         """
         if self.variant_of:
             return 0
         sizes = (device.staged_bytes(self.graph.spec(name).size_bytes) for name in self.inputs)
         size_bytes = sum(sizes)
-        return size_bytes if size_bytes <= STAGED_AHEAD_MAX_BYTES else 0
+        return size_bytes if size_bytes >= device.staged_ahead_min_bytes else 0
 
     def memory(
         self, device: DeviceDescription, arena_group: int = 0, streams_max: int | None = None

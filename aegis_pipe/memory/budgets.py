@@ -39,7 +39,7 @@ class ModelMemory:
     staging_bytes: int = 0
     """Host memory that one request's inputs and outputs pass through."""
     staging_ahead_bytes: int = 0
-    """Host memory that its inputs take if they are staged while another request still runs."""
+    """Host memory that one request's inputs take while it waits; 0 if they are not staged then."""
     arena_group: int = 0
     """Models of one group share memory on a stream; those of different groups do not."""
     streams_max: int | None = None
@@ -117,12 +117,17 @@ class StagingPlan:
         return cls(parts * largest.staging_bytes, largest.model, parts)
 
     @classmethod
-    def build_ahead(cls, models: Sequence[ModelMemory]) -> Self:
-        """Make room for the inputs of the one request that is next, whatever its stream."""
+    def build_ahead(cls, models: Sequence[ModelMemory], parts: int) -> Self:
+        """Make room for the inputs of so many requests, whatever their stream."""
         largest = max(models, key=lambda each: each.staging_ahead_bytes, default=None)
         if largest is None or not largest.staging_ahead_bytes:
-            return cls(0, "")
-        return cls(largest.staging_ahead_bytes, largest.model)
+            return cls(0, "", parts)
+        return cls(parts * largest.staging_ahead_bytes, largest.model, parts)
+
+    @property
+    def part_bytes(self) -> int:
+        """Of each part."""
+        return self.size_bytes // self.parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,7 @@ class DevicePlan:
     staging: tuple[StagingPlan, ...] = ()
     """Host memory, one piece per stream."""
     staging_ahead: StagingPlan = StagingPlan(0, "")
-    """Host memory for the inputs of the request that is next."""
+    """Host memory for inputs of requests that wait: of one more than streams can have at once."""
     requests_per_stream: int = 1
     """Requests that can be on a stream at once."""
     alignment_bytes: int = 1
@@ -192,7 +197,7 @@ class DevicePlan:
             weights_bytes=weights_end,
             arenas=tuple(ArenaPlan.build(here, alignment_bytes) for here in by_stream),
             staging=tuple(StagingPlan.build(here, requests_per_stream) for here in by_stream),
-            staging_ahead=StagingPlan.build_ahead(models),
+            staging_ahead=StagingPlan.build_ahead(models, requests_per_stream * stream_count + 1),
             requests_per_stream=requests_per_stream,
             alignment_bytes=alignment_bytes,
         )
@@ -230,7 +235,7 @@ class DevicePlan:
 
     @property
     def staging_bytes(self) -> int:
-        """Host memory of all streams and the next request; 0 where copies go straight."""
+        """Host memory of all streams and the next requests; 0 where copies go straight."""
         return sum(each.size_bytes for each in (*self.staging, self.staging_ahead))
 
     @property
@@ -255,11 +260,12 @@ class DevicePlan:
 
     @property
     def staging_parts(self) -> tuple[BudgetPart, ...]:
-        """What is staged on the host, stream by stream, and for the request that is next."""
+        """What is staged on the host, stream by stream, and for the requests that are next."""
+        ahead = self.staging_ahead
         pieces = [(f"of stream {stream}", each) for stream, each in enumerate(self.staging)]
         return tuple(
             BudgetPart(f"staging {what} (set by `{each.model}`)", each.size_bytes)
-            for what, each in (*pieces, ("of the next request", self.staging_ahead))
+            for what, each in (*pieces, (f"of the next {ahead.parts} requests", ahead))
             if each.size_bytes
         )
 

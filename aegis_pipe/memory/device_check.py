@@ -126,13 +126,16 @@ def _staging(
                     f"`{name}` stages {needed_bytes} bytes on stream {stream}, "
                     f"which has {piece.size_bytes}"
                 )
+    ahead, wanted = plan.staging_ahead, plan.requests_per_stream * plan.stream_count + 1
+    if ahead.parts != wanted:
+        yield f"{ahead.parts} requests are staged ahead, and streams can have {wanted - 1}"
     for name, model in models.items():
-        if model.staging_ahead_bytes > plan.staging_ahead.size_bytes:
+        if ahead.parts * model.staging_ahead_bytes > ahead.size_bytes:
             yield (
-                f"`{name}` stages {model.staging_ahead_bytes} bytes ahead, and there are "
-                f"{plan.staging_ahead.size_bytes}"
+                f"`{name}` stages {ahead.parts * model.staging_ahead_bytes} bytes ahead, and there "
+                f"are {ahead.size_bytes}"
             )
-    total_bytes = plan.staging_ahead.size_bytes + sum(piece.size_bytes for piece in plan.staging)
+    total_bytes = ahead.size_bytes + sum(piece.size_bytes for piece in plan.staging)
     if sum(part.size_bytes for part in plan.staging_parts) != total_bytes:
         yield "the parts of staging do not add up to its total"
     if budget_bytes is not None and total_bytes > budget_bytes:

@@ -2,7 +2,7 @@
 
 One slot per stream. Several segments can be in flight there, of one request, or the last ones of
 one and the first ones of the next: the stream's order is what makes one arena per stream sound.
-Used by the orchestration thread only, except for `payload` building.
+Used by the orchestration thread only, except for what brings a request's inputs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aegis_pipe.clock import Clock
-from aegis_pipe.device.protocols import DeviceStream, StagingAhead
+from aegis_pipe.device.protocols import DeviceStream, StagedInputs, StagingAhead
 from aegis_pipe.errors import AegisError, PermanentError
 from aegis_pipe.events import CopyFinished, EventHub, EventSynchronised, SegmentFinished
 from aegis_pipe.execution.executor import Executor
@@ -23,6 +23,9 @@ from aegis_pipe.execution.program import BoundModel, BoundTensor, Work
 from aegis_pipe.scheduling.batching import variant_name
 from aegis_pipe.scheduling.loop import SegmentCompletion
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
+
+STAGED_LATE_MAX_BYTES = 4 << 20
+"""Larger inputs are not staged by the thread that launches: others would wait for it too long."""
 
 
 class InferenceFuture(Future[dict[str, np.ndarray]]):
@@ -86,6 +89,8 @@ class RequestPayload:
     """Its place in the batch that it runs in."""
     bound: BoundModel | None = None
     """What it runs, from its launch on."""
+    staged: StagedInputs | None = None
+    """Its inputs, if they lie where its launch will find them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -140,15 +145,30 @@ class DeviceLauncher:
         self.notifies = notifies
         self._ahead = ahead
         self.stages_ahead = ahead is not None
-        self._staged: ExecutionRequest | None = None
         self.staged_ahead = 0
-        """Requests launched with inputs that were staged while others ran."""
+        """Requests that were launched without copying their inputs, which were staged by then."""
+
+    # For whoever hands a request in; a request is one thread's until it was handed in.
+
+    def stage_inputs(self, payload: RequestPayload) -> None:
+        """Copy the inputs, if that is worth it, to where their launch will find them."""
+        if self._ahead is not None and payload.staged is None:
+            payload.staged = self._ahead.stage(payload.inputs)
+
+    def give_back_inputs(self, payload: RequestPayload) -> None:
+        """Have back what `stage_inputs` took, for a request that will not be launched."""
+        if self._ahead is not None and payload.staged is not None:
+            self._ahead.give_back(payload.staged)
+
+    # For the orchestration thread.
 
     def stage(self, request: ExecutionRequest) -> None:
-        """Copy a waiting request's inputs to where its stream will find them."""
-        if self._ahead is not None and request is not self._staged:
-            is_staged = self._ahead.stage(request.payload.inputs)
-            self._staged = request if is_staged else None
+        """Stage the inputs of a request for which there was no room when it was handed in."""
+        payload = request.payload
+        if payload.staged is None:
+            size_bytes = sum(array.nbytes for array in payload.inputs)
+            if size_bytes <= STAGED_LATE_MAX_BYTES:
+                self.stage_inputs(payload)
 
     def launch(self, request: ExecutionRequest, segment: int, stream: int) -> None:
         """Enqueue one segment of a request on a stream.
@@ -161,8 +181,6 @@ class DeviceLauncher:
         bound = payload.bound
         if bound.first_update is not None:
             self._begin_update(request.model, segment, bound.first_update)
-        if segment == 0 and self._ahead is not None and request is not self._staged:
-            self._ahead.forget()
         inputs, outputs = payload.inputs, payload.outputs
         if request.batch_size > 1:
             inputs, outputs = _rows(request, slot.discards[bound.name])
@@ -175,6 +193,10 @@ class DeviceLauncher:
         if in_flight and in_flight[-1].request is not request:
             for lane in slot.lanes:
                 lane.begin_request()
+        staged: Sequence[StagedInputs] = ()
+        if segment == 0 and self._ahead is not None:
+            staged = _staged(request)
+            self._ahead.serve(staged)
         # Noted before launching, so that a launch that fails half-way is still waited for.
         in_flight.append(_Running(request, bound, segment, last, launch_ns, stamped, timed))
         try:
@@ -186,10 +208,10 @@ class DeviceLauncher:
         except AegisError:
             in_flight.pop()
             raise
-        if segment == 0 and self._ahead is not None:
-            self.staged_ahead += request is self._staged
-            self._ahead.forget()
-            self._staged = None
+        finally:
+            if staged and self._ahead is not None:
+                self._ahead.serve(())
+        self.staged_ahead += len(staged)
 
     def _begin_update(self, model: str, segment: int, first_update: int) -> None:
         # Requests of such a model run one after the other: what is open when one starts stays so.
@@ -303,12 +325,19 @@ class DeviceLauncher:
     ) -> None:
         """Give the caller its result or its error."""
         payload: RequestPayload = request.payload
+        self.give_back_inputs(payload)
         if error is not None:
             payload.future.set_exception(error)
             return
         assert state is RequestState.COMPLETED
         bound = self._slots[request.stream or 0].models[request.model]
         payload.future.set_result(bound.named_results(payload.outputs))
+
+
+def _staged(leader: ExecutionRequest) -> list[StagedInputs]:
+    """Return what is staged of a request, or of a batch."""
+    payloads = (member.payload for member in (leader, *leader.companions))
+    return [payload.staged for payload in payloads if payload.staged is not None]
 
 
 def _rows(

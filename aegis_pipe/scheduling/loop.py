@@ -62,7 +62,7 @@ class Launcher(Protocol):
         ...
 
     def stage(self, request: ExecutionRequest) -> None:
-        """Prepare for the launch of a request that is likely to start next; there is one at most.
+        """Prepare for the launch of a request that is likely to start next.
 
         Called again and again for the same one.
         """

@@ -52,27 +52,37 @@ class StagingStream(CpuStream):
 
 
 class Ahead:
-    """Memory for the next request's inputs, as planned; the CPU copies from the arrays anyway."""
+    """Memory for the next requests' inputs, as planned; the CPU copies from the arrays anyway."""
 
-    def __init__(self, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
+    def __init__(self, place_bytes: int, places: int) -> None:
+        self.place_bytes = place_bytes
+        self.places = places
+        self.taken: list[list[Any]] = []
 
-    def stage(self, sources: Sequence[np.ndarray]) -> bool:
+    def stage(self, sources: Sequence[np.ndarray]) -> list[Any] | None:
         used = sum(-(-source.nbytes // UNIT) * UNIT for source in sources)
-        assert used <= self.size_bytes, "more is staged ahead than was planned"
-        return True
+        assert used <= self.place_bytes, "more is staged ahead than was planned"
+        if len(self.taken) == self.places:
+            return None
+        self.taken.append([*sources])
+        return self.taken[-1]
 
-    def forget(self) -> None:
-        pass
+    def serve(self, staged: Sequence[Any]) -> None:
+        assert all(any(each is one for one in self.taken) for each in staged)
+
+    def give_back(self, staged: Any) -> None:
+        self.taken = [each for each in self.taken if each is not staged]
 
 
 class StagingContext(CpuContext):
     """The CPU, as if its copies passed through host memory."""
 
     streams_made = 0
+    ahead: Ahead
 
-    def reserve_staging_ahead(self, size_bytes: int) -> Ahead:
-        return Ahead(size_bytes)
+    def reserve_staging_ahead(self, place_bytes: int, places: int) -> Ahead:
+        StagingContext.ahead = Ahead(place_bytes, places)
+        return StagingContext.ahead
 
     @property
     def description(self):
@@ -117,8 +127,8 @@ shapes = {{ x = [1, 100] }}
 batching = {{ max_batch = 4, window = "20 ms" }}
 """
 # An input of 2000 bytes and one of 8, an output of 2000: 2048 + 256 + 2048; 512 + 256 + 512, four
-# times. While other requests run, inputs of one that is next: 2048 + 256.
-WIDE, BATCHED, AHEAD = 4352, 5120, 2304
+# times. Inputs of three requests, one more than there are streams: 2048 + 256 each.
+WIDE, BATCHED, AHEAD = 4352, 5120, 3 * 2304
 
 
 @pytest.fixture
@@ -148,13 +158,13 @@ def test_the_plan_says_what_each_stream_and_model_stages(
         "total_bytes": 2 * BATCHED + AHEAD,
         "budget_bytes": 2 * BATCHED + AHEAD,
         "streams": [{"size_bytes": BATCHED, "model": "batched@4"}] * 2,
-        "next_request": {"size_bytes": AHEAD, "model": "wide"},
+        "next_requests": {"count": 3, "size_bytes": AHEAD, "model": "wide"},
     }
     assert [model["staging_bytes"] for model in described["models"]] == [WIDE, BATCHED // 4]
     assert main(["plan", str(manifest)]) == 0
     out = capsys.readouterr().out
-    assert "host staging 12.25 KiB of a budget of 12.25 KiB:" in out
-    assert "  staging of the next request (set by `wide`) 2.25 KiB" in out
+    assert "host staging 16.75 KiB of a budget of 16.75 KiB:" in out
+    assert "  staging of the next 3 requests (set by `wide`) 6.75 KiB" in out
     assert "  staging of stream 1 (set by `batched@4`) 5 KiB" in out
 
 
@@ -169,6 +179,7 @@ def test_it_is_reserved_once_and_is_what_requests_need(manifest: Path, stages: N
             assert (future.result(timeout=60)["y"] == 2).all()
         staging, staged = runtime.statistics().staging, runtime.statistics().staged_ahead
     assert staged > 0
+    assert not StagingContext.ahead.taken, "places are not given back"
     assert [each.reserved_bytes for each in staging] == [BATCHED] * 2
     # Batches of four ran, at the latest when rows were checked.
     assert max(each.peak_bytes for each in staging) == BATCHED
@@ -181,12 +192,12 @@ def test_too_much_is_refused_before_anything_is_reserved(manifest: Path, stages:
     assert StagingContext.streams_made == 0
     message = str(caught.value)
     assert (
-        "host staging of device `cpu`: budget 11 KiB, needs 12.25 KiB: staging of stream 0"
-        in message
+        "host staging of device `cpu`: budget 11 KiB, needs 16.75 KiB: staging of the next "
+        "3 requests (set by `wide`) 6.75 KiB" in message
     )
-    assert "raise `staging_budget` to 13 KiB" in message
-    assert "lower `streams.count` to 1, which saves 5 KiB" in message
-    assert "lower `batching.max_batch` to 2 for model `batched`, which saves 1.5 KiB" in message
+    assert "raise `staging_budget` to 17 KiB" in message
+    assert "lower `streams.count` to 1, which saves 7.25 KiB" in message
+    assert "leave `batching` out for model `batched`, which saves 1.5 KiB" in message
 
 
 def test_where_copies_go_straight_nothing_is_planned(

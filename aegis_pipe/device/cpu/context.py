@@ -151,9 +151,9 @@ class CpuContext:
             )
         return self._own(CpuStream(index, self._clock, self._progress, self._threads))
 
-    def reserve_staging_ahead(self, size_bytes: int) -> StagingAhead | None:
+    def reserve_staging_ahead(self, place_bytes: int, places: int) -> StagingAhead | None:
         """Return None: copies go straight."""
-        assert not size_bytes, f"{size_bytes} bytes are to be staged where nothing is"
+        assert not place_bytes, f"{place_bytes} bytes are to be staged where nothing is"
         return None
 
     def create_event(self, *, is_announced: bool = True) -> DeviceEvent:

@@ -25,7 +25,11 @@ from aegis_pipe.device.cuda.kernels import KERNELS, elementwise_chains, planar_c
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Machine
 from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_of
 from aegis_pipe.device.cuda.sensors import Sensors
-from aegis_pipe.device.cuda.staging import STAGING_ALIGNMENT_BYTES, CudaStagingAhead
+from aegis_pipe.device.cuda.staging import (
+    AHEAD_MIN_BYTES,
+    STAGING_ALIGNMENT_BYTES,
+    CudaStagingAhead,
+)
 from aegis_pipe.device.cuda.stamps import Stamps
 from aegis_pipe.device.cuda.stream import CudaStream, handle_of, partition_of
 from aegis_pipe.device.cuda.timeline import Timeline
@@ -209,11 +213,11 @@ class CudaContext:
             )
         )
 
-    def reserve_staging_ahead(self, size_bytes: int) -> StagingAhead | None:
-        """Reserve page-locked memory for it; there is one, which this makes another size."""
+    def reserve_staging_ahead(self, place_bytes: int, places: int) -> StagingAhead | None:
+        """Reserve page-locked memory for it; there is one, which this gives other places."""
         self._assert_open()
-        self._staging_ahead.reserve(size_bytes)
-        return self._staging_ahead if size_bytes else None
+        self._staging_ahead.reserve(place_bytes, places)
+        return self._staging_ahead if place_bytes else None
 
     def create_event(self, *, is_announced: bool = True) -> DeviceEvent:
         """Make an event; none is announced here, all are polled."""
@@ -443,6 +447,7 @@ class CudaContext:
             compute_units=self._machine.multiprocessors,
             alignment_bytes=ALIGNMENT_BYTES,
             staging_alignment_bytes=STAGING_ALIGNMENT_BYTES,
+            staged_ahead_min_bytes=AHEAD_MIN_BYTES,
             event_step_ns=EVENT_STEP_NS,
             library_versions=(
                 ("cuda driver", f"{version // 1000}.{version % 1000 // 10}"),

@@ -93,9 +93,9 @@ def check_staging_in_turns(device: DeviceContext) -> None:
 
 @entered
 def check_staging_ahead(device: DeviceContext) -> None:
-    """Check that inputs staged ahead arrive, are used once, and never instead of later contents."""
-    size = 1000
-    ahead = device.reserve_staging_ahead(device.description.staged_bytes(size))
+    """Check that inputs staged ahead arrive, and are used only for the request that they are of."""
+    size = max(1000, device.description.staged_ahead_min_bytes)
+    ahead = device.reserve_staging_ahead(device.description.staged_bytes(size), 2)
     stream, region = device.create_stream(0), device.allocate(size)
     source, result = np.full(size, 1, np.uint8), np.empty(size, np.uint8)
 
@@ -111,12 +111,25 @@ def check_staging_ahead(device: DeviceContext) -> None:
         return
     for value in range(2, 20):
         source.fill(value)
-        assert ahead.stage([source]), "what was planned does not fit"
-        assert comes_out() == value, "what was staged ahead is lost"
-        ahead.forget()
+        first = ahead.stage([source])
+        source.fill(50 + value)
+        second = ahead.stage([source])
         source.fill(100 + value)
-        assert comes_out() == 100 + value, "what was forgotten is used"
-    assert not ahead.stage([source, source]), "more than was planned is staged"
+        assert first is not None, "what was planned does not fit"
+        assert second is not None, "what was planned does not fit"
+        assert comes_out() == 100 + value, "what is not served is used"
+        ahead.serve([second])
+        assert comes_out() == 50 + value, "what was staged ahead is lost"
+        ahead.serve([first])
+        assert comes_out() == value, "what was staged ahead is lost"
+        ahead.serve([])
+        for staged in (first, second):
+            ahead.give_back(staged)
+            ahead.give_back(staged)
+        third = ahead.stage([source])
+        assert third is not None, "a place is not given back"
+        ahead.give_back(third)
+    assert ahead.stage([source, source]) is None, "more than was planned is staged"
     assert comes_out() == 119, "what could not be staged is lost"
 
 

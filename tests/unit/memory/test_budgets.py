@@ -135,18 +135,19 @@ def test_a_device_stores_weights_once_and_an_arena_per_stream():
     ]
 
 
-def test_the_next_requests_inputs_are_planned_once_for_all_streams():
+def test_inputs_of_one_request_more_than_streams_have_are_planned():
     models = [
         ModelMemory("small", {}, 0, 2 * MIB, staging_ahead_bytes=MIB),
         ModelMemory("large", {}, 0, 8 * MIB, staging_ahead_bytes=3 * MIB),
     ]
     plan = DevicePlan.build(models, stream_count=2)
-    assert plan.staging_bytes == (2 * 8 + 3) * MIB
+    assert plan.staging_bytes == (2 * 8 + 3 * 3) * MIB
     assert [str(part) for part in plan.staging_parts] == [
         "staging of stream 0 (set by `large`) 8 MiB",
         "staging of stream 1 (set by `large`) 8 MiB",
-        "staging of the next request (set by `large`) 3 MiB",
+        "staging of the next 3 requests (set by `large`) 9 MiB",
     ]
+    assert (plan.staging_ahead.parts, plan.staging_ahead.part_bytes) == (3, 3 * MIB)
 
 
 def test_alignment_gaps_are_counted_and_named():

@@ -39,8 +39,12 @@ def test_a_plan_as_it_is_made_is_sound():
             "`large` stages 512 bytes on stream 1, which has 256",
         ),
         (
-            replace(PLAN, staging_ahead=StagingPlan(64, "large")),
-            "`large` stages 128 bytes ahead, and there are 64",
+            replace(PLAN, staging_ahead=StagingPlan(383, "large", 3)),
+            "`large` stages 384 bytes ahead, and there are 383",
+        ),
+        (
+            replace(PLAN, staging_ahead=StagingPlan(256, "large", 2)),
+            "2 requests are staged ahead, and streams can have 2",
         ),
         (replace(PLAN, staging=PLAN.staging[:1]), "1 streams stage copies, of 2"),
         (
@@ -58,8 +62,8 @@ def test_a_stream_for_two_requests_stages_both():
     assert [each.size_bytes for each in plan.staging] == [
         2 * each.size_bytes for each in PLAN.staging
     ]
-    assert plan.staging_ahead == PLAN.staging_ahead
-    assert check_device_plan(plan, BY_NAME, None, 2 * 1024 + 128) == []
+    assert plan.staging_ahead == StagingPlan(5 * 128, "large", 5)
+    assert check_device_plan(plan, BY_NAME, None, 2 * 1024 + 5 * 128) == []
     smaller = replace(plan.staging[0], size_bytes=plan.staging[0].size_bytes - 1)
     found = check_device_plan(replace(plan, staging=(smaller, plan.staging[1])), BY_NAME, None)
     assert any("`large` stages 1024 bytes on stream 0, which has 1023" in each for each in found)
@@ -70,7 +74,7 @@ def test_a_total_over_budget_is_noticed():
     assert found == [
         f"the total of {PLAN.total_bytes} exceeds the budget of {PLAN.total_bytes - 1}"
     ]
-    assert check_device_plan(PLAN, BY_NAME, None, 1152) == []
-    assert check_device_plan(PLAN, BY_NAME, None, 1151) == [
-        "staging of 1152 exceeds its budget of 1151"
+    assert check_device_plan(PLAN, BY_NAME, None, 1408) == []
+    assert check_device_plan(PLAN, BY_NAME, None, 1407) == [
+        "staging of 1408 exceeds its budget of 1407"
     ]

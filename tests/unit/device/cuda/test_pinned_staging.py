@@ -7,7 +7,11 @@ copies.
 from __future__ import annotations
 
 import ctypes
+import itertools
+import queue
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ import pytest
 from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.faults import FaultWords
 from aegis_pipe.device.cuda.region import CudaRegion
-from aegis_pipe.device.cuda.staging import CudaStagingAhead
+from aegis_pipe.device.cuda.staging import CudaStagedInputs, CudaStagingAhead
 from aegis_pipe.device.cuda.stream import CudaStream
 
 
@@ -142,62 +146,189 @@ def test_a_request_that_was_given_up_half_way_leaves_room_for_the_next(host: Hos
     stream.close()
 
 
+PLACE = 1 << 17
+
+
 @pytest.fixture
 def ahead(host: HostDriver) -> Iterator[CudaStagingAhead]:
+    """Two places."""
     ahead = CudaStagingAhead()
-    ahead.reserve(1024 + 256)
+    ahead.reserve(PLACE, 2)
     yield ahead
     ahead.close()
+
+
+def staged(ahead: CudaStagingAhead, *sources: np.ndarray) -> CudaStagedInputs:
+    inputs = ahead.stage(sources)
+    assert inputs is not None
+    return inputs
+
+
+def full(value: int, size_bytes: int = 1 << 16) -> np.ndarray:
+    return np.full(size_bytes, value, np.uint8)
 
 
 def test_what_was_staged_ahead_is_not_copied_again(
     host: HostDriver, ahead: CudaStagingAhead
 ) -> None:
-    places = [host.place(1000), host.place(10)]
+    places = [host.place(1 << 16), host.place(10)]
     stream = CudaStream(0, 1, 0, FaultWords(), 0, ahead=ahead)  # with no room of its own
-    sources = [np.full(place.bytes.size, 7, np.uint8) for place in places]
-    assert ahead.stage(sources)
+    sources = [full(7, place.bytes.size) for place in places]
+    ahead.serve([staged(ahead, *sources)])
     for source, place in zip(sources, places, strict=True):
         source.fill(8)  # and nobody looks at it any more
         stream.copy_in(source, place.region)
     stream.synchronise()
     assert [place.bytes.min() for place in places] == [7, 7]
+    assert [place.bytes.max() for place in places] == [7, 7]
     assert host.pinned_calls == 1
     stream.close()
 
 
-def test_it_is_in_use_until_its_stream_has_passed(
+def test_a_place_is_in_use_until_its_stream_has_passed(
     host: HostDriver, ahead: CudaStagingAhead
 ) -> None:
-    place = host.place(1000)
-    streams = [CudaStream(number, 1, 0, FaultWords(), 1024, ahead=ahead) for number in range(2)]
-    first, second = (np.full(1000, value, np.uint8) for value in (1, 2))
-    assert ahead.stage([first])
+    place = host.place(1 << 16)
+    streams = [CudaStream(number, 1, 0, FaultWords(), 1 << 16, ahead=ahead) for number in range(2)]
+    first, second = full(1), full(2)
+    inputs, other = staged(ahead, first), staged(ahead, second)
+    assert ahead.stage([second]) is None, "there are two places"
+    ahead.give_back(other)
+    ahead.serve([inputs])
     streams[0].copy_in(first, place.region)
-    assert not ahead.stage([second])
-    streams[1].synchronise()  # which is not the one that reads it
+    ahead.serve([])
+    ahead.give_back(inputs)  # its request is over, but not its copy
+    other = staged(ahead, second)
+    streams[1].synchronise()  # which is not the one that copies
+    assert ahead.stage([second]) is None
     host._enqueued.append(lambda: None)
-    assert not ahead.stage([second])
     streams[0].synchronise()
-    assert ahead.stage([second])
+    ahead.give_back(inputs)
+    third = staged(ahead, second)
+    assert ahead.stage([second]) is None, "a place was given back twice"
+    ahead.give_back(other)
+    ahead.give_back(third)
     for stream in streams:
         stream.close()
 
 
-def test_what_was_forgotten_or_is_another_array_is_copied(
+def test_only_what_is_served_is_taken(host: HostDriver, ahead: CudaStagingAhead) -> None:
+    place = host.place(1 << 16)
+    stream = CudaStream(0, 1, 0, FaultWords(), 1 << 16, ahead=ahead)
+    source = full(1)
+    inputs = [staged(ahead, source), staged(ahead, source)]
+
+    def arrives(array: np.ndarray, value: int) -> None:
+        stream.copy_in(array, place.region)
+        stream.synchronise()
+        assert place.bytes.min() == place.bytes.max() == value
+
+    source.fill(3)
+    arrives(source, 3)  # nothing is served
+    ahead.serve(inputs[:1])
+    arrives(source.copy() + 1, 4)  # another array
+    arrives(source, 1)
+    ahead.serve([])
+    arrives(source, 3)
+    for each in inputs:
+        ahead.give_back(each)
+    stream.close()
+
+
+def test_what_is_too_small_or_too_large_is_copied_in_its_turn(
     host: HostDriver, ahead: CudaStagingAhead
 ) -> None:
-    place = host.place(1000)
-    stream = CudaStream(0, 1, 0, FaultWords(), 1024, ahead=ahead)
-    source = np.full(1000, 1, np.uint8)
-    assert ahead.stage([source])
-    stream.copy_in(source.copy() + 1, place.region)
-    stream.synchronise()
-    assert place.bytes.min() == place.bytes.max() == 2
-    ahead.forget()
-    source.fill(3)
+    assert ahead.stage([full(1, 60_000)]) is None
+    assert ahead.stage([full(1, PLACE), full(1, 1)]) is None
+    both = [staged(ahead, full(1, PLACE - 256), full(1, 1)), staged(ahead, full(1, PLACE))]
+    for each in both:
+        ahead.give_back(each)
+
+
+def test_there_are_no_places_before_they_are_reserved_nor_after(host: HostDriver) -> None:
+    ahead = CudaStagingAhead()
+    assert ahead.stage([full(1)]) is None
+    ahead.reserve(PLACE, 1)
+    ahead.give_back(staged(ahead, full(1)))
+    ahead.reserve(0, 1)
+    assert ahead.stage([full(1)]) is None
+    assert not host.pinned
+    ahead.close()
+
+
+def test_memory_is_not_given_back_under_somebody_who_copies_into_it(
+    host: HostDriver, ahead: CudaStagingAhead
+) -> None:
+    inputs = staged(ahead, full(1))
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(ahead.close)
+        with pytest.raises(TimeoutError):
+            closing.result(timeout=0.1)
+        assert len(host.pinned) == 1
+        assert ahead.stage([full(1)]) is None, "a place is taken from memory that is closing"
+        ahead.give_back(inputs)
+        closing.result(timeout=5)
+    assert not host.pinned
+
+
+def test_what_a_broken_context_never_copied_is_not_waited_for(
+    host: HostDriver, ahead: CudaStagingAhead
+) -> None:
+    stream = CudaStream(0, 1, 0, FaultWords(), 0, ahead=ahead)
+    source, place = full(1), host.place(1 << 16)
+    ahead.serve([staged(ahead, source)])
     stream.copy_in(source, place.region)
-    stream.synchronise()
-    assert place.bytes.min() == place.bytes.max() == 3
-    assert not ahead.stage([source, source]), "more than it has room for"
+    ahead.close()
+    assert not host.pinned
+    host._enqueued.clear()
+    stream.close()
+
+
+def test_many_threads_stage_while_one_copies(host: HostDriver, ahead: CudaStagingAhead) -> None:
+    """Each request's own bytes arrive, places come back, and sizes may change in between."""
+    stream, place = CudaStream(0, 1, 0, FaultWords(), PLACE, ahead=ahead), host.place(1 << 16)
+    waiting: queue.SimpleQueue[tuple[np.ndarray, CudaStagedInputs | None, int]]
+    waiting = queue.SimpleQueue()
+    ends = threading.Event()
+
+    def hand_in(seed: int) -> None:
+        for number in itertools.count(seed):
+            if ends.is_set():
+                return
+            source = full(number % 250)
+            inputs = ahead.stage([source])
+            if number % 3:
+                if inputs is not None:
+                    source.fill(251)  # so that a copy from there is seen
+                waiting.put((source, inputs, number % 250))
+            elif inputs is not None:
+                ahead.give_back(inputs)  # a full queue, say
+
+    with ThreadPoolExecutor(4) as pool:
+        senders = [pool.submit(hand_in, 50 * seed) for seed in range(4)]
+        taken = 0
+        try:
+            for number in range(600):
+                source, inputs, value = waiting.get(timeout=10)
+                ahead.serve([] if inputs is None else [inputs])
+                stream.copy_in(source, place.region)
+                ahead.serve([])
+                stream.synchronise()
+                assert place.bytes.min() == place.bytes.max() == value
+                taken += inputs is not None
+                if number % 100 == 99:
+                    while not waiting.empty():
+                        *_, inputs, _ = waiting.get()
+                        if inputs is not None:
+                            ahead.give_back(inputs)
+        finally:
+            ends.set()
+        for sender in senders:
+            sender.result(timeout=10)
+    while not waiting.empty():
+        *_, inputs, _ = waiting.get()
+        if inputs is not None:
+            ahead.give_back(inputs)
+    assert taken > 0
+    assert host.pinned_calls == 2, "the stream's and the places"
     stream.close()
