@@ -1,14 +1,15 @@
 """Latency on a GPU: this runtime beside PyTorch and ONNX Runtime, same networks, weights, inputs.
 
     python tools/bench_cuda.py --json docs/benchmarks/cuda_h100.json [--models resnet50 bert_base] \
-        [--batches 1 8] [--precisions fp16 tf32] [--compile [MODE]]
+        [--batches 1 8] [--precisions fp16 tf32] [--compile [MODE]] [--conditions]
 
 One request at a time, data on the device: launch and synchronise, by the host's clock; all in
 turns, so that whatever the GPU's clocks do happens to all. Networks come from torchvision and
 transformers, with random weights, exported to ONNX on the spot; where they or torch are missing,
 from tools/make_networks.py, and PyTorch is no peer. ONNX Runtime is one where its CUDA provider
 runs. Every row tells the relative error of the outputs against the network in float32, so that a
-fast wrong answer is seen, and what could not be compared with says why.
+fast wrong answer is seen, and what could not be compared with says why. `--conditions` has our
+requests once more as the host may run them otherwise: on one core, in real time, and polled for.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ import datetime
 import gc
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 import tempfile
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,7 @@ from bench_cuda_peers import (
 )
 
 from aegis_pipe import __version__
-from aegis_pipe.clock import SystemClock
+from aegis_pipe.clock import SystemClock, real_time_threads
 from aegis_pipe.device.protocols import DeviceContext, DeviceStream, StagingAhead
 from aegis_pipe.device.registry import open_device
 from aegis_pipe.errors import AegisError
@@ -90,14 +93,15 @@ def _percentiles(times_ns: list[int]) -> dict[str, float]:
 def _run(contestant: Contestant, warm_ups: int, requests: int) -> None:
     """Time so many of its requests."""
     prepare, request = contestant.prepare, contestant.request
-    for _ in range(warm_ups):
-        prepare()
-        request()
-    for _ in range(requests):
-        prepare()
-        begin = time.perf_counter_ns()
-        request()
-        contestant.times_ns.append(time.perf_counter_ns() - begin)
+    with contestant.around():
+        for _ in range(warm_ups):
+            prepare()
+            request()
+        for _ in range(requests):
+            prepare()
+            begin = time.perf_counter_ns()
+            request()
+            contestant.times_ns.append(time.perf_counter_ns() - begin)
 
 
 def _compete(field: Field) -> dict[str, dict[str, Any]]:
@@ -128,12 +132,12 @@ def _compete(field: Field) -> dict[str, dict[str, Any]]:
 
 
 def _ours(
-    stack: ExitStack,
-    subject: Subject,
-    name: str,
-    precision: str,
-) -> Contestant:
-    """Load, check and measure alone; the device stays open until `stack` is left."""
+    stack: ExitStack, subject: Subject, name: str, precision: str, *, conditions: bool = False
+) -> Field:
+    """Load, check and measure alone; the device stays open until `stack` is left.
+
+    Returns ours, first, and with `conditions` the same under each of them.
+    """
     clock = SystemClock()
     begin = time.perf_counter()
     graph = ModelLoader().load(subject.path, LoadOptions(name=name))
@@ -172,7 +176,53 @@ def _ours(
         "on_device": _on_device(standalone, inputs, context, stream),
         "alone": _percentiles(alone.times_ns),
     }
-    return Contestant(standalone.run_on_device, prepare, facts)
+    ours: Field = {OURS: Contestant(standalone.run_on_device, prepare, facts)}
+    if conditions:
+        ours |= _under_conditions(stack, standalone, context, stream, prepare)
+    return ours
+
+
+def _under_conditions(
+    stack: ExitStack,
+    standalone: StandaloneGraph,
+    context: DeviceContext,
+    stream: DeviceStream,
+    prepare: Callable[[], None],
+) -> Field:
+    """Return the same requests as the host may run them otherwise."""
+    event = context.create_event()
+    stack.callback(event.close)
+
+    def polled() -> None:
+        standalone.launch()
+        stream.record(event)
+        while not event.is_done():
+            pass
+
+    request, real_time = standalone.run_on_device, partial(real_time_threads, 50)
+    return {
+        f"{OURS}, one core": Contestant(request, prepare, around=_one_core),
+        f"{OURS}, real time": Contestant(request, prepare, around=real_time),
+        f"{OURS}, polled": Contestant(polled, prepare),
+        f"{OURS}, all three": Contestant(polled, prepare, around=_one_core_in_real_time),
+    }
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """Keep the calling thread on the last of its cores."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@contextmanager
+def _one_core_in_real_time() -> Iterator[None]:
+    with _one_core(), real_time_threads(50):
+        yield
 
 
 def _load_s(path: Path, name: str, precision: str) -> float:
@@ -310,8 +360,9 @@ def _row(
         with ExitStack() as stack:
             field: Field = {}
             try:
-                ours = _ours(stack, subject, name, precision)
-                field[OURS] = ours
+                field |= _ours(stack, subject, name, precision, conditions=options.conditions)
+                ours = field[OURS]
+                assert isinstance(ours, Contestant)
                 # Kept already: what follows is others' code.
                 row[OURS] = {**ours.facts["alone"], **ours.facts}
             except Exception as failure:
@@ -367,7 +418,7 @@ def _summary(rows: list[dict[str, Any]]) -> str:
         cells = [row["model"], str(row["batch"]), row["precision"]]
         cells += [f"{ours[key]:.3f}" if key in ours else "-" for key in ("p50_ms", "p99_ms")]
         cells += [f"{medians[name]:.3f}" if name in medians else "-" for name in peers]
-        others = [median for name, median in medians.items() if name != OURS]
+        others = [median for name, median in medians.items() if not name.startswith(OURS)]
         if OURS not in medians or not others:
             cells.append("-")
         elif medians[OURS] <= min(others):
@@ -410,6 +461,7 @@ def main() -> int:
     parser.add_argument("--precisions", nargs="+", choices=precisions)
     parser.add_argument("--no-peers", action="store_true", help="measure ours alone")
     parser.add_argument("--no-onnxruntime", action="store_true", help="leave its rows out")
+    parser.add_argument("--conditions", action="store_true", help="ours as the host may run it")
     parser.add_argument(
         "--compile",
         nargs="?",

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class Contestant:
     """What its row says beside its times."""
     kept: object = None
     """What has to live as long: a captured graph knows addresses only."""
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Entered for each of its turns."""
     times_ns: list[int] = field(default_factory=list)
     failure: str = ""
 

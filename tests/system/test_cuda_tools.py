@@ -103,9 +103,17 @@ def test_a_row_without_torch(bench: ModuleType, tmp_path: Path) -> None:
     assert subject.example.shape == (2, 3, 224, 224)
     assert networks.half_exporter(subject) is None
     with ExitStack() as stack:
-        facts = bench._ours(stack, subject, "mobilenet_v2", "fp32").facts
+        field = bench._ours(stack, subject, "mobilenet_v2", "fp32", conditions=True)
+        rows = bench._compete(field)
+        facts = rows[bench.OURS]
     assert facts["relative_error"] < 1e-5
     assert (facts["same_bits"], facts["allocations_per_request"]) == (True, 0)
+    assert list(rows)[1:] == [
+        f"{bench.OURS}, {way}" for way in ("one core", "real time", "polled", "all three")
+    ]
+    for way, row in rows.items():
+        # Which this machine may forbid.
+        assert "p50_ms" in row or ("real time" in row["error"] and "one core" not in way), way
     for precision, error in (("fp32", 1e-5), ("fp16", 2e-2)):
         found = peers.onnxruntime_peers(
             *(subject.path, None, subject.example, subject.expected, precision, None),
