@@ -186,7 +186,8 @@ class Revision:
 
     def stage(self, request: ExecutionRequest) -> None:
         """Have its inputs ready for its launch, if there is room; before it is handed in."""
-        self.launcher.stage_inputs(request.payload)
+        if not self.scheduler.queue.is_full:
+            self.launcher.stage_inputs(request.payload)
 
     def unstage(self, request: ExecutionRequest) -> None:
         """Undo that, for a request that was not handed in."""

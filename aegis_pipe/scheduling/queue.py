@@ -63,6 +63,11 @@ class BoundedQueue:
         """Requests waiting or about to be pushed; never more than the capacity."""
         return self.capacity - len(self._places)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no place for anybody; from any thread, and only for a moment."""
+        return not self._places
+
     def close(self) -> None:
         """Refuse everyone from now on; those inside stay. From any thread."""
         self._is_closed = True
