@@ -132,7 +132,9 @@ def test_the_staging_that_was_planned_is_enough(tmp_path: Path) -> None:
                 future.result(timeout=60)
         statistics = runtime.statistics()
     assert [each.reserved_bytes for each in statistics.staging] == planned
-    # Both streams ran `wide`, or one ran all of it; neither needed more.
+    # Both streams ran `wide`, or one ran all of it; neither needed more. Of ten that come at once
+    # not all find a place where they can be staged ahead.
+    assert 0 < statistics.staged_ahead < 500
     peaks = [each.peak_bytes for each in statistics.staging]
     assert max(peaks) == planned[0]
     assert statistics.allocations_after_start == 0
