@@ -24,6 +24,7 @@ VERBS = {
     "simulate": "predict latencies and misses of a manifest on virtual time",
     "replay": "decide a recorded run again, or under another policy",
     "why": "explain where a request's time went, from a run's log",
+    "bench": "measure how fast a manifest's models answer, also beside ONNX Runtime",
     "verify": "compare a model's outputs with ONNX Runtime and ONNX's reference evaluator",
     "trace": "look at recorded traces: summary, page, Perfetto, upload",
     "init": "write a manifest for an ONNX model",
