@@ -212,6 +212,26 @@ def test_a_place_is_in_use_until_its_stream_has_passed(
         stream.close()
 
 
+def test_places_come_back_in_the_order_of_their_copies(
+    host: HostDriver, ahead: CudaStagingAhead
+) -> None:
+    """Of two requests on a stream, the end of the first says nothing of the second."""
+    stream, places = CudaStream(0, 1, 0, FaultWords(), 0, ahead=ahead), []
+    for value in (1, 2):
+        source = full(value)
+        places.append(host.place(1 << 16))
+        ahead.serve([staged(ahead, source)])
+        stream.copy_in(source, places[-1].region)
+    stream.reached(1)
+    third = staged(ahead, full(3))
+    assert ahead.stage([full(4)]) is None, "the second copy is still to come"
+    stream.synchronise()
+    assert places[1].bytes.min() == places[1].bytes.max() == 2
+    ahead.give_back(third)
+    ahead.give_back(staged(ahead, full(4)))
+    stream.close()
+
+
 def test_only_what_is_served_is_taken(host: HostDriver, ahead: CudaStagingAhead) -> None:
     place = host.place(1 << 16)
     stream = CudaStream(0, 1, 0, FaultWords(), 1 << 16, ahead=ahead)
