@@ -13,10 +13,13 @@ from collections.abc import Callable
 from aegis_pipe.device.cuda import driver
 
 
-def captured(stream: int, enqueue: Callable[[], None]) -> int:
+def captured(
+    stream: int, enqueue: Callable[[], None], change: Callable[[int], None] | None = None
+) -> int:
     """Return a launchable of what `enqueue` puts on the stream, to be destroyed by the caller.
 
-    Kernels that are loaded when they are first used may be.
+    `change` gets the recorded graph before. Kernels that are loaded when they are first used may
+    be.
     """
     driver.begin_capture(stream, may_load=True)
     try:
@@ -25,7 +28,10 @@ def captured(stream: int, enqueue: Callable[[], None]) -> int:
         # The capture has to end, whatever happened within.
         driver.abandon_capture(stream)
         raise
-    return driver.instantiate(driver.end_capture(stream))
+    graph = driver.end_capture(stream)
+    if change is not None:
+        change(graph)
+    return driver.instantiate(graph)
 
 
 def run(stream: int, enqueue: Callable[[], None]) -> None:

@@ -20,9 +20,11 @@ from aegis_pipe.device.cuda.cudnn_convolution import Cudnn
 from aegis_pipe.device.cuda.early_starts import Span
 from aegis_pipe.device.cuda.event import EVENT_STEP_NS, CudaEvent
 from aegis_pipe.device.cuda.faults import FaultWords
+from aegis_pipe.device.cuda.fills import Fills
 from aegis_pipe.device.cuda.graph import CudaGraph, CudaKernelCall
 from aegis_pipe.device.cuda.kernels import KERNELS, elementwise_chains, planar_convolutions
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Machine
+from aegis_pipe.device.cuda.kernels.source import EARLY_CAPABILITY
 from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_of
 from aegis_pipe.device.cuda.sensors import Sensors
 from aegis_pipe.device.cuda.staging import (
@@ -82,6 +84,8 @@ class CudaContext:
         # With what only this generation has (`a`): warpgroups multiply.
         own = "a" if architecture == 90 else ""
         compiler = KernelCompiler(f"sm_{architecture}{own}", cache)
+        self._fills = Fills(compiler, may_be_early=architecture >= EARLY_CAPABILITY)
+        l2_bytes = driver.attribute(self._device, "L2_CACHE_SIZE")
         self._machine = Machine(
             compiler=compiler,
             cache=cache,
@@ -91,7 +95,7 @@ class CudaContext:
             shared_bytes_max=driver.attribute(self._device, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
             cublaslt=self._started("cuBLASLt", CublasLt),
             cudnn=self._started("cuDNN", partial(Cudnn, self._handle)),
-            tuner=Tuner(cache, model, driver.attribute(self._device, "L2_CACHE_SIZE")),
+            tuner=Tuner(cache, model, l2_bytes, self._fills.replace),
         )
         self._stamps = Stamps(compiler)
         self._faults = FaultWords()
@@ -328,7 +332,13 @@ class CudaContext:
             self._enter(partition)
         try:
             graph = CudaGraph(
-                calls, capture_stream, self._stamps.enqueue, self._timeline, self._faults, forks
+                calls,
+                capture_stream,
+                self._stamps.enqueue,
+                self._fills.replace,
+                self._timeline,
+                self._faults,
+                forks,
             )
         finally:
             if partition:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cuda.bindings import driver as cu, nvrtc
 from cuda.pathfinder import load_nvidia_dynamic_lib
@@ -618,6 +618,67 @@ def replace_edges(graph: int, removed: Sequence[Edge], added: Sequence[Edge]) ->
             source, target = cu.CUgraphNode(edge.source), cu.CUgraphNode(edge.target)
             kind = cu.CUgraphEdgeData() if edge.kind is None else edge.kind
             checked(function, graph, [source], [target], [kind], 1)
+
+
+class Fill(NamedTuple):
+    """A node of a recorded graph that fills memory: `height` lines of `width` elements."""
+
+    node: int
+    address: int
+    value: int
+    element_bytes: int
+    width: int
+    height: int
+
+
+def fills(graph: int) -> list[Fill]:
+    """Return the nodes of a recorded graph that fill memory."""
+    found = []
+    for node in recorded(graph)[0]:
+        handle = cu.CUgraphNode(node)
+        if checked(cu.cuGraphNodeGetType, handle) == cu.CUgraphNodeType.CU_GRAPH_NODE_TYPE_MEMSET:
+            p = checked(cu.cuGraphMemsetNodeGetParams, handle)
+            found.append(Fill(node, int(p.dst), p.value, p.elementSize, p.width, p.height))
+    return found
+
+
+def replace_node(
+    graph: int,
+    node: int,
+    kernel: int,
+    *,
+    grid: int,
+    block: int,
+    arguments: Arguments,
+    early: bool,
+) -> None:
+    """Have a kernel in a node's place, behind and before the same nodes.
+
+    `early`: it waits by itself for a kernel that is alone before it (compute 9.0).
+    """
+    parameters = cu.CUDA_KERNEL_NODE_PARAMS()
+    parameters.kern = cu.CUkernel(kernel)
+    parameters.gridDimX, parameters.gridDimY, parameters.gridDimZ = grid, 1, 1
+    parameters.blockDimX, parameters.blockDimY, parameters.blockDimZ = block, 1, 1
+    parameters.kernelParams = arguments.address
+    new = int(checked(cu.cuGraphAddKernelNode, graph, [], 0, parameters))
+    edges = recorded(graph)[1]
+    before = [edge for edge in edges if edge.target == node]
+    behind = [edge for edge in edges if edge.source == node]
+    kind = None
+    if early and len(before) == 1 and _is_kernel(before[0].source):
+        kind = cu.CUgraphEdgeData()
+        kind.type = int(cu.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC)
+        kind.from_port = cu.CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC
+    added = [Edge(edge.source, new, kind) for edge in before]
+    added += [Edge(new, edge.target) for edge in behind]
+    checked(cu.cuGraphDestroyNode, cu.CUgraphNode(node))
+    replace_edges(graph, [], added)
+
+
+def _is_kernel(node: int) -> bool:
+    kind = checked(cu.cuGraphNodeGetType, cu.CUgraphNode(node))
+    return bool(kind == cu.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL)
 
 
 def instantiate(graph: int) -> int:

@@ -65,9 +65,11 @@ class FaultWords:
 
     def take(self, stream: int, until: int | None = None) -> KernelError | None:
         """Return the first fault of a stream's graphs, up to a position, and clear those faults."""
+        graphs = self._launched.get(stream)
+        if not graphs:
+            return None
         found: FaultWord | None = None
         reason = 0
-        graphs = self._launched.get(stream, {})
         for graph, (order, words) in list(graphs.items()):
             if until is not None:
                 if order > until:

@@ -90,6 +90,7 @@ class CudaGraph:
         calls: Sequence[KernelCall],
         capture_stream: int,
         stamper: Stamper,
+        replace_fills: Callable[[int], None],
         timeline: Timeline,
         faults: FaultWords,
         forks: Sequence[Fork] = (),
@@ -107,12 +108,13 @@ class CudaGraph:
         self._stamps = pinned_bytes(self._stamp_memory, 8 * count).view(np.int64)
         self._plain = self._stamped = 0
         if any(is_busy):
-            self._plain = _capture(capture_stream, own, strands, None)
+            self._plain = _capture(capture_stream, own, strands, None, replace_fills)
             self._stamped = _capture(
                 capture_stream,
                 own,
                 strands,
                 lambda row: stamper(self._stamp_memory + 8 * row, capture_stream),
+                replace_fills,
             )
 
     def launch(self, stream: DeviceStream, *, stamped: bool = False) -> None:
@@ -156,8 +158,12 @@ def _capture(
     calls: Sequence[CudaKernelCall],
     strands: Sequence[Strand],
     stamp: Callable[[int], None] | None,
+    replace_fills: Callable[[int], None],
 ) -> int:
-    """Return a launchable of the calls, with `stamp` called where `stamp_rows` says."""
+    """Return a launchable of the calls, with `stamp` called where `stamp_rows` says.
+
+    `replace_fills` has kernels in place of a recorded graph's fills.
+    """
     launches: list[Recorded] = []
     stamps = itertools.count()
     noted = 0
@@ -189,6 +195,7 @@ def _capture(
         driver.abandon_capture(stream)
         raise
     graph = driver.end_capture(stream)
+    replace_fills(graph)
     nodes, edges = driver.recorded(graph)
     wanted = wanted_edges(nodes, edges, launches, strands)
     driver.replace_edges(graph, difference(edges, wanted), difference(wanted, edges))

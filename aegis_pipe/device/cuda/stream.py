@@ -122,7 +122,8 @@ class CudaStream:
         """Block until everything enqueued has finished, then `check`."""
         driver.synchronise_stream(handle_of(self))
         self.reached(self._order)
-        self.check()
+        # Waiting has raised what broke the context already.
+        self._raise_fault(None)
 
     @property
     def staging(self) -> StagingStatistics:
@@ -140,9 +141,7 @@ class CudaStream:
         """
         if event is None:
             driver.stream_is_idle(handle_of(self))
-        error = self._faults.take(self._index, None if event is None else _own(event).order)
-        if error is not None:
-            raise error
+        self._raise_fault(None if event is None else _own(event).order)
 
     def reached(self, order: int) -> None:
         """Deliver what was copied out up to a position that the stream is known to have passed."""
@@ -168,6 +167,11 @@ class CudaStream:
 
     def __repr__(self) -> str:
         return f"<CudaStream {self._index}, {'open' if self._handle else 'closed'}>"
+
+    def _raise_fault(self, until: int | None) -> None:
+        error = self._faults.take(self._index, until)
+        if error is not None:
+            raise error
 
     def _make_room(self, size_bytes: int) -> None:
         if self._staging.has_room(size_bytes):

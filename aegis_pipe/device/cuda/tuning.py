@@ -19,7 +19,7 @@ from aegis_pipe.device.cuda.compiler import DiskCache
 
 _RUNS_MIN, _RUNS_MAX = 10, 40
 _REPEATS = 5
-_METHOD = "weights from memory, repeated"
+_METHOD = "weights from memory, repeated, filled by kernels"
 """How is measured; part of what choices are kept by."""
 _PATTERN = (np.random.default_rng(0).integers(0, 1 << 16, 1 << 20, np.uint16) & 0xBBFF).view(
     np.uint8
@@ -73,10 +73,17 @@ def _choice(content: bytes | None) -> dict[str, object] | None:
 class Tuner:
     """Measures on a stream of its own; scratch memory is given back after each measurement."""
 
-    def __init__(self, cache: DiskCache, model: str, cache_bytes: int) -> None:
-        """`cache_bytes` is the size of the GPU's own cache."""
+    def __init__(
+        self,
+        cache: DiskCache,
+        model: str,
+        cache_bytes: int,
+        replace_fills: Callable[[int], None],
+    ) -> None:
+        """`cache_bytes` is the size of the GPU's own cache; fills are replaced as in requests."""
         self._cache_bytes = cache_bytes
         self._choices = RememberedChoices(cache, model)
+        self._replace_fills = replace_fills
         self._stream = driver.create_stream(0)
         self._events = (driver.create_event(), driver.create_event())
 
@@ -174,7 +181,9 @@ class Tuner:
     ) -> bool:
         """Return whether a way gives the same bits every time."""
         first, found = (np.empty(min(size_bytes, _COMPARED_BYTES_MAX), np.uint8) for _ in range(2))
-        launchable = captured(self._stream, lambda: way(self._stream, addresses))
+        launchable = captured(
+            self._stream, lambda: way(self._stream, addresses), self._replace_fills
+        )
         try:
             for trial in range(_TRIALS):
                 driver.launch_graph(launchable, self._stream)
@@ -194,7 +203,7 @@ class Tuner:
             for addresses in runs:
                 way(self._stream, addresses)
 
-        launchable = captured(self._stream, enqueue)
+        launchable = captured(self._stream, enqueue, self._replace_fills)
         first, last = self._events
         best = float("inf")
         try:

@@ -36,7 +36,7 @@ def test_of_a_measurement_that_finds_no_room(
     monkeypatch.setattr(driver, "create_event", lambda: 1)
     monkeypatch.setattr(driver, "synchronise_stream", lambda stream: None)
     monkeypatch.setattr(driver, "copy_to_device", lambda *_: None)
-    tuner = tuning.Tuner(DiskCache(tmp_path), "some GPU", 1 << 20)
+    tuner = tuning.Tuner(DiskCache(tmp_path), "some GPU", 1 << 20, lambda graph: None)
     with pytest.raises(PermanentError, match="no memory is left"):
         tuner.fastest([lambda stream, addresses: None], [64, 64, 64], result=2)
     assert not memory.held

@@ -164,6 +164,10 @@ def test_a_launch_without_nodes_is_passed_over() -> None:
     assert keys(found) == [(10, 11, True)]
 
 
+def _keep_fills(graph: int) -> None:
+    """What is recorded here has none."""
+
+
 class Driver:
     """Records nodes as the driver would: each behind the one before, early unless plain."""
 
@@ -228,7 +232,7 @@ def test_the_capture_knows_whose_nodes_they_are(recorder: Driver) -> None:
         ),
         CudaKernelCall("k", "third", launches("third"), unwaited=((0, 8),)),
     ]
-    assert graph._capture(7, calls, strands_of(3, ()), None) == 2
+    assert graph._capture(7, calls, strands_of(3, ()), None, _keep_fills) == 2
     assert recorder.edges == [
         ("first", "second a", True),
         ("plain", "second b", False),
@@ -243,7 +247,11 @@ def test_stamps_stand_between_calls_and_where_branches_meet(recorder: Driver) ->
         for each in ("plain a", "plain b", "plain c", "plain d", "plain e")
     ]
     strands = strands_of(5, DIAMOND)
-    graph._capture(7, calls, strands, lambda row: recorder.nodes.append(f"stamp {row}"))
+
+    def stamp(row: int) -> None:
+        recorder.nodes.append(f"stamp {row}")
+
+    graph._capture(7, calls, strands, stamp, _keep_fills)
     assert {(source[-1], target[-1]) for source, target, _ in recorder.edges} == {
         *[("0", "a"), ("a", "1")],
         *[("1", "b"), ("b", "2")],
