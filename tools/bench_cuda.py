@@ -25,9 +25,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,7 @@ from bench_cuda_peers import (
 
 from aegis_pipe import __version__
 from aegis_pipe.clock import SystemClock, real_time_threads
-from aegis_pipe.device.protocols import DeviceContext, DeviceStream, StagingAhead
+from aegis_pipe.device.protocols import DeviceContext, DeviceStream, StagedInputs, StagingAhead
 from aegis_pipe.device.registry import open_device
 from aegis_pipe.errors import AegisError
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
@@ -67,6 +67,8 @@ REQUESTS = 400
 OURS = "aegis-pipe"
 PAUSE_S = 0.005
 """Between requests that come now and then."""
+SENDERS = 4
+"""Threads that hand in requests where what a launch costs is measured."""
 
 ROWS = (
     *(("resnet50", batch, "fp16") for batch in (1, 8, 32)),
@@ -144,7 +146,7 @@ def _ours(
     context = stack.enter_context(open_device("cuda", clock=clock).context)
     inputs = {str(graph.inputs[0]): subject.example}
     staged = map(context.description.staged_bytes, (each.nbytes for each in inputs.values()))
-    ahead = context.reserve_staging_ahead(sum(staged), 1)
+    ahead = context.reserve_staging_ahead(sum(staged), SENDERS + 1)
     stream = context.create_stream(0)
     stack.callback(stream.close)
     opened = time.perf_counter()
@@ -246,17 +248,20 @@ def _launch_us(
 ) -> float:
     """Return what launching the captured model costs the host, between its copies in and out.
 
-    As on a request's way: after the request before it has ended and the host has slept for a while,
-    behind the copies of its inputs, which pass through page-locked memory. What the driver touches
-    for a launch is then as cold as the copies and the sleep left it; how many kernels there are
-    makes no difference. Inputs that are not small are brought to that memory by the thread that
-    hands the request in: `ahead`; without it, by the one that launches.
+    As on a request's way: after the request before it has ended, and the host has slept for a
+    while if there is a pause. What the driver touches for a launch is as cold then as that left it.
+    Inputs that are not small are brought to page-locked memory by the threads that hand requests
+    in, enough of them that none is waited for: `ahead`; without it, by the one that launches.
     """
     times = []
-    with ThreadPoolExecutor(1) as sender:
+    arrays = [*inputs.values()]
+    with ThreadPoolExecutor(SENDERS) as senders:
+        waiting: deque[Future[StagedInputs | None]] = deque()
         for _ in range(200):
+            while ahead and len(waiting) < SENDERS:
+                waiting.append(senders.submit(ahead.stage, arrays))
             time.sleep(pause_s)
-            staged = ahead and sender.submit(ahead.stage, [*inputs.values()]).result()
+            staged = waiting.popleft().result() if waiting else None
             if ahead and staged:
                 ahead.serve([staged])
             standalone.enqueue_inputs(inputs)
@@ -264,8 +269,12 @@ def _launch_us(
             standalone.launch()
             times.append(time.perf_counter_ns() - begin)
             standalone.synchronise()
-            if ahead:
-                ahead.serve([])
+        while ahead and waiting:
+            staged = waiting.popleft().result()
+            if staged:
+                ahead.give_back(staged)
+        if ahead:
+            ahead.serve([])
     return float(np.median(times)) / 1e3
 
 
