@@ -87,7 +87,7 @@ def test_opening_names_brings_no_device_and_no_exporter_along() -> None:
 
 
 def test_a_manifest_does_not_wait_for_what_it_does_not_ask_for(tmp_path: Path) -> None:
-    """Pictures, and what sends or serves telemetry: each brings much of the library along."""
+    """Pictures, masked arrays, what sends or serves telemetry: each brings much along."""
     model = Path(__file__).parents[2] / "manifests" / "quickstart" / "digits.onnx"
     manifest = tmp_path / "one.toml"
     manifest.write_text(
@@ -96,4 +96,4 @@ def test_a_manifest_does_not_wait_for_what_it_does_not_ask_for(tmp_path: Path) -
     code = f"import aegis_pipe, sys\nwith aegis_pipe.open_pipeline({str(manifest)!r}): pass\n"
     modules = set(in_a_new_process(code + "print(*sys.modules)"))
     assert "aegis_pipe.device.cpu.context" in modules
-    assert modules.isdisjoint({"PIL", "http", "ssl", "opentelemetry", "grpc"})
+    assert modules.isdisjoint({"PIL", "numpy.ma", "http", "ssl", "opentelemetry", "grpc"})
