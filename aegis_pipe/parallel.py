@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Sequence
+
+
+def cores() -> int:
+    """Return how many logical cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def run_all(tasks: Sequence[Callable[[], object]], threads: int) -> None:

@@ -183,9 +183,8 @@ class _Rounding:
         if tensor not in self._graph.constants or not self._is_float(tensor):
             return tensor
         name = TensorId(f"{tensor}.rounded")
-        self.constants[name] = rounded(self._graph.constants[tensor], self._dtype).astype(
-            np.float32
-        )
+        (halves,) = rounded([self._graph.constants[tensor]], self._dtype)
+        self.constants[name] = halves.astype(np.float32)
         return name
 
     def _result(self, tensor: TensorId, casts: list[OperatorNode]) -> TensorId:

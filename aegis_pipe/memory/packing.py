@@ -142,7 +142,8 @@ class PackingProblem:
     def _moments(self) -> Integers:
         starts = [each.first for each in self.lifetimes]
         starts += [end for each in self.lifetimes for _, end in each.gaps]
-        return np.unique(np.array(starts, dtype=np.int64))
+        # Not `np.unique`, whose first call imports NumPy's masked arrays.
+        return np.array(sorted(set(starts)), dtype=np.int64)
 
     def _changes(self, weights: Integers) -> Integers:
         changes = np.zeros(len(self._moments) + 1, dtype=np.int64)

@@ -18,9 +18,7 @@ from aegis_pipe.telemetry.ids import Identifiers
 from aegis_pipe.telemetry.json_log import JsonLogFormat
 from aegis_pipe.telemetry.lull import Lull
 from aegis_pipe.telemetry.metrics import Losses, MetricsRecorder
-from aegis_pipe.telemetry.otlp import OtlpSink
 from aegis_pipe.telemetry.otlp_json import OtlpJsonSink
-from aegis_pipe.telemetry.prometheus import PrometheusEndpoint
 from aegis_pipe.telemetry.resources import make_resources
 from aegis_pipe.telemetry.ring import EventRing
 from aegis_pipe.telemetry.sdk_metrics import SdkMetrics
@@ -28,6 +26,7 @@ from aegis_pipe.telemetry.sdk_sink import SdkSink
 from aegis_pipe.telemetry.sinks import SinkFeeder, SinkReport, SpanSink
 
 if TYPE_CHECKING:
+    from aegis_pipe.telemetry.prometheus import PrometheusEndpoint
     from aegis_pipe.telemetry.sdk_metrics import MetricReader
     from aegis_pipe.telemetry.sdk_sink import SpanExporter
 
@@ -183,6 +182,9 @@ class Telemetry:
                 self._clock,
             )
         if self._config.prometheus:
+            # It brings Python's HTTP along, which is long to import: for those who ask for it.
+            from aegis_pipe.telemetry.prometheus import PrometheusEndpoint
+
             self._prometheus = PrometheusEndpoint(self._config.prometheus, recorder)
             self._prometheus.start()
         return recorder
@@ -200,6 +202,9 @@ class Telemetry:
         if self._config.otlp_json_path is not None:
             sinks.append(OtlpJsonSink(self._config.otlp_json_path, resources))
         if self._config.otlp_endpoint:
+            # It brings HTTP and TLS along, which are long to import: for those who ask for it.
+            from aegis_pipe.telemetry.otlp import OtlpSink
+
             sinks.append(OtlpSink(self._config, resources))
         sinks += [SdkSink(exporter, resources) for exporter in self._span_exporters]
 

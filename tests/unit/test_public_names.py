@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from inspect import isclass
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +84,16 @@ def test_opening_names_brings_no_device_and_no_exporter_along() -> None:
     modules = in_a_new_process(code)
     assert "aegis_pipe.app" in modules
     assert {"cuda", "grpc", "urllib3", "opentelemetry"}.isdisjoint(modules)
+
+
+def test_a_manifest_does_not_wait_for_what_it_does_not_ask_for(tmp_path: Path) -> None:
+    """Pictures, masked arrays, what sends or serves telemetry: each brings much along."""
+    model = Path(__file__).parents[2] / "manifests" / "quickstart" / "digits.onnx"
+    manifest = tmp_path / "one.toml"
+    manifest.write_text(
+        f'manifest_version = 1\nname = "one"\n[[models]]\nname = "digits"\npath = "{model}"\n'
+    )
+    code = f"import aegis_pipe, sys\nwith aegis_pipe.open_pipeline({str(manifest)!r}): pass\n"
+    modules = set(in_a_new_process(code + "print(*sys.modules)"))
+    assert "aegis_pipe.device.cpu.context" in modules
+    assert modules.isdisjoint({"PIL", "numpy.ma", "http", "ssl", "opentelemetry", "grpc"})

@@ -16,6 +16,7 @@ import numpy as np
 import threadpoolctl
 
 from aegis_pipe.device.cpu.kernels import native
+from aegis_pipe.parallel import cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Machine:
     @property
     def core_count(self) -> int:
         """Logical cores this process may use."""
-        return len(os.sched_getaffinity(0))
+        return cores()
 
     @property
     def memory_bytes(self) -> int:

@@ -14,8 +14,9 @@ float32, as do the squares that only sums read, and what they do to a whole tens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 from aegis_pipe.execution.graph import ExecutionGraph, GraphAttribute, OperatorNode, reads_of
 from aegis_pipe.execution.operators import OPERATORS
 from aegis_pipe.execution.passes.rewriting import rewritten
+from aegis_pipe.parallel import cores, run_all
 from aegis_pipe.tensor import TensorId, TensorSpec
 
 _FLOAT32 = np.dtype(np.float32)
@@ -34,6 +36,11 @@ HALF_DTYPES: Mapping[str, np.dtype] = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
 """Element types by the manifest's `precision`."""
+
+_PART = 1 << 18
+"""Elements that a thread rounds at a time."""
+_SMALL = 1 << 16
+"""Fewer are rounded before a thread has started."""
 
 _NAMES = """
 Abs Add Attention AveragePool BatchNormalization Clip Concat Conv ConvTranspose DepthToSpace Div
@@ -68,11 +75,32 @@ def convert(graph: ExecutionGraph, precision: str) -> ExecutionGraph:
     return _Conversion(graph, HALF_DTYPES[precision]).run()
 
 
-def rounded(array: np.ndarray, half: np.dtype) -> np.ndarray:
-    """Return float32 values in half precision; what is finite stays finite."""
-    largest = float(ml_dtypes.finfo(half).max)  # type: ignore[no-untyped-call]
-    finite = np.where(np.isfinite(array), np.clip(array, -largest, largest), array)
-    return finite.astype(half)
+def rounded(arrays: Sequence[np.ndarray], half: np.dtype) -> list[np.ndarray]:
+    """Return float32 values in half precision; what is finite stays finite. Uses all cores."""
+    halves = [np.empty_like(array, half) for array in arrays]
+    parts: list[Callable[[], None]] = []
+    for array, result in zip(arrays, halves, strict=True):
+        if array.size < _SMALL:
+            _round(array, result)
+            continue
+        rows = max(1, len(array) * _PART // array.size)
+        for first in range(0, len(array), rows):
+            part = slice(first, first + rows)
+            parts.append(partial(_round, array[part], result[part]))
+    run_all(parts, cores())
+    return halves
+
+
+def _round(array: np.ndarray, halves: np.ndarray) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.copyto(halves, array, casting="unsafe")
+    # What is not finite has the largest bits of its sign: their absence is seen quickly.
+    bits, infinity = halves.view(np.uint16), int(np.array(np.inf, halves.dtype).view(np.uint16))
+    largest_bits = int(bits.view(np.int16).max(initial=0)), int(bits.max(initial=0)) - 0x8000
+    if max(largest_bits) >= infinity:
+        largest = float(ml_dtypes.finfo(halves.dtype).max)  # type: ignore[no-untyped-call]
+        too_large = np.isinf(halves) & np.isfinite(array)
+        halves[too_large] = np.copysign(largest, array[too_large])
 
 
 def _of_statistics(graph: ExecutionGraph) -> frozenset[str]:
@@ -115,7 +143,8 @@ class _Conversion:
         self._missing: set[TensorId] = set()
         """Tensors that exist in that form only."""
         self._nodes: list[OperatorNode] = []
-        self._constants: dict[TensorId, np.ndarray] = {}
+        self._rounded: dict[TensorId, np.ndarray] = {}
+        """Constants that are to be rounded, by the name of that form."""
         self._specs: dict[TensorId, TensorSpec] = {}
         self._names = {node.name for node in graph.operators}
         self._wide = _of_statistics(graph)
@@ -132,7 +161,9 @@ class _Conversion:
                 self._nodes.append(node)
         for tensor in self._graph.outputs:
             self._widen(tensor)
-        return rewritten(self._graph, self._nodes, constants=self._constants, specs=self._specs)
+        halves = rounded(list(self._rounded.values()), self._half)
+        constants = dict(zip(self._rounded, halves, strict=True))
+        return rewritten(self._graph, self._nodes, constants=constants, specs=self._specs)
 
     def _has_floats(self, node: OperatorNode) -> bool:
         data = [tensor for tensor in (*node.inputs, *node.outputs) if tensor]
@@ -179,7 +210,7 @@ class _Conversion:
         if tensor not in self._halves:
             form = self._form(tensor)
             if tensor in self._graph.constants:
-                self._constants[form] = rounded(self._graph.constants[tensor], self._half)
+                self._rounded[form] = self._graph.constants[tensor]
             else:
                 self._cast(tensor, form, self._half)
         return self._halves[tensor]

@@ -128,8 +128,8 @@ def _fastest(machine: Machine, p: TensorConvolution) -> tuple[Tiling, float] | N
 
 
 def _what(p: TensorConvolution, found: Sequence[Tiling]) -> str:
-    """Return what a choice is remembered by."""
-    return f"{p} of {found}"
+    """Return what a choice is remembered by, also by files of earlier versions."""
+    return f"{p} of {list(found)}"
 
 
 def _offered(request: KernelRequest, machine: Machine) -> TensorConvolution | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 from aegis_pipe.device.cuda.kernels.source import blocks_for
@@ -136,16 +137,20 @@ class Tiling:
         return waves * max(moved, multiplied) + 200 * -(-waves // at_once) + meeting
 
 
-def tilings(p: TensorConvolution, multiprocessors: int) -> list[Tiling]:
-    """Return what is worth trying, best first; nothing for large results."""
+@lru_cache(maxsize=1_024)
+def tilings(p: TensorConvolution, multiprocessors: int) -> tuple[Tiling, ...]:
+    """Return what is worth trying, best first; nothing for large results.
+
+    Whoever offers, prepares, binds or leaves a layer asks for it.
+    """
     if blocks_for(p.rows, 64) * blocks_for(p.filters, 64) > _TILES_MAX * multiprocessors:
-        return []
+        return ()
     if p.multiplied > _MULTIPLIED_MAX * multiprocessors:
-        return []
+        return ()
     found = [
         Tiling(*tile, splits)
         for tile, splits in product(WARPS, SPLITS)
         if splits <= p.steps and (tile[0] <= 64 or p.rows > 64)
     ]
     found = [each for each in found if each.shared_bytes(p) <= SHARED_BYTES_MAX]
-    return sorted(found, key=lambda each: each.cost(p, multiprocessors))[:TRIED_MAX]
+    return tuple(sorted(found, key=lambda each: each.cost(p, multiprocessors))[:TRIED_MAX])

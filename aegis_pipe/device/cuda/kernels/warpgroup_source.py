@@ -23,6 +23,8 @@ from aegis_pipe.device.cuda.kernels.tensor_instructions import ADDRESSES
 ROWS, DEPTH = 64, 64
 """Of a tile; a line of it is 128 bytes."""
 LINE_BYTES = 2 * DEPTH
+_GROUP = np.dtype(np.complex128)
+"""Eight elements, moved as one: of 16 bytes."""
 THREADS = 160
 """Four warps that multiply, and one that loads."""
 
@@ -122,15 +124,26 @@ def pack(p: MatrixProduct, weights: np.ndarray, packed: np.ndarray) -> None:
     Step by step, a line for each column: 64 elements in eight groups, which change places by the
     column's number as `wgmma` wants it (swizzle of 128 bytes).
     """
-    across = weights.reshape(p.n, p.k) if p.w_transposed else weights.reshape(p.k, p.n).T
-    steps = steps_of(p)
-    padded = np.zeros((p.n, steps * DEPTH), across.dtype)
-    padded[:, : p.k] = across
-    lines = padded.reshape(p.n, steps, 8, 8).swapaxes(0, 1)
+    matrix = weights.reshape((p.n, p.k) if p.w_transposed else (p.k, p.n)).view(np.uint16)
+    # Rows are copied to where they begin an odd number of 64 bytes apart: NumPy is slow to
+    # transpose those that fall into the same few sets of a processor's cache.
+    rows = np.empty((DEPTH, (blocks_for(p.n, 32) | 1) * 32), np.uint16)[:, : p.n]
+    lines = np.zeros((p.n, DEPTH), np.uint16)
+    groups = lines.view(_GROUP).reshape(-1)
     column = np.arange(p.n)[:, None]
-    end = steps * p.n * LINE_BYTES
-    target = packed[:end].view(across.dtype).reshape(lines.shape)
-    target[:] = lines[:, column, np.arange(8) ^ column % 8]
+    order = column * 8 + (np.arange(8) ^ column % 8)
+    end = steps_of(p) * p.n * LINE_BYTES
+    target = packed[:end].view(_GROUP).reshape(-1, p.n, 8)
+    for step, first in enumerate(range(0, p.k, DEPTH)):
+        count = min(DEPTH, p.k - first)
+        if p.w_transposed:
+            lines[:, :count] = matrix[:, first : first + count]
+        else:
+            rows[:count] = matrix[first : first + count]
+            lines[:, :count] = rows[:count].T
+        lines[:, count:] = 0
+        # No index is outside; looking for one takes a copy of the result.
+        groups.take(order, out=target[step], mode="clip")
     packed[end:] = 0
 
 

@@ -65,10 +65,27 @@ def test_a_deep_one_is_split_and_a_large_one_is_left_to_the_libraries() -> None:
     assert best.splits > 1
     assert math.prod(best.grid(DEEP)) >= MULTIPROCESSORS // 2
     many = replace(DEEP, batch=64, space=(28, 28), result=(28, 28))
-    assert tensor_tilings.tilings(many, MULTIPROCESSORS) == []
+    assert tensor_tilings.tilings(many, MULTIPROCESSORS) == ()
     # Few tiles, but enough to do in each.
     assert tensor_tilings.tilings(replace(DEEP, batch=4), MULTIPROCESSORS)
-    assert tensor_tilings.tilings(replace(DEEP, batch=8), MULTIPROCESSORS) == []
+    assert tensor_tilings.tilings(replace(DEEP, batch=8), MULTIPROCESSORS) == ()
+
+
+def test_equal_convolutions_are_shared_out_once() -> None:
+    found = tensor_tilings.tilings(DEEP, MULTIPROCESSORS)
+    assert tensor_tilings.tilings(replace(DEEP), MULTIPROCESSORS) is found
+    assert tensor_tilings.tilings(DEEP, MULTIPROCESSORS // 8) != found
+
+
+def test_what_a_choice_is_remembered_by_stays() -> None:
+    """Files that are on disk are asked for the same words."""
+    what = tensor_convolutions._what(UNEVEN, (Tiling(64, 32, 1), Tiling(32, 64, 1)))
+    assert what == (
+        "TensorConvolution(dtype='float16', batch=1, space=(14, 14), channels=24, filters=52, "
+        "result=(14, 14), window=(1, 1), strides=(1, 1), dilations=(1, 1), pads=(0, 0, 0, 0), "
+        "bias=False, residual=False, activation='a') of "
+        "[Tiling(rows=64, columns=32, splits=1), Tiling(rows=32, columns=64, splits=1)]"
+    )
 
 
 def request(channels: int, window: int, dtype: type = np.float16, group: int = 1) -> KernelRequest:

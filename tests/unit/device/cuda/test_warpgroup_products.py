@@ -170,6 +170,25 @@ def test_weights_lie_as_blocks_read_them(is_transposed: bool, dtype: Any) -> Non
     assert not lines[3 * 24 :].any()
 
 
+@pytest.mark.parametrize("is_transposed", [False, True])
+@pytest.mark.parametrize(("k", "n"), [(768, 768), (72, 3072), (64, 8), (8, 20), (200, 1)])
+def test_every_byte_of_packed_weights(is_transposed: bool, k: int, n: int) -> None:
+    """Whatever the bits are: no numbers among them, too."""
+    p = replace(product(3, k, n), w_transposed=is_transposed)
+    weights = np.random.default_rng(k + n).integers(0, 1 << 16, (k, n), np.uint16)
+    lines = np.zeros((steps_of(p), n, 8, 8), np.uint16)
+    for at in range(0, k, 8):
+        step, group = at // DEPTH, at % DEPTH // 8
+        lines[step, np.arange(n), group ^ np.arange(n) % 8] = weights[at : at + 8].T
+    behind = bytes(packed_bytes(p) - lines.nbytes)
+    given = weights.T if is_transposed else weights
+    # As they lie in a file, and as a view of others.
+    for each in (np.ascontiguousarray(given), np.asfortranarray(given)):
+        packed = np.full(packed_bytes(p), 0xA5, np.uint8)
+        pack(p, each.view(np.float16), packed)
+        assert packed.tobytes() == lines.tobytes() + behind
+
+
 def test_weights_with_axes_of_length_one_are_matrices() -> None:
     assert FAMILY.alternatives is not None
     specs = [TensorSpec(HALF, each) for each in ((2, 5, 72), (1, 72, 40), (2, 5, 40))]

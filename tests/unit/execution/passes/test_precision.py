@@ -1,5 +1,6 @@
 """Half precision changes types in between, and nothing that can be seen from outside."""
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx.parser
@@ -11,7 +12,7 @@ from aegis_pipe.device import open_device
 from aegis_pipe.errors import PermanentError
 from aegis_pipe.execution.graph import ExecutionGraph
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
-from aegis_pipe.execution.passes.precision import convert
+from aegis_pipe.execution.passes.precision import HALF_DTYPES, convert, rounded
 from aegis_pipe.execution.standalone import StandaloneGraph
 
 
@@ -138,3 +139,50 @@ def test_a_device_that_is_not_made_for_it_says_so() -> None:
         with pytest.raises(PermanentError, match="precision `fp16` is not supported by cpu"):
             StandaloneGraph(_graph(), context, stream, clock, "fp16")
         stream.close()
+
+
+def _plainly(array: np.ndarray, half: np.dtype) -> np.ndarray:
+    largest = float(ml_dtypes.finfo(half).max)  # type: ignore[no-untyped-call]
+    finite = np.where(np.isfinite(array), np.clip(array, -largest, largest), array)
+    with np.errstate(invalid="ignore"):
+        return finite.astype(half)
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return array.view(np.uint16)
+
+
+@pytest.mark.parametrize("half", HALF_DTYPES.values(), ids=HALF_DTYPES.keys())
+def test_constants_are_rounded_to_the_nearest_that_is_finite(half: np.dtype) -> None:
+    """Every sign, exponent and upper half of a mantissa, next to all ties of both types."""
+    upper = np.arange(1 << 16, dtype=np.uint32)[:, None] << 16
+    lower = (0, 1, 0xFFF, 0x1000, 0x1001, 0x2FFF, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xF000, 0xFFFF)
+    every = (upper | np.array(lower, np.uint32)).view(np.float32)
+    largest = np.float32(ml_dtypes.finfo(half).max)  # type: ignore[no-untyped-call]
+    arrays = [
+        every,
+        np.asfortranarray(every),
+        every[np.abs(every) < 1],
+        every[:, ::3],
+        # Too large alone, of one sign each, and what is infinite or no number among finite ones.
+        np.array([1, np.nextafter(largest, np.float32(np.inf))], np.float32),
+        np.array([-1, -np.finfo(np.float32).max], np.float32),
+        np.array([-1, np.inf, 2], np.float32),
+        np.array([-np.inf, -0.0], np.float32),
+        np.array([0xFFC00000], np.uint32).view(np.float32),
+        np.array(-1e39, np.float64).clip(-3e38).astype(np.float32),
+        np.empty((0, 4), np.float32),
+    ]
+    found = rounded(arrays, half)
+    for array, halves in zip(arrays, found, strict=True):
+        assert halves.dtype == half
+        np.testing.assert_array_equal(_bits(halves), _bits(_plainly(array, half)))
+
+
+def test_large_constants_are_rounded_in_parts() -> None:
+    """Parts meet without a gap, whatever the shape; all that is too large is found in each."""
+    array = np.arange(3 * 333_337, dtype=np.float32) % 70_001 - 1
+    half = np.dtype(np.float16)
+    shaped = [array.reshape(3, -1), array.reshape(-1, 3), array.reshape(1, -1), array]
+    for one, halves in zip(shaped, rounded(shaped, half), strict=True):
+        np.testing.assert_array_equal(_bits(halves), _bits(_plainly(one, half)))
