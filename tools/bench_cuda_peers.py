@@ -53,10 +53,9 @@ session.run(None, {"x": ones, "w": ones})
 
 @dataclass(eq=False)
 class Contestant:
-    """Something whose requests are timed: `prepare` before each is not."""
+    """Something whose requests are timed, one behind the other."""
 
     request: Callable[[], object]
-    prepare: Callable[[], object] = lambda: None
     facts: dict[str, Any] = field(default_factory=dict)
     """What its row says beside its times."""
     kept: object = None
