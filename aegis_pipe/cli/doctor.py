@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 from importlib import metadata
@@ -13,6 +12,7 @@ from aegis_pipe import __version__, units
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.registry import AUTO, device_kinds, open_device
 from aegis_pipe.errors import AegisError
+from aegis_pipe.parallel import cores
 
 LIBRARIES = ("numpy", "onnx", "ml-dtypes", "opentelemetry-sdk", "grpcio", "pillow")
 VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd")
@@ -46,7 +46,7 @@ def findings() -> dict[str, dict[str, str]]:
             **{name: _version(name) for name in LIBRARIES},
         },
         "processor": {
-            "cores": str(len(os.sched_getaffinity(0))),
+            "cores": str(cores()),
             "vector instructions": ", ".join(_vector_flags()) or "none known",
         },
         "devices": {kind: _device(kind) for kind in device_kinds() if kind != AUTO},
