@@ -53,7 +53,8 @@ from aegis_pipe.execution.standalone import StandaloneGraph
 
 INPUTS = 3
 OTHER = "other"
-OTHERS_OUTSTANDING = 4
+OTHERS_PER_STREAM = 2
+"""Of the other model's requests, at any time: one of them waits whenever a stream is free."""
 MANIFEST = """
 manifest_version = 1
 name = "determinism"
@@ -198,9 +199,11 @@ def run_queued(
 
 
 @contextmanager
-def another_running(runtime: Runtime, inputs: Mapping[str, np.ndarray]) -> Iterator[None]:
+def another_running(
+    runtime: Runtime, inputs: Mapping[str, np.ndarray], outstanding: int
+) -> Iterator[None]:
     """Keep the other model's requests coming, several at a time."""
-    places, stop = threading.Semaphore(OTHERS_OUTSTANDING), threading.Event()
+    places, stop = threading.Semaphore(outstanding), threading.Event()
 
     def feed() -> None:
         while not stop.is_set():
@@ -214,7 +217,7 @@ def another_running(runtime: Runtime, inputs: Mapping[str, np.ndarray]) -> Itera
     finally:
         stop.set()
         feeder.join()
-        for _ in range(OTHERS_OUTSTANDING):
+        for _ in range(outstanding):
             places.acquire()
 
 
@@ -303,7 +306,8 @@ class Check:
             runtime.stamps_kernels = False
         run("queued", 4 * streams)
         if streams > 1:
-            with another_running(runtime, generate_inputs(runtime.graphs[OTHER], 0)):
+            others = generate_inputs(runtime.graphs[OTHER], 0)
+            with another_running(runtime, others, OTHERS_PER_STREAM * streams):
                 run("beside another", streams - 1, is_beside=True)
 
     def run_eager(self, model: Model) -> None:

@@ -19,10 +19,11 @@ from cuda.bindings import driver as cu, nvrtc
 from cuda.pathfinder import load_nvidia_dynamic_lib
 
 from aegis_pipe.device.cuda.recording import Edge
+from aegis_pipe.device.cuda.short_calls import ShortCalls
 from aegis_pipe.errors import AegisError, DeviceLostError, PermanentError, TransientError
 
 _SUCCESS = cu.CUresult.CUDA_SUCCESS
-_NOT_READY = cu.CUresult.CUDA_ERROR_NOT_READY
+_NOT_READY = int(cu.CUresult.CUDA_ERROR_NOT_READY)
 _OUT_OF_MEMORY = 2
 
 _TRANSIENT = frozenset({46, 802, 807, 909})
@@ -104,12 +105,42 @@ def _error(function: Callable[..., Any], code: Any) -> DriverError:
     )
 
 
+_short: ShortCalls
+"""What every request calls; there once the driver has started."""
+
+
+def _failed(function: str, code: int) -> AegisError:
+    """Return the classified error of a short call's code."""
+    try:
+        known: Any = cu.CUresult(code)
+    except ValueError:
+        # A newer driver's.
+        known = code
+    return _error(getattr(cu, function), known).classified()
+
+
+def _is_done(function: str, code: int) -> bool:
+    """Return what a query's code says; raise what went wrong."""
+    if not code:
+        return True
+    if code == _NOT_READY:
+        return False
+    raise _failed(function, code)
+
+
+def give_up_lock() -> None:
+    """Have every call give up the interpreter's lock from now on, as `ShortCalls` says why."""
+    _short.give_up_lock()
+
+
 # --- Devices and contexts ---------------------------------------------------------------------
 
 
 def initialise() -> None:
     """Load and start the driver; DriverError, or RuntimeError if there is no library."""
+    global _short
     raw(cu.cuInit, 0)
+    _short = ShortCalls()
 
 
 def driver_version() -> int:
@@ -252,12 +283,14 @@ def copy_to_host(target: int, source: int, size_bytes: int) -> None:
 
 def enqueue_copy_to_device(target: int, source: int, size_bytes: int, stream: int) -> None:
     """Enqueue a copy from page-locked memory."""
-    checked(cu.cuMemcpyHtoDAsync, target, source, size_bytes, stream)
+    if code := _short.copy_to_device(target, source, size_bytes, stream):
+        raise _failed("cuMemcpyHtoDAsync", code)
 
 
 def enqueue_copy_to_host(target: int, source: int, size_bytes: int, stream: int) -> None:
     """Enqueue a copy to page-locked memory."""
-    checked(cu.cuMemcpyDtoHAsync, target, source, size_bytes, stream)
+    if code := _short.copy_to_host(target, source, size_bytes, stream):
+        raise _failed("cuMemcpyDtoHAsync", code)
 
 
 def enqueue_copy(target: int, source: int, size_bytes: int, stream: int) -> None:
@@ -305,12 +338,13 @@ def synchronise_stream(stream: int) -> None:
 
 def stream_is_idle(stream: int) -> bool:
     """Return whether everything enqueued has finished; raises what went wrong."""
-    return _is_done(cu.cuStreamQuery, stream)
+    return _is_done("cuStreamQuery", _short.query_stream(stream))
 
 
 def wait_event(stream: int, event: int) -> None:
     """Have a stream wait for an event's latest record."""
-    checked(cu.cuStreamWaitEvent, stream, event, 0)
+    if code := _short.wait_event(stream, event, 0):
+        raise _failed("cuStreamWaitEvent", code)
 
 
 def create_event() -> int:
@@ -325,12 +359,13 @@ def destroy_event(event: int) -> None:
 
 def record_event(event: int, stream: int) -> None:
     """Record an event."""
-    checked(cu.cuEventRecord, event, stream)
+    if code := _short.record_event(event, stream):
+        raise _failed("cuEventRecord", code)
 
 
 def event_is_done(event: int) -> bool:
     """Return whether an event was reached."""
-    return _is_done(cu.cuEventQuery, event)
+    return _is_done("cuEventQuery", _short.query_event(event))
 
 
 def synchronise_event(event: int) -> None:
@@ -340,16 +375,10 @@ def synchronise_event(event: int) -> None:
 
 def elapsed_ns(first: int, second: int) -> int:
     """Return the time between two events that were reached."""
-    return round(float(checked(cu.cuEventElapsedTime, first, second)) * 1e6)
-
-
-def _is_done(query: Callable[..., Any], handle: int) -> bool:
-    (code,) = query(handle)
-    if code == _SUCCESS:
-        return True
-    if code == _NOT_READY:
-        return False
-    raise _error(query, code).classified()
+    milliseconds = ctypes.c_float()
+    if code := _short.elapsed(milliseconds, first, second):
+        raise _failed("cuEventElapsedTime", code)
+    return round(milliseconds.value * 1e6)
 
 
 # --- Green contexts ---------------------------------------------------------------------------
@@ -696,7 +725,8 @@ def upload_graph(launchable: int, stream: int) -> None:
 
 def launch_graph(launchable: int, stream: int) -> None:
     """Enqueue a graph."""
-    checked(cu.cuGraphLaunch, launchable, stream)
+    if code := _short.launch_graph(launchable, stream):
+        raise _failed("cuGraphLaunch", code)
 
 
 def destroy_graph(launchable: int) -> None:

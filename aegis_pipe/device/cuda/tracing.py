@@ -52,6 +52,7 @@ class KernelTracer:
         return between_stamps(records)
 
     def __enter__(self) -> Self:
+        driver.give_up_lock()
         try:
             self._cupti.activity_register_callbacks(self._buffer_wanted, self._buffer_full)
             self._cupti.activity_enable(self._kind)
