@@ -30,7 +30,7 @@ from aegis_pipe.analysis_builder import (
     cut_segments,
     record_admission,
 )
-from aegis_pipe.clock import Clock, SystemClock, real_time_threads
+from aegis_pipe.clock import Clock, SystemClock
 from aegis_pipe.deployment_builder import (
     Installation,
     ModelInformation,
@@ -64,6 +64,7 @@ from aegis_pipe.scheduling.device_launcher import InferenceFuture
 from aegis_pipe.scheduling.statistics import RequestStatistics
 from aegis_pipe.telemetry import Telemetry, TelemetryReport
 from aegis_pipe.telemetry_builder import telemetry_config
+from aegis_pipe.threads import real_time_threads
 
 if TYPE_CHECKING:
     from aegis_pipe.telemetry.sdk_metrics import MetricReader

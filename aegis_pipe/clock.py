@@ -6,18 +6,9 @@ All times are integers in nanoseconds on one monotonic axis; `to_unix_ns` is for
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final, Protocol
-
-from aegis_pipe.errors import PermanentError
-
-_PR_SET_TIMERSLACK: Final = 29
+from typing import Protocol
 
 
 class Signal(Protocol):
@@ -84,50 +75,6 @@ class Clock(Protocol):
     def wait_until(self, instant_ns: int | None, wake: Signal) -> bool:
         """Wait for `wake` or for the instant (None: for ever); return whether `wake` was set."""
         ...
-
-
-def wake_promptly() -> None:
-    """Have this thread's waits end within a microsecond of their instant.
-
-    Linux lets them end up to 50 us late (the thread's timer slack, prctl(2)); elsewhere nothing is
-    done.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1_000), 0, 0, 0)
-
-
-@contextmanager
-def real_time_threads(priority: int | None) -> Iterator[None]:
-    """Have the threads that the body starts go before every ordinary one of the system.
-
-    They inherit Linux's SCHED_FIFO (sched(7)) from the calling thread, which has it for as long.
-    None changes nothing. Raises PermanentError where the system has no such thing, or forbids it.
-    """
-    if priority is None:
-        yield
-        return
-    context = f"real_time = {priority}"
-    if sys.platform != "linux":
-        raise PermanentError(
-            f"threads can not be scheduled in real time on {sys.platform}",
-            context=context,
-            hint="leave `streams.real_time` out",
-        )
-    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
-    except OSError as error:
-        raise PermanentError(
-            f"the system does not let this process schedule in real time ({error.strerror})",
-            context=context,
-            hint="run it as root, with CAP_SYS_NICE, or with an `rtprio` limit as high "
-            "(`ulimit -r`, systemd's `LimitRTPRIO`, docker's `--ulimit rtprio`), or leave "
-            "`streams.real_time` out",
-        ) from error
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, policy, parameters)
 
 
 class SystemClock:

@@ -14,7 +14,7 @@ from typing import Any
 
 from aegis_pipe.analysis.profile import Profile
 from aegis_pipe.analysis_builder import cut_segments
-from aegis_pipe.clock import Clock, SystemClock, real_time_threads
+from aegis_pipe.clock import Clock, SystemClock
 from aegis_pipe.device.protocols import DeviceContext, DeviceStream, StagingStatistics
 from aegis_pipe.device.registry import OpenedDevice, open_device
 from aegis_pipe.errors import BudgetExceededError, PermanentError
@@ -47,6 +47,7 @@ from aegis_pipe.scheduler_builder import (
 )
 from aegis_pipe.telemetry.lull import Lull
 from aegis_pipe.tensor import TensorSpec
+from aegis_pipe.threads import real_time_threads
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from aegis_pipe.analysis_builder import check_admission, record_admission
-from aegis_pipe.clock import real_time_threads
 from aegis_pipe.deployment_builder import Installation, InstallationKey, PlannedModels, Platform
 from aegis_pipe.errors import (
     FatalError,
@@ -44,6 +43,7 @@ from aegis_pipe.revision import Recording, Revision, enforce
 from aegis_pipe.scheduler_builder import check_models, make_manifest_policy
 from aegis_pipe.scheduling.statistics import RequestStatistics
 from aegis_pipe.telemetry import attributes as names
+from aegis_pipe.threads import real_time_threads
 
 FIXED: Final = (
     ("name",),

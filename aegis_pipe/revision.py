@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 from aegis_pipe.analysis_builder import Admission, needed_ns_of, refusal
-from aegis_pipe.clock import real_time_threads
 from aegis_pipe.deployment_builder import Installation, ModelInformation, Platform
 from aegis_pipe.errors import InvalidInputError
 from aegis_pipe.execution.executor import check_inputs
@@ -30,6 +29,7 @@ from aegis_pipe.scheduling.loop import OrchestrationLoop
 from aegis_pipe.scheduling.recording import RecordingScheduler, RunWriter
 from aegis_pipe.scheduling.request import ExecutionRequest
 from aegis_pipe.scheduling.scheduler import Scheduler
+from aegis_pipe.threads import real_time_threads
 
 
 @dataclass(frozen=True, slots=True)

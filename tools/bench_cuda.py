@@ -55,12 +55,13 @@ from bench_cuda_peers import (
 )
 
 from aegis_pipe import __version__
-from aegis_pipe.clock import SystemClock, real_time_threads
+from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.protocols import DeviceContext, DeviceStream, StagedInputs, StagingAhead
 from aegis_pipe.device.registry import open_device
 from aegis_pipe.errors import AegisError
 from aegis_pipe.execution.model_loader import LoadOptions, ModelLoader
 from aegis_pipe.execution.standalone import StandaloneGraph
+from aegis_pipe.threads import real_time_threads
 
 WARM_UPS = 30
 TURNS = 8

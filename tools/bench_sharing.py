@@ -42,9 +42,9 @@ import numpy as np
 import onnx
 
 from aegis_pipe import Runtime, open_pipeline
-from aegis_pipe.clock import wake_promptly
 from aegis_pipe.events import Event, SegmentFinished
 from aegis_pipe.execution.input_generation import generate_inputs
+from aegis_pipe.threads import wake_promptly
 
 URGENT, SATURATING = "urgent", "saturating"
 OUTSTANDING = 2

@@ -20,7 +20,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, Protocol, Self
 
-from aegis_pipe.clock import Clock, Wake, wake_promptly
+from aegis_pipe.clock import Clock, Wake
 from aegis_pipe.errors import (
     DeadlineExceededError,
     FatalError,
@@ -33,6 +33,7 @@ from aegis_pipe.events import DecisionMade, EventHub, RequestFinished, RequestSu
 from aegis_pipe.scheduling.decision import Decision, Reason
 from aegis_pipe.scheduling.request import ExecutionRequest, RequestState
 from aegis_pipe.scheduling.scheduler import Scheduler
+from aegis_pipe.threads import short_turns, wake_promptly
 
 _log = logging.getLogger(__name__)
 
@@ -266,11 +267,12 @@ class OrchestrationLoop:
     def run(self) -> None:
         """Step until stopped; the body of the thread."""
         wake_promptly()
-        while True:
-            self.step()
-            if self.is_idle and (self._stopping != "no" or self._fatal_error is not None):
-                return
-            self._clock.wait_until(self._next_wake_ns(), self._wake)
+        with short_turns():
+            while True:
+                self.step()
+                if self.is_idle and (self._stopping != "no" or self._fatal_error is not None):
+                    return
+                self._clock.wait_until(self._next_wake_ns(), self._wake)
 
     def step(self) -> None:
         """Do everything that can be done now, without waiting."""

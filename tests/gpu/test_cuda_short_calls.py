@@ -1,0 +1,98 @@
+"""Short calls of the driver keep the interpreter's lock, until CUPTI's threads may want it."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from aegis_pipe.device.protocols import DeviceContext
+from aegis_pipe.errors import PermanentError
+from tests.busy_thread import a_busy_thread
+
+driver = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
+from aegis_pipe.device.cuda.short_calls import ShortCalls  # noqa: E402
+
+CALLS = 10
+PYTHONS_OWN_S = 0.005
+
+
+@pytest.fixture
+def stream(context: DeviceContext) -> Iterator[int]:
+    handle = driver.create_stream(0)
+    yield handle
+    driver.destroy_stream(handle)
+
+
+def test_only_calls_that_give_the_lock_up_wait_for_a_busy_thread(
+    stream: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    giving = ShortCalls()
+    giving.give_up_lock()
+    event = driver.create_event()
+
+    def fastest_s(calls: ShortCalls) -> float:
+        monkeypatch.setattr(driver, "_short", calls)
+        times = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            for _ in range(CALLS):
+                driver.record_event(event, stream)
+            times.append(time.perf_counter() - begin)
+        return min(times)
+
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(PYTHONS_OWN_S)
+    try:
+        with a_busy_thread():
+            given_up, kept = fastest_s(giving), fastest_s(ShortCalls())
+    finally:
+        sys.setswitchinterval(before_s)
+        driver.destroy_event(event)
+    assert given_up > CALLS * PYTHONS_OWN_S / 2, "another thread takes the lock when it can"
+    assert kept < given_up / 10
+
+
+@pytest.mark.parametrize("gives_up", [False, True])
+def test_short_calls_do_what_the_drivers_do(
+    stream: int, monkeypatch: pytest.MonkeyPatch, gives_up: bool
+) -> None:
+    calls = ShortCalls()
+    if gives_up:
+        calls.give_up_lock()
+    monkeypatch.setattr(driver, "_short", calls)
+    first, last, elsewhere = (driver.create_event() for _ in range(3))
+    other = driver.create_stream(0)
+    memory, host = driver.allocate(1 << 20), driver.allocate_pinned(2 << 20)
+    sent = np.random.default_rng(1).integers(0, 256, 1 << 20, np.uint8)
+    found = np.frombuffer((ctypes.c_uint8 * (2 << 20)).from_address(host), np.uint8)
+    found[: 1 << 20] = sent
+    driver.record_event(first, stream)
+    driver.enqueue_copy_to_device(memory, host, 1 << 20, stream)
+    driver.record_event(elsewhere, stream)
+    driver.wait_event(other, elsewhere)
+    driver.enqueue_copy_to_host(host + (1 << 20), memory, 1 << 20, other)
+    driver.record_event(last, other)
+    driver.synchronise_event(last)
+    np.testing.assert_array_equal(found[1 << 20 :], sent)
+    assert driver.event_is_done(last)
+    assert driver.stream_is_idle(stream)
+    assert 0 < driver.elapsed_ns(first, last) < 10**9
+    for event in (first, last, elsewhere):
+        driver.destroy_event(event)
+    driver.destroy_stream(other)
+    driver.free(memory)
+    driver.free_pinned(host)
+
+
+def test_a_refused_short_call_says_which_and_why(stream: int) -> None:
+    with pytest.raises(PermanentError, match=r"cuEventRecord failed: CUDA_ERROR_INVALID_HANDLE"):
+        driver.record_event(0, stream)
+    event = driver.create_event()
+    with pytest.raises(PermanentError, match=r"cuEventElapsedTime failed"):
+        driver.elapsed_ns(event, event)
+    driver.destroy_event(event)
