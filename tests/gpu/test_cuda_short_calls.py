@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from tests.busy_thread import a_busy_thread
 driver = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda.short_calls import ShortCalls  # noqa: E402
 
-CALLS = 10
 PYTHONS_OWN_S = 0.005
 
 
@@ -28,33 +28,45 @@ def stream(context: DeviceContext) -> Iterator[int]:
     driver.destroy_stream(handle)
 
 
-def test_only_calls_that_give_the_lock_up_wait_for_a_busy_thread(
-    stream: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    giving = ShortCalls()
-    giving.give_up_lock()
-    event = driver.create_event()
+@pytest.fixture
+def graph(stream: int) -> Iterator[int]:
+    """A launch of it takes longer than it takes another thread to wake up."""
+    memory = driver.allocate(1 << 16)
+    driver.begin_capture(stream)
+    for value in range(64):
+        driver.enqueue_fill(memory, value, 1 << 16, stream)
+    launchable = driver.instantiate(driver.end_capture(stream))
+    driver.upload_graph(launchable, stream)
+    yield launchable
+    driver.destroy_graph(launchable)
+    driver.free(memory)
 
-    def fastest_s(calls: ShortCalls) -> float:
+
+def test_only_calls_that_give_the_lock_up_wait_for_a_busy_thread(
+    stream: int, graph: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, given_up = ShortCalls(), ShortCalls()
+    given_up.give_up_lock()
+
+    def median_s(calls: ShortCalls) -> float:
         monkeypatch.setattr(driver, "_short", calls)
         times = []
-        for _ in range(5):
+        for _ in range(15):
             begin = time.perf_counter()
-            for _ in range(CALLS):
-                driver.record_event(event, stream)
+            driver.launch_graph(graph, stream)
             times.append(time.perf_counter() - begin)
-        return min(times)
+            driver.synchronise_stream(stream)
+        return statistics.median(times)
 
     before_s = sys.getswitchinterval()
     sys.setswitchinterval(PYTHONS_OWN_S)
     try:
         with a_busy_thread():
-            given_up, kept = fastest_s(giving), fastest_s(ShortCalls())
+            waiting, running = median_s(given_up), median_s(kept)
     finally:
         sys.setswitchinterval(before_s)
-        driver.destroy_event(event)
-    assert given_up > CALLS * PYTHONS_OWN_S / 2, "another thread takes the lock when it can"
-    assert kept < given_up / 10
+    assert waiting > PYTHONS_OWN_S / 2, "another thread takes the lock when it can"
+    assert running < waiting / 5
 
 
 @pytest.mark.parametrize("gives_up", [False, True])
