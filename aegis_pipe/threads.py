@@ -81,8 +81,7 @@ def short_turns() -> Iterator[None]:
         _holders += 1
         if _holders == 1:
             _before_s = sys.getswitchinterval()
-            sys.setswitchinterval(min(TURN_S, _before_s))
-            # Not exactly what it was set to: the interpreter counts in microseconds.
+            _have_turns_of(min(TURN_S, _before_s))
             _set_s = sys.getswitchinterval()
     try:
         yield
@@ -90,4 +89,9 @@ def short_turns() -> Iterator[None]:
         with _lock:
             _holders -= 1
             if _holders == 0 and sys.getswitchinterval() == _set_s:
-                sys.setswitchinterval(_before_s)
+                _have_turns_of(_before_s)
+
+
+def _have_turns_of(seconds: float) -> None:
+    # The interpreter counts whole microseconds and drops the rest, of what it gave out itself, too.
+    sys.setswitchinterval(seconds + 0.5e-6)

@@ -35,6 +35,16 @@ def test_what_the_program_asks_for_meanwhile_stays(wanted_s: float) -> None:
     assert sys.getswitchinterval() == pytest.approx(wanted_s)
 
 
+def test_what_was_set_before_comes_back_to_the_microsecond() -> None:
+    for microseconds in (7, 41, 57, 100, 1_001):
+        sys.setswitchinterval((microseconds + 0.5) / 1e6)
+        before_s = sys.getswitchinterval()
+        for _ in range(3):
+            with short_turns():
+                pass
+        assert sys.getswitchinterval() == before_s
+
+
 def test_shorter_turns_than_ours_are_left_alone() -> None:
     sys.setswitchinterval(TURN_S / 5)
     with short_turns():

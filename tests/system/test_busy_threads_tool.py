@@ -1,0 +1,48 @@
+"""tools/bench_busy_threads.py on the CPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MANIFEST = """
+manifest_version = 1
+name = "one"
+[[models]]
+name = "digits"
+path = "{path}"
+"""
+
+
+def measured(folder: Path, path: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+    manifest, record = folder / "one.toml", folder / "record.json"
+    manifest.write_text(MANIFEST.format(path=path))
+    command = [sys.executable, ROOT / "tools" / "bench_busy_threads.py", manifest]
+    options = ["--requests", "3", "--busy", "0", "1", "--json", record]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+    return done, record
+
+
+def test_short_turns_cost_requests_less(tmp_path: Path) -> None:
+    done, path = measured(tmp_path, str(ROOT / "manifests" / "quickstart" / "digits.onnx"))
+    assert done.returncode == 0, done.stderr
+    record = json.loads(path.read_text())
+    assert [json.loads(line) for line in done.stdout.splitlines()] == record["rows"]
+    rows = {(row["busy_threads"], row["turns"]): row for row in record["rows"]}
+    assert list(rows) == [(n, turns) for n in (0, 1) for turns in ("runtime", "python")]
+    for (count, _), row in rows.items():
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+        assert (row["steps_per_s"] > 0) == (count > 0)
+    assert 2 * rows[1, "runtime"]["p50_ms"] < rows[1, "python"]["p50_ms"]
+
+
+def test_what_is_wrong_with_the_manifest_is_told(tmp_path: Path) -> None:
+    done, path = measured(tmp_path, "not-there.onnx")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "not-there.onnx" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not path.exists()
