@@ -9,7 +9,8 @@ Networks come from torchvision and transformers, with random weights, exported t
 where they or torch are missing, from tools/make_networks.py, and PyTorch is no peer. ONNX Runtime
 is one where its CUDA provider runs. Every row tells the relative error of the outputs against the
 network in float32, so that a fast wrong answer is seen, and what could not be compared with says
-why. `--conditions` has our requests once more as the host may run them otherwise: on one core, in
+why. For the sake of the slowest requests, how often the host is interrupted is told, and for how
+long. `--conditions` has our requests once more as the host may run them otherwise: on one core, in
 real time, and polled for.
 """
 
@@ -70,6 +71,8 @@ REQUESTS = 400
 OURS = "aegis-pipe"
 PAUSE_S = 0.005
 """Between requests that come now and then."""
+INTERRUPTION_NS = 3_000
+"""A thread that looks at the clock all the time misses no less unless it was interrupted."""
 SENDERS = 4
 """Threads that hand in requests where what a launch costs is measured."""
 
@@ -440,6 +443,24 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join(["times in ms; x: the fastest peer's median over ours", *table, *reasons])
 
 
+def _interruptions() -> dict[str, float]:
+    """Return how often this core is taken from a thread that never waits, and for how long.
+
+    Whoever waits on the host for the end of a request sees it as much later, at times.
+    """
+    gaps_ns = []
+    begin = last = time.perf_counter_ns()
+    while last - begin < 10**9:
+        now = time.perf_counter_ns()
+        if now - last > INTERRUPTION_NS:
+            gaps_ns.append(now - last)
+        last = now
+    if not gaps_ns:
+        return {"per_s": 0}
+    p50_us, p90_us = (round(float(np.percentile(gaps_ns, q)) / 1e3, 1) for q in (50, 90))
+    return {"per_s": len(gaps_ns), "p50_us": p50_us, "p90_us": p90_us}
+
+
 def _machine() -> dict[str, Any]:
     with open_device("cuda", clock=SystemClock()).context as context:
         about = context.description
@@ -452,6 +473,7 @@ def _machine() -> dict[str, Any]:
             "python": platform.python_version(),
             "command": " ".join(sys.argv),
             "requests": REQUESTS,
+            "interruptions": _interruptions(),
         }
 
 
