@@ -9,14 +9,17 @@ Real models are those of manifests/zoo.toml, as far as their packages are instal
 expected. Exit status 1 if an output is farther away than its arithmetic allows
 (`aegis_pipe/execution/output_comparison.py`), or has other bits the second time.
 
+Where boxes are chosen by comparing scores, a rounding chooses others. There the device's boxes and
+scores are compared before the choice, and its choice with that of the CPU from the same of them:
+
+    rows_alike          the part of the rows chosen that is among those the CPU chose from its own
+
 Of an output that is too far the record says what may be the reason, which does not let it pass:
 
     by_rounding_alone   how far the CPU is, computing in fp32, if it rounds what is stored between
                         operators, and known weights (to fp16 for tf32, which has as many bits).
                         `as_far_as_rounding`: at most twice as far as that in norm, and three times
                         at its farthest (docs/decisions/0031-what-rounding-costs.md)
-    rows_alike          where a threshold decides how many rows there are: the part of them that is
-                        among those of the other
 """
 
 from __future__ import annotations
@@ -61,8 +64,8 @@ REQUESTS = 4
 LIMITS = {"file-type": 257}
 """What integers are below, where a graph does not tell: of zeros and ones alone, the variances
 that this model takes are differences of nearly equal numbers."""
-ONLY = {"detector": ("fp32",)}
-"""Where boxes are chosen by comparing scores, a rounding chooses others."""
+CHOOSING = ("NonMaxSuppression",)
+"""Operators whose results are others by the least difference of what they read."""
 
 ROUNDED = {"tf32": "fp16", "fp16": "fp16", "bf16": "bf16"}
 """What values are rounded to."""
@@ -199,6 +202,62 @@ class _Rounding:
         return exact
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A graph that chooses, and the part of it that does."""
+
+    whole: ExecutionGraph
+    """All of it, and as further outputs what the choice is made from."""
+    part: ExecutionGraph
+    """From there on."""
+
+
+def choice_of(graph: ExecutionGraph) -> Choice | None:
+    """Return where a graph chooses, if it does."""
+    behind: list[OperatorNode] = []
+    written: set[TensorId] = set()
+    for node in graph.operators:
+        if node.operator in CHOOSING or not written.isdisjoint(node.reads):
+            behind.append(node)
+            written.update(node.outputs)
+    if not behind:
+        return None
+    reads = dict.fromkeys(tensor for node in behind for tensor in node.reads)
+    read = [each for each in reads if each not in written and each not in graph.constants]
+    known = {each: graph.constants[each] for each in reads if each in graph.constants}
+    part = ExecutionGraph.build(
+        name=graph.name,
+        operators=behind,
+        specs={each: graph.spec(each) for each in (*reads, *written) if each},
+        constants=known,
+        inputs=tuple(read),
+        outputs=tuple(each for each in graph.outputs if each in written),
+        lengths=graph.lengths,
+    )
+    others = [each for each in read if each not in graph.outputs and each not in graph.inputs]
+    return Choice(replace(graph, outputs=(*graph.outputs, *others)), part)
+
+
+def hold_choice(
+    outputs: dict[str, dict[str, Any]],
+    choice: Choice,
+    arithmetic: Arithmetic,
+    requests: Sequence[Mapping[str, np.ndarray]],
+    found: Results,
+    cpu: DeviceContext,
+) -> None:
+    """Judge what was chosen by what the CPU chooses from the same."""
+    given = [
+        {each: (request | result)[each] for each in choice.part.inputs}
+        for request, result in zip(requests, found, strict=True)
+    ]
+    chosen = run(choice.part, cpu, given, "fp32")
+    of_part = [{name: each[name] for name in chosen[0]} for each in found]
+    for name, row in differences(arithmetic, of_part, chosen).items():
+        alike = {key: value for key, value in outputs[name].items() if key == "rows_alike"}
+        outputs[name] = row | alike
+
+
 def differences(
     arithmetic: Arithmetic, found: Results, expected: Results
 ) -> dict[str, dict[str, Any]]:
@@ -275,17 +334,19 @@ def rows(
             continue
         graph = model.graph()
         requests = requests_of(graph, model.name)
-        expected = run(graph, cpu, requests, "fp32")
+        choice = choice_of(graph)
+        whole = graph if choice is None else choice.whole
+        expected = run(whole, cpu, requests, "fp32")
         for precision in precisions:
-            if precision not in ONLY.get(model.name, PRECISIONS):
-                continue
             begin = time.perf_counter()
             arithmetic = arithmetic_of(graph, precision)
-            found = run(graph, device, requests, precision)
+            found = run(whole, device, requests, precision)
             outputs = differences(arithmetic, found, expected)
             match_rows(outputs, arithmetic, found, expected)
+            if choice is not None:
+                hold_choice(outputs, choice, arithmetic, requests, found, cpu)
             if precision in ROUNDED and not all(each["passed"] for each in outputs.values()):
-                in_half = stored_in_half(graph, ROUNDED[precision])
+                in_half = stored_in_half(whole, ROUNDED[precision])
                 stored = run(in_half, cpu, requests, "fp32")
                 hold_against(outputs, differences(arithmetic, stored, expected))
             yield {

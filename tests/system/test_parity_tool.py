@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 
 from aegis_pipe.clock import SystemClock
@@ -87,6 +89,73 @@ def test_rows_by_a_threshold(models: list) -> None:
     assert alike(rows[:-3], kinds[:-3] // 2) < 0.1
     assert alike(rows[:-3] + np.float32(0.01), kinds[:-3]) == 0
     assert alike(np.repeat(rows[:1], 299, axis=0), np.repeat(kinds[:1], 299)) < 0.01
+
+
+BOXES = 40
+
+
+@pytest.fixture
+def chooser(tmp_path: Path) -> Any:
+    """Boxes and scores from an input, and the boxes whose score is above a half."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 17]> net (float[1,40,5] x) => (float[n,4] kept) '
+        "<int64[1] most = {40}, float[1] overlap = {0.5}, float[1] least = {0.5}, "
+        "int64[2] parts = {4, 1}, int64[1] first = {0}, int64[1] last = {1}> {"
+        "corners, score = Split <axis = 2> (x, parts) boxes = Mul (corners, corners) "
+        "likely = Sigmoid (score) scores = Transpose <perm = [0, 2, 1]> (likely) "
+        "chosen = NonMaxSuppression (boxes, scores, most, overlap, least) "
+        "two = Constant <value_int = 2> () place = Gather <axis = 1> (chosen, two) "
+        "all = Squeeze (boxes, first) kept = Gather (all, place) }"
+    )
+    onnx.save(model, tmp_path / "chooser.onnx")
+    return parity.Model("chooser", "chooser.onnx", tmp_path, {}, {})
+
+
+def boxes_with_scores(scores: np.ndarray) -> np.ndarray:
+    """Far apart, so that scores alone decide."""
+    x = np.zeros((1, BOXES, 5), np.float32)
+    x[0, :, 0] = x[0, :, 1] = np.sqrt(10 * np.arange(BOXES))
+    x[0, :, 2] = x[0, :, 3] = np.sqrt(10 * np.arange(BOXES) + 5)
+    x[0, :, 4] = scores
+    return x
+
+
+def test_a_choice_is_judged_by_the_cpus_from_the_same(chooser: Any) -> None:
+    graph = chooser.graph()
+    choice, arithmetic = parity.choice_of(graph), arithmetic_of(graph)
+    assert {node.operator for node in choice.part.operators} == {"NonMaxSuppression", "Gather"}
+    scores = np.linspace(-2, 2, BOXES, dtype=np.float32)
+    scores[20] = 0
+    requests, others = ([{"x": boxes_with_scores(each)}] * 2 for each in (scores, scores + 1e-6))
+
+    def judged(found: list, expected: list) -> dict:
+        outputs = parity.differences(arithmetic, found, expected)
+        parity.match_rows(outputs, arithmetic, found, expected)
+        parity.hold_choice(outputs, choice, arithmetic, requests, found, cpu)
+        return outputs
+
+    with open_device("cpu", clock=SystemClock()).context as cpu:
+        expected = parity.run(choice.whole, cpu, requests, "fp32")
+        found = parity.run(choice.whole, cpu, others, "fp32")
+        # A score just above the threshold instead of on it: one box more.
+        assert len(found[0]["kept"]) == len(expected[0]["kept"]) + 1
+        outputs = judged(found, expected)
+        assert all(each["passed"] and each["same_bits"] for each in outputs.values())
+        assert 0.9 < outputs["kept"]["rows_alike"] < 1
+        # Not what the device's own scores choose.
+        wrong = [each | {"kept": each["kept"][:-1]} for each in found]
+        assert judged(wrong, expected)["kept"]["failure"].startswith("expected shape")
+        # Nor is what it chose from beyond the tolerance.
+        far = [{**each, "scores": each["scores"] + np.float32(0.1)} for each in expected]
+        assert not judged(far, expected)["scores"]["passed"]
+
+
+def test_a_model_that_chooses(chooser: Any) -> None:
+    with open_device("cpu", clock=SystemClock()).context as cpu:
+        (row,) = parity.rows([chooser], ["fp32"], cpu, cpu)
+    assert row["passed"]
+    assert len(row["outputs"]) == 4
+    assert "kept" in row["outputs"]
 
 
 def test_what_rounding_alone_costs(models: list) -> None:
