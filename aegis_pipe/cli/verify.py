@@ -2,6 +2,10 @@
 
 Inputs come from a file or from a seed: floats are normal, indices stay within the table they
 select from, 8-bit integers use their range, other integers are 0 or 1.
+
+What a model chooses by comparing numbers (boxes, the best five, a class) is another choice by the
+least difference. If it is not the reference's, it is judged by what the reference chooses from the
+same numbers, provided that these are within the tolerance; a note says so.
 """
 
 from __future__ import annotations

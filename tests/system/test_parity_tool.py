@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx.parser
+import onnx
 import pytest
 
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.registry import open_device
 from aegis_pipe.execution.output_comparison import ARITHMETICS, arithmetic_of
+from tests.choosing_model import BOXES, boxes_with_scores, choosing_model
 from tests.system.test_network_tools import call
 from tests.tool_modules import load_tool
 
@@ -91,39 +92,16 @@ def test_rows_by_a_threshold(models: list) -> None:
     assert alike(np.repeat(rows[:1], 299, axis=0), np.repeat(kinds[:1], 299)) < 0.01
 
 
-BOXES = 40
-
-
 @pytest.fixture
 def chooser(tmp_path: Path) -> Any:
-    """Boxes and scores from an input, and the boxes whose score is above a half."""
-    model = onnx.parser.parse_model(
-        '<ir_version: 9, opset_import: ["": 17]> net (float[1,40,5] x) => (float[n,4] kept) '
-        "<int64[1] most = {40}, float[1] overlap = {0.5}, float[1] least = {0.5}, "
-        "int64[2] parts = {4, 1}, int64[1] first = {0}, int64[1] last = {1}> {"
-        "corners, score = Split <axis = 2> (x, parts) boxes = Mul (corners, corners) "
-        "likely = Sigmoid (score) scores = Transpose <perm = [0, 2, 1]> (likely) "
-        "chosen = NonMaxSuppression (boxes, scores, most, overlap, least) "
-        "two = Constant <value_int = 2> () place = Gather <axis = 1> (chosen, two) "
-        "all = Squeeze (boxes, first) kept = Gather (all, place) }"
-    )
-    onnx.save(model, tmp_path / "chooser.onnx")
+    onnx.save(choosing_model(), tmp_path / "chooser.onnx")
     return parity.Model("chooser", "chooser.onnx", tmp_path, {}, {})
-
-
-def boxes_with_scores(scores: np.ndarray) -> np.ndarray:
-    """Far apart, so that scores alone decide."""
-    x = np.zeros((1, BOXES, 5), np.float32)
-    x[0, :, 0] = x[0, :, 1] = np.sqrt(10 * np.arange(BOXES))
-    x[0, :, 2] = x[0, :, 3] = np.sqrt(10 * np.arange(BOXES) + 5)
-    x[0, :, 4] = scores
-    return x
 
 
 def test_a_choice_is_judged_by_the_cpus_from_the_same(chooser: Any) -> None:
     graph = chooser.graph()
     choice, arithmetic = parity.choice_of(graph), arithmetic_of(graph)
-    assert {node.operator for node in choice.part.operators} == {"NonMaxSuppression", "Gather"}
+    whole, part = parity.showing_sources(graph, choice), parity.choosing_part(graph, choice)
     scores = np.linspace(-2, 2, BOXES, dtype=np.float32)
     scores[20] = 0
     requests, others = ([{"x": boxes_with_scores(each)}] * 2 for each in (scores, scores + 1e-6))
@@ -131,12 +109,12 @@ def test_a_choice_is_judged_by_the_cpus_from_the_same(chooser: Any) -> None:
     def judged(found: list, expected: list) -> dict:
         outputs = parity.differences(arithmetic, found, expected)
         parity.match_rows(outputs, arithmetic, found, expected)
-        parity.hold_choice(outputs, choice, arithmetic, requests, found, cpu)
+        parity.hold_choice(outputs, part, arithmetic, requests, found, cpu)
         return outputs
 
     with open_device("cpu", clock=SystemClock()).context as cpu:
-        expected = parity.run(choice.whole, cpu, requests, "fp32")
-        found = parity.run(choice.whole, cpu, others, "fp32")
+        expected = parity.run(whole, cpu, requests, "fp32")
+        found = parity.run(whole, cpu, others, "fp32")
         # A score just above the threshold instead of on it: one box more.
         assert len(found[0]["kept"]) == len(expected[0]["kept"]) + 1
         outputs = judged(found, expected)

@@ -24,6 +24,7 @@ from aegis_pipe.onnx_verification import (
     VerificationOptions,
     verify_model,
 )
+from tests.choosing_model import BOXES, boxes_with_scores, choosing_model
 
 OPSET = helper.make_opsetid("", 17)
 
@@ -283,3 +284,86 @@ def test_weights_in_a_file_of_their_own(verify, model_path: Path) -> None:
         onnx.load(model_path), path, save_as_external_data=True, size_threshold=0, location="w.data"
     )
     assert verify(BATCH, path).passed
+
+
+@pytest.fixture
+def choosing_path(tmp_path: Path) -> Path:
+    path = tmp_path / "choosing.onnx"
+    onnx.save(choosing_model(), path)
+    return path
+
+
+def on_the_threshold() -> dict[str, np.ndarray]:
+    scores = np.linspace(-2, 2, BOXES, dtype=np.float32)
+    scores[20] = 0
+    return {"x": boxes_with_scores(scores)}
+
+
+def given_more(change: float):
+    """Return a reference that finds scores somewhat higher."""
+
+    def run(model: ReferenceModel) -> dict[str, np.ndarray]:
+        x = model.inputs["x"].copy()
+        x[..., 4] += np.float32(change)
+        return onnx_verification._reference_evaluator(
+            replace(model, inputs={**model.inputs, "x": x})
+        )
+
+    return run
+
+
+def test_boxes_are_judged_by_what_the_reference_chooses_from_the_same(
+    verify, monkeypatch, choosing_path: Path
+) -> None:
+    monkeypatch.setitem(onnx_verification.REFERENCES, "onnx", given_more(1e-6))
+    options = {"references": ("onnx",), "inputs": on_the_threshold()}
+    result = verify(LoadOptions(), choosing_path, **options)
+    (kept,) = result.outputs
+    assert result.passed
+    assert kept.differences["onnx"].max_absolute == 0
+    assert kept.note.startswith("judged by what onnx would choose from the same `")
+    assert {"`boxes`", "`scores`", "`all`"} <= set(kept.note.replace(",", " ").split())
+    assert result.first_difference is None
+    # Both references, of which the other one chooses as we do by itself.
+    assert verify(LoadOptions(), choosing_path, inputs=on_the_threshold()).passed
+
+
+def test_scores_that_are_too_far_are_no_excuse(verify, monkeypatch, choosing_path: Path) -> None:
+    monkeypatch.setitem(onnx_verification.REFERENCES, "onnx", given_more(0.1))
+    result = verify(LoadOptions(), choosing_path, references=("onnx",), inputs=on_the_threshold())
+    assert not result.passed
+    assert result.outputs[0].note == ""
+    assert result.first_difference is not None
+
+
+def test_another_choice_from_the_same_does_not_pass(
+    verify, monkeypatch, choosing_path: Path
+) -> None:
+    def run(model: ReferenceModel) -> dict[str, np.ndarray]:
+        found = onnx_verification._reference_evaluator(model)
+        return {name: a[:-1] if name == "kept" else a for name, a in found.items()}
+
+    monkeypatch.setitem(onnx_verification.REFERENCES, "onnx", run)
+    result = verify(LoadOptions(), choosing_path, references=("onnx",), inputs=on_the_threshold())
+    assert not result.passed
+    assert result.outputs[0].differences["onnx"].failure.startswith("expected shape")
+
+
+def test_boxes_in_half_precision(choosing_path: Path) -> None:
+    """The GPU's kernels, run on the host: a score rounds to the threshold, and is not above it."""
+    host_device = pytest.importorskip("tests.unit.device.cuda.host_device")
+    if host_device.COMPILER is None:
+        pytest.skip("no g++")
+    inputs = on_the_threshold()
+    inputs["x"][0, 20, 4] = 1e-4
+    clock, order = SystemClock(), ModelOrder("m", choosing_path, LoadOptions())
+    options = VerificationOptions(inputs=inputs, precisions=("fp32", "fp16"))
+    with host_device.HostContext(clock) as context:
+        stream = context.create_stream(0)
+        exact, half = verify_model(order, context, stream, clock, options)
+        stream.close()
+    assert exact.passed
+    assert exact.outputs[0].note == ""
+    assert half.passed, half
+    assert half.outputs[0].spec.shape[0] == exact.outputs[0].spec.shape[0] - 1
+    assert "judged by what onnxruntime and onnx would choose" in half.outputs[0].note
