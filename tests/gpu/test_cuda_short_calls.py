@@ -21,6 +21,23 @@ from aegis_pipe.device.cuda.short_calls import ShortCalls  # noqa: E402
 PYTHONS_OWN_S = 0.005
 
 
+def calls_that(*, gives_up: bool) -> ShortCalls:
+    calls = ShortCalls()
+    calls.find()
+    if gives_up:
+        calls.give_up_lock()
+    return calls
+
+
+def test_whoever_opens_another_device_does_not_have_the_lock_kept_again(
+    context: DeviceContext,
+) -> None:
+    calls = calls_that(gives_up=True)
+    launch = calls.launch_graph
+    calls.find()
+    assert calls.launch_graph is launch
+
+
 @pytest.fixture
 def stream(context: DeviceContext) -> Iterator[int]:
     handle = driver.create_stream(0)
@@ -45,8 +62,7 @@ def graph(stream: int) -> Iterator[int]:
 def test_only_calls_that_give_the_lock_up_wait_for_a_busy_thread(
     stream: int, graph: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept, given_up = ShortCalls(), ShortCalls()
-    given_up.give_up_lock()
+    kept, given_up = calls_that(gives_up=False), calls_that(gives_up=True)
 
     def median_s(calls: ShortCalls) -> float:
         monkeypatch.setattr(driver, "_short", calls)
@@ -73,10 +89,7 @@ def test_only_calls_that_give_the_lock_up_wait_for_a_busy_thread(
 def test_short_calls_do_what_the_drivers_do(
     stream: int, monkeypatch: pytest.MonkeyPatch, gives_up: bool
 ) -> None:
-    calls = ShortCalls()
-    if gives_up:
-        calls.give_up_lock()
-    monkeypatch.setattr(driver, "_short", calls)
+    monkeypatch.setattr(driver, "_short", calls_that(gives_up=gives_up))
     first, last, elsewhere = (driver.create_event() for _ in range(3))
     other = driver.create_stream(0)
     memory, host = driver.allocate(1 << 20), driver.allocate_pinned(2 << 20)

@@ -105,8 +105,8 @@ def _error(function: Callable[..., Any], code: Any) -> DriverError:
     )
 
 
-_short: ShortCalls
-"""What every request calls; there once the driver has started."""
+_short = ShortCalls()
+"""What every request calls; found once the driver has started."""
 
 
 def _failed(function: str, code: int) -> AegisError:
@@ -138,9 +138,8 @@ def give_up_lock() -> None:
 
 def initialise() -> None:
     """Load and start the driver; DriverError, or RuntimeError if there is no library."""
-    global _short
     raw(cu.cuInit, 0)
-    _short = ShortCalls()
+    _short.find()
 
 
 def driver_version() -> int:

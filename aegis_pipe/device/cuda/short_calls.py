@@ -38,8 +38,13 @@ class ShortCalls:
     copy_to_host: Callable[[int, int, int, int], int]
 
     def __init__(self) -> None:
-        """Find them; OSError if the driver's library is not there."""
-        self._load(ctypes.PyDLL(LIBRARY))
+        """Look for nothing yet: the driver may not be there."""
+        self._are_found = False
+
+    def find(self) -> None:
+        """Find them, unless they are; OSError if the driver's library is not there."""
+        if not self._are_found:
+            self._load(ctypes.PyDLL(LIBRARY))
 
     def give_up_lock(self) -> None:
         """From now on give the interpreter's lock up around each call, for good.
@@ -50,6 +55,7 @@ class ShortCalls:
         self._load(ctypes.CDLL(LIBRARY))
 
     def _load(self, library: ctypes.CDLL) -> None:
+        self._are_found = True
         # No call that keeps the lock is under way meanwhile: this runs, so this has it.
         for name, (symbol, arguments) in _FUNCTIONS.items():
             function = getattr(library, symbol)
