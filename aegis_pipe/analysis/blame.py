@@ -135,6 +135,8 @@ class RunLog:
         for segments in self._on_stream.values():
             # By number those of one batch, which are launched together.
             segments.sort(key=lambda line: (line["launch_ns"], _number(line["request_id"])))
+        self._ran = {line["request_id"] for lines in self._on_stream.values() for line in lines}
+        self._ran |= {name for name, line in self._finished.items() if _is_completed(line)}
 
     @property
     def requests(self) -> tuple[str, ...]:
@@ -169,13 +171,14 @@ class RunLog:
         own = self._decisions[request]
         within = [number for number, is_within in numbers.items() if is_within]
         within += [line["sequence"] for line in own]
-        if not within:
-            return 1  # Every request is decided about.
-        expected = range(min(within), max(within) + 1)
+        expected = range(min(within), max(within) + 1) if within else ()
+        gaps = sum(number not in numbers for number in expected)
+        # Every request is decided about, though not always between two others that are there.
+        kinds = {line["kind"] for line in own}
+        if not kinds or (request in self._ran and "start" not in kinds):
+            gaps = max(gaps, 1)
         blockers = {other for line in own for other in line["blocked_by"]}
-        return sum(number not in numbers for number in expected) + len(
-            blockers - self._finished.keys() - self._submitted.keys()
-        )
+        return gaps + len(blockers - self._finished.keys() - self._submitted.keys())
 
     def explain(self, request: str) -> Explanation:
         """Explain one finished request; KeyError if the log has no end of it."""
@@ -312,6 +315,10 @@ class RunLog:
             and line["launch_ns"] < end_ns
             and line["launch_ns"] <= until_ns
         ]
+
+
+def _is_completed(finished: Line) -> bool:
+    return bool(finished["outcome"] == "completed")
 
 
 def _number(request: str) -> int:

@@ -278,11 +278,13 @@ class OrchestrationLoop:
         """Do everything that can be done now, without waiting."""
         # First, so that whatever arrives during the step causes another one.
         self._wake.clear()
-        now_ns = self._clock.now_ns()
         if not self._gave_up:
             try:
-                self._take_completions(now_ns)
-                self._take_inbox(now_ns)
+                completions = tuple(self._launcher.poll())
+                # Only now, so that nothing is told to have ended before it did.
+                now_ns = self._clock.now_ns()
+                self._take_completions(completions, now_ns)
+                now_ns = self._take_inbox(now_ns)
                 self._obey_stop(now_ns)
                 self._carry_out(now_ns)
             except FatalError as error:
@@ -298,7 +300,7 @@ class OrchestrationLoop:
                 fatal.__cause__ = error
                 self._fail(fatal)
         if self._gave_up:
-            self._give_up(now_ns)
+            self._give_up()
         self._report_finished()
         # Last, so that nobody waits for it: the streams are busy by now.
         if self._launcher.stages_ahead and not self._gave_up:
@@ -308,15 +310,18 @@ class OrchestrationLoop:
         if self._when_idle is not None and not self._open:
             self._when_idle()
 
-    def _take_completions(self, now_ns: int) -> None:
-        for completion in self._launcher.poll():
+    def _take_completions(self, completions: Iterable[SegmentCompletion], now_ns: int) -> None:
+        for completion in completions:
             if isinstance(completion.error, FatalError):
                 raise completion.error
             self._scheduler.segment_finished(completion.request_id, now_ns, completion.error)
 
-    def _take_inbox(self, now_ns: int) -> None:
+    def _take_inbox(self, now_ns: int) -> int:
+        """Return the instant that the step goes on with: nothing starts or ends before it came."""
         while self._inbox:
             request = self._inbox[0]
+            # Handed in since the step began, perhaps.
+            now_ns = max(now_ns, request.arrival_ns)
             self._scheduler.enqueue(request, now_ns)
             # Only now: until it is enqueued, giving up has to find it here.
             self._inbox.popleft()
@@ -327,6 +332,7 @@ class OrchestrationLoop:
             # Another thread can be quicker than the submission it cancels; that one will wake us.
             if not self._scheduler.cancel(request_id) and request_id in self._open:
                 self._cancellations[request_id] = None
+        return now_ns
 
     def _obey_stop(self, now_ns: int) -> None:
         if self._stopping == "cancel":
@@ -377,12 +383,14 @@ class OrchestrationLoop:
         self._fatal_error = error
         self._gave_up = True
 
-    def _give_up(self, now_ns: int) -> None:
+    def _give_up(self) -> None:
         """Bring everything that is open to an end on the spot."""
         admitted: list[ExecutionRequest] = []
         while self._inbox:
             admitted.append(self._inbox.popleft())
         self._cancellations.clear()
+        # After whatever arrived meanwhile.
+        now_ns = self._clock.now_ns()
         decisions = self._scheduler.abandon(now_ns, self._fatal_error, admitted=admitted)
         if self._hub.detailed:
             for decision in decisions:

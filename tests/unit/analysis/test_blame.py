@@ -144,5 +144,13 @@ def test_what_an_explanation_lacks_is_counted():
     assert log.missing("req-3") == 1
     lost = RunLog([line for line in without_two if line.get("sequence") != 2 or "start_ns" in line])
     assert lost.missing("req-3") == 1
+    # The first that was decided, so that no gap shows it.
+    headless = RunLog([decision("req-2", 1, 20), finished("req-1", 5, 25)])
+    assert headless.missing("req-1") == 1
+    cancelled = decision("req-1", 2, 21) | {"kind": "cancel"}
+    ended = finished("req-1", 5, 25) | {"outcome": "cancelled"}
+    assert RunLog([decision("req-2", 1, 20), cancelled, ended]).missing("req-1") == 0
+    ran = segment("req-1", "m", 0, 6, 7, 8)
+    assert RunLog([decision("req-2", 1, 20), cancelled, ended, ran]).missing("req-1") == 1
     undecided = RunLog([finished("req-9", 1, 2)])
     assert undecided.missing("req-9") == 1

@@ -269,6 +269,49 @@ class FailingLauncher(SimulatedLauncher):
         super().launch(request, segment, stream)
 
 
+@pytest.mark.parametrize("end", ["completed", "cancelled", "failed"])
+def test_what_comes_while_a_step_is_under_way_does_not_end_before_it_came(end):
+    bench = Bench()
+    bench.submit(1, "long")
+    bench.loop.step()
+    policy = bench.scheduler.queue.policy
+    push = policy.push
+
+    def another_threads_turn(request, now_ns):
+        push(request, now_ns)
+        if request.request_id == 2:
+            bench.clock.advance(5)
+            bench.submit(3)
+            if end == "cancelled":
+                bench.loop.cancel(3)
+            elif end == "failed":
+                raise ZeroDivisionError("in the policy")
+
+    policy.push = another_threads_turn
+    bench.submit(2)
+    bench.loop.step()
+    bench.loop.stop()
+    finished = {each.request_id: each for each in bench.events if isinstance(each, RequestFinished)}
+    assert finished[3].outcome == end
+    assert finished[3].at_ns >= finished[3].arrival_ns == 5
+
+
+def test_a_request_ends_after_its_last_segment_however_long_looking_takes():
+    bench = Bench()
+    poll = bench.launcher.poll
+
+    def slow_look():
+        bench.clock.advance(3)
+        return poll()
+
+    bench.launcher.poll = slow_look
+    bench.submit(1)
+    assert bench.loop.stop()
+    (finished,) = (each for each in bench.events if isinstance(each, RequestFinished))
+    assert finished.start_ns == 3
+    assert finished.at_ns == 16
+
+
 def test_a_launch_that_raises_fails_that_request_alone():
     bench = Bench(launcher=FailingLauncher)
     error = KernelError("index out of range")
