@@ -5,20 +5,39 @@ from __future__ import annotations
 import ctypes
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from aegis_pipe.device.protocols import DeviceContext
 from aegis_pipe.errors import PermanentError
-from tests.busy_thread import a_busy_thread
 
 driver = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda.short_calls import ShortCalls  # noqa: E402
 
 PYTHONS_OWN_S = 0.005
+
+
+@contextmanager
+def a_busy_thread() -> Iterator[None]:
+    """Have another thread compute in Python all the time."""
+    stop = threading.Event()
+
+    def compute() -> None:
+        while not stop.is_set():
+            sum(number * number for number in range(1000))
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def calls_that(*, gives_up: bool) -> ShortCalls:
@@ -59,6 +78,7 @@ def graph(stream: int) -> Iterator[int]:
     driver.free(memory)
 
 
+@pytest.mark.gpu_alone
 def test_only_calls_that_give_the_lock_up_wait_for_a_busy_thread(
     stream: int, graph: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import threading
 import tomllib
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ import pytest
 import aegis_pipe
 from aegis_pipe.manifest.conversion import manifest_from_table
 from aegis_pipe.scheduling.recording import read_run
+from aegis_pipe.threads import TURN_S
 from tests.unit.app.small_models import WAIT_S, WEIGHT, Latch, Open, row
 
 
@@ -79,6 +81,21 @@ def test_full_collections_pass_over_what_a_runtime_is_made_of(opened: Open, prod
     assert gc.get_freeze_count() > 10_000
     runtime.close()
     assert gc.get_freeze_count() == 0
+
+
+def test_threads_take_short_turns_as_long_as_a_runtime_is_open(opened: Open, product: str) -> None:
+    before_s = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(0.005)
+        first, second = opened(m=product), opened(m=product)
+        first.infer("m", {"x": row()})
+        first.close()
+        second.infer("m", {"x": row()})
+        assert sys.getswitchinterval() == pytest.approx(TURN_S, abs=1e-6)
+        second.close()
+        assert sys.getswitchinterval() == pytest.approx(0.005)
+    finally:
+        sys.setswitchinterval(before_s)
 
 
 def test_a_recording_keeps_what_a_replay_needs_and_no_access_token(
