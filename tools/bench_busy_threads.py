@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 import threading
@@ -31,6 +30,7 @@ import numpy as np
 from aegis_pipe import Runtime, __version__, open_pipeline
 from aegis_pipe.errors import AegisError
 from aegis_pipe.execution.input_generation import generate_inputs
+from aegis_pipe.parallel import cores
 
 PYTHONS_OWN_S = 0.005
 TURNS = 3
@@ -124,7 +124,9 @@ def run(options: argparse.Namespace) -> int:
         inputs = generate_inputs(runtime.graphs[model], 0)
         for _ in range(WARM_UP):
             runtime.submit(model, inputs).result(timeout=60)
-        for calls in ("keep the lock", "give the lock up") if "cuda" in device.name else ("",):
+        for calls in (
+            ("keep the lock", "give the lock up") if device.name.startswith("cuda") else ("",)
+        ):
             if calls == "give the lock up":
                 from aegis_pipe.device.cuda import driver
 
@@ -139,7 +141,7 @@ def run(options: argparse.Namespace) -> int:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": " ".join(["python", *sys.argv]),
             "device": device.model,
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": cores(),
             "python": platform.python_version(),
             "versions": {"aegis_pipe": __version__, **dict(device.library_versions)},
             "model": model,

@@ -136,7 +136,7 @@ class RunLog:
             # By number those of one batch, which are launched together.
             segments.sort(key=lambda line: (line["launch_ns"], _number(line["request_id"])))
         self._ran = {line["request_id"] for lines in self._on_stream.values() for line in lines}
-        self._ran |= {name for name, line in self._finished.items() if _is_completed(line)}
+        self._ran |= {r for r, line in self._finished.items() if line["outcome"] == "completed"}
 
     @property
     def requests(self) -> tuple[str, ...]:
@@ -315,10 +315,6 @@ class RunLog:
             and line["launch_ns"] < end_ns
             and line["launch_ns"] <= until_ns
         ]
-
-
-def _is_completed(finished: Line) -> bool:
-    return bool(finished["outcome"] == "completed")
 
 
 def _number(request: str) -> int:

@@ -12,14 +12,15 @@ from aegis_pipe.record import record
 from aegis_pipe.tensor import TensorId
 
 _CHOOSING = frozenset({"NonMaxSuppression", "TopK", "ArgMax", "ArgMin", "NonZero"})
-_COMPUTING = frozenset(
-    {
-        *("MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "RNN", "GRU", "LSTM", "Attention"),
-        *("MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "MatMulNBits"),
-        *("If", "Loop", "Scan"),
-    }
-)
-"""What a model goes on to compute behind a choice that is not its last part; bodies may."""
+_NAMES = """
+Cast Compress Concat ConstantOfShape Expand Flatten Gather GatherElements GatherND Identity
+OneHot Pad Range Reshape ScatterElements ScatterND Shape Size Slice Split Squeeze Tile Transpose
+Unique Unsqueeze Where
+And Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual Not Or Xor
+Abs Add Ceil Clip CumSum Div Floor Max Min Mod Mul Neg ReduceMax ReduceMin ReduceSum Round Sub
+"""
+_FOLLOWING = frozenset(_NAMES.split())
+"""What moves, compares and scales what was chosen. Anything else may be how a model goes on."""
 
 
 @record()
@@ -54,7 +55,7 @@ def choice_of(graph: ExecutionGraph) -> Choice | None:
         written.update(graph.operators[producer].outputs)
         waiting += graph.operators[producer].reads
     operators = tuple([graph.operators[number] for number in sorted(part)])
-    if not operators or any(node.operator in _COMPUTING for node in operators):
+    if not operators or not {node.operator for node in operators} <= _CHOOSING | _FOLLOWING:
         return None
     reads = dict.fromkeys(tensor for node in operators for tensor in node.reads)
     return Choice(

@@ -57,3 +57,13 @@ def _turns(request: pytest.FixtureRequest, _folder: Path, _needs_gpu: None) -> I
 def context() -> Iterator[DeviceContext]:
     with open_device("cuda", clock=SystemClock()).context as opened:
         yield opened
+
+
+@pytest.fixture
+def stream(context: DeviceContext) -> Iterator[int]:
+    """The driver's handle of a stream."""
+    from aegis_pipe.device.cuda import driver
+
+    handle = driver.create_stream(0)
+    yield handle
+    driver.destroy_stream(handle)

@@ -36,13 +36,6 @@ def fills(context: DeviceContext) -> Fills:
 
 
 @pytest.fixture
-def stream(context: DeviceContext) -> Iterator[int]:
-    handle = driver.create_stream(0)
-    yield handle
-    driver.destroy_stream(handle)
-
-
-@pytest.fixture
 def copy(context: DeviceContext) -> Iterator[Callable[[int, int, int], None]]:
     """Enqueues a kernel that takes its time."""
     image = driver.compile_cubin(SLOW_COPY, f"sm_{driver.architecture(driver.device(0))}")

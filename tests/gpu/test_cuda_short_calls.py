@@ -58,13 +58,6 @@ def test_whoever_opens_another_device_does_not_have_the_lock_kept_again(
 
 
 @pytest.fixture
-def stream(context: DeviceContext) -> Iterator[int]:
-    handle = driver.create_stream(0)
-    yield handle
-    driver.destroy_stream(handle)
-
-
-@pytest.fixture
 def graph(stream: int) -> Iterator[int]:
     """A launch of it takes longer than it takes another thread to wake up."""
     memory = driver.allocate(1 << 16)

@@ -1,31 +1,15 @@
 """tools/bench_start.py on the CPU."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-MANIFEST = """
-manifest_version = 1
-name = "one"
-[[models]]
-name = "digits"
-path = "{path}"
-"""
+from tests.system.one_model import DIGITS, assert_told_what_is_wrong, measured
 
-
-def measured(folder: Path, path: str) -> tuple[subprocess.CompletedProcess[str], Path]:
-    manifest, record = folder / "one.toml", folder / "record.json"
-    manifest.write_text(MANIFEST.format(path=path))
-    command = [sys.executable, ROOT / "tools" / "bench_start.py", manifest]
-    options = ["--runs", "2", "--json", record]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
-    return done, record
+TOOL, OPTIONS = "bench_start.py", ("--runs", "2")
 
 
 def test_a_cold_start_and_warm_ones(tmp_path: Path) -> None:
-    done, path = measured(tmp_path, str(ROOT / "manifests" / "quickstart" / "digits.onnx"))
+    done, path = measured(TOOL, tmp_path, str(DIGITS), *OPTIONS)
     assert done.returncode == 0, done.stderr
     record = json.loads(path.read_text())
     assert len(record["runs"]) == 3
@@ -43,9 +27,4 @@ def test_a_cold_start_and_warm_ones(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_with_the_manifest_is_told(tmp_path: Path) -> None:
-    done, path = measured(tmp_path, "not-there.onnx")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert "not-there.onnx" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not path.exists()
+    assert_told_what_is_wrong(TOOL, tmp_path, *OPTIONS)

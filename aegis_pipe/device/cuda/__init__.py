@@ -10,10 +10,10 @@ from contextlib import ExitStack
 from importlib import metadata
 
 from aegis_pipe.clock import Clock
+from aegis_pipe.device.cuda.short_calls import LIBRARY
 from aegis_pipe.device.protocols import DeviceContext
 from aegis_pipe.errors import DeviceUnavailableError
 
-_DRIVER_LIBRARY = "libcuda.so.1"
 _DRIVER_VERSION_MIN = 13000
 _PACKAGES = ("cuda.bindings", "cuda.pathfinder", "cudnn", "nvmath")
 _BINDINGS, _BINDINGS_MAJOR = "cuda-bindings", "13"
@@ -57,7 +57,7 @@ def _check_installed(index: int) -> None:
     missing = []
     hints = []
     try:
-        ctypes.CDLL(_DRIVER_LIBRARY)
+        ctypes.CDLL(LIBRARY)
     except OSError as error:
         missing.append(f"the NVIDIA driver library was looked for and not loaded ({error})")
         hints.append("install an NVIDIA driver")

@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Callable
 
 LIBRARY = "libcuda.so.1"
+"""The driver's, by the name that `cuda.bindings` loads it by, too."""
 
 _HANDLE, _ADDRESS, _SIZE = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t
 _FUNCTIONS: dict[str, tuple[str, tuple[type, ...]]] = {
@@ -55,9 +56,9 @@ class ShortCalls:
         self._load(ctypes.CDLL(LIBRARY))
 
     def _load(self, library: ctypes.CDLL) -> None:
-        self._are_found = True
         # No call that keeps the lock is under way meanwhile: this runs, so this has it.
         for name, (symbol, arguments) in _FUNCTIONS.items():
             function = getattr(library, symbol)
             function.argtypes, function.restype = arguments, ctypes.c_int
             setattr(self, name, function)
+        self._are_found = True
