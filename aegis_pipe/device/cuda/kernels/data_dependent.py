@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from aegis_pipe.device.cuda.kernels.each import each, given, launch, results, simple_kernel
 from aegis_pipe.device.cuda.kernels.operands import integer, operand, required, result
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue
-from aegis_pipe.device.cuda.kernels.source import ALL, FLOAT32, dense_strides
+from aegis_pipe.device.cuda.kernels.source import ALL, FLOAT32, PRODUCT, dense_strides
 from aegis_pipe.kernel import KernelRequest
 
 _THREADS = 1024
@@ -145,8 +145,8 @@ __device__ __forceinline__ Box box_of(const float* p, bool centred) {
 __device__ __forceinline__ float overlap(Box p, Box q) {
   const float h = fmaxf(fminf(p.c, q.c) - fmaxf(p.a, q.a), 0.0f);
   const float w = fmaxf(fminf(p.d, q.d) - fmaxf(p.b, q.b), 0.0f);
-  const float common = h * w;
-  const float all = (p.c - p.a) * (p.d - p.b) + (q.c - q.a) * (q.d - q.b) - common;
+  const float common = product(h, w);
+  const float all = product(p.c - p.a, p.d - p.b) + product(q.c - q.a, q.d - q.b) - common;
   return all > 0 ? common / all : 0.0f; }
 """
 
@@ -223,7 +223,7 @@ def _bind_suppression(binding: Binding) -> Sequence[Enqueue]:
             [*given(binding, names), *work],
             grid=groups,
             threads=_BOX_THREADS,
-            extra=_OVERLAP,
+            extra=PRODUCT + _OVERLAP,
         )
     else:
         launches = each(binding, groups, "counts[i] = 0;", work[1:2])

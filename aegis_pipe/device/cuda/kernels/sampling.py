@@ -19,6 +19,7 @@ from aegis_pipe.device.cuda.kernels.source import (
     FLOAT32,
     FLOAT64,
     FLOATS,
+    PRODUCT,
     computed,
     dense_strides,
     stored,
@@ -91,8 +92,8 @@ def _bind_grid(binding: Binding) -> Sequence[Enqueue]:
         # -1 and 1 are the outermost elements, or their outer edges.
         shift = "" if align else " - (A)0.5"
         lines.append(
-            f"p = ((A)get(grid[(n * {points} + point) * {rank} + {rank - 1 - axis}]) + 1) "
-            f"* (A){(size - 1 if align else size) / 2}{shift};"
+            f"p = product((A)get(grid[(n * {points} + point) * {rank} + {rank - 1 - axis}]) + 1, "
+            f"(A){(size - 1 if align else size) / 2}){shift};"
             + _axis_taps(axis, size, mode, padding, align=align)
         )
     image = f"x + (n * {channels} + c) * {math.prod(sizes)}LL"
@@ -103,7 +104,7 @@ def _bind_grid(binding: Binding) -> Sequence[Enqueue]:
   {_sum_taps(sizes, _TAPS[mode], image)}
   y[i] = To<{stored(data.dtype)}>::of(a);"""
     parameters = [*given(binding, {"x": 0, "grid": 1}), *results(binding, {"y": 0})]
-    return each(binding, target.element_count, statements, parameters, extra=_WEIGHTS)
+    return each(binding, target.element_count, statements, parameters, extra=PRODUCT + _WEIGHTS)
 
 
 def _bind_affine(binding: Binding) -> Sequence[Enqueue]:

@@ -101,6 +101,13 @@ __device__ __forceinline__ void meet() {
 """
 """All threads of a cluster wait for each other, and see what the others wrote before that."""
 
+PRODUCT = """
+__device__ __forceinline__ float product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double product(double a, double b) { return __dmul_rn(a, b); }
+"""
+"""A product that is rounded before anything is added to it, as on the CPU. For what is held against
+a limit or rounded to a place, where the compiler's contraction would at times choose another."""
+
 EARLY_CAPABILITY = 90
 """The least that starts kernels early."""
 

@@ -70,6 +70,8 @@ template <typename T> static inline unsigned short to_half(T x) {
   _Float16 h = (_Float16)x; unsigned short bits; memcpy(&bits, &h, 2); return bits; }
 static inline unsigned short to_brain(float x) {
   unsigned b; memcpy(&b, &x, 4); return (unsigned short)((b + 0x7fffu + ((b >> 16) & 1u)) >> 16); }
+static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline double __dmul_rn(double a, double b) { return a * b; }
 static inline float rsqrt(float x) { return 1 / sqrtf(x); }
 static inline int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 32; i += 8) c += (int)(signed char)(a >> i) * (int)(signed char)(b >> i);

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import struct
-
 import pytest
 
 from aegis_pipe.clock import SystemClock
 from aegis_pipe.device.elementwise_chains import CHAIN
 
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
-from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.kernels import KERNELS
 from aegis_pipe.device.cuda.kernels.elementwise_chains import SETTLE, STEPS
 from aegis_pipe.execution.lowering import lower_node
@@ -19,6 +16,7 @@ from aegis_pipe.execution.passes.fuse_elementwise import FuseElementwise
 from aegis_pipe.execution.passes.precision import convert
 from tests.unit.device.cuda import host_device
 from tests.unit.device.cuda.chain_models import CONSTANTS, MODELS
+from tests.unit.device.cuda.machine_code import contractions
 from tests.unit.device.cuda.test_kernel_sources import sources_of
 from tests.unit.pass_driver import count, feeds_of, graph_of, model_of, on_device
 
@@ -54,18 +52,5 @@ def test_products_and_sums_of_different_steps_are_rounded_apart() -> None:
     graph = FuseElementwise(STEPS).run(graph_of(model_of(MODELS["products and sums"], CONSTANTS)))
     request, _ = lower_node(graph, graph.operators[0], OPERATORS, None)
     (source,) = sources_of(request)
-    assert _contractions(source.replace(SETTLE, "")) > 0
-    assert _contractions(source) == 0
-
-
-def _contractions(source: str) -> int:
-    """Count FFMA in the code of a kernel: 16 bytes an instruction, the lowest nine bits 0x23."""
-    image = driver.compile_cubin(source, "sm_90")
-    (headers,) = struct.unpack_from("<Q", image, 0x28)
-    size, count_, names = struct.unpack_from("<HHH", image, 0x3A)
-    sections = [struct.unpack_from("<IIQQQQ", image, headers + size * i) for i in range(count_)]
-    for name, _, _, _, start, length in sections:
-        if image[sections[names][4] + name :].startswith(b".text.k\0"):
-            words = struct.unpack_from(f"<{length // 8}Q", image, start)
-            return sum(word & 0x1FF == 0x23 for word in words[::2])
-    raise AssertionError("there is no code")
+    assert contractions(source.replace(SETTLE, "")) > 0
+    assert contractions(source) == 0
