@@ -27,6 +27,7 @@ from aegis_pipe.device.cuda.kernels import (
     losses,
     optimiser_steps,
     patch_convolutions,
+    pipelined_bytes,
     planar_convolutions,
     product_gelu,
     products,
@@ -57,6 +58,7 @@ from aegis_pipe.device.cuda.kernels.registry import KernelTable
 _FAMILIES = (
     assembling,
     tensor_attention,
+    pipelined_bytes,
     tensor_bytes,
     attention,
     elementwise,

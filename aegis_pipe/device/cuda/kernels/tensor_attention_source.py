@@ -26,7 +26,11 @@ from aegis_pipe.device.cuda.kernels.source import (
     kernel_source,
     stored,
 )
-from aegis_pipe.device.cuda.kernels.tensor_instructions import INSTRUCTIONS
+from aegis_pipe.device.cuda.kernels.tensor_instructions import (
+    INSTRUCTIONS,
+    SHARED,
+    WAIT_FOR_COPIES,
+)
 
 GROUP = 16
 """Queries of a warp, and keys of a step."""
@@ -37,12 +41,10 @@ _STEPS_MAX, _STEPS_LIGHT = 3, 7
 _SIZE_LIGHT, _WARPS_LIGHT = 64, 12
 """Of heads, and warps that a multiprocessor is then to have at once."""
 
-SHARED = "extern __shared__ __align__(128) u8 memory[];"
 FUNCTIONS = (
     INSTRUCTIONS
+    + WAIT_FOR_COPIES
     + """\
-template <int N> __device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
 __device__ __forceinline__ void read_transposed(u32* r, u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
       : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory"); }

@@ -9,7 +9,7 @@ __device__ __forceinline__ u32 shared_address(const void* p) {
 """
 """Where a pointer to shared memory points to within it."""
 
-INSTRUCTIONS = (
+COPIES = (
     ADDRESSES
     + """\
 __device__ __forceinline__ void copy(u32 target, const void* source, bool there) {
@@ -19,6 +19,14 @@ __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;"
 __device__ __forceinline__ void read(u32* r, u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
       : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory"); }
+"""
+)
+"""And 16 bytes copied while others work (`cp.async`), four tiles of 8 x 16 bytes read by a warp
+(`ldmatrix`)."""
+
+INSTRUCTIONS = (
+    COPIES
+    + """\
 __device__ __forceinline__ void multiply(float* c, const u32* a, const u32* b) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.<kind>.<kind>.f32 {%0, %1, %2, %3}, "
       "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -26,5 +34,25 @@ __device__ __forceinline__ void multiply(float* c, const u32* a, const u32* b) {
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); }
 """
 )
-"""And 16 bytes copied while others work (`cp.async`), four tiles of 8 x 8 halves read by a warp
-(`ldmatrix`), and products of 16 x 16 by 16 x 8 (`mma.sync`); `<kind>` is f16 or bf16."""
+"""And products of halves, 16 x 16 by 16 x 8 (`mma.sync`); `<kind>` is f16 or bf16."""
+
+WAIT_FOR_COPIES = """\
+template <int N> __device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+"""
+"""Until at most so many of a thread's groups of copies are on their way."""
+
+SHARED = "extern __shared__ __align__(128) u8 memory[];"
+"""As much as a launch asks for."""
+
+_MULTIPLY_BYTES = """
+__device__ __forceinline__ void multiply(int* c, const u32* a, const u32* b) {{
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.{x}.{w}.s32 {{%0, %1, %2, %3}}, "
+      "{{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); }}
+"""
+MULTIPLY_BYTES = {
+    (x, w): _MULTIPLY_BYTES.format(x=x, w=w) for x in ("s8", "u8") for w in ("s8", "u8")
+}
+"""c[16, 8] += a[16, 32] b[32, 8] of a warp, by the types of A and B in PTX."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import Protocol
 
 from aegis_pipe.device.cuda.kernels.source import blocks_for
 
@@ -30,6 +32,22 @@ _MULTIPLIED_MAX = 4 << 20
 """Nor are those with more multiplications a multiprocessor: of ResNet-50's with eight images each
 took 1.2 to 2.4 times as long as the libraries."""
 TRIED_MAX = 4
+
+
+class TiledProduct(Protocol):
+    """What is shared out: a product whose depth is a number of steps."""
+
+    @property
+    def rows(self) -> int:
+        """Of the result."""
+
+    @property
+    def filters(self) -> int:
+        """Columns of the result."""
+
+    @property
+    def steps(self) -> int:
+        """Lines of 128 bytes that the depth is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +118,7 @@ class Tiling:
         """A step's tiles of both matrices."""
         return (self.rows + self.columns) * DEPTH * 2
 
-    def grid(self, p: TensorConvolution) -> tuple[int, int, int]:
+    def grid(self, p: TiledProduct) -> tuple[int, int, int]:
         """Blocks; those of a cluster are side by side."""
         return (
             self.splits,
@@ -108,22 +126,22 @@ class Tiling:
             blocks_for(p.rows, self.rows),
         )
 
-    def steps(self, p: TensorConvolution) -> int:
+    def steps(self, p: TiledProduct) -> int:
         """Return how many steps a block has at most."""
         return -(-p.steps // self.splits)
 
-    def ahead(self, p: TensorConvolution) -> int:
+    def ahead(self, p: TiledProduct) -> int:
         """Return how many steps are loaded before the first is multiplied."""
         fit = SHARED_BYTES_MAX // self.line_bytes
         steps = self.steps(p)
         return steps if steps <= min(fit, _AHEAD_MAX) else min(fit - 1, _AHEAD_MAX, 6)
 
-    def shared_bytes(self, p: TensorConvolution) -> int:
+    def shared_bytes(self, p: TiledProduct) -> int:
         """Return the size of the ring of tiles, and of the partial sums that follow it."""
         lines = min(self.steps(p), self.ahead(p) + 1)
         return max(lines * self.line_bytes, self.rows * (self.columns + 4) * 4)
 
-    def cost(self, p: TensorConvolution, multiprocessors: int) -> float:
+    def cost(self, p: TiledProduct, multiprocessors: int) -> float:
         """Return a rough time in ns, to leave out what can not be fastest.
 
         Of ResNet-50's convolutions of one image, of which six tilings each were measured on an
@@ -147,10 +165,15 @@ def tilings(p: TensorConvolution, multiprocessors: int) -> tuple[Tiling, ...]:
         return ()
     if p.multiplied > _MULTIPLIED_MAX * multiprocessors:
         return ()
+    return ranked(p, multiprocessors, SPLITS)
+
+
+def ranked(p: TiledProduct, multiprocessors: int, splits: Sequence[int]) -> tuple[Tiling, ...]:
+    """Return those that may be fastest, by what they cost, with so many blocks to a cluster."""
     found = [
-        Tiling(*tile, splits)
-        for tile, splits in product(WARPS, SPLITS)
-        if splits <= p.steps and (tile[0] <= 64 or p.rows > 64)
+        Tiling(*tile, blocks)
+        for tile, blocks in product(WARPS, splits)
+        if blocks <= p.steps and (tile[0] <= 64 or p.rows > 64)
     ]
     found = [each for each in found if each.shared_bytes(p) <= SHARED_BYTES_MAX]
     return tuple(sorted(found, key=lambda each: each.cost(p, multiprocessors))[:TRIED_MAX])

@@ -14,18 +14,29 @@ from collections.abc import Sequence
 from unittest import mock
 
 from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.kernels.pipelined_bytes_source import FUNCTIONS
 from aegis_pipe.device.cuda.kernels.recurrent import CLUSTER
 from aegis_pipe.device.cuda.kernels.registry import Enqueue
 from tests.unit.device.cuda import host_device
 
-_FUNCTIONS = """
+_STATE = """
 static long apart;
 static bool runs[BLOCKS];
+static inline void meet() { pause_at(4); }
+"""
+_FUNCTIONS = """
 template <typename T> static inline T* of_block(T* own, u32 block) {
   // Only of a block that has begun, and has not ended, there is memory.
   if (!runs[block]) abort();
   return (T*)((char*)own + ((long)block - (long)(blockIdx.x % BLOCKS)) * apart); }
-static inline void meet() { pause_at(4); }
+"""
+_BYTES = f"""
+__attribute__((aligned(128))) static u8 memories[BLOCKS][1 << 18];
+#define memory memories[blockIdx.x % BLOCKS]
+{host_device.HOST_COPIES}
+static inline Pack<int, 4> part_of(u32 address, u32 block) {{
+  if (!runs[block]) abort();
+  return *(const Pack<int, 4>*)(memories[block] + address); }}
 """
 _PLACES = (
     (
@@ -98,9 +109,12 @@ class ClusterBinding(host_device.HostBinding):
 
 def _on_host(source: str, blocks: int, shared_bytes: int) -> str:
     """Return the source with memory for each block, and the runtime that runs them together."""
-    assert CLUSTER in source
-    source = source.replace(CLUSTER, f"#define BLOCKS {blocks}\n{_FUNCTIONS}")
+    state = f"#define BLOCKS {blocks}\n{_STATE}"
     source = source.replace(f" __cluster_dims__({blocks}, 1, 1)", "")
+    if FUNCTIONS in source:
+        return source.replace(FUNCTIONS, state + _BYTES)
+    assert CLUSTER in source
+    source = source.replace(CLUSTER, state + _FUNCTIONS)
     source, count = re.subn(
         r"__shared__ A memory\[(\d+)\];",
         r"static A memories[BLOCKS][\1]; apart = sizeof memories[0]; "

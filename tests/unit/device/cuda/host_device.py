@@ -28,12 +28,13 @@ from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.faults import FaultWord
 from aegis_pipe.device.cuda.kernels import (
     KERNELS,
+    pipelined_bytes_source,
     planar_convolutions,
     tensor_attention_source,
 )
 from aegis_pipe.device.cuda.kernels.elementwise_chains import SETTLE, STEPS
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
-from aegis_pipe.device.cuda.kernels.tensor_bytes import MULTIPLY
+from aegis_pipe.device.cuda.kernels.tensor_instructions import MULTIPLY_BYTES, SHARED
 from aegis_pipe.device.protocols import DeviceCapabilities, KernelCall, Region
 from aegis_pipe.errors import KernelError, UnsupportedOperatorError
 from aegis_pipe.kernel import KernelChoice, KernelRequest
@@ -201,19 +202,21 @@ static inline void multiply(float* c, const u32* a, const u32* b) {{
   multiply_halves<{}>(c, a, b); }}
 """
 _SET_HALVES = {"f16": "to_half", "bf16": "to_brain"}
-_HOST_ATTENTION = """
-__attribute__((aligned(128))) static u8 memory[1 << 18];
-static inline u32 shared_address(const void* p) {{ return (u32)((const u8*)p - memory); }}
-static inline void copy(u32 target, const void* source, bool there) {{
-  if (there) memcpy(memory + target, source, 16); else memset(memory + target, 0, 16); }}
-static inline void commit() {{}}
-template <int N> static inline void wait_for_copies() {{}}
-static inline void read(u32* r, u32 address) {{
+HOST_COPIES = """
+static inline u32 shared_address(const void* p) { return (u32)((const u8*)p - memory); }
+static inline void copy(u32 target, const void* source, bool there) {
+  if (there) memcpy(memory + target, source, 16); else memset(memory + target, 0, 16); }
+static inline void commit() {}
+template <int N> static inline void wait_for_copies() {}
+static inline void read(u32* r, u32 address) {
   exchanged[current] = address; pause_at(1);
   const int warp = current & ~31, lane = current & 31;
   for (int i = 0; i < 4; ++i)
     memcpy(r + i, memory + exchanged[warp + i * 8 + lane / 4] + lane % 4 * 4, 4);
-  pause_at(1); }}
+  pause_at(1); }
+"""
+_MEMORY = "__attribute__((aligned(128))) static u8 memory[1 << 18];\n"
+_HOST_ATTENTION = """
 static inline void read_transposed(u32* r, u32 address) {{
   exchanged[current] = address; pause_at(1);
   const int warp = current & ~31, lane = current & 31;
@@ -266,15 +269,17 @@ def _loaded(source: str) -> ctypes.CDLL:
         assert gpu in source, "the prelude changed"
         source = source.replace(gpu, host)
     source = source.replace(SETTLE, "").replace(*_POWER)
-    for kinds, gpu in MULTIPLY.items():
+    for kinds, gpu in MULTIPLY_BYTES.items():
         source = source.replace(gpu, _HOST_MULTIPLY.format(*(_BYTES[kind] for kind in kinds)))
     for kind, read in _HALVES.items():
         functions = tensor_attention_source.FUNCTIONS.replace("<kind>", kind)
-        source = source.replace(functions, _HOST_ATTENTION.format(read, _SET_HALVES[kind]))
+        further = _HOST_ATTENTION.format(read, _SET_HALVES[kind])
+        source = source.replace(functions, _MEMORY + HOST_COPIES + further)
         source = source.replace(
             planar_convolutions.MULTIPLY.replace("<kind>", kind), _HOST_MULTIPLY_HALVES.format(read)
         )
-    source = source.replace(tensor_attention_source.SHARED, "")
+    source = source.replace(pipelined_bytes_source.FUNCTIONS, _MEMORY + HOST_COPIES)
+    source = source.replace(SHARED, "")
     folder = _folder()
     whole = f'#include "host.h"\n{source}\n{_RUNTIME}'
     path = folder / f"{hashlib.sha256((_HEADER + whole).encode()).hexdigest()}.so"

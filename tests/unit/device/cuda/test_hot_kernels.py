@@ -26,8 +26,9 @@ from aegis_pipe.kernel import KernelRequest
 from aegis_pipe.tensor import TensorSpec
 from tests.unit.device.cuda import host_device, quantised_models, test_planar_convolutions
 from tests.unit.device.cuda.assembler import spilled_bytes
+from tests.unit.device.cuda.byte_models import integers
 from tests.unit.device.cuda.test_kernel_sources import sources_of
-from tests.unit.device.cuda.test_quantised_models import integers, load, request_of
+from tests.unit.device.cuda.test_quantised_models import load, request_of
 from tests.unit.device.cuda.test_tensor_convolutions import DEEP, MULTIPROCESSORS, WIDE
 
 _FEW_BYTES = 32

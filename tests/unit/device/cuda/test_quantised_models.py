@@ -26,6 +26,7 @@ driver = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bi
 from aegis_pipe.device.cuda.kernels import KERNELS  # noqa: E402
 from aegis_pipe.device.cuda.kernels.registry import Machine  # noqa: E402
 from tests.unit.device.cuda import host_device, quantised_models  # noqa: E402
+from tests.unit.device.cuda.byte_models import integers  # noqa: E402
 from tests.unit.device.cuda.test_kernel_sources import sources_of  # noqa: E402
 
 pytestmark = pytest.mark.skipif(host_device.COMPILER is None, reason="no g++")
@@ -63,15 +64,22 @@ def test_a_residual_network_runs_in_bytes(
     )
     graph = ModelLoader().load(path, LoadOptions())
     x = np.random.default_rng(1).standard_normal(quantised_models.RESNET_INPUT)
+    # The first has 3 channels; unsigned weights have a zero point.
+    pipelined = 0 if weights == "QUInt8" else 3
+    convolutions = {"tensor": 4 - pipelined, "pipelined": pipelined}
     assert on_both(graph, {"x": x.astype(np.float32)}) == {
+        **{
+            f"com.microsoft.QLinearConv, conv.{kind}_bytes": count
+            for kind, count in convolutions.items()
+            if count
+        },
+        "com.microsoft.QGemm, matmul.tensor_bytes": 1,
         "QuantizeLinear, quantise": 1,
         "Transpose, layout.Transpose": 1,
-        "com.microsoft.QLinearConv, conv.tensor_bytes": 4,
         "com.microsoft.NhwcMaxPool, pool.nhwcmaxpool": 1,
         # The residual, with its Relu.
         "com.microsoft.QLinearAdd, quantised.arithmetic": 1,
         "com.microsoft.QLinearGlobalAveragePool, quantised.through_float": 1,
-        "com.microsoft.QGemm, matmul.tensor_bytes": 1,
         "DequantizeLinear, dequantise": 1,
     }
 
@@ -86,17 +94,12 @@ def test_an_encoder_runs_in_bytes(
     graph = ModelLoader().load(path, LoadOptions())
     x = np.random.default_rng(1).standard_normal(quantised_models.ENCODER_INPUT)
     kernels = on_both(graph, {"x": x.astype(np.float32)})
-    assert kernels["QLinearMatMul, matmul.tensor_bytes"] == 6
+    kind = "tensor" if weights == "QUInt8" else "pipelined"
+    assert kernels[f"QLinearMatMul, matmul.{kind}_bytes"] == 6
     # Scores, and what they weigh: both factors come at run time.
     assert kernels["QLinearMatMul, matmul.integer"] == 2
     # What has floats in a QDQ encoder stays in floats: LayerNormalization.
     assert not [name for name in kernels if name.startswith(("MatMul", "Gemm", "Add", "Softmax"))]
-
-
-def integers(dtype: type, *shape: int) -> np.ndarray:
-    limits = np.iinfo(dtype)
-    rng = np.random.default_rng(sum(shape))
-    return rng.integers(limits.min, limits.max + 1, shape).astype(dtype)
 
 
 def load(model: onnx.ModelProto) -> ExecutionGraph:
@@ -149,11 +152,12 @@ def test_products(rows: int, depth: int, columns: int, w_zero: int) -> None:
         [scale, zero, w, scale, w_zeros, y_scale, zero],
         (np.uint8, (1, rows, columns)),
     )
-    assert on_both(load(linear), {"x": x}) == {"QLinearMatMul, matmul.tensor_bytes": 1}
+    kernel = "tensor_bytes" if w_zero or depth % 16 or columns % 4 else "pipelined_bytes"
+    assert on_both(load(linear), {"x": x}) == {f"QLinearMatMul, matmul.{kernel}": 1}
     whole = quantised_models.layer(
         "MatMulInteger", x, [w, zero, w_zeros], (np.int32, (1, rows, columns))
     )
-    assert on_both(load(whole), {"x": x}) == {"MatMulInteger, matmul.tensor_bytes": 1}
+    assert on_both(load(whole), {"x": x}) == {f"MatMulInteger, matmul.{kernel}": 1}
     bias = np.arange(columns, dtype=np.int32) * 50
     for bias_and_result, dtype in (([bias, y_scale, zero], np.uint8), ([bias], np.float32)):
         gemm = quantised_models.layer(
@@ -165,7 +169,7 @@ def test_products(rows: int, depth: int, columns: int, w_zero: int) -> None:
             transB=1,
         )
         kernels = on_both(load(gemm), {"x": x[0]})
-        assert kernels == {"com.microsoft.QGemm, matmul.tensor_bytes": 1}
+        assert kernels == {f"com.microsoft.QGemm, matmul.{kernel}": 1}
 
 
 def request_of(graph: ExecutionGraph, operator: str) -> KernelRequest:

@@ -1,0 +1,186 @@
+"""Convolutions and matrix products of bytes, with weights that are known at load.
+
+Rows of the left matrix are pixels with all that their window sees (or rows of a matrix), columns
+of the right one are filters. Tensor cores add up x w as the bytes are; zero points come in at the
+end, so that sums are exact whatever the operands' types:
+
+    sum (x - x0)(w - w0) = sum x w  -  x0 sum w  -  w0 sum x  +  depth x0 w0
+
+sum w is packed with the weights. What lies outside of the image is x0 there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from aegis_pipe.device.cuda.kernels.operands import integer, integers, operand, required, result
+from aegis_pipe.device.cuda.kernels.quantised_layers import CONV_NAMES, convolved
+from aegis_pipe.device.cuda.kernels.quantised_products import (
+    GEMM_NAMES,
+    MATMUL_NAMES,
+    Matrices,
+    gemm_result,
+    multiplied,
+)
+from aegis_pipe.kernel import KernelRequest
+
+CAPABILITY_MIN = 80
+"""Before, tensor cores take bytes in other shapes."""
+CONVOLUTION = "com.microsoft.QLinearConv"
+OPERATORS = (CONVOLUTION, "QLinearMatMul", "MatMulInteger", "com.microsoft.QGemm")
+_EIGHT_BITS = frozenset({np.dtype(np.int8), np.dtype(np.uint8)})
+
+
+@dataclass(frozen=True, slots=True)
+class ByteProduct:
+    """A convolution of channels-last images; a matrix is an image of one line."""
+
+    batch: int
+    space: tuple[int, int]
+    channels: int
+    filters: int
+    result: tuple[int, int]
+    window: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    pads: tuple[int, int] = (0, 0)
+    weights_at: int = 3
+    x_zero_at: int = 2
+    w_zero_at: int = 5
+
+    @property
+    def rows(self) -> int:
+        """Of the result."""
+        return self.batch * math.prod(self.result)
+
+    @property
+    def taps(self) -> int:
+        """Pixels of a window."""
+        return math.prod(self.window)
+
+    @property
+    def steps(self) -> int:
+        """Lines of 128 bytes that the depth is."""
+        return -(-self.taps * self.channels // 128)
+
+    @property
+    def multiplied(self) -> int:
+        """Multiplications of bytes."""
+        return self.rows * self.filters * self.taps * self.channels
+
+
+def product_of(request: KernelRequest) -> ByteProduct | None:
+    """Return what is to be multiplied, if it is for this kernel."""
+    found = _convolution(request) if request.operator == CONVOLUTION else _matrices(request)
+    if found is None or not found.rows or not found.filters or not found.channels:
+        return None
+    weights, zero = required(request, found.weights_at), operand(request, found.w_zero_at)
+    if required(request).dtype not in _EIGHT_BITS or weights.dtype not in _EIGHT_BITS:
+        return None
+    if found.weights_at not in request.constants or found.rows >= 1 << 30:
+        return None
+    return found if zero is None or found.w_zero_at in request.constants else None
+
+
+def _convolution(request: KernelRequest) -> ByteProduct | None:
+    data, weights, target = required(request), required(request, 3), result(request)
+    if len(data.shape) != 4 or integer(request, "group") != 1:
+        return None
+    height, width, pads = *data.shape[1:3], integers(request, "pads")
+    first, second = weights.shape[2:]
+
+    def pair(name: str) -> tuple[int, int]:
+        down, across = integers(request, name)
+        return down, across
+
+    return ByteProduct(
+        data.shape[0],
+        (height, width),
+        data.shape[3],
+        weights.shape[0],
+        (target.shape[1], target.shape[2]),
+        (first, second),
+        pair("strides"),
+        pair("dilations"),
+        (pads[0], pads[1]),
+    )
+
+
+def _matrices(request: KernelRequest) -> ByteProduct | None:
+    weights_at, x_zero_at, w_zero_at, singles, vectors = {
+        "MatMulInteger": (1, 2, 3, (2,), (3,)),
+        "QLinearMatMul": (3, 2, 5, (1, 2, 6, 7), (4, 5)),
+        "com.microsoft.QGemm": (1, 3, 5, (2, 3, 7, 8), (4, 5)),
+    }[request.operator]
+    left, right = required(request).shape, required(request, weights_at).shape
+    if len(left) < 2 or len(right) != 2:
+        return None
+    flipped = False
+    if request.operator == "com.microsoft.QGemm":
+        flipped = bool(integer(request, "transB"))
+        is_whole = (operand(request, 7) is not None) == (result(request).dtype in _EIGHT_BITS)
+        if integer(request, "transA") or operand(request, 2) is None or not is_whole:
+            return None
+    columns = right[0] if flipped else right[1]
+    for at in (*singles, *vectors):
+        spec = operand(request, at)
+        sizes = (1, columns) if at in vectors else (1,)
+        if spec is not None and (spec.element_count not in sizes or len(spec.shape) > 1):
+            return None
+    rows = math.prod(left[:-1])
+    return ByteProduct(
+        1,
+        (1, rows),
+        left[-1],
+        columns,
+        (1, rows),
+        weights_at=weights_at,
+        x_zero_at=x_zero_at,
+        w_zero_at=w_zero_at,
+    )
+
+
+def taps_of(request: KernelRequest, p: ByteProduct, weights: np.ndarray) -> np.ndarray:
+    """Return weights as [filter, tap, channel]."""
+    if request.operator == CONVOLUTION:
+        return np.moveaxis(weights, 1, -1).reshape(p.filters, p.taps, p.channels)
+    return (weights if is_turned(request) else weights.T)[:, np.newaxis]
+
+
+def is_turned(request: KernelRequest) -> bool:
+    """Return whether weights of a matrix product lie by filter."""
+    return request.operator == "com.microsoft.QGemm" and bool(integer(request, "transB"))
+
+
+def has_weights_zero(request: KernelRequest, p: ByteProduct) -> bool:
+    """Return whether zero points of weights are other than 0."""
+    zeros = request.constants.get(p.w_zero_at)
+    return zeros is not None and bool(zeros.any())
+
+
+def kinds_of(request: KernelRequest, p: ByteProduct) -> tuple[str, str]:
+    """Return the types of data and weights in PTX."""
+    data, weights = (
+        "s8" if required(request, at).dtype == np.int8 else "u8" for at in (0, p.weights_at)
+    )
+    return data, weights
+
+
+def zero_of(request: KernelRequest, p: ByteProduct) -> str:
+    """Return a C expression: the zero point of data."""
+    return "(int)*x_zero" if operand(request, p.x_zero_at) is not None else "0"
+
+
+def ending_of(request: KernelRequest, p: ByteProduct) -> tuple[str, dict[str, int]]:
+    """Return the statement that sets `y[place]` for the sum `s` at i, j, and operands it needs."""
+    if request.operator == CONVOLUTION:
+        return f"const int a = s; const int c = j; y[place] = {convolved(request)};", CONV_NAMES
+    if request.operator == "com.microsoft.QGemm":
+        return f"y[place] = {gemm_result(request, p.rows, p.filters)};", GEMM_NAMES
+    right = required(request, p.weights_at).shape
+    matrices = Matrices.of((p.rows, p.channels), right, turned=(False, False))
+    names = {} if request.operator == "MatMulInteger" else MATMUL_NAMES
+    return f"const u32 z = 0; y[place] = {multiplied(request, matrices)};", names

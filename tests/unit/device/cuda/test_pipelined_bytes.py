@@ -1,0 +1,88 @@
+"""Products of bytes whose tiles are loaded ahead: the CPU's bits in every tiling, on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
+from aegis_pipe.device.cuda import driver
+from aegis_pipe.device.cuda.kernels import pipelined_bytes, tensor_tilings
+from aegis_pipe.device.cuda.kernels.byte_products import product_of
+from aegis_pipe.device.cuda.kernels.pipelined_bytes_source import source_of
+from aegis_pipe.device.cuda.kernels.registry import Machine
+from aegis_pipe.kernel import KernelRequest
+from tests.unit.device.cuda import byte_models, host_clusters, host_device
+from tests.unit.device.cuda.test_quantised_models import load, on_both, request_of
+
+needs_compiler = pytest.mark.skipif(host_device.COMPILER is None, reason="no g++")
+MULTIPROCESSORS = 132
+THREADS_MAX = 1024
+"""Of a cluster that the host runs."""
+
+
+def asked(name: str) -> KernelRequest:
+    model, _ = byte_models.CASES[name]()
+    names = {"QLinearConv": "com.microsoft.QLinearConv", "QGemm": "com.microsoft.QGemm"}
+    operator = model.graph.node[0].op_type
+    return request_of(load(model), names.get(operator, operator))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", byte_models.CASES)
+def test_every_tiling(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    model, x = byte_models.CASES[name]()
+    p = product_of(asked(name))
+    assert p is not None
+    graph = load(model)
+    monkeypatch.setattr(host_device, "HostBinding", host_clusters.ClusterBinding)
+    tried = 0
+    for tiling in byte_models.tilings(p.steps):
+        if tiling.threads * tiling.splits > THREADS_MAX:
+            continue
+        monkeypatch.setattr(pipelined_bytes, "_tiling", lambda *_, chosen=tiling: chosen)
+        (_,) = [each for each in on_both(graph, {"x": x}) if "pipelined_bytes" in each]
+        tried += 1
+    assert tried >= len(tensor_tilings.WARPS)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", byte_models.CASES)
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_sources_compile(name: str, architecture: str) -> None:
+    request = asked(name)
+    p = product_of(request)
+    assert p is not None
+    machine = Machine(None, None, "none", int(architecture[3:]), MULTIPROCESSORS, tuner=object())
+    ending = pipelined_bytes._ending(request, p)
+    found = pipelined_bytes._tilings(p, machine)
+    assert 0 < len(found) <= tensor_tilings.TRIED_MAX
+    assert architecture != "sm_80" or {tiling.splits for tiling in found} == {1}
+    for tiling in found:
+        assert driver.compile_cubin(source_of(p, tiling, ending), architecture)
+
+
+@needs_compiler
+def test_the_depth_of_few_tiles_is_split() -> None:
+    request = asked("integers")
+    p = product_of(request)
+    assert p is not None
+    machine = Machine(None, None, "none", 90, MULTIPROCESSORS, tuner=object())
+    assert pipelined_bytes._tilings(p, machine)[0].splits > 1
+    small = Machine(None, None, "none", 90, MULTIPROCESSORS, 16 << 10, tuner=object())
+    for tiling in pipelined_bytes._tilings(p, small):
+        assert tiling.shared_bytes(p) <= 16 << 10
+
+
+@needs_compiler
+def test_weights_lie_by_filter_behind_their_sums() -> None:
+    request = asked("window")
+    p = product_of(request)
+    assert p is not None
+    packed = pipelined_bytes._packed(request, p)
+    weights = np.asarray(request.constants[3])
+    found = packed.pack(weights)
+    assert found.nbytes == packed.size_bytes
+    sums, taps = found[: 4 * 68].view(np.int32), found[4 * 68 :].view(np.int8)
+    np.testing.assert_array_equal(sums, weights.sum(axis=(1, 2, 3), dtype=np.int32))
+    np.testing.assert_array_equal(taps.reshape(68, 3, 3, 16), weights.transpose(0, 2, 3, 1))
