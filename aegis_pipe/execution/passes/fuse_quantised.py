@@ -5,16 +5,17 @@
     Add, Mul, Concat, pools, Sigmoid, LeakyRelu, Softmax     their com.microsoft.QLinear... forms
     Reshape, Transpose, MaxPool ...     themselves, on bytes, if both scales are the same
 
-A Relu or Clip before the QuantizeLinear becomes bounds of the result's levels, which is exact:
-quantising never changes an order. On its own it becomes aegis.QLinearClip. Sums of integers do not
-round, so results may differ from the floats' by one level where a float sum lies at the edge
-between two.
+A Relu or Clip before the QuantizeLinear becomes bounds of the result's levels, and a MaxPool ahead
+of it takes the largest of levels, both exactly: quantising never changes an order. An activation on
+its own becomes aegis.QLinearClip. Sums of integers do not round, so results may differ from the
+floats' by one level where a float sum lies at the edge between two.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from aegis_pipe.execution.passes.matching import (
 )
 from aegis_pipe.execution.passes.rewriting import GraphEdit
 from aegis_pipe.record import record
-from aegis_pipe.tensor import TensorId
+from aegis_pipe.tensor import TensorId, TensorSpec
 
 name = "fuse_quantised"
 
@@ -45,6 +46,8 @@ _UNARY = {
     "Sigmoid": "QLinearSigmoid",
     "Softmax": "QLinearSoftmax",
 }
+_POOL_OF_BYTES_OPSET = 12
+"""The first whose MaxPool takes them."""
 _PAIRS = {"Add": "QLinearAdd", "Mul": "QLinearMul"}
 _BIAS_TOLERANCE = 1e-4
 """How far a bias' scale may be from the product of the other two, and be meant so."""
@@ -62,12 +65,14 @@ class _Quantised:
 
 @record(eq=True)
 class _End:
-    """How a float result goes on: perhaps through an activation, then quantised."""
+    """How a float result goes on: perhaps through an activation and a pool, then quantised."""
 
     nodes: tuple[OperatorNode, ...]
     grid: _Quantised
     """Of the result; its tensor is the result."""
     levels: tuple[int, ...]
+    pool: OperatorNode | None
+    """What takes the largest of the levels then, one of the nodes."""
 
 
 _Made = tuple[str, tuple[TensorId, ...], dict[str, GraphAttribute]]
@@ -113,6 +118,10 @@ class _Fuser:
             if bounds is not None:
                 between.append(reader)
                 reader = only_reader(self.graph, reader.outputs[0])
+        pool = reader if activations and _is_pool_of_one(reader) else None
+        if pool is not None:
+            between.append(pool)
+            reader = only_reader(self.graph, pool.outputs[0])
         if reader is None or reader.qualified_operator != "QuantizeLinear":
             return None
         before = (between or [node])[-1].outputs[0]
@@ -123,7 +132,7 @@ class _Fuser:
         if grid is None or grid.axis is not None:
             return None
         levels = self.levels(grid, bounds) if bounds else ()
-        return _End((*between, reader), grid, levels)
+        return _End((*between, reader), grid, levels, pool)
 
     def _grid(self, node: OperatorNode, levels: TensorId) -> _Quantised | None:
         scale = node.inputs[1]
@@ -204,7 +213,20 @@ class _Fuser:
             inputs=inputs,
             outputs=(end.grid.tensor,) if end else node.outputs,
         )
-        self.edit.replace(nodes, new)
+        if end is None or end.pool is None:
+            self.edit.replace(nodes, new)
+            return
+        pooled = end.grid.tensor
+        spec = TensorSpec(self.graph.spec(pooled).dtype, self.graph.spec(node.outputs[0]).shape)
+        levels = self.edit.tensor(f"{pooled}.unpooled", spec)
+        opset = max(end.pool.opset, _POOL_OF_BYTES_OPSET)
+        pool = replace(end.pool, opset=opset, inputs=(levels,), outputs=(pooled,))
+        self.edit.replace(nodes, replace(new, outputs=(levels,)), pool)
+
+
+def _is_pool_of_one(node: OperatorNode | None) -> bool:
+    """Return whether a node takes largest values of its only operand, and tells nothing else."""
+    return node is not None and node.qualified_operator == "MaxPool" and len(node.outputs) == 1
 
 
 def _bounds(graph: ExecutionGraph, node: OperatorNode) -> tuple[float, float] | None:
@@ -353,7 +375,7 @@ def _mover(fuser: _Fuser, node: OperatorNode) -> None:
         return
     if fuser.graph.spec(data.tensor).dtype != fuser.graph.spec(end.grid.tensor).dtype:
         return
-    if node.operator == "MaxPool" and node.opset < 12:
+    if node.operator == "MaxPool" and node.opset < _POOL_OF_BYTES_OPSET:
         return
     same = ((data.scale, end.grid.scale), (data.zero, end.grid.zero))
     if all((fuser.value(one) == fuser.value(other)).all() for one, other in same):

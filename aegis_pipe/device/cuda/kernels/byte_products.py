@@ -17,12 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from aegis_pipe.device.cuda.kernels.operands import integer, integers, operand, required, result
-from aegis_pipe.device.cuda.kernels.quantised_layers import CONV_NAMES, convolved
+from aegis_pipe.device.cuda.kernels.quantised_layers import CONV_NAMES, conv_factor, convolved
 from aegis_pipe.device.cuda.kernels.quantised_products import (
     GEMM_NAMES,
     MATMUL_NAMES,
     Matrices,
+    gemm_factor,
     gemm_result,
+    matmul_factor,
     multiplied,
 )
 from aegis_pipe.kernel import KernelRequest
@@ -174,13 +176,34 @@ def zero_of(request: KernelRequest, p: ByteProduct) -> str:
     return "(int)*x_zero" if operand(request, p.x_zero_at) is not None else "0"
 
 
-def ending_of(request: KernelRequest, p: ByteProduct) -> tuple[str, dict[str, int]]:
-    """Return the statement that sets `y[place]` for the sum `s` at i, j, and operands it needs."""
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is made of the sums."""
+
+    columns: tuple[tuple[str, str, str], ...]
+    """C type, name and expression of what the statement needs of column j."""
+    statement: str
+    """Sets `y[place]` for the sum `s` at i, j."""
+
+
+def ending_of(request: KernelRequest, p: ByteProduct) -> tuple[Ending, dict[str, int]]:
+    """Return what is made of the sums, and the operands that takes, by name and position."""
+    if request.operator == "MatMulInteger":
+        return Ending((), "y[place] = s;"), {}
     if request.operator == CONVOLUTION:
-        return f"const int a = s; const int c = j; y[place] = {convolved(request)};", CONV_NAMES
+        columns, total = [("float", "factor", conv_factor(request, "j"))], "s"
+        if operand(request, CONV_NAMES["b"]) is not None:
+            columns.append(("int", "bias", "b[j]"))
+            total = "(s + bias)"
+        columns.append(("float", "zero", "(float)*y_zero"))
+        level = convolved(request, total, "factor", "zero")
+        return Ending(tuple(columns), f"y[place] = {level};"), CONV_NAMES
     if request.operator == "com.microsoft.QGemm":
-        return f"y[place] = {gemm_result(request, p.rows, p.filters)};", GEMM_NAMES
-    right = required(request, p.weights_at).shape
-    matrices = Matrices.of((p.rows, p.channels), right, turned=(False, False))
-    names = {} if request.operator == "MatMulInteger" else MATMUL_NAMES
-    return f"const u32 z = 0; y[place] = {multiplied(request, matrices)};", names
+        factor, names = gemm_factor(request), GEMM_NAMES
+        value = gemm_result(request, p.rows, p.filters, "factor")
+    else:
+        right = required(request, p.weights_at).shape
+        matrices = Matrices.of((p.rows, p.channels), right, turned=(False, False))
+        factor, names = matmul_factor(request, matrices), MATMUL_NAMES
+        value = multiplied(request, matrices, "factor")
+    return Ending((("float", "factor", factor),), f"y[place] = {value};"), names

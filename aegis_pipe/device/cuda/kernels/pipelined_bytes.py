@@ -26,7 +26,12 @@ from aegis_pipe.device.cuda.kernels.byte_products import (
     zero_of,
 )
 from aegis_pipe.device.cuda.kernels.operands import operand, result
-from aegis_pipe.device.cuda.kernels.pipelined_bytes_source import GROUP, Ending, source_of
+from aegis_pipe.device.cuda.kernels.pipelined_bytes_source import (
+    GROUP,
+    Operands,
+    shared_bytes,
+    source_of,
+)
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
 from aegis_pipe.device.cuda.kernels.source import EARLY_CAPABILITY, stored
 from aegis_pipe.device.cuda.kernels.tensor_tilings import SPLITS, Tiling, ranked
@@ -68,35 +73,33 @@ def _positions(request: KernelRequest, p: ByteProduct) -> dict[str, int]:
     return {name: at for name, at in names.items() if operand(request, at) is not None}
 
 
-def _ending(request: KernelRequest, p: ByteProduct) -> Ending:
-    names = {"x": 0, **_positions(request, p)}
+def _operands(request: KernelRequest, p: ByteProduct) -> Operands:
     declared = []
-    for name, at in names.items():
+    for name, at in {"x": 0, **_positions(request, p)}.items():
         spec = operand(request, at)
         assert spec is not None
         declared.append(f"const {stored(spec.dtype)}* {name}")
     kind = stored(result(request).dtype)
     parameters = (declared[0], "const u8* packed", *declared[1:], f"{kind}* y")
-    statement, _ = ending_of(request, p)
-    return Ending(kinds_of(request, p), zero_of(request, p), statement, kind, parameters)
+    ending, _ = ending_of(request, p)
+    return Operands(kinds_of(request, p), zero_of(request, p), ending, kind, parameters)
 
 
 def _tilings(p: ByteProduct, machine: Machine) -> list[Tiling]:
     """Return what is worth trying; without a way to measure nothing that only some GPUs do."""
     is_whole = machine.capability < EARLY_CAPABILITY or machine.tuner is None
     found = ranked(p, machine.multiprocessors, SPLITS[:1] if is_whole else SPLITS)
-    return [each for each in found if each.shared_bytes(p) <= machine.shared_bytes_max]
+    return [each for each in found if shared_bytes(p, each) <= machine.shared_bytes_max]
 
 
-def _what(p: ByteProduct, ending: Ending, found: Sequence[Tiling]) -> str:
+def _what(p: ByteProduct, operands: Operands, found: Sequence[Tiling]) -> str:
     """Return what a choice is remembered by."""
-    return f"{p} {ending} of {list(found)}"
+    return f"{p} {operands} of {list(found)}"
 
 
-def _way(machine: Machine, p: ByteProduct, tiling: Tiling, ending: Ending) -> Way:
-    shared_bytes = tiling.shared_bytes(p)
-    source = source_of(p, tiling, ending)
-    function = machine.compiler.function(source, shared_bytes)
+def _way(machine: Machine, p: ByteProduct, tiling: Tiling, operands: Operands) -> Way:
+    source, size = source_of(p, tiling, operands), shared_bytes(p, tiling)
+    function = machine.compiler.function(source, size)
     early = machine.capability >= EARLY_CAPABILITY
 
     def enqueue(stream: int, addresses: Sequence[int]) -> None:
@@ -104,7 +107,7 @@ def _way(machine: Machine, p: ByteProduct, tiling: Tiling, ending: Ending) -> Wa
             function,
             tiling.grid(p),
             (tiling.threads, 1, 1),
-            shared_bytes,
+            size,
             stream,
             driver.Arguments(list(addresses)),
             early=early,
@@ -118,15 +121,15 @@ def _tiling(request: KernelRequest, p: ByteProduct, machine: Machine) -> Tiling 
     found = _tilings(p, machine)
     if not found or machine.tuner is None:
         return found[0] if found else None
-    ending = _ending(request, p)
-    what = _what(p, ending, found)
+    operands = _operands(request, p)
+    what = _what(p, operands, found)
     known = machine.tuner.remembered(what, "own kernels")
     if known is None:
         specs = [operand(request, at) for at in (0, *_positions(request, p).values())]
         sizes = [spec.size_bytes for spec in specs if spec is not None]
         sizes.insert(_WEIGHTS, _packed(request, p).size_bytes)
         sizes.append(result(request).size_bytes)
-        ways = (_way(machine, p, tiling, ending) for tiling in found)
+        ways = (_way(machine, p, tiling, operands) for tiling in found)
         best = machine.tuner.fastest(ways, sizes, result=len(sizes) - 1, weights=_WEIGHTS)
         assert best is not None, "sums of integers are the same in any order"
         known = {"tiling": best[0], "microseconds": best[1]}
@@ -143,9 +146,9 @@ def _prepare(requests: Sequence[KernelRequest], machine: Machine) -> None:
         p = _offered(request, machine)
         if p is None:
             continue
-        found, ending = _tilings(p, machine), _ending(request, p)
-        if machine.tuner.remembered(_what(p, ending, found), "own kernels") is None:
-            sources |= dict.fromkeys(source_of(p, tiling, ending) for tiling in found)
+        found, operands = _tilings(p, machine), _operands(request, p)
+        if machine.tuner.remembered(_what(p, operands, found), "own kernels") is None:
+            sources |= dict.fromkeys(source_of(p, tiling, operands) for tiling in found)
     machine.compiler.prepare(list(sources))
 
 
@@ -170,11 +173,11 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
     given.insert(_WEIGHTS, binding.inputs[p.weights_at])
     return [
         binding.kernel(
-            source_of(p, tiling, _ending(request, p)),
+            source_of(p, tiling, _operands(request, p)),
             [*given, binding.outputs[0]],
             grid=tiling.grid(p),
             block=tiling.threads,
-            shared_bytes=tiling.shared_bytes(p),
+            shared_bytes=shared_bytes(p, tiling),
         )
     ]
 

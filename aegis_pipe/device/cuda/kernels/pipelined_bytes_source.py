@@ -3,8 +3,8 @@
 The depth of a convolution is all its window sees, pixel by pixel: groups of 16 channels, of which
 eight are a line of a tile. As of `tensor_convolution_source`, tiles come by `cp.async`, groups are
 swapped by row, and the blocks of a cluster share the depth of a tile. A warp multiplies 32 rows
-with `mma.m16n8k32`. What is outside of the image is stored as the zero point, and what fills the
-last line up is multiplied by weights of 0.
+with `mma.m16n8k32`. What is outside of the image is stored as the zero point. What fills the
+last line up is multiplied by weights of 0, and may be anything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from aegis_pipe.device.cuda.kernels.byte_products import ByteProduct
+from aegis_pipe.device.cuda.kernels.byte_products import ByteProduct, Ending
 from aegis_pipe.device.cuda.kernels.source import MEET, kernel_source
 from aegis_pipe.device.cuda.kernels.tensor_instructions import (
     COPIES,
@@ -24,6 +24,8 @@ from aegis_pipe.device.cuda.kernels.tensor_tilings import Tiling
 
 GROUP = 16
 """Bytes that are copied at once: channels of a pixel."""
+_GAP = 8
+"""Words between rows of sums in shared memory, so that half a warp meets every bank once."""
 FUNCTIONS = (
     COPIES
     + WAIT_FOR_COPIES
@@ -41,22 +43,26 @@ __device__ __forceinline__ Pack<int, 4> part_of(u32 address, u32 block) {
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """What is made of the sums."""
+class Operands:
+    """What a kernel is given, and what is made of the sums."""
 
     kinds: tuple[str, str]
     """Of data and weights, in PTX."""
     zero: str
     """C expression of the data's zero point."""
-    statement: str
-    """Sets `y[place]` for the sum `s` at i, j."""
+    ending: Ending
     result: str
-    """Its C type."""
+    """C type of the result."""
     parameters: tuple[str, ...]
-    """Declarations: `x`, `packed`, what the statement needs, `y`."""
+    """Declarations: `x`, `packed`, what zero and ending need, `y`."""
 
 
-def source_of(p: ByteProduct, tiling: Tiling, ending: Ending) -> str:
+def shared_bytes(p: ByteProduct, tiling: Tiling) -> int:
+    """Return the size of the ring of tiles, and of the partial sums that follow it."""
+    return max(tiling.shared_bytes(p), tiling.rows * (tiling.columns + _GAP) * 4)
+
+
+def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
     """Return the kernel for one tiling; a grid of (splits, columns, rows)."""
     across = tiling.warps[1]
     wide = tiling.columns // across
@@ -66,8 +72,16 @@ def source_of(p: ByteProduct, tiling: Tiling, ending: Ending) -> str:
     per_tap, groups = p.channels // GROUP, p.taps * p.channels // GROUP
     at_once = tiling.threads // 8
     places = tiling.rows // at_once
-    parts = tiling.columns + 4
-    per_block = tiling.rows * tiling.columns // 4 // tiling.splits
+    parts = tiling.columns + _GAP
+    fours = tiling.columns // 4
+    rows_each = tiling.rows // tiling.splits
+    # Lines of one step need not be whole.
+    multiplied = 4 if p.steps > 1 else -(-groups // 2)
+    declared = " ".join(f"{kind} {name}_of[4];" for kind, name, _ in given.ending.columns)
+    set_columns = " ".join(f"{name}_of[q] = {value};" for _, name, value in given.ending.columns)
+    get_columns = " ".join(
+        f"const {kind} {name} = {name}_of[place];" for kind, name, _ in given.ending.columns
+    )
     height, width = p.space
     prefetch = f"""
   {SHARED}
@@ -93,12 +107,12 @@ def source_of(p: ByteProduct, tiling: Tiling, ending: Ending) -> str:
   #pragma unroll
   for (int s = 0; s < {ahead}; ++s)
     if (s < count) load_weights(s, base + s * {tiling.line_bytes});"""
-    own_sum = "*(const Pack<int, 4>*)(memory + from)"
+    own_sum = "*(const Pack<int, 4>*)(part + from)"
     barrier, last = "__syncthreads();", ""
     if tiling.splits > 1:
-        own_sum, barrier, last = "part_of(base + from, s)", "meet();", "meet();"
+        own_sum, barrier, last = "part_of(base + from * 4, s)", "meet();", "meet();"
     body = f"""
-  const int x0 = {ending.zero};
+  const int x0 = {given.zero};
   const u32 filler = (u32)(x0 & 255) * 0x01010101u;
   const Pack<u32, 4> outside = {{{{filler, filler, filler, filler}}}};
   const u8* bytes = (const u8*)x;
@@ -113,6 +127,7 @@ def source_of(p: ByteProduct, tiling: Tiling, ending: Ending) -> str:
   }}
   auto load_data = [&](int step, u32 place) {{
     const int group = (first + step) * 8 + unit;
+    {f"if (group >= {groups}) return;" if groups % 8 else ""}
     const int tap = group / {per_tap}, c = (group - tap * {per_tap}) * {GROUP};
     const int down = tap / {p.window[1]} * {p.dilations[0]};
     const int along = tap % {p.window[1]} * {p.dilations[1]};
@@ -147,7 +162,7 @@ def source_of(p: ByteProduct, tiling: Tiling, ending: Ending) -> str:
     const u32 left = base + step % {lines} * {tiling.line_bytes};
     const u32 right = left + {tiling.rows * 128};
     #pragma unroll
-    for (int k = 0; k < 4; ++k) {{
+    for (int k = 0; k < {multiplied}; ++k) {{
       u32 a[2][4], f[{wide // 16}][4];
       #pragma unroll
       for (int m = 0; m < 2; ++m) {{
@@ -175,16 +190,24 @@ def source_of(p: ByteProduct, tiling: Tiling, ending: Ending) -> str:
       #pragma unroll
       for (int h = 0; h < 2; ++h) {{
         const int r = upper + m * 16 + h * 8 + lane / 4, c = aside + n * 8 + lane % 4 * 2;
-        part[r * {parts} + c] = sum[m][n][2 * h];
-        part[r * {parts} + c + 1] = sum[m][n][2 * h + 1];
+        *(Pack<int, 2>*)(part + r * {parts} + c) =
+            Pack<int, 2>{{{{sum[m][n][2 * h], sum[m][n][2 * h + 1]}}}};
       }}
+  const int own = t % {fours} * 4, j1 = j0 + own;
+  int shift[4]; {declared}
+  if (j1 < {p.filters}) {{
+    #pragma unroll
+    for (int q = 0; q < 4; ++q) {{
+      const int j = j1 + q;
+      shift[q] = x0 * sums[j]; {set_columns}
+    }}
+  }}
   {barrier}
-  for (int e = t; e < {per_block}; e += {tiling.threads}) {{
-    const int at = split * {per_block} + e;
-    const int r = at / {tiling.columns // 4}, across = at % {tiling.columns // 4} * 4;
+  for (int r = split * {rows_each} + t / {fours}; r < (split + 1) * {rows_each} && j1 < {p.filters};
+       r += {tiling.threads // fours}) {{
     const int i = i0 + r;
-    if (i >= {p.rows} || j0 + across >= {p.filters}) continue;
-    const u32 from = (r * {parts} + across) * 4;
+    if (i >= {p.rows}) break;
+    const u32 from = r * {parts} + own;
     int all[4] = {{}};
     #pragma unroll
     for (int s = 0; s < {tiling.splits}; ++s) {{
@@ -192,24 +215,24 @@ def source_of(p: ByteProduct, tiling: Tiling, ending: Ending) -> str:
       #pragma unroll
       for (int q = 0; q < 4; ++q) all[q] += some.v[q];
     }}
-    Pack<{ending.result}, 4> four;
+    Pack<{given.result}, 4> four;
     {{
-      {ending.result}* const y = four.v;
+      {given.result}* const y = four.v;
       #pragma unroll
       for (int place = 0; place < 4; ++place) {{
-        const int j = j0 + across + place;
-        const int s = all[place] - x0 * sums[j];
-        {ending.statement}
+        const int j = j1 + place, s = all[place] - shift[place];
+        {get_columns}
+        {given.ending.statement}
       }}
     }}
-    *(Pack<{ending.result}, 4>*)(y + (long long)i * {p.filters} + j0 + across) = four;
+    *(Pack<{given.result}, 4>*)(y + (long long)i * {p.filters} + j1) = four;
   }}
   {last}"""
     return kernel_source(
-        ending.parameters,
+        given.parameters,
         body,
         threads=tiling.threads,
         cluster=tiling.splits,
         prefetch=prefetch,
-        extra=FUNCTIONS + MULTIPLY_BYTES[ending.kinds],
+        extra=FUNCTIONS + MULTIPLY_BYTES[given.kinds],
     )

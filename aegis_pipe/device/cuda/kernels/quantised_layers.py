@@ -66,18 +66,19 @@ def _accepts_conv(request: KernelRequest) -> bool:
 
 
 CONV_NAMES = {"x_scale": 1, "w_scale": 4, "y_scale": 6, "y_zero": 7, "b": 8}
-"""Operands of `convolved`, by position."""
+"""Operands of a result, by position."""
 
 
-def convolved(request: KernelRequest) -> str:
-    """Return a C expression: the result's level for the sum `a` of filter `c`."""
+def conv_factor(request: KernelRequest, filter_: str) -> str:
+    """Return a C expression: the result's levels to one of the sum."""
+    per_channel = filter_ if required(request, 4).element_count > 1 else "0"
+    return f"((float)get(*x_scale) * (float)get(w_scale[{per_channel}]) / (float)get(*y_scale))"
+
+
+def convolved(request: KernelRequest, total: str, factor: str, zero: str) -> str:
+    """Return a C expression: the result's level for a sum with its bias."""
     target = result(request)
-    per_channel = "c" if required(request, 4).element_count > 1 else "0"
-    total = "(a + b[c])" if operand(request, 8) is not None else "a"
-    real = (
-        f"rintf((float){total} * ((float)get(*x_scale) * (float)get(w_scale[{per_channel}]) "
-        f"/ (float)get(*y_scale))) + (float)*y_zero"
-    )
+    real = f"rintf((float){total} * {factor}) + {zero}"
     return f"({stored(target.dtype)}){saturated(real, 'float', target.dtype, _levels(request))}"
 
 
@@ -110,7 +111,9 @@ def _bind_conv(binding: Binding) -> Sequence[Enqueue]:
     final = "y[i] = a;"
     if request.operator != "ConvInteger":
         names |= CONV_NAMES
-        final = f"y[i] = {convolved(request)};"
+        total = "(a + b[c])" if operand(request, 8) is not None else "a"
+        level = convolved(request, total, conv_factor(request, "c"), "(float)*y_zero")
+        final = f"y[i] = {level};"
     statements = f"""
   {unpack(target.shape, last)}
   const long long g = c / {outputs};

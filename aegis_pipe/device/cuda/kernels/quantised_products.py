@@ -114,19 +114,22 @@ def _parameter(
     return "" if spec is None else f"{name}[{_index(spec, matrices, vector)}]"
 
 
-def multiplied(request: KernelRequest, matrices: Matrices) -> str:
+def matmul_factor(request: KernelRequest, matrices: Matrices) -> str:
+    """Return a C expression: QLinearMatMul's levels to one of the sum, at z, i, j."""
+    a_scale, b_scale, y_scale = (
+        _parameter(request, matrices, name, MATMUL_NAMES[name], vector)
+        for name, vector in (("as", "i"), ("bs", "j"), ("ys", "i"))
+    )
+    return f"((float)get({a_scale}) * (float)get({b_scale}) / (float)get({y_scale}))"
+
+
+def multiplied(request: KernelRequest, matrices: Matrices, factor: str = "") -> str:
     """Return a C expression: MatMulInteger's or QLinearMatMul's result for `s` at z, i, j."""
     if request.operator == "MatMulInteger":
         return "s"
     target = result(request)
-    a_scale, b_scale, y_scale, y_zero = (
-        _parameter(request, matrices, name, MATMUL_NAMES[name], vector)
-        for name, vector in (("as", "i"), ("bs", "j"), ("ys", "i"), ("yz", "i"))
-    )
-    real = (
-        f"rintf((float)s * ((float)get({a_scale}) * (float)get({b_scale}) "
-        f"/ (float)get({y_scale}))) + (float){y_zero}"
-    )
+    y_zero = _parameter(request, matrices, "yz", MATMUL_NAMES["yz"], "i")
+    real = f"rintf((float)s * {factor or matmul_factor(request, matrices)}) + (float){y_zero}"
     return f"({stored(target.dtype)}){saturated(real, 'float', target.dtype)}"
 
 
@@ -182,19 +185,27 @@ GEMM_NAMES = {"as": _A_SCALE, "bs": _B_SCALE, "bias": _BIAS, "ys": _Y_SCALE, "yz
 """Operands of `gemm_result`, by position."""
 
 
-def gemm_result(request: KernelRequest, m: int, n: int) -> str:
+def gemm_factor(request: KernelRequest) -> str:
+    """Return a C expression: what the sum is multiplied by, at j."""
+    factor = f"(*as * bs[{'j' if required(request, _B_SCALE).element_count > 1 else '0'}])"
+    if number(request, "alpha") != 1:
+        factor = f"({factor} * {literal(number(request, 'alpha'), 'float')})"
+    return factor if operand(request, _Y_SCALE) is None else f"({factor} / *ys)"
+
+
+def gemm_result(request: KernelRequest, m: int, n: int, factor: str = "") -> str:
     """Return a C expression: QGemm's result for the sum `s` at i, j."""
     target = result(request)
     bias = operand(request, _BIAS)
+    factor = factor or gemm_factor(request)
     bias_at, is_integer_bias = "0", False
     if bias is not None:
         bias_at = Walk.of((m, n), [broadcast_strides(bias.shape[-2:], (m, n))]).offset(
             0, f"((unsigned)i * {n}u + j)"
         )
+        if bias.shape[-1:] == (n,) and bias.element_count == n:
+            bias_at = "j"
         is_integer_bias = bias.dtype.kind == "i"
-    factor = f"(*as * bs[{'j' if required(request, _B_SCALE).element_count > 1 else '0'}])"
-    if number(request, "alpha") != 1:
-        factor = f"({factor} * {literal(number(request, 'alpha'), 'float')})"
     total = f"(float)(s + bias[{bias_at}])" if is_integer_bias else "(float)s"
     if operand(request, _Y_SCALE) is None:
         final = f"{total} * {factor}"
@@ -202,7 +213,7 @@ def gemm_result(request: KernelRequest, m: int, n: int) -> str:
             final += f" + (float)get(bias[{bias_at}])"
         return f"To<{stored(target.dtype)}>::of({final})"
     zero_text = " + (float)*yz" if operand(request, _Y_ZERO) is not None else ""
-    real = f"rintf({total} * ({factor} / *ys)){zero_text}"
+    real = f"rintf({total} * {factor}){zero_text}"
     levels = integers(request, "levels")
     return f"({stored(target.dtype)}){saturated(real, 'float', target.dtype, levels)}"
 

@@ -140,7 +140,8 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
         ones = "int line[2][4] = {}; const u32 one[2] = {0x01010101u, 0x01010101u};"
         add_ones = "multiply(line[mi], a[mi], one);"
         correct = f"- (int)w_zero[{at}] * (line[mi][r] - {_steps(p) * _STEP_BYTES} * x0)"
-    final, names = ending_of(request, p)
+    ending, names = ending_of(request, p)
+    columns = " ".join(f"const {kind} {name} = {value};" for kind, name, value in ending.columns)
     body = f"""
   __shared__ __align__(16) u32 left[{_TILE} * {_ROW_WORDS}], right[{_TILE} * {_ROW_WORDS}];
   const int t = threadIdx.x, lane = t % 32, group = lane / 4, quarter = lane % 4;
@@ -198,7 +199,8 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
         if (i >= {p.rows} || j >= {p.filters}) continue;
         const int s = sum[mi][ni][r] - x0 * sums[j] {correct};
         const long long place = (long long)i * {p.filters} + j;
-        {final}
+        {columns}
+        {ending.statement}
       }}"""
     operands = {"x": 0, "x_zero": p.x_zero_at, **names}
     if has_w_zero:

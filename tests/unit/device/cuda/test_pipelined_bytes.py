@@ -9,7 +9,7 @@ pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.kernels import pipelined_bytes, tensor_tilings
 from aegis_pipe.device.cuda.kernels.byte_products import product_of
-from aegis_pipe.device.cuda.kernels.pipelined_bytes_source import source_of
+from aegis_pipe.device.cuda.kernels.pipelined_bytes_source import shared_bytes, source_of
 from aegis_pipe.device.cuda.kernels.registry import Machine
 from aegis_pipe.kernel import KernelRequest
 from tests.unit.device.cuda import byte_models, host_clusters, host_device
@@ -54,12 +54,12 @@ def test_sources_compile(name: str, architecture: str) -> None:
     p = product_of(request)
     assert p is not None
     machine = Machine(None, None, "none", int(architecture[3:]), MULTIPROCESSORS, tuner=object())
-    ending = pipelined_bytes._ending(request, p)
+    given = pipelined_bytes._operands(request, p)
     found = pipelined_bytes._tilings(p, machine)
     assert 0 < len(found) <= tensor_tilings.TRIED_MAX
     assert architecture != "sm_80" or {tiling.splits for tiling in found} == {1}
     for tiling in found:
-        assert driver.compile_cubin(source_of(p, tiling, ending), architecture)
+        assert driver.compile_cubin(source_of(p, tiling, given), architecture)
 
 
 @needs_compiler
@@ -71,7 +71,7 @@ def test_the_depth_of_few_tiles_is_split() -> None:
     assert pipelined_bytes._tilings(p, machine)[0].splits > 1
     small = Machine(None, None, "none", 90, MULTIPROCESSORS, 16 << 10, tuner=object())
     for tiling in pipelined_bytes._tilings(p, small):
-        assert tiling.shared_bytes(p) <= 16 << 10
+        assert shared_bytes(p, tiling) <= 16 << 10
 
 
 @needs_compiler

@@ -131,6 +131,43 @@ def test_operators_on_integers_get_channels_last(tmp_path: Path) -> None:
     assert count(graph)["Transpose"] == 1
 
 
+POOLED = """(float[1,4,9,8] x) => (float[1,6,3,3] y) {
+    xq = QuantizeLinear (x, x_scale, zero)
+    xd = DequantizeLinear (xq, x_scale, zero)
+    wd = DequantizeLinear <axis = 0> (w, w_scale)
+    c = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (xd, wd)
+    r = Relu (c)
+    p = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 0, 1], strides = [3, 3]> (r)
+    yq = QuantizeLinear (p, y_scale, zero)
+    y = DequantizeLinear (yq, y_scale, zero)
+}"""
+
+
+def test_a_pool_between_a_product_and_its_levels(tmp_path: Path) -> None:
+    constants = {
+        "x_scale": np.float32(0.04),
+        "y_scale": np.float32(0.05),
+        "zero": np.uint8(60),
+        "w": np.random.default_rng(1).integers(-128, 128, (6, 4, 3, 3)).astype(np.int8),
+        "w_scale": np.linspace(0.001, 0.004, 6, dtype=np.float32),
+    }
+    model = model_of(POOLED, constants)
+    graph = check(model, [fuse_quantised], rtol=0, atol=ONE_LEVEL)
+    assert [node.operator for node in graph.operators] == [
+        "QuantizeLinear",
+        "QLinearConv",
+        "MaxPool",
+        "DequantizeLinear",
+    ]
+    assert graph.spec(graph.operators[2].inputs[0]).dtype == np.uint8
+    turned = check(model, PASSES, rtol=0, atol=ONE_LEVEL)
+    assert count(turned)["com.microsoft.NhwcMaxPool"] == 1
+    # Where somebody else reads the pooled floats, they stay.
+    both = POOLED.replace("=> (float[1,6,3,3] y)", "=> (float[1,6,3,3] y, float[1,6,3,3] p)")
+    kept = check(model_of(both, constants), [fuse_quantised], rtol=0, atol=ONE_LEVEL)
+    assert count(kept)["Conv"] == 1
+
+
 def test_branches_that_meet(tmp_path: Path) -> None:
     text = """(float[1,3,8,9] x) => (float[1,24,4,5] y) {
         a = Conv <kernel_shape=[3,3], pads=[1,1,1,1], strides=[2,2]> (x, w1, b1)
