@@ -51,6 +51,8 @@ class DeviceCapabilities:
     """Operators that one kernel runs after one another, and on which dtypes; empty: it can not."""
     fused_inverted_residuals: bool = False
     """Inverted residual blocks are faster as one kernel than as three convolutions."""
+    quantised_residuals: bool = False
+    """A convolution of bytes adds a residual on its way out."""
     product_endings: tuple[str, ...] = ()
     """Activations that a matrix product takes into its own kernel: `Gelu`, `FastGelu` and so on."""
     half_precision: bool = False

@@ -43,6 +43,7 @@ from aegis_pipe.execution.passes import (
     CHANNELS_LAST_PASSES,
     INVERTED_RESIDUAL_PASSES,
     PLANAR_PASSES,
+    QUANTISED_RESIDUAL_PASSES,
     Pass,
     PassReport,
     chain_passes,
@@ -156,6 +157,7 @@ def compile_graph(
         *(ATTENTION_PASSES if capabilities.fused_attention else ()),
         *(CHANNELS_LAST_PASSES if capabilities.channels_last else ()),
         *(INVERTED_RESIDUAL_PASSES if capabilities.fused_inverted_residuals else ()),
+        *(QUANTISED_RESIDUAL_PASSES if capabilities.quantised_residuals else ()),
     )
     with phases.phase("passes", model=graph.name):
         graph, reports = _run_passes(graph, passes, phases)

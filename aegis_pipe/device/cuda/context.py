@@ -22,7 +22,12 @@ from aegis_pipe.device.cuda.event import EVENT_STEP_NS, CudaEvent
 from aegis_pipe.device.cuda.faults import FaultWords
 from aegis_pipe.device.cuda.fills import Fills
 from aegis_pipe.device.cuda.graph import CudaGraph, CudaKernelCall
-from aegis_pipe.device.cuda.kernels import KERNELS, elementwise_chains, planar_convolutions
+from aegis_pipe.device.cuda.kernels import (
+    KERNELS,
+    byte_products,
+    elementwise_chains,
+    planar_convolutions,
+)
 from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Machine
 from aegis_pipe.device.cuda.kernels.source import EARLY_CAPABILITY
 from aegis_pipe.device.cuda.region import ALIGNMENT_BYTES, CudaRegion, address_of
@@ -140,6 +145,7 @@ class CudaContext:
             fused_attention=True,
             elementwise_chains=elementwise_chains.STEPS,
             product_endings=("FastGelu", "Gelu"),
+            quantised_residuals=self._machine.capability >= byte_products.CAPABILITY_MIN,
             half_precision=True,
             planar_convolutions=self._machine.capability >= planar_convolutions.CAPABILITY_MIN,
             sm_partitions=self._machine.multiprocessors,

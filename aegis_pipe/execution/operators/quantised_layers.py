@@ -10,6 +10,8 @@ Canonical form, with scales (float32) and zero points scalars, zero points left 
     com.microsoft.QLinearGlobalAveragePool(the same)    `channels_last`
     com.microsoft.QLinearConv(the operands of QLinearConv)    its attributes and `levels`; X and the
         result are N, spatial..., C. With channels first it is QLinearConv, `levels` and all
+    aegis.QLinearConvAdd(the same, then R, r_scale, r_zero?, sum_scale, sum_zero?)    the same, and
+        `sum_levels`: R, as large as the result, is added as by QLinearAdd; made by our own passes
     com.microsoft.QLinearConcat(y_scale, y_zero, then X, x_scale, x_zero of each part)   `axis`
     com.microsoft.DynamicQuantizeLSTM(the operands of LSTM, W_scale, W_zero, R_scale, R_zero)
         the attributes of LSTM; W[D, I, 4 H] and R[D, H, 4 H] are quantised, their scales and
@@ -105,6 +107,20 @@ def _lower_conv(context: OperatorContext) -> Lowered:
     return Lowered(name, attributes, real.data_inputs)
 
 
+def _infer_conv_add(context: OperatorContext) -> list[TensorSpec]:
+    results = _infer_conv(context)
+    added = reading.operand(context, 9, "R")
+    reading.require(added.shape == results[0].shape, context, f"{added} does not fit {results[0]}")
+    return results
+
+
+def _lower_conv_add(context: OperatorContext) -> Lowered:
+    attributes = dict(_lower_conv(context).attributes)
+    attributes["sum_levels"] = reading.integers(context, "sum_levels", ())
+    positions = reading.data_positions(context, 14)
+    return Lowered(context.node.qualified_operator, attributes, positions)
+
+
 def _concat_axis(context: OperatorContext) -> int:
     rank = len(reading.operand(context, 2, "inputs").shape)
     return reading.resolve_axis(context, reading.integer(context, "axis"), rank)
@@ -158,6 +174,7 @@ ENTRIES: tuple[OperatorEntry, ...] = (
     OperatorEntry("com.microsoft.QLinearAveragePool", _infer_pool, _lower_pool),
     OperatorEntry("com.microsoft.QLinearGlobalAveragePool", _infer_pool, _lower_pool),
     OperatorEntry("com.microsoft.QLinearConv", _infer_conv, _lower_conv),
+    OperatorEntry("aegis.QLinearConvAdd", _infer_conv_add, _lower_conv_add),
     OperatorEntry("com.microsoft.QLinearConcat", _infer_concat, _lower_concat),
     OperatorEntry("com.microsoft.DynamicQuantizeLSTM", _infer_lstm, _lower_lstm),
 )

@@ -26,6 +26,7 @@ from aegis_pipe.execution.passes import (
     fuse_layer_normalisation,
     fuse_planar_input,
     fuse_quantised,
+    fuse_quantised_residual,
     fuse_skip,
     fuse_swish,
     identity_elimination,
@@ -108,6 +109,9 @@ CHANNELS_LAST_PASSES: tuple[Pass, ...] = (
 
 INVERTED_RESIDUAL_PASSES: tuple[Pass, ...] = (fuse_inverted_residual,)
 """What comes after those for devices that have inverted residual blocks as one kernel."""
+
+QUANTISED_RESIDUAL_PASSES: tuple[Pass, ...] = (fuse_quantised_residual,)
+"""What comes after those for devices whose convolutions of bytes add a residual."""
 
 PLANAR_PASSES: tuple[Pass, ...] = (fuse_planar_input,)
 """What comes after half precision for devices whose convolutions read images as they come."""

@@ -12,12 +12,19 @@ sum w is packed with the weights. What lies outside of the image is x0 there.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from aegis_pipe.device.cuda.kernels.operands import integer, integers, operand, required, result
-from aegis_pipe.device.cuda.kernels.quantised_layers import CONV_NAMES, conv_factor, convolved
+from aegis_pipe.device.cuda.kernels.quantisation import saturated
+from aegis_pipe.device.cuda.kernels.quantised_layers import (
+    CONV_NAMES,
+    added,
+    conv_factor,
+    convolved,
+)
 from aegis_pipe.device.cuda.kernels.quantised_products import (
     GEMM_NAMES,
     MATMUL_NAMES,
@@ -27,12 +34,15 @@ from aegis_pipe.device.cuda.kernels.quantised_products import (
     matmul_factor,
     multiplied,
 )
+from aegis_pipe.device.cuda.kernels.source import stored
 from aegis_pipe.kernel import KernelRequest
 
 CAPABILITY_MIN = 80
 """Before, tensor cores take bytes in other shapes."""
 CONVOLUTION = "com.microsoft.QLinearConv"
-OPERATORS = (CONVOLUTION, "QLinearMatMul", "MatMulInteger", "com.microsoft.QGemm")
+RESIDUAL = "aegis.QLinearConvAdd"
+CONVOLUTIONS = (CONVOLUTION, RESIDUAL)
+OPERATORS = (*CONVOLUTIONS, "QLinearMatMul", "MatMulInteger", "com.microsoft.QGemm")
 _EIGHT_BITS = frozenset({np.dtype(np.int8), np.dtype(np.uint8)})
 
 
@@ -76,7 +86,7 @@ class ByteProduct:
 
 def product_of(request: KernelRequest) -> ByteProduct | None:
     """Return what is to be multiplied, if it is for this kernel."""
-    found = _convolution(request) if request.operator == CONVOLUTION else _matrices(request)
+    found = _convolution(request) if request.operator in CONVOLUTIONS else _matrices(request)
     if found is None or not found.rows or not found.filters or not found.channels:
         return None
     weights, zero = required(request, found.weights_at), operand(request, found.w_zero_at)
@@ -147,7 +157,7 @@ def _matrices(request: KernelRequest) -> ByteProduct | None:
 
 def taps_of(request: KernelRequest, p: ByteProduct, weights: np.ndarray) -> np.ndarray:
     """Return weights as [filter, tap, channel]."""
-    if request.operator == CONVOLUTION:
+    if request.operator in CONVOLUTIONS:
         return np.moveaxis(weights, 1, -1).reshape(p.filters, p.taps, p.channels)
     return (weights if is_turned(request) else weights.T)[:, np.newaxis]
 
@@ -182,6 +192,8 @@ class Ending:
 
     columns: tuple[tuple[str, str, str], ...]
     """C type, name and expression of what the statement needs of column j."""
+    elements: tuple[tuple[str, str, str], ...]
+    """C type, name and operand of what it needs from the result's place."""
     statement: str
     """Sets `y[place]` for the sum `s` at i, j."""
 
@@ -189,15 +201,18 @@ class Ending:
 def ending_of(request: KernelRequest, p: ByteProduct) -> tuple[Ending, dict[str, int]]:
     """Return what is made of the sums, and the operands that takes, by name and position."""
     if request.operator == "MatMulInteger":
-        return Ending((), "y[place] = s;"), {}
-    if request.operator == CONVOLUTION:
+        return Ending((), (), "y[place] = s;"), {}
+    if request.operator in CONVOLUTIONS:
         columns, total = [("float", "factor", conv_factor(request, "j"))], "s"
         if operand(request, CONV_NAMES["b"]) is not None:
             columns.append(("int", "bias", "b[j]"))
             total = "(s + bias)"
         columns.append(("float", "zero", "(float)*y_zero"))
         level = convolved(request, total, "factor", "zero")
-        return Ending(tuple(columns), f"y[place] = {level};"), CONV_NAMES
+        if request.operator == RESIDUAL:
+            return _residual(request, columns, level)
+        kind = stored(result(request).dtype)
+        return Ending(tuple(columns), (), f"y[place] = ({kind}){level};"), CONV_NAMES
     if request.operator == "com.microsoft.QGemm":
         factor, names = gemm_factor(request), GEMM_NAMES
         value = gemm_result(request, p.rows, p.filters, "factor")
@@ -206,4 +221,32 @@ def ending_of(request: KernelRequest, p: ByteProduct) -> tuple[Ending, dict[str,
         matrices = Matrices.of((p.rows, p.channels), right, turned=(False, False))
         factor, names = matmul_factor(request, matrices), MATMUL_NAMES
         value = multiplied(request, matrices, "factor")
-    return Ending((("float", "factor", factor),), f"y[place] = {value};"), names
+    return Ending((("float", "factor", factor),), (), f"y[place] = {value};"), names
+
+
+_RESIDUAL_NAMES = {"residual": 9, "r_scale": 10, "r_zero": 11, "sum_scale": 12, "sum_zero": 13}
+
+
+def _residual(
+    request: KernelRequest, columns: Sequence[tuple[str, str, str]], level: str
+) -> tuple[Ending, dict[str, int]]:
+    """Return what adds a residual to levels, each rounded as on its own."""
+    kind, residual = result(request).dtype, required(request, _RESIDUAL_NAMES["residual"])
+    zeros = {
+        name: f"(float)*{name}" if operand(request, _RESIDUAL_NAMES[name]) else "0.0f"
+        for name in ("r_zero", "sum_zero")
+    }
+    more = (
+        ("float", "own_step", "*y_scale"),
+        ("float", "other_step", "*r_scale"),
+        ("float", "other_zero", zeros["r_zero"]),
+        ("float", "step", "*sum_scale"),
+        ("float", "last_zero", zeros["sum_zero"]),
+    )
+    total = added("(level - zero)", "own_step", "((float)other - other_zero)", "other_step")
+    last = saturated(
+        f"rintf(({total}) / step) + last_zero", "float", kind, integers(request, "sum_levels")
+    )
+    statement = f"const float level = {level}; y[place] = ({stored(kind)}){last};"
+    elements = ((stored(residual.dtype), "other", "residual"),)
+    return Ending((*columns, *more), elements, statement), CONV_NAMES | _RESIDUAL_NAMES

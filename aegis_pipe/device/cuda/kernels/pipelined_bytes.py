@@ -14,7 +14,7 @@ import numpy as np
 from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.kernels.byte_products import (
     CAPABILITY_MIN,
-    CONVOLUTION,
+    CONVOLUTIONS,
     OPERATORS,
     ByteProduct,
     ending_of,
@@ -62,7 +62,7 @@ def _packed(request: KernelRequest, p: ByteProduct) -> PackedConstant:
         sums = taps.sum(axis=(1, 2), dtype=np.int32)
         return np.concatenate([sums.view(np.uint8), taps.view(np.uint8).reshape(-1)])
 
-    layout = "image" if request.operator == CONVOLUTION else "matrix"
+    layout = "image" if request.operator in CONVOLUTIONS else "matrix"
     size_bytes = p.filters * (4 + p.taps * p.channels)
     return PackedConstant(f"pipelined_bytes.{layout}.{int(is_turned(request))}", size_bytes, pack)
 
@@ -157,7 +157,7 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
     if p is None or _tiling(request, p, machine) is None:
         return None
     return KernelChoice(
-        "conv.pipelined_bytes" if request.operator == CONVOLUTION else "matmul.pipelined_bytes",
+        "conv.pipelined_bytes" if request.operator in CONVOLUTIONS else "matmul.pipelined_bytes",
         packed={p.weights_at: _packed(request, p)},
         cost=float(p.multiplied),
     )

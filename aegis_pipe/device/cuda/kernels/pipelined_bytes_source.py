@@ -82,6 +82,13 @@ def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
     get_columns = " ".join(
         f"const {kind} {name} = {name}_of[place];" for kind, name, _ in given.ending.columns
     )
+    load_elements = " ".join(
+        f"const Pack<{kind}, 4> {name}_four = *(const Pack<{kind}, 4>*)({operand} + first_place);"
+        for kind, name, operand in given.ending.elements
+    )
+    get_elements = " ".join(
+        f"const {kind} {name} = {name}_four.v[place];" for kind, name, _ in given.ending.elements
+    )
     height, width = p.space
     prefetch = f"""
   {SHARED}
@@ -208,6 +215,8 @@ def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
     const int i = i0 + r;
     if (i >= {p.rows}) break;
     const u32 from = r * {parts} + own;
+    const long long first_place = (long long)i * {p.filters} + j1;
+    {load_elements}
     int all[4] = {{}};
     #pragma unroll
     for (int s = 0; s < {tiling.splits}; ++s) {{
@@ -221,11 +230,11 @@ def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
       #pragma unroll
       for (int place = 0; place < 4; ++place) {{
         const int j = j1 + place, s = all[place] - shift[place];
-        {get_columns}
+        {get_columns} {get_elements}
         {given.ending.statement}
       }}
     }}
-    *(Pack<{given.result}, 4>*)(y + (long long)i * {p.filters} + j1) = four;
+    *(Pack<{given.result}, 4>*)(y + first_place) = four;
   }}
   {last}"""
     return kernel_source(

@@ -76,10 +76,9 @@ def conv_factor(request: KernelRequest, filter_: str) -> str:
 
 
 def convolved(request: KernelRequest, total: str, factor: str, zero: str) -> str:
-    """Return a C expression: the result's level for a sum with its bias."""
-    target = result(request)
+    """Return a C expression: the level, as a float, of a sum with its bias."""
     real = f"rintf((float){total} * {factor}) + {zero}"
-    return f"({stored(target.dtype)}){saturated(real, 'float', target.dtype, _levels(request))}"
+    return saturated(real, "float", result(request).dtype, _levels(request))
 
 
 def _bind_conv(binding: Binding) -> Sequence[Enqueue]:
@@ -113,7 +112,7 @@ def _bind_conv(binding: Binding) -> Sequence[Enqueue]:
         names |= CONV_NAMES
         total = "(a + b[c])" if operand(request, 8) is not None else "a"
         level = convolved(request, total, conv_factor(request, "c"), "(float)*y_zero")
-        final = f"y[i] = {level};"
+        final = f"y[i] = ({stored(target.dtype)}){level};"
     statements = f"""
   {unpack(target.shape, last)}
   const long long g = c / {outputs};
@@ -155,8 +154,17 @@ def _names(request: KernelRequest) -> list[str]:
     return names
 
 
+def _moved(data: str, zero: str) -> str:
+    return f"({data} - {zero})" if zero else data
+
+
 def _real(data: str, scale: str, zero: str) -> str:
-    return f"({data} - {zero}) * {scale}" if zero else f"{data} * {scale}"
+    return f"{_moved(data, zero)} * {scale}"
+
+
+def added(a: str, a_scale: str, b: str, b_scale: str) -> str:
+    """Return a C expression: the sum of two numbers, each rounded, of steps as large as that."""
+    return f"__fmul_rn({a}, {a_scale}) + __fmul_rn({b}, {b_scale})"
 
 
 def _pointwise(request: KernelRequest, expression: str) -> Pointwise:
@@ -168,8 +176,10 @@ def _arithmetic(request: KernelRequest) -> Pointwise | None:
     if not _are_eight_bits(request, (0, 3)):
         return None
     a, a_scale, a_zero, b, b_scale, b_zero, scale, *rest = (*_names(request), "")
-    sign = "+" if request.operator.endswith("Add") else "*"
-    real = f"({_real(a, a_scale, a_zero)}) {sign} ({_real(b, b_scale, b_zero)})"
+    if request.operator.endswith("Add"):
+        real = added(_moved(a, a_zero), a_scale, _moved(b, b_zero), b_scale)
+    else:
+        real = f"({_real(a, a_scale, a_zero)}) * ({_real(b, b_scale, b_zero)})"
     zero = rest[0] if rest else ""
     return _pointwise(
         request, _quantised(real, scale, zero, result(request).dtype, _levels(request))

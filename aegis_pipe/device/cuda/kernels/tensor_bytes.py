@@ -14,7 +14,7 @@ import numpy as np
 
 from aegis_pipe.device.cuda.kernels.byte_products import (
     CAPABILITY_MIN,
-    CONVOLUTION,
+    CONVOLUTIONS,
     OPERATORS,
     ByteProduct,
     ending_of,
@@ -64,7 +64,7 @@ def _columns(p: ByteProduct) -> int:
 
 def _packed(request: KernelRequest, p: ByteProduct) -> PackedConstant:
     """Return how weights become sums by filter, then [step, filter, bytes of a step]."""
-    is_image = request.operator == CONVOLUTION
+    is_image = request.operator in CONVOLUTIONS
 
     def pack(array: np.ndarray) -> np.ndarray:
         taps = taps_of(request, p, array)
@@ -88,7 +88,7 @@ def _choose(request: KernelRequest, machine: Machine) -> KernelChoice | None:
     if product is None:
         return None
     return KernelChoice(
-        "conv.tensor_bytes" if request.operator == CONVOLUTION else "matmul.tensor_bytes",
+        "conv.tensor_bytes" if request.operator in CONVOLUTIONS else "matmul.tensor_bytes",
         packed={product.weights_at: _packed(request, product)},
         cost=float(product.rows * product.filters * product.taps * product.channels),
     )
@@ -141,7 +141,8 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
         add_ones = "multiply(line[mi], a[mi], one);"
         correct = f"- (int)w_zero[{at}] * (line[mi][r] - {_steps(p) * _STEP_BYTES} * x0)"
     ending, names = ending_of(request, p)
-    columns = " ".join(f"const {kind} {name} = {value};" for kind, name, value in ending.columns)
+    needed = (*ending.columns, *((k, n, f"{given}[place]") for k, n, given in ending.elements))
+    read = " ".join(f"const {kind} {name} = {value};" for kind, name, value in needed)
     body = f"""
   __shared__ __align__(16) u32 left[{_TILE} * {_ROW_WORDS}], right[{_TILE} * {_ROW_WORDS}];
   const int t = threadIdx.x, lane = t % 32, group = lane / 4, quarter = lane % 4;
@@ -199,7 +200,7 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
         if (i >= {p.rows} || j >= {p.filters}) continue;
         const int s = sum[mi][ni][r] - x0 * sums[j] {correct};
         const long long place = (long long)i * {p.filters} + j;
-        {columns}
+        {read}
         {ending.statement}
       }}"""
     operands = {"x": 0, "x_zero": p.x_zero_at, **names}

@@ -9,6 +9,7 @@ import onnx
 
 from aegis_pipe.device.cuda.kernels.tensor_tilings import SPLITS, WARPS, Tiling
 from tests.unit.device.cuda import quantised_models
+from tests.unit.pass_driver import model_of
 
 Case = tuple[onnx.ModelProto, np.ndarray]
 _SCALE = np.array(0.03, np.float32)
@@ -54,6 +55,23 @@ def _gemm(rows: int, depth: int, columns: int) -> Case:
     return model, x
 
 
+def _residual() -> Case:
+    x = integers(np.uint8, 2, 32, 9, 8)
+    model = model_of(
+        "(uint8[2,32,9,8] x) => (uint8[2,32,9,8] y) {"
+        "c = QLinearConv <pads = [1, 1, 1, 1]> (x, s, x_zero, w, w_scale, w_zero, c_scale, c_zero)"
+        "y = com.microsoft.QLinearAdd (x, s, x_zero, c, c_scale, c_zero, y_scale, y_zero) }",
+        {
+            **{"s": _SCALE, "x_zero": np.uint8(9), "w": integers(np.int8, 32, 32, 3, 3)},
+            "w_scale": np.linspace(0.001, 0.003, 32, dtype=np.float32),
+            "w_zero": np.zeros(32, np.int8),
+            **{"c_scale": np.float32(0.07), "c_zero": np.uint8(101)},
+            **{"y_scale": np.float32(0.09), "y_zero": np.uint8(77)},
+        },
+    )
+    return model, x
+
+
 CASES: Mapping[str, Callable[[], Case]] = {
     "window": lambda: _convolution(np.uint8, (2, 16, 9, 8), 68, 3, pads=[1, 1, 1, 1]),
     "strides": lambda: _convolution(
@@ -61,6 +79,7 @@ CASES: Mapping[str, Callable[[], Case]] = {
     ),
     "pixels": lambda: _convolution(np.uint8, (3, 512, 5, 5), 132, 1),
     "integers": lambda: _integers(35, 1040, 72),
+    "residual": _residual,
     "one row": lambda: _gemm(1, 128, 100),
 }
 

@@ -343,6 +343,7 @@ class HostContext(CpuContext):
             fused_attention=True,
             elementwise_chains=STEPS,
             product_endings=("FastGelu", "Gelu"),
+            quantised_residuals=True,
             half_precision=True,
             planar_convolutions=True,
         )

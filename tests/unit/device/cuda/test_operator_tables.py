@@ -7,7 +7,7 @@ from aegis_pipe.device.cpu.kernels import KERNELS as CPU_KERNELS
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda.kernels import KERNELS
 
-_BEYOND = {"Identity", "aegis.PlanarConv"}
+_BEYOND = {"Identity", "aegis.PlanarConv", "aegis.QLinearConvAdd"}
 """Asked for by the device conformance suite alone, and made by a pass for GPUs alone."""
 
 

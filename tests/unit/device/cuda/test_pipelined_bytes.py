@@ -5,15 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from aegis_pipe.clock import SystemClock
+
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.kernels import pipelined_bytes, tensor_tilings
 from aegis_pipe.device.cuda.kernels.byte_products import product_of
 from aegis_pipe.device.cuda.kernels.pipelined_bytes_source import shared_bytes, source_of
 from aegis_pipe.device.cuda.kernels.registry import Machine
+from aegis_pipe.execution.standalone import StandaloneGraph
 from aegis_pipe.kernel import KernelRequest
 from tests.unit.device.cuda import byte_models, host_clusters, host_device
-from tests.unit.device.cuda.test_quantised_models import load, on_both, request_of
+from tests.unit.device.cuda.test_quantised_models import load, on_both
 
 needs_compiler = pytest.mark.skipif(host_device.COMPILER is None, reason="no g++")
 MULTIPROCESSORS = 132
@@ -22,10 +25,14 @@ THREADS_MAX = 1024
 
 
 def asked(name: str) -> KernelRequest:
-    model, _ = byte_models.CASES[name]()
-    names = {"QLinearConv": "com.microsoft.QLinearConv", "QGemm": "com.microsoft.QGemm"}
-    operator = model.graph.node[0].op_type
-    return request_of(load(model), names.get(operator, operator))
+    graph = load(byte_models.CASES[name]()[0])
+    with host_device.HostContext(SystemClock()) as context:
+        stream = context.create_stream(0)
+        with StandaloneGraph(graph, context, stream, SystemClock()) as standalone:
+            steps = [s for s in standalone.compiled.steps if "pipelined_bytes" in s.choice.kernel]
+        stream.close()
+    (step,) = steps
+    return step.request
 
 
 @needs_compiler

@@ -38,7 +38,7 @@ RENAMED = {
 }
 
 # Shapes of three depend on data, so that no device has kernels for them; the last is the GPU's.
-LACKING = ["NonMaxSuppression", "NonZero", "Unique", "aegis.PlanarConv"]
+LACKING = ["NonMaxSuppression", "NonZero", "Unique", "aegis.PlanarConv", "aegis.QLinearConvAdd"]
 
 
 def _lacking() -> list[str]:
