@@ -196,6 +196,8 @@ class Ending:
     """C type, name and operand of what it needs from the result's place."""
     statement: str
     """Sets `y[place]` for the sum `s` at i, j."""
+    functions: str = ""
+    """Definitions that it needs."""
 
 
 def ending_of(request: KernelRequest, p: ByteProduct) -> tuple[Ending, dict[str, int]]:
@@ -225,6 +227,18 @@ def ending_of(request: KernelRequest, p: ByteProduct) -> tuple[Ending, dict[str,
 
 
 _RESIDUAL_NAMES = {"residual": 9, "r_scale": 10, "r_zero": 11, "sum_scale": 12, "sum_zero": 13}
+_QUOTIENT = """
+__device__ __forceinline__ float reciprocal(float step, float a, float b) {
+  const float most = 1099511627776.0f;
+  return step > 1 / most && step < most && a < most && b < most ? 1 / step : 0.0f; }
+__device__ __forceinline__ float quotient(float x, float step, float inverse) {
+  if (!(inverse > 0)) return x / step;
+  const float q = x * inverse;
+  return fmaf(fmaf(-q, step, x), inverse, q); }
+"""
+"""x / step, rounded as a division is, by three operations: Brisebarre, Muller, Raina, Accelerating
+Correctly Rounded Floating-Point Division When the Divisor Is Known in Advance (2004). Not where
+steps are so large or small, more than 2^40 or its inverse, that one of them might overflow."""
 
 
 def _residual(
@@ -241,12 +255,13 @@ def _residual(
         ("float", "other_step", "*r_scale"),
         ("float", "other_zero", zeros["r_zero"]),
         ("float", "step", "*sum_scale"),
+        ("float", "inverse", "reciprocal(*sum_scale, *y_scale, *r_scale)"),
         ("float", "last_zero", zeros["sum_zero"]),
     )
     total = added("(level - zero)", "own_step", "((float)other - other_zero)", "other_step")
-    last = saturated(
-        f"rintf(({total}) / step) + last_zero", "float", kind, integers(request, "sum_levels")
-    )
+    real = f"rintf(quotient({total}, step, inverse)) + last_zero"
+    last = saturated(real, "float", kind, integers(request, "sum_levels"))
     statement = f"const float level = {level}; y[place] = ({stored(kind)}){last};"
     elements = ((stored(residual.dtype), "other", "residual"),)
-    return Ending((*columns, *more), elements, statement), CONV_NAMES | _RESIDUAL_NAMES
+    ending = Ending((*columns, *more), elements, statement, _QUOTIENT)
+    return ending, CONV_NAMES | _RESIDUAL_NAMES

@@ -82,12 +82,18 @@ def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
     get_columns = " ".join(
         f"const {kind} {name} = {name}_of[place];" for kind, name, _ in given.ending.columns
     )
-    load_elements = " ".join(
-        f"const Pack<{kind}, 4> {name}_four = *(const Pack<{kind}, 4>*)({operand} + first_place);"
+    per_turn = tiling.threads // fours
+    turns = -(-rows_each // per_turn)
+    load_elements = "\n".join(
+        f"""Pack<{kind}, 4> {name}_of[{turns}];
+  #pragma unroll
+  for (int turn = 0; turn < {turns}; ++turn)
+    if (is_result(turn)) {name}_of[turn] = *(const Pack<{kind}, 4>*)({operand} + place_of(turn));"""
         for kind, name, operand in given.ending.elements
     )
     get_elements = " ".join(
-        f"const {kind} {name} = {name}_four.v[place];" for kind, name, _ in given.ending.elements
+        f"const {kind} {name} = {name}_of[turn].v[place];"
+        for kind, name, _ in given.ending.elements
     )
     height, width = p.space
     prefetch = f"""
@@ -152,6 +158,22 @@ def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
     if (s < count) load_data(s, base + s * {tiling.line_bytes});
     commit();
   }}
+  const int own = t % {fours} * 4, j1 = j0 + own;
+  const int first_row = split * {rows_each} + t / {fours};
+  auto is_result = [&](int turn) {{
+    const int r = first_row + turn * {per_turn};
+    return r < (split + 1) * {rows_each} && i0 + r < {p.rows} && j1 < {p.filters}; }};
+  auto place_of = [&](int turn) {{
+    return (long long)(i0 + first_row + turn * {per_turn}) * {p.filters} + j1; }};
+  int shift[4]; {declared}
+  if (j1 < {p.filters}) {{
+    #pragma unroll
+    for (int q = 0; q < 4; ++q) {{
+      const int j = j1 + q;
+      shift[q] = x0 * sums[j]; {set_columns}
+    }}
+  }}
+  {load_elements}
   int sum[2][{wide // 8}][4] = {{}};
   for (int step = 0; step < count; ++step) {{
     wait_for_copies<{ahead - 1}>();
@@ -200,23 +222,12 @@ def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
         *(Pack<int, 2>*)(part + r * {parts} + c) =
             Pack<int, 2>{{{{sum[m][n][2 * h], sum[m][n][2 * h + 1]}}}};
       }}
-  const int own = t % {fours} * 4, j1 = j0 + own;
-  int shift[4]; {declared}
-  if (j1 < {p.filters}) {{
-    #pragma unroll
-    for (int q = 0; q < 4; ++q) {{
-      const int j = j1 + q;
-      shift[q] = x0 * sums[j]; {set_columns}
-    }}
-  }}
   {barrier}
-  for (int r = split * {rows_each} + t / {fours}; r < (split + 1) * {rows_each} && j1 < {p.filters};
-       r += {tiling.threads // fours}) {{
-    const int i = i0 + r;
-    if (i >= {p.rows}) break;
+  #pragma unroll
+  for (int turn = 0; turn < {turns}; ++turn) {{
+    const int r = first_row + turn * {per_turn}, i = i0 + r;
+    if (!is_result(turn)) break;
     const u32 from = r * {parts} + own;
-    const long long first_place = (long long)i * {p.filters} + j1;
-    {load_elements}
     int all[4] = {{}};
     #pragma unroll
     for (int s = 0; s < {tiling.splits}; ++s) {{
@@ -234,7 +245,7 @@ def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
         {given.ending.statement}
       }}
     }}
-    *(Pack<{given.result}, 4>*)(y + first_place) = four;
+    *(Pack<{given.result}, 4>*)(y + place_of(turn)) = four;
   }}
   {last}"""
     return kernel_source(
@@ -243,5 +254,5 @@ def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
         threads=tiling.threads,
         cluster=tiling.splits,
         prefetch=prefetch,
-        extra=FUNCTIONS + MULTIPLY_BYTES[given.kinds],
+        extra=FUNCTIONS + MULTIPLY_BYTES[given.kinds] + given.ending.functions,
     )

@@ -220,7 +220,7 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
         parameters,
         grid=grid,
         threads=_THREADS,
-        extra=MULTIPLY_BYTES[kinds_of(request, p)] + _load(p),
+        extra=MULTIPLY_BYTES[kinds_of(request, p)] + ending.functions + _load(p),
     )
 
 
