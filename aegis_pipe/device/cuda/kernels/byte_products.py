@@ -18,12 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from aegis_pipe.device.cuda.kernels.operands import integer, integers, operand, required, result
-from aegis_pipe.device.cuda.kernels.quantisation import saturated
+from aegis_pipe.device.cuda.kernels.quantisation import limits
 from aegis_pipe.device.cuda.kernels.quantised_layers import (
     CONV_NAMES,
     added,
     conv_factor,
-    convolved,
 )
 from aegis_pipe.device.cuda.kernels.quantised_products import (
     GEMM_NAMES,
@@ -31,8 +30,8 @@ from aegis_pipe.device.cuda.kernels.quantised_products import (
     Matrices,
     gemm_factor,
     gemm_result,
+    gemm_total,
     matmul_factor,
-    multiplied,
 )
 from aegis_pipe.device.cuda.kernels.source import stored
 from aegis_pipe.kernel import KernelRequest
@@ -200,30 +199,61 @@ class Ending:
     """Definitions that it needs."""
 
 
+_LEVELS = """
+__device__ __forceinline__ float level_of(float x, float low, float high) {
+  return fminf(fmaxf(x, low), high) + 12582912.0f; }
+"""
+"""The integer nearest to x, as by `rintf`, in the last bits of the result, which is 1.5 2^23 more.
+It is brought into its range first, which gives the same, as bounds are integers. Conversions take
+four times as long as additions; with them, large results took longer than their products."""
+
+_Columns = list[tuple[str, str, str]]
+
+
 def ending_of(request: KernelRequest, p: ByteProduct) -> tuple[Ending, dict[str, int]]:
     """Return what is made of the sums, and the operands that takes, by name and position."""
     if request.operator == "MatMulInteger":
         return Ending((), (), "y[place] = s;"), {}
+    kind = result(request).dtype
     if request.operator in CONVOLUTIONS:
-        columns, total = [("float", "factor", conv_factor(request, "j"))], "s"
-        if operand(request, CONV_NAMES["b"]) is not None:
+        names, factor, total = CONV_NAMES, conv_factor(request, "j"), "(float)s"
+        columns = _levels(request, "", ("y_zero", names["y_zero"]), integers(request, "levels"))
+        if operand(request, names["b"]) is not None:
+            total = "(float)(s + bias)"
             columns.append(("int", "bias", "b[j]"))
-            total = "(s + bias)"
-        columns.append(("float", "zero", "(float)*y_zero"))
-        level = convolved(request, total, "factor", "zero")
-        if request.operator == RESIDUAL:
-            return _residual(request, columns, level)
-        kind = stored(result(request).dtype)
-        return Ending(tuple(columns), (), f"y[place] = ({kind}){level};"), CONV_NAMES
-    if request.operator == "com.microsoft.QGemm":
-        factor, names = gemm_factor(request), GEMM_NAMES
-        value = gemm_result(request, p.rows, p.filters, "factor")
+    elif request.operator == "com.microsoft.QGemm":
+        names, factor = GEMM_NAMES, gemm_factor(request)
+        if operand(request, names["ys"]) is None:
+            value = gemm_result(request, p.rows, p.filters, "factor")
+            return Ending((("float", "factor", factor),), (), f"y[place] = {value};"), names
+        total, _ = gemm_total(request, p.rows, p.filters)
+        columns = _levels(request, "", ("yz", names["yz"]), integers(request, "levels"))
     else:
+        names, total = MATMUL_NAMES, "(float)s"
         right = required(request, p.weights_at).shape
         matrices = Matrices.of((p.rows, p.channels), right, turned=(False, False))
-        factor, names = matmul_factor(request, matrices), MATMUL_NAMES
-        value = multiplied(request, matrices, "factor")
-    return Ending((("float", "factor", factor),), (), f"y[place] = {value};"), names
+        factor = matmul_factor(request, matrices)
+        columns = _levels(request, "", ("yz", names["yz"]), ())
+    columns = [("float", "factor", factor), *columns]
+    level = f"level_of({total} * factor, low, high)"
+    if request.operator == RESIDUAL:
+        return _residual(request, columns, level)
+    statement = f"y[place] = ({stored(kind)})(__float_as_int({level}) + zero);"
+    return Ending(tuple(columns), (), statement, _LEVELS), names
+
+
+def _levels(
+    request: KernelRequest, prefix: str, zero: tuple[str, int], levels: Sequence[int]
+) -> _Columns:
+    """Return a zero point, and bounds beside it."""
+    name, at = zero
+    value = f"(int)*{name}" if operand(request, at) is not None else "0"
+    low, high = levels or limits(result(request).dtype)
+    return [
+        ("int", f"{prefix}zero", value),
+        ("float", f"{prefix}low", f"(float)({int(low)} - {value})"),
+        ("float", f"{prefix}high", f"(float)({int(high)} - {value})"),
+    ]
 
 
 _RESIDUAL_NAMES = {"residual": 9, "r_scale": 10, "r_zero": 11, "sum_scale": 12, "sum_zero": 13}
@@ -242,26 +272,26 @@ steps are so large or small, more than 2^40 or its inverse, that one of them mig
 
 
 def _residual(
-    request: KernelRequest, columns: Sequence[tuple[str, str, str]], level: str
+    request: KernelRequest, columns: _Columns, level: str
 ) -> tuple[Ending, dict[str, int]]:
     """Return what adds a residual to levels, each rounded as on its own."""
-    kind, residual = result(request).dtype, required(request, _RESIDUAL_NAMES["residual"])
-    zeros = {
-        name: f"(float)*{name}" if operand(request, _RESIDUAL_NAMES[name]) else "0.0f"
-        for name in ("r_zero", "sum_zero")
-    }
-    more = (
+    names = CONV_NAMES | _RESIDUAL_NAMES
+    kind, residual = result(request).dtype, required(request, names["residual"]).dtype
+    r_zero = "(int)*r_zero" if operand(request, names["r_zero"]) is not None else "0"
+    # A byte in the last bits of 2^23, unsigned.
+    shift, offset = ("^ 128", 128) if residual == np.int8 else ("", 0)
+    other = f"__uint_as_float(0x4b000000u | ((u8)other {shift})) - other_zero"
+    more = [
         ("float", "own_step", "*y_scale"),
         ("float", "other_step", "*r_scale"),
-        ("float", "other_zero", zeros["r_zero"]),
+        ("float", "other_zero", f"(float)(8388608 + {offset} + {r_zero})"),
         ("float", "step", "*sum_scale"),
         ("float", "inverse", "reciprocal(*sum_scale, *y_scale, *r_scale)"),
-        ("float", "last_zero", zeros["sum_zero"]),
-    )
-    total = added("(level - zero)", "own_step", "((float)other - other_zero)", "other_step")
-    real = f"rintf(quotient({total}, step, inverse)) + last_zero"
-    last = saturated(real, "float", kind, integers(request, "sum_levels"))
-    statement = f"const float level = {level}; y[place] = ({stored(kind)}){last};"
-    elements = ((stored(residual.dtype), "other", "residual"),)
-    ending = Ending((*columns, *more), elements, statement, _QUOTIENT)
-    return ending, CONV_NAMES | _RESIDUAL_NAMES
+    ]
+    last = ("sum_zero", names["sum_zero"])
+    more += _levels(request, "last_", last, integers(request, "sum_levels"))
+    total = added(f"{level} - 12582912.0f", "own_step", other, "other_step")
+    final = f"level_of(quotient({total}, step, inverse), last_low, last_high)"
+    statement = f"y[place] = ({stored(kind)})(__float_as_int({final}) + last_zero);"
+    elements = ((stored(residual), "other", "residual"),)
+    return Ending((*columns, *more), elements, statement, _LEVELS + _QUOTIENT), names

@@ -74,15 +74,18 @@ def _positions(request: KernelRequest, p: ByteProduct) -> dict[str, int]:
 
 
 def _operands(request: KernelRequest, p: ByteProduct) -> Operands:
-    declared = []
-    for name, at in {"x": 0, **_positions(request, p)}.items():
+    positions, declared = _positions(request, p), []
+    for name, at in {"x": 0, **positions}.items():
         spec = operand(request, at)
         assert spec is not None
         declared.append(f"const {stored(spec.dtype)}* {name}")
     kind = stored(result(request).dtype)
     parameters = (declared[0], "const u8* packed", *declared[1:], f"{kind}* y")
     ending, _ = ending_of(request, p)
-    return Operands(kinds_of(request, p), zero_of(request, p), ending, kind, parameters)
+    elements = {operand for _, _, operand in ending.elements}
+    are_known = all(at in request.constants for n, at in positions.items() if n not in elements)
+    kinds, zero = kinds_of(request, p), zero_of(request, p)
+    return Operands(kinds, zero, ending, kind, parameters, are_known)
 
 
 def _tilings(p: ByteProduct, machine: Machine) -> list[Tiling]:

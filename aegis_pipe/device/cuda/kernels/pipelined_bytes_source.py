@@ -55,6 +55,8 @@ class Operands:
     """C type of the result."""
     parameters: tuple[str, ...]
     """Declarations: `x`, `packed`, what zero and ending need, `y`."""
+    are_known: bool
+    """Whether what zero and columns of the ending need are constants."""
 
 
 def shared_bytes(p: ByteProduct, tiling: Tiling) -> int:
@@ -64,39 +66,41 @@ def shared_bytes(p: ByteProduct, tiling: Tiling) -> int:
 
 def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
     """Return the kernel for one tiling; a grid of (splits, columns, rows)."""
-    across = tiling.warps[1]
-    wide = tiling.columns // across
-    ahead = tiling.ahead(p)
-    refill = tiling.steps(p) > ahead
-    lines = min(tiling.steps(p), ahead + 1)
-    per_tap, groups = p.channels // GROUP, p.taps * p.channels // GROUP
-    at_once = tiling.threads // 8
-    places = tiling.rows // at_once
-    parts = tiling.columns + _GAP
-    fours = tiling.columns // 4
-    rows_each = tiling.rows // tiling.splits
-    # Lines of one step need not be whole.
-    multiplied = 4 if p.steps > 1 else -(-groups // 2)
-    declared = " ".join(f"{kind} {name}_of[4];" for kind, name, _ in given.ending.columns)
-    set_columns = " ".join(f"{name}_of[q] = {value};" for _, name, value in given.ending.columns)
-    get_columns = " ".join(
-        f"const {kind} {name} = {name}_of[place];" for kind, name, _ in given.ending.columns
+    begin, known = _weights(p, tiling) + _pixels(p, tiling), _columns(p, given)
+    # What is constant is read while the kernel ahead still runs.
+    prefetch, body = (begin + known, "") if given.are_known else (begin, known)
+    body += _data(p, tiling) + _elements(tiling, given) + _sums(p, tiling) + _end(p, tiling, given)
+    return kernel_source(
+        given.parameters,
+        body,
+        threads=tiling.threads,
+        cluster=tiling.splits,
+        prefetch=prefetch,
+        extra=FUNCTIONS + MULTIPLY_BYTES[given.kinds] + given.ending.functions,
     )
-    per_turn = tiling.threads // fours
-    turns = -(-rows_each // per_turn)
-    load_elements = "\n".join(
-        f"""Pack<{kind}, 4> {name}_of[{turns}];
-  #pragma unroll
-  for (int turn = 0; turn < {turns}; ++turn)
-    if (is_result(turn)) {name}_of[turn] = *(const Pack<{kind}, 4>*)({operand} + place_of(turn));"""
-        for kind, name, operand in given.ending.elements
-    )
-    get_elements = " ".join(
-        f"const {kind} {name} = {name}_of[turn].v[place];"
-        for kind, name, _ in given.ending.elements
-    )
-    height, width = p.space
-    prefetch = f"""
+
+
+def _at_once(tiling: Tiling) -> int:
+    """Return how many lines of a tile the threads of a block load at once."""
+    return tiling.threads // 8
+
+
+def _warps(tiling: Tiling) -> tuple[int, int]:
+    """Return how many warps share the rows of a tile, and how many columns each has."""
+    return tiling.warps[1], tiling.columns // tiling.warps[1]
+
+
+def _turns(tiling: Tiling) -> tuple[int, int, int]:
+    """Return rows of a tile that a block writes, those of one turn, and how many turns that is."""
+    rows, at_once = tiling.rows // tiling.splits, tiling.threads * 4 // tiling.columns
+    return rows, at_once, -(-rows // at_once)
+
+
+def _weights(p: ByteProduct, tiling: Tiling) -> str:
+    """Return where a thread stands, and the first loads of weights."""
+    groups = p.taps * p.channels // GROUP
+    at_once, (across, wide) = _at_once(tiling), _warps(tiling)
+    return f"""
   {SHARED}
   const int t = threadIdx.x, lane = t % 32;
   const int upper = t / 32 / {across} * 32, aside = t / 32 % {across} * {wide};
@@ -118,26 +122,58 @@ def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
            w + (there ? ((long long)j * {groups} + group) * {GROUP} : 0), there);
     }} }};
   #pragma unroll
-  for (int s = 0; s < {ahead}; ++s)
+  for (int s = 0; s < {tiling.ahead(p)}; ++s)
     if (s < count) load_weights(s, base + s * {tiling.line_bytes});"""
-    own_sum = "*(const Pack<int, 4>*)(part + from)"
-    barrier, last = "__syncthreads();", ""
-    if tiling.splits > 1:
-        own_sum, barrier, last = "part_of(base + from * 4, s)", "meet();", "meet();"
-    body = f"""
-  const int x0 = {given.zero};
-  const u32 filler = (u32)(x0 & 255) * 0x01010101u;
-  const Pack<u32, 4> outside = {{{{filler, filler, filler, filler}}}};
-  const u8* bytes = (const u8*)x;
+
+
+def _pixels(p: ByteProduct, tiling: Tiling) -> str:
+    """Return which pixels a thread loads, and which results it writes."""
+    at_once = _at_once(tiling)
+    rows, per_turn, _ = _turns(tiling)
+    places = tiling.rows // at_once
+    return f"""
   long long image[{places}]; int row[{places}], column[{places}];
   #pragma unroll
   for (int r = 0; r < {places}; ++r) {{
     const int i = i0 + line + r * {at_once};
-    image[r] = (long long)(i / {math.prod(p.result)}) * {height * width * p.channels};
+    image[r] = (long long)(i / {math.prod(p.result)}) * {math.prod(p.space) * p.channels};
     row[r] = i < {p.rows}
         ? i / {p.result[1]} % {p.result[0]} * {p.strides[0]} - ({p.pads[0]}) : -(1 << 20);
     column[r] = i % {p.result[1]} * {p.strides[1]} - ({p.pads[1]});
   }}
+  const int own = t % {tiling.columns // 4} * 4, j1 = j0 + own;
+  const int first_row = split * {rows} + t / {tiling.columns // 4};
+  auto is_result = [&](int turn) {{
+    const int r = first_row + turn * {per_turn};
+    return r < (split + 1) * {rows} && i0 + r < {p.rows} && j1 < {p.filters}; }};
+  auto place_of = [&](int turn) {{
+    return (long long)(i0 + first_row + turn * {per_turn}) * {p.filters} + j1; }};"""
+
+
+def _columns(p: ByteProduct, given: Operands) -> str:
+    """Return what is known of a thread's columns, and what is outside of the image."""
+    declared = " ".join(f"{kind} {name}_of[4];" for kind, name, _ in given.ending.columns)
+    values = " ".join(f"{name}_of[q] = {value};" for _, name, value in given.ending.columns)
+    return f"""
+  const int x0 = {given.zero};
+  const u32 filler = (u32)(x0 & 255) * 0x01010101u;
+  const Pack<u32, 4> outside = {{{{filler, filler, filler, filler}}}};
+  int shift[4]; {declared}
+  if (j1 < {p.filters}) {{
+    #pragma unroll
+    for (int q = 0; q < 4; ++q) {{
+      const int j = j1 + q;
+      shift[q] = x0 * sums[j]; {values}
+    }}
+  }}"""
+
+
+def _data(p: ByteProduct, tiling: Tiling) -> str:
+    """Return the first loads of data."""
+    per_tap, groups = p.channels // GROUP, p.taps * p.channels // GROUP
+    at_once, (height, width) = _at_once(tiling), p.space
+    return f"""
+  const u8* bytes = (const u8*)x;
   auto load_data = [&](int step, u32 place) {{
     const int group = (first + step) * 8 + unit;
     {f"if (group >= {groups}) return;" if groups % 8 else ""}
@@ -145,7 +181,7 @@ def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
     const int down = tap / {p.window[1]} * {p.dilations[0]};
     const int along = tap % {p.window[1]} * {p.dilations[1]};
     #pragma unroll
-    for (int r = 0; r < {places}; ++r) {{
+    for (int r = 0; r < {tiling.rows // at_once}; ++r) {{
       const int h = row[r] + down, v = column[r] + along;
       const u32 target = place + mine + r * {at_once * 128};
       if ((unsigned)h < {height}u && (unsigned)v < {width}u)
@@ -154,39 +190,43 @@ def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
         *(Pack<u32, 4>*)(memory + (target - base)) = outside;
     }} }};
   #pragma unroll
-  for (int s = 0; s < {ahead}; ++s) {{
+  for (int s = 0; s < {tiling.ahead(p)}; ++s) {{
     if (s < count) load_data(s, base + s * {tiling.line_bytes});
     commit();
-  }}
-  const int own = t % {fours} * 4, j1 = j0 + own;
-  const int first_row = split * {rows_each} + t / {fours};
-  auto is_result = [&](int turn) {{
-    const int r = first_row + turn * {per_turn};
-    return r < (split + 1) * {rows_each} && i0 + r < {p.rows} && j1 < {p.filters}; }};
-  auto place_of = [&](int turn) {{
-    return (long long)(i0 + first_row + turn * {per_turn}) * {p.filters} + j1; }};
-  int shift[4]; {declared}
-  if (j1 < {p.filters}) {{
-    #pragma unroll
-    for (int q = 0; q < 4; ++q) {{
-      const int j = j1 + q;
-      shift[q] = x0 * sums[j]; {set_columns}
-    }}
-  }}
-  {load_elements}
+  }}"""
+
+
+def _elements(tiling: Tiling, given: Operands) -> str:
+    """Return the loads of what belongs to a thread's results."""
+    _, _, turns = _turns(tiling)
+    return "".join(
+        f"""
+  Pack<{kind}, 4> {name}_of[{turns}];
+  #pragma unroll
+  for (int turn = 0; turn < {turns}; ++turn)
+    if (is_result(turn)) {name}_of[turn] = *(const Pack<{kind}, 4>*)({operand} + place_of(turn));"""
+        for kind, name, operand in given.ending.elements
+    )
+
+
+def _sums(p: ByteProduct, tiling: Tiling) -> str:
+    """Return the products of a block's stretch of the depth."""
+    _, wide = _warps(tiling)
+    ahead, steps = tiling.ahead(p), tiling.steps(p)
+    lines = min(steps, ahead + 1)
+    # Of a single line only as much as there is.
+    multiplied = 4 if p.steps > 1 else -(-p.taps * p.channels // 32)
+    refill = f"""if (step + {ahead} < count) {{
+      const u32 place = base + (step + {ahead}) % {lines} * {tiling.line_bytes};
+      load_weights(step + {ahead}, place);
+      load_data(step + {ahead}, place);
+    }}"""
+    return f"""
   int sum[2][{wide // 8}][4] = {{}};
   for (int step = 0; step < count; ++step) {{
     wait_for_copies<{ahead - 1}>();
     __syncthreads();
-    {
-        f'''if (step + {ahead} < count) {{
-      const u32 place = base + (step + {ahead}) % {lines} * {tiling.line_bytes};
-      load_weights(step + {ahead}, place);
-      load_data(step + {ahead}, place);
-    }}'''
-        if refill
-        else ""
-    }
+    {refill if steps > ahead else ""}
     commit();
     const u32 left = base + step % {lines} * {tiling.line_bytes};
     const u32 right = left + {tiling.rows * 128};
@@ -210,7 +250,25 @@ def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
     }}
   }}
   wait_for_copies<0>();
-  __syncthreads();
+  __syncthreads();"""
+
+
+def _end(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
+    """Return how the blocks of a cluster add up their sums, and what is made of these."""
+    _, wide = _warps(tiling)
+    _, per_turn, turns = _turns(tiling)
+    parts = tiling.columns + _GAP
+    columns = " ".join(
+        f"const {kind} {name} = {name}_of[place];" for kind, name, _ in given.ending.columns
+    )
+    elements = " ".join(
+        f"const {kind} {name} = {name}_of[turn].v[place];"
+        for kind, name, _ in given.ending.elements
+    )
+    own_sum, barrier, last = "*(const Pack<int, 4>*)(part + from)", "__syncthreads();", ""
+    if tiling.splits > 1:
+        own_sum, barrier, last = "part_of(base + from * 4, s)", "meet();", "meet();"
+    return f"""
   int* part = (int*)memory;
   #pragma unroll
   for (int m = 0; m < 2; ++m)
@@ -241,18 +299,10 @@ def source_of(p: ByteProduct, tiling: Tiling, given: Operands) -> str:
       #pragma unroll
       for (int place = 0; place < 4; ++place) {{
         const int j = j1 + place, s = all[place] - shift[place];
-        {get_columns} {get_elements}
+        {columns} {elements}
         {given.ending.statement}
       }}
     }}
     *(Pack<{given.result}, 4>*)(y + place_of(turn)) = four;
   }}
   {last}"""
-    return kernel_source(
-        given.parameters,
-        body,
-        threads=tiling.threads,
-        cluster=tiling.splits,
-        prefetch=prefetch,
-        extra=FUNCTIONS + MULTIPLY_BYTES[given.kinds] + given.ending.functions,
-    )

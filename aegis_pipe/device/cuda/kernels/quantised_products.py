@@ -123,13 +123,13 @@ def matmul_factor(request: KernelRequest, matrices: Matrices) -> str:
     return f"((float)get({a_scale}) * (float)get({b_scale}) / (float)get({y_scale}))"
 
 
-def multiplied(request: KernelRequest, matrices: Matrices, factor: str = "") -> str:
+def multiplied(request: KernelRequest, matrices: Matrices) -> str:
     """Return a C expression: MatMulInteger's or QLinearMatMul's result for `s` at z, i, j."""
     if request.operator == "MatMulInteger":
         return "s"
     target = result(request)
     y_zero = _parameter(request, matrices, "yz", MATMUL_NAMES["yz"], "i")
-    real = f"rintf((float)s * {factor or matmul_factor(request, matrices)}) + (float){y_zero}"
+    real = f"rintf((float)s * {matmul_factor(request, matrices)}) + (float){y_zero}"
     return f"({stored(target.dtype)}){saturated(real, 'float', target.dtype)}"
 
 
@@ -193,24 +193,31 @@ def gemm_factor(request: KernelRequest) -> str:
     return factor if operand(request, _Y_SCALE) is None else f"({factor} / *ys)"
 
 
+def gemm_total(request: KernelRequest, m: int, n: int) -> tuple[str, str]:
+    """Return C expressions: the sum `s` at i, j with what is added to integers, and what is after.
+
+    The second is "" if nothing is: a bias is the one or the other, by its type.
+    """
+    bias = operand(request, _BIAS)
+    if bias is None:
+        return "(float)s", ""
+    at = Walk.of((m, n), [broadcast_strides(bias.shape[-2:], (m, n))]).offset(
+        0, f"((unsigned)i * {n}u + j)"
+    )
+    if bias.shape[-1:] == (n,) and bias.element_count == n:
+        at = "j"
+    if bias.dtype.kind == "i":
+        return f"(float)(s + bias[{at}])", ""
+    return "(float)s", f"(float)get(bias[{at}])"
+
+
 def gemm_result(request: KernelRequest, m: int, n: int, factor: str = "") -> str:
     """Return a C expression: QGemm's result for the sum `s` at i, j."""
     target = result(request)
-    bias = operand(request, _BIAS)
     factor = factor or gemm_factor(request)
-    bias_at, is_integer_bias = "0", False
-    if bias is not None:
-        bias_at = Walk.of((m, n), [broadcast_strides(bias.shape[-2:], (m, n))]).offset(
-            0, f"((unsigned)i * {n}u + j)"
-        )
-        if bias.shape[-1:] == (n,) and bias.element_count == n:
-            bias_at = "j"
-        is_integer_bias = bias.dtype.kind == "i"
-    total = f"(float)(s + bias[{bias_at}])" if is_integer_bias else "(float)s"
+    total, further = gemm_total(request, m, n)
     if operand(request, _Y_SCALE) is None:
-        final = f"{total} * {factor}"
-        if bias is not None and not is_integer_bias:
-            final += f" + (float)get(bias[{bias_at}])"
+        final = f"{total} * {factor}{f' + {further}' if further else ''}"
         return f"To<{stored(target.dtype)}>::of({final})"
     zero_text = " + (float)*yz" if operand(request, _Y_ZERO) is not None else ""
     real = f"rintf({total} * {factor}){zero_text}"

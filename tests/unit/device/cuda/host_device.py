@@ -63,6 +63,7 @@ static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 static inline float __uint_as_float(unsigned b) { float f; memcpy(&f, &b, 4); return f; }
 static inline float __int_as_float(int b) { float f; memcpy(&f, &b, 4); return f; }
+static inline int __float_as_int(float f) { int b; memcpy(&b, &f, 4); return b; }
 static inline unsigned __float_as_uint(float f) { unsigned b; memcpy(&b, &f, 4); return b; }
 static inline double __longlong_as_double(long long b) { double d; memcpy(&d, &b, 8); return d; }
 static inline float half_to_float(unsigned short bits) {
