@@ -195,8 +195,10 @@ class Ending:
     """C type, name and operand of what it needs from the result's place."""
     statement: str
     """Sets `y[place]` for the sum `s` at i, j."""
+    offset: str = ""
+    """C expression of what is added to sums of column j first, "" for nothing."""
     functions: str = ""
-    """Definitions that it needs."""
+    """Definitions that the statement needs."""
 
 
 _LEVELS = """
@@ -214,13 +216,11 @@ def ending_of(request: KernelRequest, p: ByteProduct) -> tuple[Ending, dict[str,
     """Return what is made of the sums, and the operands that takes, by name and position."""
     if request.operator == "MatMulInteger":
         return Ending((), (), "y[place] = s;"), {}
-    kind = result(request).dtype
+    kind, offset = result(request).dtype, ""
     if request.operator in CONVOLUTIONS:
         names, factor, total = CONV_NAMES, conv_factor(request, "j"), "(float)s"
         columns = _levels(request, "", ("y_zero", names["y_zero"]), integers(request, "levels"))
-        if operand(request, names["b"]) is not None:
-            total = "(float)(s + bias)"
-            columns.append(("int", "bias", "b[j]"))
+        offset = "b[j]" if operand(request, names["b"]) is not None else ""
     elif request.operator == "com.microsoft.QGemm":
         names, factor = GEMM_NAMES, gemm_factor(request)
         if operand(request, names["ys"]) is None:
@@ -237,9 +237,9 @@ def ending_of(request: KernelRequest, p: ByteProduct) -> tuple[Ending, dict[str,
     columns = [("float", "factor", factor), *columns]
     level = f"level_of({total} * factor, low, high)"
     if request.operator == RESIDUAL:
-        return _residual(request, columns, level)
+        return _residual(request, columns, level, offset)
     statement = f"y[place] = ({stored(kind)})(__float_as_int({level}) + zero);"
-    return Ending(tuple(columns), (), statement, _LEVELS), names
+    return Ending(tuple(columns), (), statement, offset, _LEVELS), names
 
 
 def _levels(
@@ -257,41 +257,49 @@ def _levels(
 
 
 _RESIDUAL_NAMES = {"residual": 9, "r_scale": 10, "r_zero": 11, "sum_scale": 12, "sum_zero": 13}
+_STEP_MAX = 2.0**40
 _QUOTIENT = """
-__device__ __forceinline__ float reciprocal(float step, float a, float b) {
-  const float most = 1099511627776.0f;
-  return step > 1 / most && step < most && a < most && b < most ? 1 / step : 0.0f; }
 __device__ __forceinline__ float quotient(float x, float step, float inverse) {
-  if (!(inverse > 0)) return x / step;
   const float q = x * inverse;
   return fmaf(fmaf(-q, step, x), inverse, q); }
 """
 """x / step, rounded as a division is, by three operations: Brisebarre, Muller, Raina, Accelerating
-Correctly Rounded Floating-Point Division When the Divisor Is Known in Advance (2004). Not where
-steps are so large or small, more than 2^40 or its inverse, that one of them might overflow."""
+Correctly Rounded Floating-Point Division When the Divisor Is Known in Advance (2004)."""
+
+
+def _are_moderate(request: KernelRequest, *positions: int) -> bool:
+    """Return whether scales are known, and none so large or small that a quotient overflows."""
+    values = [request.constants.get(at) for at in positions]
+    return all(
+        value is not None and bool(((value > 1 / _STEP_MAX) & (value < _STEP_MAX)).all())
+        for value in values
+    )
 
 
 def _residual(
-    request: KernelRequest, columns: _Columns, level: str
+    request: KernelRequest, columns: _Columns, level: str, offset: str
 ) -> tuple[Ending, dict[str, int]]:
     """Return what adds a residual to levels, each rounded as on its own."""
     names = CONV_NAMES | _RESIDUAL_NAMES
     kind, residual = result(request).dtype, required(request, names["residual"]).dtype
     r_zero = "(int)*r_zero" if operand(request, names["r_zero"]) is not None else "0"
     # A byte in the last bits of 2^23, unsigned.
-    shift, offset = ("^ 128", 128) if residual == np.int8 else ("", 0)
-    other = f"__uint_as_float(0x4b000000u | ((u8)other {shift})) - other_zero"
+    flipped, middle = ("^ 128", 128) if residual == np.int8 else ("", 0)
+    other = f"__uint_as_float(0x4b000000u | ((u8)other {flipped})) - other_zero"
     more = [
         ("float", "own_step", "*y_scale"),
         ("float", "other_step", "*r_scale"),
-        ("float", "other_zero", f"(float)(8388608 + {offset} + {r_zero})"),
+        ("float", "other_zero", f"(float)(8388608 + {middle} + {r_zero})"),
         ("float", "step", "*sum_scale"),
-        ("float", "inverse", "reciprocal(*sum_scale, *y_scale, *r_scale)"),
     ]
     last = ("sum_zero", names["sum_zero"])
     more += _levels(request, "last_", last, integers(request, "sum_levels"))
     total = added(f"{level} - 12582912.0f", "own_step", other, "other_step")
-    final = f"level_of(quotient({total}, step, inverse), last_low, last_high)"
+    real, functions = f"({total}) / step", _LEVELS
+    if _are_moderate(request, *(names[each] for each in ("y_scale", "r_scale", "sum_scale"))):
+        more.append(("float", "inverse", "1 / *sum_scale"))
+        real, functions = f"quotient({total}, step, inverse)", _LEVELS + _QUOTIENT
+    final = f"level_of({real}, last_low, last_high)"
     statement = f"y[place] = ({stored(kind)})(__float_as_int({final}) + last_zero);"
     elements = ((stored(residual), "other", "residual"),)
-    return Ending((*columns, *more), elements, statement, _LEVELS + _QUOTIENT), names
+    return Ending((*columns, *more), elements, statement, offset, functions), names

@@ -154,6 +154,7 @@ def _columns(p: ByteProduct, given: Operands) -> str:
     """Return what is known of a thread's columns, and what is outside of the image."""
     declared = " ".join(f"{kind} {name}_of[4];" for kind, name, _ in given.ending.columns)
     values = " ".join(f"{name}_of[q] = {value};" for _, name, value in given.ending.columns)
+    offset = f" - {given.ending.offset}" if given.ending.offset else ""
     return f"""
   const int x0 = {given.zero};
   const u32 filler = (u32)(x0 & 255) * 0x01010101u;
@@ -163,7 +164,7 @@ def _columns(p: ByteProduct, given: Operands) -> str:
     #pragma unroll
     for (int q = 0; q < 4; ++q) {{
       const int j = j1 + q;
-      shift[q] = x0 * sums[j]; {values}
+      shift[q] = x0 * sums[j]{offset}; {values}
     }}
   }}"""
 

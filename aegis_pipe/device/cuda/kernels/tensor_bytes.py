@@ -141,6 +141,7 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
         add_ones = "multiply(line[mi], a[mi], one);"
         correct = f"- (int)w_zero[{at}] * (line[mi][r] - {_steps(p) * _STEP_BYTES} * x0)"
     ending, names = ending_of(request, p)
+    offset = f"+ {ending.offset}" if ending.offset else ""
     needed = (*ending.columns, *((k, n, f"{given}[place]") for k, n, given in ending.elements))
     read = " ".join(f"const {kind} {name} = {value};" for kind, name, value in needed)
     body = f"""
@@ -198,7 +199,7 @@ def _bind(binding: Binding) -> Sequence[Enqueue]:
         const int i = i0 + upper + mi * 16 + r / 2 * 8 + group;
         const int j = j0 + aside + ni * 8 + quarter * 2 + r % 2;
         if (i >= {p.rows} || j >= {p.filters}) continue;
-        const int s = sum[mi][ni][r] - x0 * sums[j] {correct};
+        const int s = sum[mi][ni][r] - x0 * sums[j] {offset} {correct};
         const long long place = (long long)i * {p.filters} + j;
         {read}
         {ending.statement}

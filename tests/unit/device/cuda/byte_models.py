@@ -78,7 +78,7 @@ CASES: Mapping[str, Callable[[], Case]] = {
         np.int8, (1, 48, 11, 12), 16, 3, pads=[2, 0, 1, 3], strides=[2, 1], dilations=[1, 2]
     ),
     "pixels": lambda: _convolution(np.uint8, (3, 512, 5, 5), 132, 1),
-    "integers": lambda: _integers(35, 1040, 72),
+    "integers": lambda: _integers(17, 1040, 72),
     "residual": _residual,
     "one row": lambda: _gemm(1, 128, 100),
 }

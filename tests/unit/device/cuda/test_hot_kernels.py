@@ -14,12 +14,15 @@ import pytest
 pytest.importorskip("cuda.bindings.nvrtc", reason="no CUDA bindings")
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda.kernels import (
+    pipelined_bytes,
+    pipelined_bytes_source,
     planar_convolutions,
     tensor_attention,
     tensor_attention_source,
     tensor_tilings,
 )
 from aegis_pipe.device.cuda.kernels.attention import attention_of
+from aegis_pipe.device.cuda.kernels.byte_products import product_of
 from aegis_pipe.device.cuda.kernels.tensor_convolution_source import source_of
 from aegis_pipe.device.cuda.kernels.tensor_tilings import Tiling
 from aegis_pipe.kernel import KernelRequest
@@ -28,6 +31,7 @@ from tests.unit.device.cuda import host_device, quantised_models, test_planar_co
 from tests.unit.device.cuda.assembler import spilled_bytes
 from tests.unit.device.cuda.byte_models import integers
 from tests.unit.device.cuda.test_kernel_sources import sources_of
+from tests.unit.device.cuda.test_pipelined_bytes import asked
 from tests.unit.device.cuda.test_quantised_models import load, request_of
 from tests.unit.device.cuda.test_tensor_convolutions import DEEP, MULTIPROCESSORS, WIDE
 
@@ -97,6 +101,19 @@ def _bytes() -> Iterator[tuple[str, str]]:
         yield "a convolution of bytes", source
 
 
+def _pipelined_bytes() -> Iterator[tuple[str, str]]:
+    if host_device.COMPILER is None:
+        pytest.skip("no g++")
+    for name in ("window", "residual", "integers"):
+        request = asked(name)
+        p = product_of(request)
+        assert p is not None
+        given = pipelined_bytes._operands(request, p)
+        # Blocks of clusters have less to write.
+        for tiling in (Tiling(*tile, 1) for tile in tensor_tilings.WARPS):
+            yield f"{name}, {tiling}", pipelined_bytes_source.source_of(p, tiling, given)
+
+
 @pytest.mark.parametrize(
     ("sources", "architectures"),
     [
@@ -104,6 +121,7 @@ def _bytes() -> Iterator[tuple[str, str]]:
         (_convolutions, ("sm_90", "sm_100")),
         (_planes, ("sm_80", "sm_90")),
         (_bytes, ("sm_80", "sm_90")),
+        (_pipelined_bytes, ("sm_80", "sm_90")),
     ],
 )
 def test_registers_are_enough(sources, architectures: tuple[str, ...]) -> None:

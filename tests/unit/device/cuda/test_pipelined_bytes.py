@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,7 +13,7 @@ from aegis_pipe.clock import SystemClock
 
 pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda import driver
-from aegis_pipe.device.cuda.kernels import pipelined_bytes, tensor_tilings
+from aegis_pipe.device.cuda.kernels import byte_products, pipelined_bytes, tensor_tilings
 from aegis_pipe.device.cuda.kernels.byte_products import product_of
 from aegis_pipe.device.cuda.kernels.pipelined_bytes_source import shared_bytes, source_of
 from aegis_pipe.device.cuda.kernels.registry import Machine
@@ -51,6 +55,63 @@ def test_every_tiling(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         (_,) = [each for each in on_both(graph, {"x": x}) if "pipelined_bytes" in each]
         tried += 1
     assert tried >= len(tensor_tilings.WARPS)
+
+
+@needs_compiler
+def test_scales_that_are_not_known_are_divided_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = byte_models.CASES["residual"]()
+    monkeypatch.setattr(byte_products, "_are_moderate", lambda *_: False)
+    assert not any("quotient" in text for text in ending_of_residual())
+    on_both(load(model), {"x": x})
+
+
+def ending_of_residual() -> tuple[str, str]:
+    request = asked("residual")
+    p = product_of(request)
+    assert p is not None
+    ending, _ = byte_products.ending_of(request, p)
+    return ending.statement, ending.functions
+
+
+_DIVISIONS = r"""
+#include <math.h>
+#define __device__
+#define __forceinline__ static inline
+FUNCTIONS
+extern "C" long different(const float* steps, long count, const float* shares, long many) {
+  long found = 0;
+  for (long i = 0; i < count; ++i) {
+    const float inverse = 1 / steps[i];
+    for (long k = 0; k < many; ++k)
+      // About halves: there a rounding chooses between two levels.
+      for (int away = -2; away <= 2; ++away) {
+        float x = shares[k] * steps[i];
+        for (int n = 0; n < abs(away); ++n) x = nextafterf(x, away < 0 ? -INFINITY : INFINITY);
+        found += quotient(x, steps[i], inverse) != x / steps[i]; } }
+  return found; }
+"""
+
+
+@needs_compiler
+def test_a_quotient_by_products_is_a_division(tmp_path: Path) -> None:
+    source, library = tmp_path / "quotient.cpp", tmp_path / "quotient.so"
+    source.write_text(_DIVISIONS.replace("FUNCTIONS", byte_products._QUOTIENT))
+    assert host_device.COMPILER is not None
+    command = [host_device.COMPILER, "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-include"]
+    subprocess.run([*command, "stdlib.h", str(source), "-o", str(library)], check=True)
+    rng = np.random.default_rng(1)
+    # All bits set, or nearly: there an inverse is farthest from what it stands for.
+    full = np.arange(1, 65).astype(np.float32) * np.float32(2**-24)
+    steps = np.concatenate([rng.uniform(1e-4, 1, 1000), 1 - full, 1 + full]).astype(np.float32)
+    halves = np.arange(-300, 300) + 0.5
+    shares = np.concatenate([halves, rng.uniform(-600, 600, 200)]).astype(np.float32)
+    different = ctypes.CDLL(str(library)).different
+    assert (
+        different(
+            *(steps.ctypes, ctypes.c_long(len(steps)), shares.ctypes, ctypes.c_long(len(shares)))
+        )
+        == 0
+    )
 
 
 @needs_compiler
