@@ -8,10 +8,10 @@ synchronise, by the host's clock; all in turns, so that whatever the GPU's clock
 Networks come from torchvision and transformers, with random weights, exported to ONNX on the spot;
 where they or torch are missing, from tools/make_networks.py, and PyTorch is no peer. ONNX Runtime
 is one where its CUDA provider runs. Every row tells the relative error of the outputs against the
-network in float32, so that a fast wrong answer is seen, and what could not be compared with says
-why. For the sake of the slowest requests, how often the host is interrupted is told, and for how
-long. `--conditions` has our requests once more as the host may run them otherwise: on one core, in
-real time, and polled for.
+network in float32, so that a fast wrong answer is seen (in int8 it is what 8 bits cost), and what
+could not be compared with says why. For the sake of the slowest requests, how often the host is
+interrupted is told, and for how long. `--conditions` has our requests once more as the host may run
+them otherwise: on one core, in real time, and polled for.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from bench_cuda_networks import (
     NETWORKS,
     Subject,
     half_exporter,
+    quantised_subject,
     release_memory,
     subject_of,
     why_no_torch,
@@ -76,11 +77,14 @@ INTERRUPTION_NS = 3_000
 SENDERS = 4
 """Threads that hand in requests where what a launch costs is measured."""
 
+INT8 = "int8"
+"""Of a convolutional network in QDQ form, as tools/quantise_network.py writes it."""
 ROWS = (
     *(("resnet50", batch, "fp16") for batch in (1, 8, 32)),
     *(("resnet50", batch, "tf32") for batch in (1, 8)),
     ("resnet50", 1, "bf16"),
     *((name, b, "fp16") for name in ("mobilenet_v2", "bert_base", "vit_b_16") for b in (1, 8)),
+    *(("resnet50", batch, INT8) for batch in (1, 8)),
 )
 """What is measured unless something else is asked for: network, batch, precision."""
 
@@ -320,7 +324,7 @@ def _peers(subject: Subject, row: dict[str, Any], options: argparse.Namespace) -
     name, precision = row["model"], row["precision"]
     peers: Field = {}
     if subject.module is None:
-        peers["torch eager"] = why_no_torch()
+        peers["torch eager"] = why_no_torch() or "its int8 is for CPUs"
     else:
         try:
             peers |= torch_peers(
@@ -361,13 +365,16 @@ def _row(
     keep: Callable[[dict[str, Any]], None],
 ) -> None:
     """Measure a network in each precision; every row goes to `keep`, which may get it again."""
-    subject = subject_of(name, batch, folder)
+    whole = subject_of(name, batch, folder)
     for precision in precisions:
+        subject = quantised_subject(whole) if precision == INT8 else whole
+        # What stays in floats is computed in float32 then.
+        floats = "fp32" if precision == INT8 else precision
         row: dict[str, Any] = {"model": name, "batch": batch, "precision": precision}
         with ExitStack() as stack:
             field: Field = {}
             try:
-                field |= _ours(stack, subject, name, precision, conditions=options.conditions)
+                field |= _ours(stack, subject, name, floats, conditions=options.conditions)
                 ours = field[OURS]
                 assert isinstance(ours, Contestant)
                 # Kept already: what follows is others' code.
@@ -388,7 +395,7 @@ def _row(
         if subject.module is not None:
             release_memory()
         try:
-            row[OURS]["load_warm_s"] = _load_s(subject.path, name, precision)
+            row[OURS]["load_warm_s"] = _load_s(subject.path, name, floats)
         except Exception as failure:
             row[OURS]["load_warm_error"] = reason(failure)
         keep(row)

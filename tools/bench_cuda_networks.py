@@ -17,6 +17,7 @@ import make_networks
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from quantise_network import quantised
 
 from aegis_pipe.onnx_backend import AegisBackend
 
@@ -58,6 +59,14 @@ def why_no_torch() -> str:
 def subject_of(name: str, batch: int, folder: Path) -> Subject:
     """Make a network of a batch size, its file in `folder`."""
     return written(name, batch, folder) if why_no_torch() else exported(name, batch, folder)
+
+
+def quantised_subject(subject: Subject) -> Subject:
+    """Return a convolutional network in 8 bits, in QDQ form; its result is expected in float32."""
+    model = quantised(onnx.load(subject.path), subject.example)
+    path = subject.path.with_suffix(".qdq.onnx")
+    onnx.save(model, path)
+    return Subject(path, subject.example, subject.expected)
 
 
 # --- Without PyTorch --------------------------------------------------------------------------

@@ -248,9 +248,9 @@ def onnxruntime_peers(
 ) -> Field:
     """Return ONNX Runtime with and without its CUDA graph, inputs and outputs on the device.
 
-    `path` is the model in float32. `architecture` (`bert`, `vit`) has it first go through
-    `onnxruntime.transformers`, as its users do; `export_half` writes a float16 file, where
-    PyTorch is there to do it.
+    `path` is the model in float32, or in QDQ form for int8. `architecture` (`bert`, `vit`) has it
+    first go through `onnxruntime.transformers`, as its users do; `export_half` writes a float16
+    file, where PyTorch is there to do it.
     """
     variants: dict[str, dict[str, str]] = {
         "onnxruntime": {},
@@ -258,7 +258,7 @@ def onnxruntime_peers(
     }
     if example.ndim == 4:
         variants["onnxruntime cuda graph, nhwc"] = {"enable_cuda_graph": "1", "prefer_nhwc": "1"}
-    if precision not in ("fp16", "tf32", "fp32"):
+    if precision not in ("fp16", "tf32", "fp32", "int8"):
         return dict.fromkeys(variants, f"not run in {precision}")
     options = {"use_tf32": "1" if precision == "tf32" else "0"}
     forms = _Forms(path, architecture, precision == "fp16", export_half)

@@ -45,6 +45,8 @@ def quantised(model: onnx.ModelProto, image: np.ndarray) -> onnx.ModelProto:
             copy.input[1:] = [net.bytes_of(node.input[1], w), net.constant(f"{node.name}.b", b)]
         net.nodes.append(copy)
         net.quantise(copy.output[0], ranges)
+    read = {name for node in net.nodes for name in node.input}
+    net.constants += [tensor for tensor in graph.initializer if tensor.name in read]
     whole = helper.make_graph(
         net.nodes, f"{graph.name}-qdq", graph.input, graph.output, net.constants
     )

@@ -289,7 +289,7 @@ def match_rows(
 
 
 def hold_against(outputs: dict[str, dict[str, Any]], stored: dict[str, dict[str, Any]]) -> None:
-    """Note of outputs that are too far how far rounding alone takes them, and if that is about it."""
+    """Note of outputs that are too far how far rounding alone takes them, and if that is as far."""
     in_norm, farthest = STORED_TIMES
     for name, output in outputs.items():
         if output["passed"]:

@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 
+import onnx
 import pytest
 
 from aegis_pipe.device.registry import open_device
+from aegis_pipe.onnx_backend import AegisBackend
 from tests.tool_modules import load_tool
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -130,6 +132,16 @@ def test_inputs_beyond_the_first_become_constants(bench: ModuleType, tmp_path: P
     assert [str(name) for name in graph.inputs] == ["input_ids"]
     assert subject.expected.shape == (1, networks.LENGTH, 768)
     assert 0.5 < subject.expected.std() < 2
+
+
+def test_a_network_in_8_bits_answers_about_the_same(bench: ModuleType, tmp_path: Path) -> None:
+    networks = load_tool("bench_cuda_networks")
+    whole = networks.written("mobilenet_v2", 1, tmp_path)
+    quantised = networks.quantised_subject(whole)
+    (found,) = AegisBackend.run_model(onnx.load(quantised.path), [quantised.example])
+    operators = {node.op_type for node in onnx.load(quantised.path).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators
+    assert 0 < bench.relative_error(found, quantised.expected) < 0.5
 
 
 @pytest.mark.parametrize("tool", ["record_parity.py", "record_cuda_memory.py"])

@@ -17,7 +17,7 @@ from aegis_pipe.tensor import TensorSpec
 pytest.importorskip("cuda.bindings.nvrtc", reason="no CUDA bindings")
 driver = pytest.importorskip("aegis_pipe.device.cuda.driver", reason="no CUDA bindings")
 from aegis_pipe.device.cuda.faults import FaultWord  # noqa: E402
-from aegis_pipe.device.cuda.kernels import KERNELS, planar_convolutions  # noqa: E402
+from aegis_pipe.device.cuda.kernels import KERNELS, byte_products, planar_convolutions  # noqa: E402
 from aegis_pipe.device.cuda.kernels.registry import Binding, Machine  # noqa: E402
 from tests.unit.device.cuda.assembler import spilled_bytes  # noqa: E402
 from tests.unit.device.cuda.kernel_requests import examples  # noqa: E402
@@ -188,8 +188,9 @@ def test_every_operator_compiles_and_spills_nothing(
     requests: list[KernelRequest], capability: int
 ) -> None:
     all_sources = _sources(requests, capability)
-    # Its kernel has tensor cores, and a test of its own.
-    named = {name.partition(", ")[0] for name in all_sources} | {planar_convolutions.OPERATOR}
+    # Their kernels have tensor cores, and tests of their own.
+    with_tensor_cores = {planar_convolutions.OPERATOR, byte_products.RESIDUAL}
+    named = {name.partition(", ")[0] for name in all_sources} | with_tensor_cores
     assert named | {request.operator for request in REQUESTS.values()} == set(KERNELS.operators())
     pairs = [(name, source) for name, sources in all_sources.items() for source in sources]
     architecture = f"sm_{capability}"
