@@ -123,12 +123,16 @@ class Cudnn:
             self.library.destroy_handle(self._handles.popitem()[1])
 
 
+class PlanUnavailable(Exception):  # noqa: N818 - caught by whoever can choose another
+    """A plan of an earlier run is not to be had now."""
+
+
 class ConvolutionPlans:
     """cuDNN's graph of one convolution and its built plans.
 
     With an `algorithm` of an earlier run only that plan is built; otherwise those that the
     heuristics offer, as they are asked for and as far as they can be built for this GPU. Raises
-    RuntimeError (cuDNN's own) if there is none.
+    RuntimeError (cuDNN's own) if there is none, PlanUnavailable if there is none of that name.
     """
 
     def __init__(
@@ -202,10 +206,12 @@ class ConvolutionPlans:
         return range(self._graph.get_execution_plan_count())
 
     def _only(self, algorithm: ConvolutionAlgorithm) -> int:
-        for index in self._all():
-            if self._name(index) == algorithm.name and self._build(index):
+        listed = [index for index in self._all() if self._name(index) == algorithm.name]
+        for index in listed:
+            if self._build(index):
                 return index
-        raise RuntimeError(f"cuDNN {self._cudnn.version} does not offer the plan {algorithm.name}")
+        what = "does not build" if listed else "does not list"
+        raise PlanUnavailable(f"cuDNN {self._cudnn.version} {what} the plan {algorithm.name}")
 
     def _is_compiled(self, index: int) -> bool:
         notes = self._graph.get_behavior_notes_for_plan_at_index(index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,6 +12,7 @@ from aegis_pipe.device.cuda.cudnn_convolution import (
     Convolution,
     ConvolutionAlgorithm,
     ConvolutionPlans,
+    PlanUnavailable,
 )
 from aegis_pipe.device.cuda.kernels.operands import (
     integer,
@@ -38,6 +40,8 @@ from aegis_pipe.device.cuda.kernels.source import (
 )
 from aegis_pipe.device.cuda.kernels.tensor_tilings import TensorConvolution, tilings
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
+
+_log = logging.getLogger(__name__)
 
 _WORKSPACE_BYTES_MAX = 32 << 20
 _PATIENCE = 5
@@ -142,7 +146,10 @@ def _plan(machine: Machine, convolution: Convolution) -> PlannedConvolution | No
     library = _library(machine)
     known = machine.tuner.remembered(convolution, library)
     if known is not None:
-        return _again(machine, convolution, known)
+        try:
+            return _again(machine, convolution, known)
+        except PlanUnavailable as reason:
+            _log.warning("%s for %s: choosing another", reason, convolution)
     try:
         plans = ConvolutionPlans(machine.cudnn, convolution)
     except (RuntimeError, machine.cudnn.library.cudnnGraphNotSupportedError):

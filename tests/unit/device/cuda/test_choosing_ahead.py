@@ -5,6 +5,7 @@ There is no GPU and no cuDNN here: what they would measure and list is handed in
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -229,3 +230,30 @@ def test_what_is_left_to_us(changed: dict[str, object], is_left: bool) -> None:
     if is_left:
         # Nothing is planned, which would need a GPU.
         assert library_convolutions.cudnn_microseconds(machine(), c) is None
+
+
+@pytest.mark.parametrize(
+    ("plans", "why"),
+    [("--", "does not list the plan plan 7"), ("--x----x", "does not build the plan plan 7")],
+)
+def test_a_remembered_plan_that_is_gone_is_chosen_anew(
+    plans: str, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = machine()
+    found.cudnn = Library(plans)  # type: ignore[assignment]
+    assert found.tuner is not None
+    c = library_convolutions.convolution_of(convolution())
+    assert c is not None
+    gone = {"name": "plan 7", "workspace_bytes": 0, "microseconds": 1.0}
+    found.tuner.remember(c, "", gone)
+    with caplog.at_level(logging.WARNING):
+        planned = library_convolutions._planned(found, c)
+    assert planned is not None
+    assert f"{why} for {c}: choosing another" in caplog.text
+    # What is remembered from now on is what was found.
+    assert found.tuner.remembered(c, "") != gone
+    other = machine()
+    other.tuner, other.cudnn = found.tuner, found.cudnn
+    again = library_convolutions._planned(other, c)
+    assert again is not None
+    assert again.index == planned.index
