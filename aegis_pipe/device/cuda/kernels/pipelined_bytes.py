@@ -39,6 +39,8 @@ from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
 
 _WEIGHTS = 1
 """Its position among the operands that are measured with."""
+_BLOCKS_MAX = 65_535
+"""Along the second and third dimension of a grid."""
 
 Way = Callable[[int, Sequence[int]], None]
 """Enqueues itself on a stream, given the addresses of its operands."""
@@ -92,7 +94,11 @@ def _tilings(p: ByteProduct, machine: Machine) -> list[Tiling]:
     """Return what is worth trying; without a way to measure nothing that only some GPUs do."""
     is_whole = machine.capability < EARLY_CAPABILITY or machine.tuner is None
     found = ranked(p, machine.multiprocessors, SPLITS[:1] if is_whole else SPLITS)
-    return [each for each in found if shared_bytes(p, each) <= machine.shared_bytes_max]
+    return [
+        each
+        for each in found
+        if shared_bytes(p, each) <= machine.shared_bytes_max and max(each.grid(p)) <= _BLOCKS_MAX
+    ]
 
 
 def _what(p: ByteProduct, operands: Operands, found: Sequence[Tiling]) -> str:

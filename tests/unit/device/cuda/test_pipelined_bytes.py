@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,16 @@ def test_the_depth_of_few_tiles_is_split() -> None:
     small = Machine(None, None, "none", 90, MULTIPROCESSORS, 16 << 10, tuner=object())
     for tiling in pipelined_bytes._tilings(p, small):
         assert shared_bytes(p, tiling) <= 16 << 10
+
+
+def test_grids_are_what_a_gpu_can_have() -> None:
+    machine = Machine(None, None, "none", 90, MULTIPROCESSORS, tuner=object())
+    images = byte_products.ByteProduct(64, (224, 224), 64, 64, (224, 224))
+    found = pipelined_bytes._tilings(images, machine)
+    assert found
+    assert all(tiling.grid(images)[2] <= 65_535 for tiling in found)
+    # More than 128 rows for each of the most blocks: another kernel has them.
+    assert pipelined_bytes._tilings(replace(images, batch=256), machine) == []
 
 
 @needs_compiler
