@@ -7,11 +7,10 @@ for every tiling; which one is decided by measurement. Candidates are compiled a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.kernels.byte_products import (
     CAPABILITY_MIN,
     CONVOLUTIONS,
@@ -32,7 +31,7 @@ from aegis_pipe.device.cuda.kernels.pipelined_bytes_source import (
     shared_bytes,
     source_of,
 )
-from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
+from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine, Way
 from aegis_pipe.device.cuda.kernels.source import EARLY_CAPABILITY, stored
 from aegis_pipe.device.cuda.kernels.tensor_tilings import SPLITS, Tiling, ranked
 from aegis_pipe.kernel import KernelChoice, KernelRequest, PackedConstant
@@ -41,9 +40,6 @@ _WEIGHTS = 1
 """Its position among the operands that are measured with."""
 _BLOCKS_MAX = 65_535
 """Along the second and third dimension of a grid."""
-
-Way = Callable[[int, Sequence[int]], None]
-"""Enqueues itself on a stream, given the addresses of its operands."""
 
 
 def _offered(request: KernelRequest, machine: Machine) -> ByteProduct | None:
@@ -107,22 +103,12 @@ def _what(p: ByteProduct, operands: Operands, found: Sequence[Tiling]) -> str:
 
 
 def _way(machine: Machine, p: ByteProduct, tiling: Tiling, operands: Operands) -> Way:
-    source, size = source_of(p, tiling, operands), shared_bytes(p, tiling)
-    function = machine.compiler.function(source, size)
-    early = machine.capability >= EARLY_CAPABILITY
-
-    def enqueue(stream: int, addresses: Sequence[int]) -> None:
-        driver.launch(
-            function,
-            tiling.grid(p),
-            (tiling.threads, 1, 1),
-            size,
-            stream,
-            driver.Arguments(list(addresses)),
-            early=early,
-        )
-
-    return enqueue
+    return machine.way(
+        source_of(p, tiling, operands),
+        grid=tiling.grid(p),
+        block=tiling.threads,
+        shared_bytes=shared_bytes(p, tiling),
+    )
 
 
 def _tiling(request: KernelRequest, p: ByteProduct, machine: Machine) -> Tiling | None:

@@ -26,6 +26,9 @@ from aegis_pipe.device.cuda.kernels.source import EARLY_CAPABILITY, does_wait
 from aegis_pipe.device.cuda.tuning import Tuner
 from aegis_pipe.kernel import KernelChoice, KernelRequest
 
+Way = Callable[[int, Sequence[int]], None]
+"""Enqueues itself on a stream, given the addresses of its operands."""
+
 
 @dataclass(slots=True, eq=False)
 class Machine:
@@ -47,6 +50,19 @@ class Machine:
     convolutions: dict[Convolution, PlannedConvolution | None] = field(default_factory=dict)
     attentions: dict[FusedAttention, AttentionPlan | None] = field(default_factory=dict)
     """What was chosen, by what it is for; None where the library has no way."""
+
+    def way(self, source: str, *, grid: tuple[int, int, int], block: int, shared_bytes: int) -> Way:
+        """Compile a source that waits for the kernel ahead; return its launch, to be measured."""
+        function = self.compiler.function(source, shared_bytes)
+        early = self.capability >= EARLY_CAPABILITY
+
+        def enqueue(stream: int, addresses: Sequence[int]) -> None:
+            arguments = driver.Arguments(list(addresses))
+            driver.launch(
+                function, grid, (block, 1, 1), shared_bytes, stream, arguments, early=early
+            )
+
+        return enqueue
 
     def close(self) -> None:
         """Close libraries and unload kernels."""

@@ -19,7 +19,7 @@ from aegis_pipe.device.cuda.kernels.source import (
     kernel_source,
     stored,
 )
-from aegis_pipe.device.cuda.kernels.tensor_instructions import INSTRUCTIONS
+from aegis_pipe.device.cuda.kernels.tensor_instructions import INSTRUCTIONS, line_products
 from aegis_pipe.device.cuda.kernels.tensor_tilings import DEPTH, TensorConvolution, Tiling
 
 _FUNCTIONS = """
@@ -124,24 +124,7 @@ def source_of(p: TensorConvolution, tiling: Tiling) -> str:
     commit();
     const u32 left = base + step % {lines} * {tiling.line_bytes};
     const u32 right = left + {tiling.rows * 128};
-    #pragma unroll
-    for (int k = 0; k < 4; ++k) {{
-      u32 a[2][4], f[{wide // 16}][4];
-      #pragma unroll
-      for (int m = 0; m < 2; ++m) {{
-        const int r = upper + m * 16 + lane % 16;
-        read(a[m], left + r * 128 + (((k * 2 + lane / 16) ^ (r & 7)) << 4));
-      }}
-      #pragma unroll
-      for (int n = 0; n < {wide // 16}; ++n) {{
-        const int r = aside + n * 16 + lane / 16 * 8 + lane % 8;
-        read(f[n], right + r * 128 + (((k * 2 + lane / 8 % 2) ^ (r & 7)) << 4));
-      }}
-      #pragma unroll
-      for (int m = 0; m < 2; ++m)
-        #pragma unroll
-        for (int n = 0; n < {wide // 8}; ++n) multiply(sum[m][n], a[m], f[n / 2] + n % 2 * 2);
-    }}
+{line_products(4, wide)}
   }}
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();

@@ -11,9 +11,8 @@ candidates are compiled ahead, side by side.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from aegis_pipe.device.cuda import driver
 from aegis_pipe.device.cuda.kernels.convolution_products import (
     library_microseconds,
     packed_channels_last,
@@ -25,7 +24,7 @@ from aegis_pipe.device.cuda.kernels.operands import (
     required,
     result,
 )
-from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine
+from aegis_pipe.device.cuda.kernels.registry import Binding, CudaKernel, Enqueue, Machine, Way
 from aegis_pipe.device.cuda.kernels.source import EARLY_CAPABILITY, HALF_FLOATS
 from aegis_pipe.device.cuda.kernels.tensor_convolution_source import source_of
 from aegis_pipe.device.cuda.kernels.tensor_tilings import (
@@ -42,9 +41,6 @@ _GROUP = 8
 """Elements that are loaded at once."""
 _RESULT, _WEIGHTS = 4, 1
 """Positions among the operands that are measured with."""
-
-Way = Callable[[int, Sequence[int]], None]
-"""Enqueues itself on a stream, given the addresses of its operands."""
 
 
 def _convolution_of(request: KernelRequest) -> TensorConvolution | None:
@@ -88,21 +84,16 @@ def _sizes(p: TensorConvolution) -> list[int]:
 
 
 def _way(machine: Machine, p: TensorConvolution, tiling: Tiling) -> Way:
-    shared_bytes = tiling.shared_bytes(p)
-    function = machine.compiler.function(source_of(p, tiling), shared_bytes)
+    launch = machine.way(
+        source_of(p, tiling),
+        grid=tiling.grid(p),
+        block=tiling.threads,
+        shared_bytes=tiling.shared_bytes(p),
+    )
+    wanted = (True, True, p.bias, p.residual, True)
 
     def enqueue(stream: int, addresses: Sequence[int]) -> None:
-        wanted = (True, True, p.bias, p.residual, True)
-        given = [each for each, is_used in zip(addresses, wanted, strict=True) if is_used]
-        driver.launch(
-            function,
-            tiling.grid(p),
-            (tiling.threads, 1, 1),
-            shared_bytes,
-            stream,
-            driver.Arguments(given),
-            early=True,
-        )
+        launch(stream, [each for each, is_used in zip(addresses, wanted, strict=True) if is_used])
 
     return enqueue
 

@@ -56,3 +56,31 @@ MULTIPLY_BYTES = {
     (x, w): _MULTIPLY_BYTES.format(x=x, w=w) for x in ("s8", "u8") for w in ("s8", "u8")
 }
 """c[16, 8] += a[16, 32] b[32, 8] of a warp, by the types of A and B in PTX."""
+
+
+def line_products(steps: int, wide: int) -> str:
+    """Return a warp's products of a line of 128 bytes, of 32 rows by `wide` columns.
+
+    `steps` of 32 bytes each. Tiles lie at the addresses `left` and `right`, their units of sixteen
+    bytes swapped by row; the warp's rows and columns begin at `upper` and `aside`. Adds to
+    `sum[2][wide / 8][4]` by `multiply`, of whatever type.
+    """
+    return f"""\
+    #pragma unroll
+    for (int k = 0; k < {steps}; ++k) {{
+      u32 a[2][4], f[{wide // 16}][4];
+      #pragma unroll
+      for (int m = 0; m < 2; ++m) {{
+        const int r = upper + m * 16 + lane % 16;
+        read(a[m], left + r * 128 + (((k * 2 + lane / 16) ^ (r & 7)) << 4));
+      }}
+      #pragma unroll
+      for (int n = 0; n < {wide // 16}; ++n) {{
+        const int r = aside + n * 16 + lane / 16 * 8 + lane % 8;
+        read(f[n], right + r * 128 + (((k * 2 + lane / 8 % 2) ^ (r & 7)) << 4));
+      }}
+      #pragma unroll
+      for (int m = 0; m < 2; ++m)
+        #pragma unroll
+        for (int n = 0; n < {wide // 8}; ++n) multiply(sum[m][n], a[m], f[n / 2] + n % 2 * 2);
+    }}"""
