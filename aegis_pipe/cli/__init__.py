@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from aegis_pipe.cli import standard_streams
 from aegis_pipe.cli.standard_streams import tell
@@ -57,7 +60,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, summary in VERBS.items():
         own = verbs.add_parser(name, help=summary)
         if name in words:
-            verb = importlib.import_module(f"aegis_pipe.cli.{name}")
+            with _ctrl_c_afterwards():
+                verb = importlib.import_module(f"aegis_pipe.cli.{name}")
             own.description = verb.__doc__
             verb.add_arguments(own)
             own.set_defaults(run=verb.run)
@@ -68,6 +72,26 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         stream=sys.stderr,
     )
     return options
+
+
+@contextmanager
+def _ctrl_c_afterwards() -> Iterator[None]:
+    """Hand a ctrl-C that comes meanwhile to whom it is for at the end.
+
+    An import runs callbacks whose exceptions Python drops, KeyboardInterrupt among them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Signals are the main thread's.
+        yield
+        return
+    came: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         runtime = stack.enter_context(
             open_pipeline(options.manifest, listeners=screen.listeners, write_line=screen.line)
         )
-        signals.is_loaded = True
+        signals.loaded()
         screen.line(_headline(runtime))
         if runtime.manifest.device.kind == AUTO:
             screen.line(f"device: {runtime.device_reason}")
@@ -98,8 +98,8 @@ class _Signals:
     def __init__(self) -> None:
         self.news = threading.Event()
         self.gives_up = threading.Event()
-        self.is_loaded = False
         self.stops = False
+        self._is_loaded = False
         self._reloads = False
 
     @contextmanager
@@ -115,6 +115,15 @@ class _Signals:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    def loaded(self) -> None:
+        """Have the next signal end a run; one that got lost during the loading ends it now.
+
+        Python drops what is raised in callbacks and finalisers, KeyboardInterrupt among them.
+        """
+        self._is_loaded = True
+        if self.stops:
+            raise KeyboardInterrupt
+
     def take_reload(self) -> bool:
         """Return whether a reload was asked for since the last time."""
         asked, self._reloads = self._reloads, False
@@ -123,7 +132,8 @@ class _Signals:
         return asked
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if not self.is_loaded:
+        if not self._is_loaded:
+            self.stops = True
             raise KeyboardInterrupt
         if self.stops:
             self.gives_up.set()

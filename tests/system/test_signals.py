@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from onnx import TensorProto, helper
 
 from tests.system.receiving import wait_for
-from tests.system.running import LOAD, Write, aegis, save_model, small_nodes, start
+from tests.system.running import LOAD, Write, aegis, environment, save_model, small_nodes, start
 
 HELD = """
 shapes = { x = [1, 4] }
@@ -124,6 +125,48 @@ def test_ctrl_c_while_modules_are_imported(tmp_path: Path, write_manifest: Write
         _, errors = process.communicate(timeout=120)
     assert "Traceback" not in errors
     assert process.returncode == 130, errors
+
+
+SIGNALLED_IN_A_CALLBACK = """
+import signal, sys, weakref
+from aegis_pipe.cli import main
+
+class Referent:
+    pass
+
+def watch(event, details):
+    global referent
+    if referent is not None and event == sys.argv[1] and str(details[0]).endswith(sys.argv[2]):
+        del referent
+        referent = None
+
+referent = Referent()
+reference = weakref.ref(referent, lambda _: signal.raise_signal(signal.SIGINT))
+sys.addaudithook(watch)
+sys.exit(main(sys.argv[3:]))
+"""
+"""Runs a command line that a SIGINT reaches in a callback, where Python drops exceptions."""
+
+
+@pytest.mark.parametrize(
+    ("event", "name"),
+    [("import", "numpy"), ("open", "model.onnx")],
+    ids=["while modules are imported", "while models are loaded"],
+)
+def test_ctrl_c_in_a_callback_is_not_lost(
+    tmp_path: Path, write_manifest: Write, event: str, name: str
+) -> None:
+    save_model(tmp_path / "model.onnx", *small_nodes())
+    arguments = [event, name, "up", str(write_manifest(LOAD))]
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED_IN_A_CALLBACK, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(),
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.endswith("interrupted\n")
 
 
 def test_two_runs_do_not_write_to_the_same_files(write_manifest: Write, tmp_path: Path) -> None:
